@@ -1,0 +1,455 @@
+"""Recipes: one YAML file says everything a run does, and is refused before torch is imported if it is wrong.
+
+A recipe is strict (no unknown keys, no silent conversions), frozen (nothing writes to it) and discriminated: a stage
+has the fields of its own objective only, a data source those of its own kind. `load_recipe` reads a shipped name, a path
+or a dict, applies dotted overrides through the same validation, and reports every fault at once with its path.
+
+This module imports nothing of ours and never torch: `llm2enc recipes` and `--help` must answer at once.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Attention = Literal["bidirectional", "causal"]
+Pooling = Literal["mean", "weighted_mean", "last", "first"]
+Role = Literal["query", "document"]
+
+_POSITIVE_INT = Annotated[int, Field(gt=0)]
+_RATE = Annotated[float, Field(ge=0, lt=1)]
+
+
+class RecipeError(ValueError):
+    """A recipe, override or recipe name that can't be used; the message lists every fault with its path."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+# --------------------------------------------------------------------------------------------------------------- model
+
+
+class ModelSpec(_Strict):
+    """The causal language model a run starts from."""
+
+    name: str
+    """Hub id, directory, or `pocket` for the model inside this package."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; a commit makes the run reproducible."""
+    attention: Attention = "bidirectional"
+    """`bidirectional` converts the model; `causal` leaves it one-sided (Echo, last-token models)."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Storage type of the frozen weights. Adapters are float32 whatever this says."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """`random` builds the model from its config.json and the recipe's seed (pre-training, tests)."""
+    trust_remote_code: bool = False
+    """Run Python that comes with the model. Off unless the user says so."""
+
+
+# --------------------------------------------------------------------------------------------------------------- input
+
+
+class Part(_Strict):
+    """One piece of an input template: exactly one of `literal`, `slot`, `special`, `token`."""
+
+    literal: str | None = None
+    """Text that goes to the tokenizer as it stands."""
+    slot: Literal["instruction", "text"] | None = None
+    """Where the caller's instruction or text goes."""
+    special: Literal["bos", "eos", "cls", "sep"] | None = None
+    """The tokenizer's own special token, by role; never removed by truncation."""
+    token: str | None = None
+    """One vocabulary entry by its exact name, e.g. `[`; an error if the tokenizer has no such single token."""
+    pool: bool = False
+    """Whether the tokens of this part enter the vector."""
+    when: Literal["instruction"] | None = None
+    """`instruction`: the part appears only if the instruction is not empty."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Part":
+        given = [name for name in ("literal", "slot", "special", "token") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a part needs exactly one of literal, slot, special, token; got {given or 'none'}")
+        if self.literal == "" or self.token == "":
+            raise ValueError("a literal or token must not be empty; leave the part out instead")
+        return self
+
+
+Template = Annotated[tuple[Part, ...], Field(min_length=1)]
+
+
+class InputSpec(_Strict):
+    """How a text becomes tokens, and which of them are pooled. The same rule trains, encodes and is exported."""
+
+    query: Template
+    """Template of a text that carries an instruction. If it has an instruction slot and the instruction is empty,
+    the `document` template is used, so that no dangling prefix is ever embedded."""
+    document: Template
+    """Template of a text without instruction."""
+    max_tokens: Annotated[int, Field(gt=1)] = 512
+    """Longest input in tokens, template included. Only the text is cut, so instruction and EOS survive."""
+    max_text_tokens: _POSITIVE_INT | None = None
+    """Longest text in tokens, for each occurrence of the text slot; none by default."""
+    tokenize: Literal["whole", "pieces"] = "whole"
+    """`whole`: neighbouring literals and slots are one string to the tokenizer. `pieces`: each part is tokenized on
+    its own, as the released Echo checkpoints were trained."""
+    strip: Literal["none", "outer"] = "none"
+    """`outer`: whitespace is removed at both ends of instruction + text, as LLM2Vec's chat wraps do."""
+    strip_instruction: str = ""
+    """Characters removed from both ends of the instruction (GritLM: tab, newline, space, colon)."""
+    prompts: dict[str, str] = {}
+    """Instructions by name, for `encode(prompt_name=...)` and the exported directory."""
+
+    @model_validator(mode="after")
+    def _slots(self) -> "InputSpec":
+        for role in ("query", "document"):
+            slots = [part.slot for part in getattr(self, role)]
+            if "text" not in slots:
+                raise ValueError(f"the {role} template has no {{slot: text}} part, so every text would get one vector")
+            if not any(part.pool for part in getattr(self, role)):
+                raise ValueError(f"the {role} template pools nothing; set `pool: true` on a part")
+        if any(part.slot == "instruction" for part in self.document):
+            raise ValueError("the document template can't have an instruction slot; put it in the query template")
+        return self
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+class _Data(_Strict):
+    name: str | None = None
+    """Label in logs and tables; the path or hub id by default."""
+    columns: dict[Literal["text", "query", "positive", "negatives", "instruction"], str] = {}
+    """Which column of the source plays which role; a role not named here is looked up under its own name."""
+    instruction: str = ""
+    """Instruction of the queries, for rows that carry none of their own."""
+    symmetric: bool = False
+    """Both sides are of the same kind (paraphrases): documents carry the instruction too."""
+    in_batch_negatives: bool = True
+    """False for class labels, where another row's positive may be right too: only own hard negatives count."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Share of this source: rows per epoch are size x weight."""
+    limit: _POSITIVE_INT | None = None
+    """Use the first so many rows only."""
+
+
+class FilesData(_Data):
+    """Local .jsonl, .jsonl.gz, .csv, .parquet, .txt or .txt.gz files."""
+
+    kind: Literal["files"]
+    path: str | tuple[str, ...]
+    """File, glob or list of them; a relative path is taken from the working directory."""
+
+
+class HubData(_Data):
+    """A parquet-backed data set of the Hugging Face hub."""
+
+    kind: Literal["hub"]
+    path: str
+    """Repository id, e.g. `Salesforce/wikitext`."""
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    data_files: str | tuple[str, ...] | None = None
+    """Files of the repository, for repositories that hold more than one table."""
+    streaming: bool = False
+    """Read on the fly instead of downloading first; rows then come in the order of the source, shuffled in a window."""
+
+
+class DocstringsData(_Data):
+    """Docstrings of the installed packages: prose that every machine has."""
+
+    kind: Literal["docstrings"]
+    view: Literal["paragraphs", "sentences", "pairs"] = "paragraphs"
+    """`pairs`: the first sentence is the query, the rest of the docstring the document."""
+    split: Literal["train", "heldout"] = "train"
+    """Held-out modules are chosen by a hash of the module's top two names and never trained on."""
+    packages: tuple[str, ...] | None = None
+    """Import names; by default the standard library and what llm2enc depends on."""
+
+
+DataSpec = Annotated[FilesData | HubData | DocstringsData, Field(discriminator="kind")]
+
+
+# -------------------------------------------------------------------------------------------------------------- stages
+
+
+class LoraSpec(_Strict):
+    """LoRA (arXiv 2106.09685), by PEFT. A fresh adapter per stage, merged in float32 when the stage is done."""
+
+    r: _POSITIVE_INT = 16
+    alpha: Annotated[float, Field(gt=0)] = 32
+    dropout: _RATE = 0.05
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """`all-linear` or module names such as `q_proj`; a name that matches nothing is an error."""
+
+
+class _Stage(_Strict):
+    data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
+    steps: _POSITIVE_INT
+    """Optimizer steps after which the stage stops."""
+    schedule_steps: _POSITIVE_INT | None = None
+    """Length of the learning-rate schedule; `steps` by default. Published 1000-step runs stop early on a longer one."""
+    batch_size: _POSITIVE_INT
+    """What the loss sees per step over all processes: sequences, or query-document pairs."""
+    lr: Annotated[float, Field(gt=0)]
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    adam_betas: tuple[_RATE, _RATE] = (0.9, 0.999)
+    adam_eps: Annotated[float, Field(gt=0)] = 1e-8
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    trainable: Literal["lora", "full"] = "lora"
+    lora: LoraSpec | None = None
+    """The adapter's shape if `trainable: lora`; PEFT's usual r 16, alpha 32 by default."""
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the matrix products in forward and backward; weights that train and the loss stay float32."""
+    mini_batch_tokens: _POSITIVE_INT = 16384
+    """Tokens that go through the model at once, per process. Memory and speed only: the gradient does not change."""
+    graph_tokens: Annotated[int, Field(ge=0)] = 0
+    """Tokens per step and process whose activations are kept instead of being computed again (contrastive, SimCSE)."""
+    gradient_checkpointing: bool = False
+    attention_dropout: _RATE = 0.0
+    """Dropout on attention weights while this stage trains."""
+    max_tokens: _POSITIVE_INT | None = None
+    """Longest input of this stage, where it differs from `input.max_tokens`."""
+    save_every: _POSITIVE_INT = 200
+    log_every: _POSITIVE_INT = 10
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "_Stage":
+        if self.schedule_steps is not None and self.schedule_steps < self.steps:
+            raise ValueError(f"schedule_steps ({self.schedule_steps}) is shorter than steps ({self.steps})")
+        if self.warmup_steps > (self.schedule_steps or self.steps):
+            raise ValueError(f"warmup_steps ({self.warmup_steps}) is longer than the schedule")
+        if self.trainable == "full" and self.lora is not None:
+            raise ValueError("`lora` is set but `trainable` is full; remove one of them")
+        return self
+
+
+class ClmStage(_Stage):
+    """Next-token prediction with causal attention: pre-training, or continued on one's own text."""
+
+    objective: Literal["clm"]
+    block_tokens: _POSITIVE_INT = 512
+
+
+class MntpStage(_Stage):
+    """Masked next-token prediction (LLM2Vec, arXiv 2404.05961): a masked token is predicted one position earlier."""
+
+    objective: Literal["mntp"]
+    block_tokens: _POSITIVE_INT = 512
+    """Texts are joined and cut into sequences of this many tokens."""
+    mask_rate: Annotated[float, Field(gt=0, lt=1)]
+    """Probability that a token is chosen; special tokens never are."""
+    mask_policy: Literal["bert", "all"]
+    """`bert`: of the chosen 80 % are masked, 10 % replaced at random, 10 % kept. `all`: every chosen one is masked."""
+    mask_token: Literal["blank", "eos", "mask"] = "blank"
+    """`blank`: the token `_`; `eos`: the EOS token; `mask`: the tokenizer's own mask token."""
+    logit_rows: _POSITIVE_INT = 1024
+    """Rows of the vocabulary-wide logits that exist at a time."""
+
+
+class SimcseStage(_Stage):
+    """Unsupervised SimCSE (arXiv 2104.08821): two dropout passes of one text are each other's positive."""
+
+    objective: Literal["simcse"]
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+
+
+class ContrastiveStage(_Stage):
+    """InfoNCE (arXiv 1807.03748) over in-batch and hard negatives, one data set per batch."""
+
+    objective: Literal["contrastive"]
+    temperature: Annotated[float, Field(gt=0)] = 0.02
+    hard_negatives: Annotated[int, Field(ge=0)] = 1
+    """Hard negatives per query, taken from those of the row by the recipe's seed; rows with fewer use what they have."""
+    mask_duplicates: bool = False
+    """Leave a document out of a query's negatives if its text is that query's positive, or if that query occurs
+    elsewhere in the batch with this document as its positive."""
+
+
+Stage = Annotated[ClmStage | MntpStage | SimcseStage | ContrastiveStage, Field(discriminator="objective")]
+
+
+# ---------------------------------------------------------------------------------------------------------- evaluation
+
+
+class DocstringEval(_Strict):
+    """Retrieval and graded similarity on held-out docstrings."""
+
+    kind: Literal["docstrings"]
+    documents: _POSITIVE_INT = 1000
+
+
+class FolderEval(_Strict):
+    """Task folders with a task.json (STS and retrieval)."""
+
+    kind: Literal["folder"]
+    path: str
+    tasks: tuple[str, ...] | None = None
+    """Folder names; all STS and retrieval tasks by default."""
+
+
+EvalSpec = Annotated[DocstringEval | FolderEval, Field(discriminator="kind")]
+
+
+class Tracking(_Strict):
+    """Where metrics go besides metrics.jsonl, which is always written."""
+
+    wandb: bool = False
+    tensorboard: bool = False
+    project: str = "llm2enc"
+
+
+class Recipe(_Strict):
+    """A whole run: model, input format, stages, evaluation."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    seed: int = 42
+    model: ModelSpec
+    input: InputSpec
+    pooling: Pooling
+    normalize: bool = True
+    """Whether `encode` returns unit vectors and the exported directory ends in a Normalize module."""
+    stages: tuple[Stage, ...] = ()
+    """Empty: the model is converted and exported without training."""
+    evaluation: tuple[EvalSpec, ...] = ()
+    """Measured before training and after every stage."""
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        for stage in self.stages:
+            if stage.objective == "mntp" and self.model.attention == "causal":
+                raise ValueError("an mntp stage needs `model.attention: bidirectional`: masked prediction looks ahead")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; `load_recipe` of this text gives an equal recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: plain YAML 1.1 reads `5e-5` as a string."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    key: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in _recipe_dir().glob("*.yaml"))
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """The validated recipe of a shipped name, a YAML path or a dict.
+
+    overrides  `dotted.path=value` strings; the value is YAML, a list index is a number and a stage may be named by its
+               objective: `stages.0.steps=10`, `stages.mntp.lr=1e-4`, `model.name=./my-model`.
+    raises     RecipeError, with every fault and its path.
+    """
+    data = dict(source) if isinstance(source, Mapping) else _read(str(source))
+    data = json.loads(_to_json(data))  # a deep copy, so that overrides never reach the caller's dict
+    for override in overrides:
+        _apply(data, override)
+    try:
+        # The JSON route is pydantic's strict mode for data that came from text: lists become tuples, 1 may be a float,
+        # but "1" is not a number and 1 is not a bool.
+        return Recipe.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise RecipeError(_report(error)) from None
+
+
+def _recipe_dir() -> Path:
+    packaged = Path(__file__).parent / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = _recipe_dir() / f"{source}.yaml"
+    if not path.is_file():
+        raise RecipeError(
+            f"no recipe {source!r}: give a .yaml file or one of the shipped names: {', '.join(recipe_names())}"
+        )
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} holds {type(data).__name__}, a recipe is a mapping with model, input, pooling, ...")
+    return data
+
+
+def _to_json(data: Any) -> str:
+    try:
+        return json.dumps(data, allow_nan=True)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"the recipe holds a value that is not plain data: {error}") from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"override {override!r} is not of the form dotted.path=value")
+    try:
+        value = json.loads(_to_json(yaml.load(text, _Loader)))
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    node: Any = data
+    *parents, last = path.split(".")
+    for depth, key in enumerate(parents):
+        node = _child(node, key, ".".join(parents[: depth + 1]), create=True)
+    if isinstance(node, list):
+        node[_index(node, last, path)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise RecipeError(f"override {override!r}: {'.'.join(parents)} is a value, it has no fields")
+
+
+def _child(node: Any, key: str, path: str, create: bool) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, key, path)]
+    if isinstance(node, dict):
+        return node.setdefault(key, {}) if create else node[key]
+    raise RecipeError(f"override {path}: {node!r} is a value, it has no fields")
+
+
+def _index(items: list[Any], key: str, path: str) -> int:
+    named = [i for i, item in enumerate(items) if isinstance(item, dict) and item.get("objective") == key]
+    if len(named) == 1:
+        return named[0]
+    if key.isdecimal() and int(key) < len(items):
+        return int(key)
+    reason = "several entries have that objective; use a number" if named else f"the list has {len(items)} entries"
+    raise RecipeError(f"override {path}: no entry {key!r}: {reason}")
+
+
+def _report(error: ValidationError) -> str:
+    lines = [f"the recipe has {error.error_count()} fault(s):"]
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"]) or "recipe"
+        given = "" if fault["type"] in {"missing", "value_error"} else f" (given: {fault['input']!r:.80})"
+        lines.append(f"  {where}: {fault['msg'].removeprefix('Value error, ')}{given}")
+    return "\n".join(lines)
