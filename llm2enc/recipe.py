@@ -238,6 +238,9 @@ class ClmStage(_Stage):
 
     objective: Literal["clm"]
     block_tokens: _POSITIVE_INT = 512
+    """Texts are joined and cut into sequences of this many tokens."""
+    logit_rows: _POSITIVE_INT = 1024
+    """Rows of the vocabulary-wide logits that exist at a time."""
 
 
 class MntpStage(_Stage):

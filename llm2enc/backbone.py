@@ -1,0 +1,379 @@
+"""The causal language model under an encoder: load, convert or refuse, adapt, merge, hidden states, logits.
+
+The only file that knows the names transformers and PEFT give to things. No model file is subclassed or copied: a model
+is made bidirectional by `config.is_causal = False`, the switch that transformers and the serving engines read, and packed
+rows go through the attention function of `attention.py`.
+
+Legend: B texts, T tokens of the packed row, D width, V vocabulary, R rows.
+"""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from llm2enc import attention
+from llm2enc.attention import NAME, Packing, allowed, packed_call
+from llm2enc.recipe import LoraSpec, ModelSpec
+from llm2enc.tokens import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER = "default"  # the name PEFT gives to the only adapter we keep
+
+
+class CannotConvert(ValueError):
+    """A model whose attention can't be made bidirectional; the message names the layer and the alternative."""
+
+
+# ------------------------------------------------------------------------------------------------------------ families
+
+
+@lru_cache
+def families() -> dict[str, dict[str, Any]]:
+    """What is known of each model_type: verdict (convertible, conditional, refused), reason, packed."""
+    return json.loads((Path(__file__).parent / "families.json").read_text(encoding="utf-8"))
+
+
+def text_config(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration of the text decoder: of a composite model (Gemma 3 with vision) only this one is obeyed."""
+    return config.get_text_config(decoder=True)
+
+
+def resolve(name: str) -> str:
+    """The directory of the packaged model for `pocket`; every other name as it is."""
+    return str(Path(__file__).parent / "pocket") if name == "pocket" else name
+
+
+def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+    )
+
+
+def load_config(spec: ModelSpec) -> "PretrainedConfig":
+    """The model's configuration, as it stands."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(
+        resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+    )
+
+
+def load_backbone(spec: ModelSpec, seed: int = 0) -> "Backbone":
+    """The backbone of a causal LM, bidirectional if the recipe says so.
+
+    A known family that can't be converted raises CannotConvert before any weight is read. `seed` is for `random` weights.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(spec)
+    known = families().get(text_config(config).model_type, {})
+    if spec.attention == "bidirectional" and known.get("verdict") == "refused":
+        raise CannotConvert(refusal(text_config(config).model_type, known["reason"]))
+    attention.register()
+    kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
+    if spec.weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, **kwargs)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve(spec.name), config=config, revision=spec.revision, use_safetensors=True, **kwargs
+        )
+    return Backbone(model, bidirectional=spec.attention == "bidirectional")
+
+
+def refusal(model_type: str, reason: str) -> str:
+    return (
+        f"{model_type} can't be made bidirectional: {reason}. Echo embeddings work on any causal model: set "
+        "`model.attention: causal` and an Echo input template (see the recipes pocket-echo and echo-mistral-7b)"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ backbone
+
+
+class Backbone(nn.Module):
+    """A transformers model that reads packed rows. `model` may have a language-model head or be a bare trunk."""
+
+    def __init__(self, model: "PreTrainedModel", bidirectional: bool):
+        super().__init__()
+        attention.register()
+        self.model = model
+        self.bidirectional = bidirectional
+        self._peft: list[Any] = []  # PEFT's wrapper while an adapter trains; in a list, so that it is no submodule
+        self._convert()
+        self.packed = self._choose_attention()
+        self._pruning = _LastLayerPruning(self.trunk) if self.packed else None
+
+    # ---- facts
+
+    @property
+    def trunk(self) -> "PreTrainedModel":
+        """The text model without its head; what is exported and what adapters live in."""
+        if text_config(self.model.config) is not self.model.config:
+            return self.model.get_decoder()
+        return self.model.base_model
+
+    @property
+    def config(self) -> "PretrainedConfig":
+        return text_config(self.model.config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def width(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def has_head(self) -> bool:
+        return self.trunk is not self.model and self.model.get_output_embeddings() is not None
+
+    @property
+    def has_adapter(self) -> bool:
+        return bool(self._peft)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters that get a gradient, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the trunk's weights: what an adapter's parent is recognised by."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(_plain_state(self.trunk).items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    # ---- forward
+
+    def hidden(self, tokens: Tokens, causal: bool | None = None, queries: Tensor | None = None) -> Tensor:
+        """Last-layer states after the final norm: (T, D).
+
+        causal   overrides the model's own direction for this call (a clm stage in a bidirectional model)
+        queries  (T,) bool: only these states are needed. Others come out undefined, and the last layer skips them.
+        """
+        causal = not self.bidirectional if causal is None else causal
+        row: dict[str, Any] = {"input_ids": tokens.ids[None], "position_ids": tokens.positions[None], "use_cache": False}
+        if not self.packed:
+            return self._masked(tokens, row, causal)
+        wanted = None if queries is None or bool(queries.all()) else queries.cpu()
+        packing = Packing(tokens.lengths, causal, tokens.ids.device)
+        last = packing if wanted is None else Packing(tokens.lengths, causal, tokens.ids.device, wanted)
+        with packed_call():
+            return self.trunk(**row, packing=packing, last_packing=last).last_hidden_state[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (R, V) of last-layer states (R, D), with the family's scaling, bias and soft cap."""
+        return self._head(inputs_embeds=hidden[None]).logits[0]
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        if on:
+            # Reentrant checkpointing gives no gradient at all if the first input (a frozen embedding) needs none.
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+    def set_attention_dropout(self, rate: float) -> None:
+        """Set the dropout on attention weights. ValueError if the family has none and `rate` is not zero."""
+        found = 0
+        for module in self.trunk.modules():
+            for name in ("attention_dropout", "attn_dropout", "attn_pdrop"):
+                value = getattr(module, name, None)
+                if isinstance(value, nn.Dropout):
+                    value.p, found = rate, found + 1
+                elif isinstance(value, int | float) and not isinstance(value, bool):
+                    setattr(module, name, rate)
+                    found += 1
+        if rate and not found:
+            raise ValueError(
+                f"{self.config.model_type} has no attention dropout to set to {rate}; set `attention_dropout: 0` and "
+                "rely on `lora.dropout` for noise"
+            )
+
+    # ---- adapters
+
+    def add_lora(self, spec: LoraSpec, seed: int) -> None:
+        """A fresh adapter on the trunk; everything else is frozen. Its weights are float32."""
+        from peft import LoraConfig, get_peft_model
+
+        targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
+        config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets)
+        self.model.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # PEFT puts its layers into the trunk itself; keeping its wrapper out of our modules keeps names clean.
+            self._peft = [get_peft_model(self.trunk, config)]
+        self.train(self.training)  # PEFT's new layers come in training mode, their dropout included
+
+    def train_everything(self, head: bool) -> None:
+        """All weights get a gradient; those of an untied head only with `head`."""
+        if any(parameter.dtype != torch.float32 for parameter in self.trunk.parameters()):
+            raise ValueError("full training needs `model.dtype: float32`: updates vanish in 16-bit weights")
+        self.model.requires_grad_(head)
+        self.trunk.requires_grad_(True)
+
+    def merge_lora(self) -> None:
+        """Add the adapter to the weights under it, in float32, and remove it."""
+        from peft.tuners.lora import LoraLayer
+
+        for module in self.trunk.modules():
+            if isinstance(module, LoraLayer):
+                weight = module.get_base_layer().weight
+                # One rounding, at the end: merged in bfloat16, a delta below 2**-9 of the weight would vanish.
+                merged = weight.data.float() + module.get_delta_weight(ADAPTER).float()
+                weight.data = merged.to(weight.dtype)
+        self._peft.pop().unload()
+
+    def save_adapter(self, folder: Path) -> None:
+        """The adapter in PEFT's own layout."""
+        self._peft[0].save_pretrained(folder, save_embedding_layers=False)
+
+    def load_adapter(self, folder: Path) -> None:
+        """Weights saved by `save_adapter` into the adapter that `add_lora` made; every tensor must match."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        state = load_file(folder / "adapter_model.safetensors")
+        result = set_peft_model_state_dict(self._peft[0], state)
+        missing = [key for key in result.missing_keys if "lora_" in key]
+        if missing or result.unexpected_keys:
+            raise ValueError(
+                f"{folder} does not fit this model's adapter: missing {missing[:3]}, unexpected "
+                f"{result.unexpected_keys[:3]}; it was trained with another LoRA shape or another model"
+            )
+
+    # ---- internals
+
+    def _convert(self) -> None:
+        causal = not self.bidirectional
+        for config in {id(c): c for c in (self.model.config, self.config, self.trunk.config)}.values():
+            config.use_cache = False
+            if self.bidirectional:
+                config.is_causal = False
+        for module in self.model.modules():
+            if isinstance(getattr(module, "is_causal", None), bool):
+                module.is_causal = causal
+
+    def _choose_attention(self) -> bool:
+        """Whether packed rows go through our attention; a few families bypass transformers' interface."""
+        known = families().get(self.config.model_type, {})
+        if known.get("packed", True) and self.model._can_set_attn_implementation():
+            self.model.set_attn_implementation(NAME)
+            return True
+        return False
+
+    def _masked(self, tokens: Tokens, row: dict[str, Any], causal: bool) -> Tensor:
+        """The same states by a block-diagonal (1, 1, T, T) mask, for families without the attention interface."""
+        window = getattr(self.config, "sliding_window", None) if getattr(self.config, "layer_types", None) else None
+        mask = allowed(Packing(tokens.lengths, causal, tokens.ids.device), window)
+        dtype = next(self.trunk.parameters()).dtype
+        additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return self.trunk(**row, attention_mask=additive[None, None]).last_hidden_state[0]
+
+    @cached_property
+    def _head(self) -> nn.Module:
+        """The model with a stub in place of its trunk: its own code turns given states into logits.
+
+        Scaling (Cohere, Granite), bias (Phi), soft caps (Gemma 2) and pre-head layers stay exactly as the family has
+        them. Weights are shared, not copied.
+        """
+        head = copy.copy(self.model)
+        head.__dict__ = dict(self.model.__dict__)
+        head._modules = dict(self.model._modules)
+        name = next(name for name, module in head._modules.items() if module is self.model.base_model)
+        head._modules[name] = _GivenStates()
+        return head
+
+
+class _GivenStates(nn.Module):
+    """A trunk whose last-layer states are the embeddings it is given."""
+
+    def forward(self, *args, inputs_embeds: Tensor, **kwargs):
+        from transformers.modeling_outputs import MoeModelOutputWithPast
+
+        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+
+
+class _LastLayerPruning:
+    """Lets the last decoder layer skip tokens whose states nobody reads.
+
+    Keys and values are needed of every token, queries only of some: after the query projection everything in the last
+    layer is per token. Hooks narrow the inputs of its per-token parts and widen their outputs with zeros again. The
+    layer gets its list of tokens by keyword, so that a checkpointed layer finds it when it is computed again.
+    """
+
+    # In layers of the common shape. A part that is not there is simply not narrowed, which costs time, not exactness.
+    PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
+
+    def __init__(self, trunk: nn.Module):
+        self.rows: Tensor | None = None
+        layers = getattr(trunk, "layers", None)
+        if not isinstance(layers, nn.ModuleList) or not len(layers):
+            return
+        layers[-1].register_forward_pre_hook(self._enter, with_kwargs=True)
+        for name in self.PARTS:
+            part = _find(layers[-1], name)
+            if part is not None:
+                part.register_forward_pre_hook(self._narrow)
+                part.register_forward_hook(self._widen)
+
+    def _enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        packing = kwargs.get("last_packing")
+        self.rows = None
+        if packing is None or packing.queries is None:
+            return None
+        self.rows = packing.queries.nonzero()[:, 0].to(packing.device)
+        return args, {**kwargs, "packing": packing}
+
+    def _narrow(self, part: nn.Module, args: tuple):
+        if self.rows is None:
+            return None
+        self._total = args[0].size(1)
+        return (args[0][:, self.rows], *args[1:])
+
+    def _widen(self, part: nn.Module, args: tuple, output: Any):
+        if self.rows is None or not isinstance(output, Tensor):
+            return None
+        wide = output.new_zeros(1, self._total, output.size(-1))
+        return wide.index_copy(1, self.rows, output)
+
+
+def _find(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
+
+
+def _plain_state(trunk: nn.Module) -> dict[str, Tensor]:
+    """The trunk's weights by the names they have without an adapter."""
+    return {
+        name.replace(".base_layer.", "."): tensor for name, tensor in trunk.state_dict().items() if ".lora_" not in name
+    }
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, and the former mode afterwards."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)

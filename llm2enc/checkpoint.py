@@ -1,0 +1,152 @@
+"""Stage folders on disk: checkpoints to resume from, finished stages to build on.
+
+    0-mntp/
+      checkpoint/        trained weights, optimizer, random states, step; replaced as a whole
+      adapter/           the finished adapter in PEFT's layout, or full.safetensors
+      finished.json      steps, fingerprints of the weights before and after; written last
+      metrics.jsonl      one line per logged step
+
+Everything is written beside its place and renamed into it, so a killed run leaves the former state or the new one. An
+adapter means something on the weights it was trained on only: the fingerprint of its parent is stored and checked.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from llm2enc import distributed
+from llm2enc.backbone import Backbone
+
+FULL = "full.safetensors"
+
+
+def save(folder: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer) -> None:
+    """Everything that step `step` (the next to run) needs."""
+    target, partial = folder / "checkpoint", folder / "checkpoint.partial"
+    if distributed.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        trained = {name: parameter.detach().contiguous() for name, parameter in backbone.trained().items()}
+        save_file(trained, partial / "trained.safetensors")
+        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        (partial / "step.json").write_text(json.dumps({"step": step, "processes": distributed.world_size()}))
+    distributed.barrier()
+    torch.save(_random_state(backbone.device), partial / f"random-{distributed.rank()}.pt")
+    distributed.barrier()
+    if distributed.is_main():
+        _replace(partial, target)
+    distributed.barrier()
+
+
+def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer) -> int:
+    """The step to go on with, after restoring the checkpoint of `folder`; 0 if there is none."""
+    source = _newest(folder)
+    if source is None:
+        return 0
+    facts = json.loads((source / "step.json").read_text())
+    trained, saved = backbone.trained(), load_file(source / "trained.safetensors")
+    if trained.keys() != saved.keys() or any(trained[n].shape != saved[n].shape for n in trained):
+        raise ValueError(
+            f"the checkpoint in {source} trains other weights than the recipe does now; resume with the recipe it was "
+            "started with, or start again with --overwrite"
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(saved[name])
+    optimizer.load_state_dict(torch.load(source / "optimizer.pt", map_location=backbone.device, weights_only=True))
+    own = source / f"random-{distributed.rank()}.pt"
+    if own.exists():  # with another number of processes dropout goes on from the seed instead
+        _set_random_state(torch.load(own, weights_only=True), backbone.device)
+    return facts["step"]
+
+
+def finish(folder: Path, backbone: Backbone, parent: str, facts: dict) -> None:
+    """Store what the stage trained, merge its adapter, and mark the folder finished. `parent`: the fingerprint before."""
+    is_adapter = backbone.has_adapter
+    if distributed.is_main():
+        if is_adapter:
+            backbone.save_adapter(folder / "adapter")
+        else:
+            trained = {name: p.detach().contiguous() for name, p in backbone.trained().items()}
+            save_file(trained, folder / FULL)
+    if is_adapter:
+        backbone.merge_lora()
+    backbone.model.requires_grad_(False)
+    if distributed.is_main():
+        _write_json(folder / "finished.json", {**facts, "parent": parent, "result": backbone.fingerprint()})
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    distributed.barrier()
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "finished.json").is_file()
+
+
+def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
+    """Bring the backbone to the state after the finished stage of `folder`.
+
+    ValueError if the weights are not those the stage was trained on, or do not become those it produced.
+    """
+    facts = json.loads((folder / "finished.json").read_text())
+    parent = backbone.fingerprint()
+    if parent != facts["parent"]:
+        raise ValueError(
+            f"{folder} was trained on weights {facts['parent'][:12]}, but these are {parent[:12]}: another base model, or "
+            "an earlier stage has changed. Use the base it belongs to, or train the stage again"
+        )
+    if (folder / FULL).exists():
+        state = load_file(folder / FULL)
+        parameters = dict(backbone.named_parameters())
+        with torch.no_grad():
+            for name, tensor in state.items():
+                parameters[name].copy_(tensor)
+    else:
+        backbone.add_lora(stage.lora, seed)
+        backbone.load_adapter(folder / "adapter")
+        backbone.merge_lora()
+    backbone.model.requires_grad_(False)
+    if backbone.fingerprint() != facts["result"]:
+        raise ValueError(f"{folder}: the weights after this stage are not those it produced; its files are damaged")
+
+
+def _newest(folder: Path) -> Path | None:
+    """The checkpoint to use. A kill between the two renames of `_replace` leaves the former one under `.former`."""
+    for name in ("checkpoint", "checkpoint.former"):
+        if (folder / name / "step.json").is_file():
+            return folder / name
+    return None
+
+
+def _replace(new: Path, target: Path) -> None:
+    former = target.with_suffix(".former")
+    shutil.rmtree(former, ignore_errors=True)
+    if target.exists():
+        target.rename(former)
+    new.rename(target)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,78 @@
+"""Several processes, one batch: who am I, gather what others have, add up gradients.
+
+The only file that imports torch.distributed. The contract of all training code: every process knows the whole loss, each
+sends gradients through its own share of the batch only, and `sum_gradients` adds the shares up. The sum is the gradient of
+the global batch, so nothing is ever multiplied or divided by the number of processes.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    """Number of this process."""
+    return dist.get_rank() if _running() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if _running() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if _running():
+        dist.barrier()
+
+
+def share(count: int) -> range:
+    """The rows of `count` that are this process's: a consecutive stretch, lengths differ by one at most."""
+    size, extra = divmod(count, world_size())
+    start = rank() * size + min(rank(), extra)
+    return range(start, start + size + (rank() < extra))
+
+
+def gather(rows: Tensor, total: int) -> Tensor:
+    """(total, D) the rows of every process's `share(total)`, in order, without gradient."""
+    if world_size() == 1:
+        return rows.detach()
+    longest = -(-total // world_size())
+    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    dist.all_gather(parts, padded)
+    size, extra = divmod(total, world_size())
+    return torch.cat([part[: size + (number < extra)] for number, part in enumerate(parts)])
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its sum over the processes, all in one message."""
+    if world_size() == 1:
+        return
+    parameters = list(parameters)
+    for parameter in parameters:  # a process whose share was empty still takes part
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters])
+    dist.all_reduce(flat)
+    for parameter, total in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(total.view_as(parameter))
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of `value` over the processes."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def _running() -> bool:
+    return dist.is_available() and dist.is_initialized()

@@ -1,0 +1,144 @@
+"""Supervised contrastive training: InfoNCE over in-batch and hard negatives, with the gradient of the global batch.
+
+The texts of a batch stand row by row, so that processes get equal work:
+
+    row      q0 p0 n00 | q1 p1 n10 n11 | q2 p2 | ...
+    queries   0            3               7
+    documents    1  2         4  5   6        8        columns of the logits
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from llm2enc import distributed
+from llm2enc.data import Pair, RowBatch, pair_batches
+from llm2enc.encoder import Encoder
+from llm2enc.gradcache import cached_backward
+from llm2enc.losses import info_nce
+from llm2enc.recipe import ContrastiveStage
+from llm2enc.tokens import InputFormat, Tokens, concatenate
+
+
+@dataclass(frozen=True)
+class ContrastiveBatch:
+    """This process's texts, and how all texts of the global batch relate."""
+
+    tokens: Tokens
+    total: int  # texts over all processes
+    queries: Tensor  # (Q,) which of them are queries
+    documents: Tensor  # (N,) which are documents
+    positives: Tensor  # (Q,) the document of each query, as an index into `documents`
+    allowed: Tensor | None  # (Q, N) bool, which documents are negatives; None: all
+    source: str
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens.ids)
+
+
+def batches(stage: ContrastiveStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
+    """Query-document pairs, each batch from one source."""
+    return pair_batches(stage.data, stage.batch_size, seed, start)
+
+
+def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:
+    """Tokens of this process's texts; queries by the query template, documents by the document template."""
+    generator = np.random.default_rng((seed, rows.step))
+    pairs = [_with_negatives(pair, stage.hard_negatives, generator) for pair in rows.rows]
+    if not rows.in_batch_negatives and not any(pair.negatives for pair in pairs):
+        raise ValueError(
+            f"{rows.source} has in_batch_negatives: false, and a batch without a single hard negative: there is nothing "
+            "to learn from; add negatives, raise hard_negatives, or allow in-batch negatives"
+        )
+    texts, instructions, is_query = _lay_out(pairs)
+    own = distributed.share(len(texts))
+    queries = torch.from_numpy(np.flatnonzero(is_query))
+    documents = torch.from_numpy(np.flatnonzero(~is_query))
+    return ContrastiveBatch(
+        tokens=_pack(input_format, texts, instructions, is_query, own, stage.max_tokens),
+        total=len(texts),
+        queries=queries,
+        documents=documents,
+        positives=torch.searchsorted(documents, queries + 1),  # a positive stands right behind its query
+        allowed=_allowed(pairs, rows.in_batch_negatives, stage.mask_duplicates),
+        source=rows.source,
+    )
+
+
+def backward(encoder: Encoder, batch: ContrastiveBatch, stage: ContrastiveStage) -> dict[str, Tensor]:
+    """Gradient of InfoNCE over the global batch."""
+    metrics: dict[str, Tensor] = {}
+    allowed = None if batch.allowed is None else batch.allowed.to(encoder.device)
+
+    def loss(vectors: Tensor) -> Tensor:
+        queries = vectors[batch.queries.to(vectors.device)]
+        documents = vectors[batch.documents.to(vectors.device)]
+        positives = batch.positives.to(vectors.device)
+        metrics["positive_cosine"] = cosine_similarity(queries, documents[positives]).mean().detach()
+        return info_nce(queries, documents, positives, stage.temperature, allowed)
+
+    tokens = batch.tokens.to(encoder.device)
+    value = cached_backward(encoder, tokens, batch.total, loss, stage.mini_batch_tokens, stage.graph_tokens)
+    return {"loss": value, **metrics}
+
+
+def _with_negatives(pair: Pair, count: int, generator: np.random.Generator) -> Pair:
+    """The pair with at most `count` of its hard negatives, drawn without repetition."""
+    if len(pair.negatives) > count:
+        chosen = sorted(generator.choice(len(pair.negatives), size=count, replace=False))
+        negatives = tuple(pair.negatives[i] for i in chosen)
+        return Pair(pair.query, pair.positive, negatives, pair.instruction, pair.document_instruction)
+    return pair
+
+
+def _lay_out(pairs: Sequence[Pair]) -> tuple[list[str], list[str], np.ndarray]:
+    """Texts, their instructions, and which are queries, row by row."""
+    texts: list[str] = []
+    instructions: list[str] = []
+    is_query: list[bool] = []
+    for pair in pairs:
+        documents = (pair.positive, *pair.negatives)
+        texts += [pair.query, *documents]
+        instructions += [pair.instruction, *[pair.document_instruction] * len(documents)]
+        is_query += [True, *[False] * len(documents)]
+    return texts, instructions, np.array(is_query)
+
+
+def _pack(input_format, texts, instructions, is_query, own: range, max_tokens: int | None) -> Tokens:
+    """This process's texts. A document with an instruction (a symmetric task) takes the query template, as it will at
+    encoding time."""
+    asking = np.array([bool(is_query[i] or instructions[i]) for i in own])
+    order = np.argsort(~asking, kind="stable")  # those that ask first
+    rows = np.asarray(own)[order]
+    split = int(asking.sum())
+    packed = [
+        input_format.pack([texts[i] for i in part], [instructions[i] for i in part], role, max_tokens)
+        for part, role in ((rows[:split], "query"), (rows[split:], "document"))
+        if len(part)
+    ]
+    return concatenate(packed).select(torch.from_numpy(np.argsort(order)))
+
+
+def _allowed(pairs: Sequence[Pair], in_batch: bool, mask_duplicates: bool) -> Tensor | None:
+    """(Q, N) which documents are negatives of which query; None if all are."""
+    if in_batch and not mask_duplicates:
+        return None
+    owners = np.array([row for row, pair in enumerate(pairs) for _ in (pair.positive, *pair.negatives)])
+    allowed = np.ones((len(pairs), len(owners)), dtype=bool)
+    if not in_batch:
+        allowed &= owners[None, :] == np.arange(len(pairs))[:, None]
+    if mask_duplicates:
+        documents = [text for pair in pairs for text in (pair.positive, *pair.negatives)]
+        right: dict[str, set[str]] = {}
+        for pair in pairs:
+            right.setdefault(pair.query, set()).add(pair.positive)
+        for row, pair in enumerate(pairs):
+            # A query is no negative of itself either: symmetric tasks list a pair in both directions.
+            known = right[pair.query] | {pair.query}
+            allowed[row] &= np.array([document not in known for document in documents])
+    return torch.from_numpy(allowed)

@@ -1,0 +1,284 @@
+"""One loop for every stage.
+
+    batch k  ->  backward (gradient of the global batch)  ->  clip  ->  AdamW  ->  log  ->  checkpoint
+
+A run that is interrupted (Ctrl-C, SIGTERM) finishes its step, writes a checkpoint and raises `Interrupted`; run again, it
+goes on with the next batch, bit for bit.
+"""
+
+import json
+import math
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llm2enc import checkpoint, distributed
+from llm2enc.encoder import Encoder
+from llm2enc.objectives import OBJECTIVES
+from llm2enc.recipe import LoraSpec, Stage, Tracking
+
+PREFETCH = 2  # batches collated ahead: one hides the tokenizer, two hide its jitter
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has written a checkpoint."""
+
+
+class NotFinite(RuntimeError):
+    """The loss or the gradient is not a number; the last good checkpoint is kept."""
+
+
+def learning_rate(step: int, stage: Stage) -> float:
+    """Learning rate of optimizer step `step` (from 0): linear warmup, then the schedule over `schedule_steps`."""
+    total = stage.schedule_steps or stage.steps
+    if step < stage.warmup_steps:
+        return stage.lr * step / stage.warmup_steps
+    done = (step - stage.warmup_steps) / max(1, total - stage.warmup_steps)
+    factor = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "constant": 1.0}
+    return stage.lr * factor[stage.schedule]
+
+
+def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tracking | None = None) -> None:
+    """Train the encoder for one stage, in place; afterwards its adapter is merged and `folder` is finished.
+
+    A checkpoint in `folder` is resumed. Raises Interrupted, NotFinite, or ValueError for data the stage can't use.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    objective, backbone = OBJECTIVES[stage.objective], encoder.backbone
+    if distributed.world_size() > stage.batch_size:
+        raise ValueError(f"batch_size {stage.batch_size} is smaller than the number of processes")
+    parent = backbone.fingerprint()
+    _prepare(encoder, stage, seed)
+    parameters = list(backbone.trained().values())
+    optimizer = torch.optim.AdamW(
+        parameters, lr=stage.lr, betas=stage.adam_betas, eps=stage.adam_eps, weight_decay=stage.weight_decay
+    )
+    torch.manual_seed(seed + distributed.rank())  # dropout must differ between processes
+    start = checkpoint.resume(folder, backbone, optimizer)
+    accelerator, trackers = _accelerator(stage, folder, tracking)
+    with _interruptible() as stop, _prefetched(objective, stage, encoder, seed, start) as batches, _bar(stage) as bar:
+        log = _Log(folder, stage, trackers, bar)
+        for step in range(start, stage.steps):
+            batch = next(batches)
+            if step == start:
+                log.summary(encoder, batch, start)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, stage)
+            with accelerator.autocast():
+                metrics = objective.backward(encoder, batch, stage)
+            distributed.sum_gradients(parameters)
+            norm = nn.utils.clip_grad_norm_(parameters, stage.max_grad_norm or math.inf)
+            _check_finite(metrics["loss"], norm, step, batch.source, folder)
+            optimizer.step()
+            optimizer.zero_grad()
+            log.step(step, batch, {**metrics, "grad_norm": norm}, optimizer.param_groups[0]["lr"])
+            if _agreed(stop):
+                checkpoint.save(folder, step + 1, backbone, optimizer)
+                raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
+            if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
+                checkpoint.save(folder, step + 1, backbone, optimizer)
+    for tracker in trackers:
+        tracker.finish()
+    _restore(encoder)
+    checkpoint.finish(folder, backbone, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
+
+
+def _prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
+    backbone = encoder.backbone
+    if stage.trainable == "full":
+        backbone.train_everything(head=stage.objective == "clm")
+    else:
+        backbone.add_lora(stage.lora or LoraSpec(), seed)
+    if stage.objective in ("clm", "mntp") and not backbone.has_head:
+        raise ValueError(
+            f"a {stage.objective} stage predicts tokens, but this model has no language-model head; start from the causal "
+            "LM instead of an exported encoder"
+        )
+    backbone.set_attention_dropout(stage.attention_dropout)
+    backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
+    encoder.train()
+
+
+def _restore(encoder: Encoder) -> None:
+    encoder.backbone.set_attention_dropout(0.0)
+    encoder.backbone.set_gradient_checkpointing(False)
+    encoder.eval()
+
+
+def _accelerator(stage: Stage, folder: Path, tracking: Tracking | None):
+    """accelerate's autocast for the stage's precision, and its trackers."""
+    from accelerate import Accelerator
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+    accelerator = Accelerator(mixed_precision="bf16" if stage.precision == "bfloat16" else "no", cpu=not _on_cuda())
+    trackers: list[Any] = []
+    if tracking is not None and distributed.is_main():
+        if tracking.wandb:
+            trackers.append(WandBTracker(tracking.project, name=folder.name, dir=str(folder)))
+        if tracking.tensorboard:
+            trackers.append(TensorBoardTracker(folder.name, logging_dir=str(folder)))
+    for tracker in trackers:
+        if hasattr(tracker, "start"):
+            tracker.start()
+        tracker.store_init_configuration(_flat(stage.model_dump(mode="json")))
+    return accelerator, trackers
+
+
+def _on_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Values that every tracker can show."""
+    return {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in config.items()}
+
+
+def _check_finite(loss: torch.Tensor, norm: torch.Tensor, step: int, source: str, folder: Path) -> None:
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        raise NotFinite(
+            f"step {step}, batch of {source}: loss {loss.item()}, gradient norm {norm.item()}. The weights were not "
+            f"changed by it; the last checkpoint in {folder} is good. Lower the learning rate, or look at these rows"
+        )
+
+
+@contextmanager
+def _interruptible() -> Iterator[list[int]]:
+    """A list that gets the signal's number on Ctrl-C or SIGTERM; a second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: a notebook's or a server's own handlers stay
+        former = {}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _agreed(stop: list[int]) -> bool:
+    """Whether any process was asked to stop: all must leave the loop at the same step."""
+    if distributed.world_size() == 1:
+        return bool(stop)
+    return bool(distributed.sum_over_processes(torch.tensor(float(len(stop)))).item())
+
+
+@contextmanager
+def _prefetched(objective, stage: Stage, encoder: Encoder, seed: int, start: int) -> Iterator[Iterator[Any]]:
+    """Collated batches from step `start`, made in a background thread."""
+    rows = objective.batches(stage, encoder.input_format, seed, start)
+
+    def one():
+        return objective.collate(next(rows), stage, encoder.input_format, seed)
+
+    def ahead():
+        waiting = [pool.submit(one) for _ in range(PREFETCH)]
+        while True:
+            yield waiting.pop(0).result()
+            waiting.append(pool.submit(one))
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        try:
+            yield ahead()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _bar(stage: Stage):
+    """A rich progress bar on the main process, or None."""
+    if not distributed.is_main():
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
+    with Progress(*columns, TimeRemainingColumn(), refresh_per_second=1) as progress:
+        task = progress.add_task(stage.objective, total=stage.steps, facts="")
+        yield lambda step, facts: progress.update(task, completed=step, facts=facts)
+
+
+@dataclass
+class _Log:
+    """metrics.jsonl, trackers and the bar; nothing on other processes than the main one."""
+
+    folder: Path
+    stage: Stage
+    trackers: list[Any]
+    bar: Any
+    tokens: int = 0
+    since: float = field(default_factory=time.perf_counter)
+
+    def summary(self, encoder: Encoder, batch: Any, start: int) -> None:
+        """What is about to happen, before the first step."""
+        if not distributed.is_main():
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"stage {self.folder.name}", show_header=False)
+        for row in facts(encoder, self.stage, batch, start):
+            table.add_row(*row)
+        Console().print(table)
+
+    def step(self, step: int, batch: Any, metrics: dict[str, torch.Tensor], lr: float) -> None:
+        self.tokens += batch.num_tokens
+        last = step + 1 == self.stage.steps
+        if not distributed.is_main() or ((step + 1) % self.stage.log_every and not last):
+            return
+        now = time.perf_counter()
+        values = {name: float(value) for name, value in metrics.items()}
+        values |= {"lr": lr, "tokens_per_second": self.tokens / (now - self.since), "peak_gib": peak_gib()}
+        self.tokens, self.since = 0, now
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step + 1, "source": batch.source, **values}) + "\n")
+        for tracker in self.trackers:
+            tracker.log(values, step=step + 1)
+        self.bar(
+            step + 1,
+            f"loss {values['loss']:.4f}  lr {lr:.1e}  {values['tokens_per_second']:.0f} tok/s  "
+            f"{values['peak_gib']:.1f} GiB",
+        )
+
+
+def facts(encoder: Encoder, stage: Stage, batch: Any, start: int) -> list[tuple[str, str]]:
+    """The rows of the table before step 1: what trains, on how much, against how many negatives."""
+    trained = sum(p.numel() for p in encoder.backbone.trained().values())
+    every = sum(p.numel() for p in encoder.backbone.parameters())
+    # AdamW keeps two float32 moments per trained weight, and the gradient is a third copy.
+    fixed = sum(p.numel() * p.element_size() for p in encoder.backbone.parameters()) + 12 * trained
+    rows = [
+        ("trained parameters", f"{trained:,} of {every:,} ({100 * trained / every:.1f} %)"),
+        ("steps", f"{start} -> {stage.steps} (schedule {stage.schedule_steps or stage.steps})"),
+        ("processes", str(distributed.world_size())),
+        ("batch", f"{stage.batch_size} ({len(batch.tokens)} texts, {batch.num_tokens:,} tokens on this process)"),
+        ("model passes per batch", str(math.ceil(batch.num_tokens / stage.mini_batch_tokens))),
+        ("truncated texts", f"{100 * batch.tokens.truncated.float().mean():.0f} % of the first batch"),
+        ("weights + optimizer", f"{fixed / 2**30:.2f} GiB, activations of {stage.mini_batch_tokens:,} tokens besides"),
+    ]
+    if hasattr(batch, "positives"):
+        count = len(batch.documents) - 1 if batch.allowed is None else batch.allowed.sum(1).float().mean().item()
+        rows.insert(4, ("negatives per query", f"{count:.0f}"))
+    return rows
+
+
+def peak_gib() -> float:
+    """Peak memory so far: of the GPU if there is one, else of this process."""
+    if _on_cuda():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
