@@ -1,15 +1,24 @@
 """Several processes, one batch: who am I, gather what others have, add up gradients.
 
-The only file that imports torch.distributed. The contract of all training code: every process knows the whole loss, each
-sends gradients through its own share of the batch only, and `sum_gradients` adds the shares up. The sum is the gradient of
-the global batch, so nothing is ever multiplied or divided by the number of processes.
+The only file that imports torch.distributed. The contract of all training code: every process knows the whole loss,
+each sends gradients through its own share of the batch only, and `sum_gradients` adds the shares up. The sum is the
+gradient of the global batch, so nothing is ever multiplied or divided by the number of processes.
 """
 
+import os
 from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+def start() -> None:
+    """Join the other processes if torchrun or accelerate started several; nothing otherwise."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())
 
 
 def rank() -> int:

@@ -1,11 +1,12 @@
 """The encoder: backbone + input format + pooling. Texts in, vectors out.
 
-    encoder = Encoder.load("runs/pocket/model")
-    encoder.encode(["a text"])                                     (1, D) float32
-    encoder.encode(["a question"], instruction="Retrieve ...")     the query template
-    encoder.encode(["a question"], prompt_name="query")            an instruction by name
+encoder = Encoder.load("runs/pocket/model")
+encoder.encode(["a text"])                                     (1, D) float32
+encoder.encode(["a question"], instruction="Retrieve ...")     the query template
+encoder.encode(["a question"], prompt_name="query")            an instruction by name
 """
 
+import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ class Encoder(nn.Module):
         self.input_format = input_format
         self.pooling: Pooling = pooling
         self.normalize = normalize
+        self.causal: bool | None = None  # overrides the backbone's direction, to compare
 
     # ---- making one
 
@@ -85,7 +87,7 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Pooled states, not normalised: (B, D) float32."""
-        hidden = self.backbone.hidden(tokens, queries=self._needed(tokens))
+        hidden = self.backbone.hidden(tokens, self.causal, self._needed(tokens))
         return POOLERS[self.pooling](hidden, tokens.pool, tokens.lengths)
 
     def encode(
@@ -127,6 +129,12 @@ class Encoder(nn.Module):
                 for rows, batch in self._batches(tokens, batch_tokens, advance):
                     vectors[start + rows] = self._finish(batch, truncate_dim).cpu().numpy().astype(dtype)
         return vectors
+
+    def variant(self, causal: bool, pooling: Pooling) -> "Encoder":
+        """The same weights read with another direction and pooling: what comparisons are made of."""
+        other = copy.copy(self)
+        other.causal, other.pooling = causal, pooling
+        return other
 
     def _batches(self, tokens: Tokens, batch_tokens: int, advance) -> Iterable[tuple[np.ndarray, Tensor]]:
         """Rows and pooled states of each batch. What is in a batch depends on the set of texts, not on their order."""

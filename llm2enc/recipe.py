@@ -70,6 +70,8 @@ class Part(_Strict):
     """Whether the tokens of this part enter the vector."""
     when: Literal["instruction"] | None = None
     """`instruction`: the part appears only if the instruction is not empty."""
+    join: bool = False
+    """With `tokenize: pieces`: one piece together with the part before it."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "Part":
@@ -316,7 +318,7 @@ class Recipe(_Strict):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     model: ModelSpec
     input: InputSpec
     pooling: Pooling
@@ -344,18 +346,45 @@ class Recipe(_Strict):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: plain YAML 1.1 reads `5e-5` as a string."""
+    """YAML 1.2 scalars. YAML 1.1, PyYAML's own, reads `5e-5` as a string, `010` as 8, `1:30` as 90 and `no` as False."""
 
 
-_Loader.yaml_implicit_resolvers = {
-    key: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for key, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
+_Loader.yaml_implicit_resolvers = {}
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+_MAX_NODES = 100_000  # a recipe has hundreds; more is an alias that multiplies itself
+
+
+def _parse(text: str, what: str) -> Any:
+    """The plain data of a YAML text. RecipeError for anything that is not."""
+    try:
+        data = yaml.load(text, _Loader)
+        _count(data, {})
+    except RecipeError:
+        raise
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+        raise RecipeError(f"{what} is not valid YAML: {type(error).__name__}: {str(error)[:300]}") from None
+    return data
+
+
+def _count(node: Any, known: dict[int, int]) -> int:
+    """Nodes of the data with every alias written out, found without writing them out."""
+    if id(node) not in known:
+        children = [*node.keys(), *node.values()] if isinstance(node, dict) else node if isinstance(node, list) else []
+        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+        if known[id(node)] > _MAX_NODES:
+            raise RecipeError(f"the YAML stands for more than {_MAX_NODES:,} values; that is no recipe")
+    return known[id(node)]
 
 
 def recipe_names() -> list[str]:
@@ -391,23 +420,31 @@ def _read(source: str) -> dict[str, Any]:
     path = Path(source)
     if path.suffix not in {".yaml", ".yml"}:
         path = _recipe_dir() / f"{source}.yaml"
-    if not path.is_file():
+    if not _is_file(path):
         raise RecipeError(
-            f"no recipe {source!r}: give a .yaml file or one of the shipped names: {', '.join(recipe_names())}"
+            f"no recipe {source[:200]!r}: give a .yaml file or one of the shipped names: {', '.join(recipe_names())}"
         )
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid YAML: {error}") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} can't be read as UTF-8 text: {error}") from None
+    data = _parse(text, str(path))
     if not isinstance(data, dict):
         raise RecipeError(f"{path} holds {type(data).__name__}, a recipe is a mapping with model, input, pooling, ...")
     return data
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
+        return False
+
+
 def _to_json(data: Any) -> str:
     try:
         return json.dumps(data, allow_nan=True)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RecipeError(f"the recipe holds a value that is not plain data: {error}") from None
 
 
@@ -415,12 +452,11 @@ def _apply(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise RecipeError(f"override {override!r} is not of the form dotted.path=value")
-    try:
-        value = json.loads(_to_json(yaml.load(text, _Loader)))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    value = json.loads(_to_json(_parse(text, f"the value of override {override[:200]!r}")))
     node: Any = data
     *parents, last = path.split(".")
+    if len(parents) > 20:
+        raise RecipeError(f"override {override[:200]!r}: no recipe is {len(parents)} levels deep")
     for depth, key in enumerate(parents):
         node = _child(node, key, ".".join(parents[: depth + 1]), create=True)
     if isinstance(node, list):
@@ -450,9 +486,24 @@ def _index(items: list[Any], key: str, path: str) -> int:
 
 
 def _report(error: ValidationError) -> str:
-    lines = [f"the recipe has {error.error_count()} fault(s):"]
-    for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"]) or "recipe"
+    faults = error.errors()
+    paths = [_path(fault["loc"]) for fault in faults]
+    lines = []
+    for fault, path in zip(faults, paths, strict=True):
+        # A list whose only entry is wrong also counts as too short to pydantic; the entry's own fault says it all.
+        if fault["type"] == "too_short" and any(other.startswith(f"{path}.") for other in paths):
+            continue
         given = "" if fault["type"] in {"missing", "value_error"} else f" (given: {fault['input']!r:.80})"
-        lines.append(f"  {where}: {fault['msg'].removeprefix('Value error, ')}{given}")
-    return "\n".join(lines)
+        lines.append(f"  {path or 'recipe'}: {fault['msg'].removeprefix('Value error, ')}{given}")
+    return "\n".join([f"the recipe has {len(lines)} fault(s):", *lines])
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """The dotted path an override would use: pydantic also names the kind of a stage or source, behind its number."""
+    kept = [
+        str(part)
+        for place, part in enumerate(location)
+        if not (place >= 2 and location[place - 2] in {"stages", "data", "evaluation"} and isinstance(part, str)
+                and isinstance(location[place - 1], int))
+    ]  # fmt: skip
+    return ".".join(kept)

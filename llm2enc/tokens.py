@@ -139,7 +139,9 @@ class InputFormat:
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
-        self._fixed = {part: self._token_id(part) for part in (*spec.query, *spec.document) if part.special or part.token}
+        self._fixed = {
+            part: self._token_id(part) for part in (*spec.query, *spec.document) if part.special or part.token
+        }
 
     def pack(
         self,
@@ -211,11 +213,11 @@ class InputFormat:
                 run = []
                 pieces.append(_Fixed(self._fixed[part], part.pool))
                 continue
-            string = part.literal if part.slot is None else values[part.slot]
-            run.append((string or "", part.pool, part.slot == "text"))
-            if self.spec.tokenize == "pieces":
+            if self.spec.tokenize == "pieces" and not part.join:
                 pieces += _close(run)
                 run = []
+            string = part.literal if part.slot is None else values[part.slot]
+            run.append((string or "", part.pool, part.slot == "text"))
         return pieces + _close(run)
 
     def _encode(self, strings: list[_String]) -> list:

@@ -64,11 +64,10 @@ def token_backward(
     """
     total = torch.zeros((), device=encoder.device)
     tokens, targets = batch.tokens.to(encoder.device), batch.targets.to(encoder.device)
-    starts = torch.cumsum(tokens.lengths, 0) - tokens.lengths
+    blocks = targets.view(len(tokens), -1)  # every block has the same length
     for rows in mini_batches(tokens.lengths, mini_batch_tokens):
         part = tokens.select(rows)
-        index = torch.cat([torch.arange(int(s), int(s + n)) for s, n in zip(starts[rows], tokens.lengths[rows])])
-        wanted = targets[index.to(encoder.device)]
+        wanted = blocks[rows.to(encoder.device)].reshape(-1)
         states = encoder.backbone.hidden(part, causal=causal, queries=wanted != -100)[wanted != -100]  # (R, D)
         total += _head_backward(encoder, states, wanted[wanted != -100], 1 / batch.num_targets, logit_rows)
     return {"loss": distributed.sum_over_processes(total)}

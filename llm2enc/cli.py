@@ -1,0 +1,208 @@
+"""The command line. Heavy imports stay inside the commands, so that `--help` and a wrong recipe answer at once.
+
+Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 refused (can't be converted), 130 interrupted with a checkpoint.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Turn a decoder-only language model into a proven text encoder."
+)
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the recipe.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@app.command()
+def convert(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe (see `llm2enc recipes`) or a .yaml file.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run; runs/NAME by default.")] = None,
+    overrides: Set = None,
+    training_free: Annotated[bool, typer.Option(help="Convert, prove and export only.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Delete the run in the folder first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe: convert, prove, train stage by stage, export, verify."""
+    from llm2enc.recipe import load_recipe
+
+    changes = [*(overrides or []), *(["stages=[]"] if training_free else [])]
+    loaded = load_recipe(recipe, changes)  # before torch is imported
+    folder = out or Path("runs") / loaded.name
+    _quiet()
+    from llm2enc import distributed
+    from llm2enc.conversion import convert as run
+    from llm2enc.trainer import Interrupted
+
+    try:
+        result = run(loaded, folder, resume=resume, overwrite=overwrite)
+    except Interrupted as stopped:
+        again = " ".join(["llm2enc convert", recipe, "-o", str(folder), *(f"--set {c}" for c in overrides or [])])
+        _say(f"Interrupted. {stopped}. Go on with:\n  {again} --resume")
+        raise typer.Exit(130) from None
+    if not distributed.is_main():
+        return
+    if as_json:
+        parity = [{"engine": p.engine, "cosine": p.cosine, "note": p.note} for p in result.parity]
+        print(json.dumps({"folder": str(result.folder), "history": result.history, "parity": parity}))
+    else:
+        _print_result(result)
+    if not all(parity.agrees for parity in result.parity):
+        raise typer.Exit(1)
+
+
+@app.command()
+def encode(
+    model: Annotated[Path, typer.Argument(help="Directory of an encoder, e.g. runs/pocket/model.")],
+    source: Annotated[Path, typer.Argument(help="Texts: .txt (one a line), .jsonl, .csv or .parquet, also .gz.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File for the vectors (.npy, float32).")],
+    column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
+    instruction: Annotated[str | None, typer.Option(help="What the texts are queries for.")] = None,
+    prompt_name: Annotated[str | None, typer.Option(help="`query`, `document` or a prompt of the recipe.")] = None,
+    truncate_dim: Annotated[int | None, typer.Option(help="Keep the first so many dimensions.")] = None,
+) -> None:
+    """Encode a file of texts."""
+    if out.exists():
+        raise ValueError(f"{out} exists already; choose another file or remove it")
+    if out.suffix != ".npy":
+        raise ValueError(f"vectors are written as .npy, got {out.name!r}")
+    import numpy as np
+
+    from llm2enc.data import read_texts
+    from llm2enc.encoder import Encoder
+    from llm2enc.recipe import FilesData
+
+    _quiet()
+    texts = list(read_texts(FilesData(kind="files", path=str(source), columns={"text": column} if column != "text" else {})))
+    vectors = Encoder.load(model).encode(
+        texts, instruction=instruction, prompt_name=prompt_name, truncate_dim=truncate_dim, show_progress=True
+    )
+    partial = out.with_suffix(".partial.npy")
+    np.save(partial, vectors)
+    partial.replace(out)
+    _say(f"{out}: {vectors.shape[0]} vectors of {vectors.shape[1]} dimensions")
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Hub id, directory, config.json or `pocket`.")],
+    as_json: Json = False,
+) -> None:
+    """Say whether a model can be made bidirectional, layer by layer, without loading its weights."""
+    _quiet()
+    from llm2enc.inspection import inspect as look
+
+    found = look(model)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        _print_inspection(found.to_json())
+    if found.verdict == "refused":
+        raise typer.Exit(3)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this recipe, resolved.")] = None,
+    overrides: Set = None,
+) -> None:
+    """List the shipped recipes, or show one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from llm2enc.recipe import load_recipe, recipe_names
+
+    if name is not None:
+        print(load_recipe(name, overrides or []).to_yaml(), end="")
+        return
+    table = Table("recipe", "model", "stages", "what it does")
+    for recipe in map(load_recipe, recipe_names()):
+        stages = " -> ".join(stage.objective for stage in recipe.stages)
+        table.add_row(recipe.name, recipe.model.name, stages, recipe.description)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point: user errors become one message and an exit code, never a traceback."""
+    try:
+        app()
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        _say(f"error: {error}")
+        sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for bad input, 3 for a refused model, 1 for a failed run; None for our own faults, which keep their traceback."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if "CannotConvert" in names:
+        return 3
+    if "NotFinite" in names:
+        return 1
+    return 2 if isinstance(error, ValueError | TypeError | OSError) else None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _quiet() -> None:
+    """Libraries' progress bars and notices make way for our own."""
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def _print_result(result) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from llm2enc.conversion import gains
+
+    console = Console()
+    metrics = list(result.history[-1]["scores"])
+    table = Table("stage", *metrics, "seconds", title="scores on held-out data")
+    for row in result.history:
+        table.add_row(row["stage"], *(f"{row['scores'][m]:.3f}" for m in metrics), f"{row['seconds']:.0f}")
+    for row in gains(result.history):
+        table.add_row(f"gain {row['stage']}", *(f"{row['gains'].get(m, 0):+.3f}" for m in metrics), "", style="dim")
+    console.print(table)
+    for parity in result.parity:
+        verdict = "not compared" if parity.cosine is None else f"cosine {parity.cosine:.6f}"
+        console.print(f"{parity.engine}: {verdict} {parity.note}".rstrip())
+    console.print(f"encoder: {result.folder / 'model'}")
+
+
+def _print_inspection(found: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(show_header=False)
+    for key, value in found.items():
+        if key != "layers":
+            table.add_row(key, str(value))
+    console.print(table)
+    layers = Table("layer", "type", "attention")
+    for layer in found["layers"]:
+        layers.add_row(str(layer["index"]), str(layer["type"]), str(layer["attention"]))
+    console.print(layers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The whole story: a causal language model becomes a text encoder.
+
+    recipe -> load, convert, prove -> stage after stage -> export -> verify
+
+    runs/pocket/
+      recipe.yaml      the resolved recipe
+      history.json     scores before training and after every stage
+      0-mntp/ ...      one folder per stage (checkpoint.py)
+      model/           the encoder, in the form other programs open
+"""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm2enc import checkpoint, distributed
+from llm2enc.encoder import Encoder
+from llm2enc.evaluation import evaluate
+from llm2enc.export.sentence_transformers import write
+from llm2enc.recipe import Pooling, Recipe, load_recipe
+from llm2enc.trainer import train
+from llm2enc.verify import Parity, verify
+
+Row = dict[str, Any]  # {"stage": str, "scores": {metric: value}, "seconds": float}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a conversion leaves."""
+
+    folder: Path
+    encoder: Encoder
+    history: list[Row]
+    parity: list[Parity]
+
+
+def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool = False) -> Result:
+    """Turn the recipe's causal LM into a text encoder in `out`.
+
+    resume     go on with an interrupted run of the same recipe; finished stages are loaded, not repeated
+    overwrite  delete what is in `out` first
+    raises     ValueError for a folder in use or data that can't be used, CannotConvert for a model that stays one-sided,
+               Interrupted after a checkpoint on Ctrl-C
+    """
+    distributed.start()
+    out = Path(out)
+    _open_folder(recipe, out, resume, overwrite)
+    started = time.perf_counter()
+    encoder = Encoder.from_recipe(recipe)
+    history = _History(out, recipe)
+    for name, causal, pooling in _starting_points(recipe):
+        history.measure(name, encoder.variant(causal, pooling), started)
+    for index, stage in enumerate(recipe.stages):
+        folder = out / f"{index}-{stage.objective}"
+        started = time.perf_counter()
+        if checkpoint.is_finished(folder):
+            checkpoint.load_finished(folder, encoder.backbone, stage, recipe.seed)
+        else:
+            train(encoder, stage, folder, recipe.seed, recipe.tracking)
+        history.measure(f"after {stage.objective}", encoder, started, key=folder.name)
+    parity: list[Parity] = []
+    if distributed.is_main():
+        write(encoder, out / "model", recipe=recipe, history=history.rows)
+        parity = verify(encoder, out / "model")
+    distributed.barrier()
+    return Result(out, encoder, history.rows, parity)
+
+
+def gains(history: list[Row]) -> list[Row]:
+    """For each stage, what it added to every score of the row before it."""
+    trained = [place for place, row in enumerate(history) if row["stage"].startswith("after ")]
+    return [
+        {
+            "stage": history[place]["stage"],
+            "gains": {
+                metric: score - history[place - 1]["scores"][metric]
+                for metric, score in history[place]["scores"].items()
+                if metric in history[place - 1]["scores"]
+            },
+        }
+        for place in trained
+        if place
+    ]
+
+
+def _starting_points(recipe: Recipe) -> list[tuple[str, bool, Pooling]]:
+    """What the untrained model scores, causal and as converted: the last row is where training starts."""
+    own = recipe.model.attention == "causal"
+    points: list[tuple[str, bool, Pooling]] = [("causal-last", True, "last"), ("causal-mean", True, "mean")]
+    start = (f"{recipe.model.attention}-{recipe.pooling}", own, recipe.pooling)
+    return [*(point for point in points if point[1:] != start[1:]), start]
+
+
+def _open_folder(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
+    """Make `out` ready, or say why not."""
+    if resume and overwrite:
+        raise ValueError("give one of resume and overwrite: one keeps what is there, the other deletes it")
+    if distributed.is_main():
+        saved = out / "recipe.yaml"
+        if overwrite and saved.is_file():  # only a folder of ours is ever deleted
+            shutil.rmtree(out)
+        if out.exists() and any(out.iterdir()):
+            if not saved.is_file():
+                raise ValueError(f"{out} is not empty and holds no run of llm2enc; choose another folder with -o")
+            if not resume:
+                raise ValueError(f"{out} holds a run already; add --resume to go on with it, or --overwrite")
+            if load_recipe(str(saved)) != recipe:
+                raise ValueError(
+                    f"{out} was started with another recipe (see {saved}); give the same recipe and --set, or another -o"
+                )
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            saved.write_text(recipe.to_yaml(), encoding="utf-8")
+    distributed.barrier()
+
+
+class _History:
+    """Scores by stage, kept on disk so that a resumed run measures nothing twice."""
+
+    def __init__(self, out: Path, recipe: Recipe):
+        self.path = out / "history.json"
+        self.specs = recipe.evaluation
+        self.rows: list[Row] = json.loads(self.path.read_text()) if self.path.is_file() else []
+
+    def measure(self, name: str, encoder: Encoder, started: float, key: str = "") -> None:
+        """Add a row unless it is there already. `key` tells two stages of one objective apart."""
+        identity = f"{key or 'start'}/{name}"
+        if distributed.is_main() and identity not in [row["key"] for row in self.rows]:
+            seconds = time.perf_counter() - started
+            scores = evaluate(encoder, self.specs)
+            self.rows.append({"key": identity, "stage": name, "scores": scores, "seconds": round(seconds, 1)})
+            partial = self.path.with_suffix(".partial")
+            partial.write_text(json.dumps(self.rows, indent=1))
+            partial.replace(self.path)
+        distributed.barrier()
