@@ -20,7 +20,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 @app.command()
 def convert(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe (see `llm2enc recipes`) or a .yaml file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Shipped recipe (see `llm2enc recipes`), .yaml file, or a model with --training-free.")
+    ],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run; runs/NAME by default.")] = None,
     overrides: Set = None,
     training_free: Annotated[bool, typer.Option(help="Convert, prove and export only.")] = False,
@@ -31,8 +33,7 @@ def convert(
     """Run a recipe: convert, prove, train stage by stage, export, verify."""
     from llm2enc.recipe import load_recipe
 
-    changes = [*(overrides or []), *(["stages=[]"] if training_free else [])]
-    loaded = load_recipe(recipe, changes)  # before torch is imported
+    loaded = _recipe(recipe, overrides or [], training_free)
     folder = out or Path("runs") / loaded.name
     _quiet()
     from llm2enc import distributed
@@ -54,6 +55,17 @@ def convert(
         _print_result(result)
     if not all(parity.agrees for parity in result.parity):
         raise typer.Exit(1)
+
+
+def _recipe(name: str, overrides: list[str], training_free: bool):
+    """The recipe asked for; without --training-free, before torch is imported."""
+    from llm2enc.recipe import load_recipe, recipe_names
+
+    if training_free and name not in recipe_names() and Path(name).suffix not in {".yaml", ".yml"}:
+        from llm2enc.conversion import training_free as recipe_of
+
+        return load_recipe(recipe_of(name).model_dump(mode="json"), overrides)
+    return load_recipe(name, [*overrides, *(["stages=[]"] if training_free else [])])
 
 
 @app.command()
@@ -78,7 +90,9 @@ def encode(
     from llm2enc.recipe import FilesData
 
     _quiet()
-    texts = list(read_texts(FilesData(kind="files", path=str(source), columns={"text": column} if column != "text" else {})))
+    texts = list(
+        read_texts(FilesData(kind="files", path=str(source), columns={"text": column} if column != "text" else {}))
+    )
     vectors = Encoder.load(model).encode(
         texts, instruction=instruction, prompt_name=prompt_name, truncate_dim=truncate_dim, show_progress=True
     )

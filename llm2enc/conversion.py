@@ -1,15 +1,16 @@
 """The whole story: a causal language model becomes a text encoder.
 
-    recipe -> load, convert, prove -> stage after stage -> export -> verify
+recipe -> load, convert, prove -> stage after stage -> export -> verify
 
-    runs/pocket/
-      recipe.yaml      the resolved recipe
-      history.json     scores before training and after every stage
-      0-mntp/ ...      one folder per stage (checkpoint.py)
-      model/           the encoder, in the form other programs open
+runs/pocket/
+  recipe.yaml      the resolved recipe
+  history.json     scores before training and after every stage
+  0-mntp/ ...      one folder per stage (checkpoint.py)
+  model/           the encoder, in the form other programs open
 """
 
 import json
+import re
 import shutil
 import time
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from llm2enc import checkpoint, distributed
+from llm2enc.backbone import load_tokenizer
 from llm2enc.encoder import Encoder
 from llm2enc.evaluation import evaluate
 from llm2enc.export.sentence_transformers import write
-from llm2enc.recipe import Pooling, Recipe, load_recipe
+from llm2enc.recipe import ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.trainer import train
 from llm2enc.verify import Parity, verify
 
@@ -67,6 +69,23 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         parity = verify(encoder, out / "model")
     distributed.barrier()
     return Result(out, encoder, history.rows, parity)
+
+
+def training_free(model: str) -> Recipe:
+    """The recipe that only converts, proves and exports `model` (hub id or directory), with mean pooling.
+
+    Special tokens are those the model's own tokenizer puts around a text.
+    """
+    tokenizer = load_tokenizer(ModelSpec(name=model))
+    ids = tokenizer("a")["input_ids"]
+    special = {tokenizer.bos_token_id: "bos", tokenizer.eos_token_id: "eos"}
+    before = [{"special": "bos", "pool": True}] if ids and special.get(ids[0]) == "bos" else []
+    after = [{"special": "eos", "pool": True}] if ids and special.get(ids[-1]) == "eos" else []
+    template = [*before, {"slot": "text", "pool": True}, *after]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-._") or "model"
+    return load_recipe(
+        {"name": name, "model": {"name": model}, "input": {"query": template, "document": template}, "pooling": "mean"}
+    )
 
 
 def gains(history: list[Row]) -> list[Row]:

@@ -1,10 +1,10 @@
 """What a stage trains for. An objective is three functions and one line in `OBJECTIVES`:
 
-    batches(stage, input_format, seed, start)      the rows of each global batch, from step `start` on
-    collate(rows, stage, input_format, seed)       this process's part of a batch, on the CPU, in a background thread
-    backward(encoder, batch, stage)                leaves this process's part of the gradient of the GLOBAL batch in the
-                                                   trained parameters (`distributed.sum_gradients` completes it) and
-                                                   returns what to log; `loss` is the value of the global batch
+batches(stage, input_format, seed, start)      the rows of each global batch, from step `start` on
+collate(rows, stage, input_format, seed)       this process's part of a batch, on the CPU, in a background thread
+backward(encoder, batch, stage)                leaves this process's part of the gradient of the GLOBAL batch in the
+                                               trained parameters (`distributed.sum_gradients` completes it) and
+                                               returns what to log; `loss` is the value of the global batch
 """
 
 from collections.abc import Callable, Iterator

@@ -1,0 +1,33 @@
+# Commands for people; each is one line that can be copied. `make setup` once, then the others.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# A torch that is there already, or the CPU build a mirror offers, spares gigabytes of CUDA libraries.
+TORCH ?= torch==2.13.0
+
+.PHONY: setup demo test test-full lint quality
+
+setup: $(BIN)/llm2enc
+
+$(BIN)/llm2enc: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -e ".[test]"
+	touch $@
+
+demo: setup  ## the packaged model, from causal to encoder
+	$(BIN)/llm2enc convert pocket -o runs/pocket
+
+test: setup lint  ## what .ci/run calls
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not full"
+
+test-full: setup  ## every family
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+quality: setup  ## the real-data table; DATA=folder of ../shared/data's layout
+	$(BIN)/python -m benchmarks.quality --data $(DATA) -o runs/quality
