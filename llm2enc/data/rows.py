@@ -1,0 +1,56 @@
+"""Rows: what a data source gives, as a sequence that is read from disk on demand, or as a stream."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar, overload
+
+import numpy as np
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One row of contrastive training."""
+
+    query: str
+    positive: str
+    negatives: tuple[str, ...]
+    instruction: str
+    """Instruction of the query; may be empty."""
+    document_instruction: str
+    """The same instruction if both sides are of one kind (`symmetric`), else empty."""
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[Row], Generic[Row]):
+    """A source of known size."""
+
+    name: str
+    size: int
+    take: Callable[[np.ndarray], list[Row]]
+    """Rows at the given positions (N,), in that order."""
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        positions = range(self.size)[index]  # raises IndexError, and knows negative numbers and slices
+        taken = self.take(np.atleast_1d(np.array(positions, dtype=np.int64)))
+        return taken if isinstance(index, slice) else taken[0]
+
+
+@dataclass(frozen=True)
+class Stream(Generic[Row]):
+    """A source that is read on the fly; its size is not known."""
+
+    name: str
+    read: Callable[[], Iterator[Row]]
+    """One pass in the order of the source."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.read()

@@ -1,0 +1,108 @@
+"""Tables: files and hub data sets as `datasets` objects. Whatever can't be read is a ValueError with its remedy."""
+
+import glob
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas
+
+from llm2enc.recipe import FilesData, HubData
+
+_READERS = {
+    ".jsonl": "json",
+    ".jsonl.gz": "json",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "tsv",
+    ".tsv.gz": "tsv",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".txt.gz": "text",
+}
+
+Table = datasets.Dataset | datasets.IterableDataset
+
+
+def label(spec: FilesData | HubData) -> str:
+    """Name of a source in logs and messages."""
+    return spec.name or (spec.path if isinstance(spec.path, str) else ", ".join(spec.path))
+
+
+def open_table(spec: FilesData | HubData) -> Table:
+    """The table of a source, memory-mapped or streaming, cut to the first `spec.limit` rows."""
+    try:
+        with _no_progress_bars():
+            table = _load_files(spec) if isinstance(spec, FilesData) else _load_hub(spec)
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        # `datasets` hides the reason (a broken line, a ragged row) one level down.
+        reason = error.__cause__ or error
+        raise ValueError(f"data source {label(spec)!r} can't be read: {reason}") from error
+    if spec.limit is None:
+        return table
+    if isinstance(table, datasets.IterableDataset):
+        return table.take(spec.limit)
+    return table.select(range(min(spec.limit, len(table))))
+
+
+def _load_hub(spec: HubData) -> Table:
+    return datasets.load_dataset(
+        spec.path,
+        name=spec.config,
+        split=spec.split,
+        revision=spec.revision,
+        data_files=list(spec.data_files) if isinstance(spec.data_files, tuple) else spec.data_files,
+        streaming=spec.streaming,
+    )
+
+
+def _load_files(spec: FilesData) -> Table:
+    files = [file for path in ([spec.path] if isinstance(spec.path, str) else spec.path) for file in _matches(path)]
+    readers = {_reader(file) for file in files}
+    if len(readers) > 1:
+        raise ValueError(f"one source mixes {', '.join(sorted(readers))} files; give each format its own source")
+    reader = readers.pop()
+    if reader in {"csv", "tsv"}:
+        return datasets.load_dataset("csv", data_files=files, split="train", **_text_columns(files[0], reader))
+    return datasets.load_dataset(reader, data_files=files, split="train")
+
+
+def _matches(path: str) -> list[str]:
+    """The files of a path or glob, sorted; absolute, because `datasets` reads a relative path as a pattern."""
+    if Path(path).is_file():
+        return [glob.escape(str(Path(path).resolve()))]
+    found = sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file())
+    if not found:
+        what = "no file matches this glob" if glob.has_magic(path) else "no such file"
+        raise ValueError(f"{path}: {what}; a relative path is taken from the working directory, {Path.cwd()}")
+    return [glob.escape(str(Path(file).resolve())) for file in found]
+
+
+def _reader(file: str) -> str:
+    for suffix, reader in _READERS.items():
+        if file.lower().endswith(suffix):
+            return reader
+    raise ValueError(f"{file}: unknown file type; known are {', '.join(_READERS)}")
+
+
+def _text_columns(file: str, reader: str) -> dict[str, Any]:
+    """Options that read every column as the text it is: guessing would turn "007" into 7 and "NA" into nothing."""
+    # Our .tsv files are unquoted: a quotation mark is part of the text.
+    style = {"sep": "\t", "quoting": 3} if reader == "tsv" else {}
+    header = pandas.read_csv(glob.glob(file)[0], nrows=0, **style)
+    features = datasets.Features({name: datasets.Value("string") for name in header.columns})
+    return {**style, "keep_default_na": False, "features": features}
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Loading is silent; the caller's choice for its own data sets is put back afterwards."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
