@@ -168,7 +168,11 @@ class Backbone(nn.Module):
         queries  (T,) bool: only these states are needed. Others come out undefined, and the last layer skips them.
         """
         causal = not self.bidirectional if causal is None else causal
-        row: dict[str, Any] = {"input_ids": tokens.ids[None], "position_ids": tokens.positions[None], "use_cache": False}
+        row: dict[str, Any] = {
+            "input_ids": tokens.ids[None],
+            "position_ids": tokens.positions[None],
+            "use_cache": False,
+        }
         if not self.packed:
             return self._masked(tokens, row, causal)
         wanted = None if queries is None or bool(queries.all()) else queries.cpu()
@@ -213,6 +217,12 @@ class Backbone(nn.Module):
         from peft import LoraConfig, get_peft_model
 
         targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
+        if isinstance(targets, list):  # PEFT is content if one of them matches
+            names = [f".{name}" for name, _ in self.trunk.named_modules()]
+            unknown = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]
+            if unknown:
+                linear = {name.rpartition(".")[2] for name, m in self.trunk.named_modules() if isinstance(m, nn.Linear)}
+                raise ValueError(f"lora.targets {unknown} match no module of this model; it has {sorted(linear)}")
         config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets)
         self.model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
@@ -246,17 +256,20 @@ class Backbone(nn.Module):
 
     def load_adapter(self, folder: Path) -> None:
         """Weights saved by `save_adapter` into the adapter that `add_lora` made; every tensor must match."""
-        from peft import set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        state = load_file(folder / "adapter_model.safetensors")
-        result = set_peft_model_state_dict(self._peft[0], state)
-        missing = [key for key in result.missing_keys if "lora_" in key]
-        if missing or result.unexpected_keys:
+        saved = load_file(folder / "adapter_model.safetensors")
+        own = get_peft_model_state_dict(self._peft[0], save_embedding_layers=False)
+        missing, unexpected = own.keys() - saved.keys(), saved.keys() - own.keys()
+        other = {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape}
+        if missing or unexpected or other:
             raise ValueError(
-                f"{folder} does not fit this model's adapter: missing {missing[:3]}, unexpected "
-                f"{result.unexpected_keys[:3]}; it was trained with another LoRA shape or another model"
+                f"{folder} does not fit this model's adapter: missing {sorted(missing)[:3]}, unexpected "
+                f"{sorted(unexpected)[:3]}, of another shape {sorted(other)[:3]}; it was trained with another LoRA "
+                "shape or another model"
             )
+        set_peft_model_state_dict(self._peft[0], saved)
 
     # ---- internals
 
@@ -315,10 +328,12 @@ class _LastLayerPruning:
 
     Keys and values are needed of every token, queries only of some: after the query projection everything in the last
     layer is per token. Hooks narrow the inputs of its per-token parts and widen their outputs with zeros again. The
-    layer gets its list of tokens by keyword, so that a checkpointed layer finds it when it is computed again.
+    list of tokens travels by keyword to the layer's attention, whose hook notes it for the parts: a checkpointed layer
+    is computed again without its own hooks, but with those of its parts and the keywords it had.
     """
 
     # In layers of the common shape. A part that is not there is simply not narrowed, which costs time, not exactness.
+    # Each of them runs inside or after the attention, in every family of transformers.
     PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
     def __init__(self, trunk: nn.Module):
@@ -327,6 +342,10 @@ class _LastLayerPruning:
         if not isinstance(layers, nn.ModuleList) or not len(layers):
             return
         layers[-1].register_forward_pre_hook(self._enter, with_kwargs=True)
+        attention_part = _find(layers[-1], "self_attn")
+        if attention_part is None:
+            return
+        attention_part.register_forward_pre_hook(self._note, with_kwargs=True)
         for name in self.PARTS:
             part = _find(layers[-1], name)
             if part is not None:
@@ -336,10 +355,12 @@ class _LastLayerPruning:
     def _enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
         packing = kwargs.get("last_packing")
         self.rows = None
-        if packing is None or packing.queries is None:
-            return None
-        self.rows = packing.queries.nonzero()[:, 0].to(packing.device)
-        return args, {**kwargs, "packing": packing}
+        return None if packing is None else (args, {**kwargs, "packing": packing})
+
+    def _note(self, part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        packing = kwargs.get("packing")
+        wanted = None if packing is None else packing.queries
+        self.rows = None if wanted is None else wanted.nonzero()[:, 0].to(packing.device)
 
     def _narrow(self, part: nn.Module, args: tuple):
         if self.rows is None:

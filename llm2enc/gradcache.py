@@ -42,8 +42,7 @@ def cached_backward(
     loss     (total, D) -> scalar; the same function on every process
     """
     parts = list(_encode_all(encode, tokens, mini_batch_tokens, graph_tokens))
-    width = parts[0].vectors.size(-1)
-    own = torch.empty(len(tokens), width, device=tokens.ids.device)
+    own = parts[0].vectors.new_empty(len(tokens), parts[0].vectors.size(-1))
     for part in parts:
         own[part.rows.to(own.device)] = part.vectors.detach()
     everything = distributed.gather(own, total).requires_grad_()
@@ -68,13 +67,14 @@ def _encode_all(encode, tokens: Tokens, mini_batch_tokens: int, graph_tokens: in
         if kept <= graph_tokens:
             yield _MiniBatch(rows, encode(batch), None)
             continue
-        random = _get_random_state(tokens.ids.device)
+        random = random_state(tokens.ids.device)
         with torch.no_grad():
             vectors = encode(batch)
         yield _MiniBatch(rows, vectors, random)
 
 
-def _get_random_state(device: torch.device) -> list[Tensor]:
+def random_state(device: torch.device) -> list[Tensor]:
+    """State of the generators that dropout on `device` draws from."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
@@ -82,7 +82,7 @@ def _get_random_state(device: torch.device) -> list[Tensor]:
 @contextmanager
 def _random_state(states: list[Tensor], device: torch.device) -> Iterator[None]:
     """Draw from `states` inside, and go on afterwards as if nothing had been drawn."""
-    after = _get_random_state(device)
+    after = random_state(device)
     _set_random_state(states, device)
     try:
         yield
@@ -94,4 +94,3 @@ def _set_random_state(states: list[Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
-
