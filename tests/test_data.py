@@ -105,6 +105,16 @@ def test_columns_negatives_and_instructions(tmp_path: Path) -> None:
     assert [(pair.query, pair.negatives) for pair in found] == [("a", ("c", "d")), ("e", ())]
 
 
+def test_negatives_may_start_empty_or_be_missing(tmp_path: Path) -> None:
+    row = {"query": "a", "positive": "b"}
+    _write(tmp_path / "a.jsonl", [{**row, "negatives": []}] * 3)
+    _write(tmp_path / "b.jsonl.gz", [{**row, "negatives": ["c"]}])
+    _write(tmp_path / "c.jsonl", [row])
+    found = read_pairs(_files(tmp_path / "*.jsonl*"))
+    assert [pair.negatives for pair in found] == [(), (), (), ("c",), ()]
+    assert read_pairs(_files(tmp_path / "a.jsonl"))[0].negatives == ()
+
+
 def test_only_string_column_is_the_text(tmp_path: Path) -> None:
     rows = [{"id": 1, "sentence": "a b"}, {"id": 2, "sentence": "c d"}]
     assert list(read_texts(_files(_write(tmp_path / "a.jsonl", rows)))) == ["a b", "c d"]
@@ -155,7 +165,7 @@ def test_faulty_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one source mixes json, text files"):
         read_texts(_files(tmp_path / "a.*"))
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    with pytest.raises(ValueError, match=r"broken\.jsonl' can't be read: .*JSON"):
+    with pytest.raises(ValueError, match=r"broken\.jsonl' can't be read: Expecting value"):
         read_texts(_files(tmp_path / "broken.jsonl"))
     with pytest.raises(ValueError, match="can't be read"):
         read_texts(HubData(kind="hub", path=str(tmp_path / "no_directory")))
@@ -163,7 +173,7 @@ def test_faulty_paths_are_refused(tmp_path: Path) -> None:
 
 def test_mixed_cell_types_are_refused(tmp_path: Path) -> None:
     rows = [{"query": "a", "positive": "b"}, {"query": 1, "positive": "b"}]
-    with pytest.raises(ValueError, match=r"a\.jsonl"):
+    with pytest.raises(ValueError, match=r"a\.jsonl' can't be read: column 'query' mixes types"):
         list(read_pairs(_files(_write(tmp_path / "a.jsonl", rows))))
 
 

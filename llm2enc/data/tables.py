@@ -1,13 +1,17 @@
 """Tables: files and hub data sets as `datasets` objects. Whatever can't be read is a ValueError with its remedy."""
 
 import glob
+import gzip
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas
+import pyarrow as pa
 
 from llm2enc.recipe import FilesData, HubData
 
@@ -66,7 +70,8 @@ def _load_files(spec: FilesData) -> Table:
     reader = readers.pop()
     if reader in {"csv", "tsv"}:
         return datasets.load_dataset("csv", data_files=files, split="train", **_text_columns(files[0], reader))
-    return datasets.load_dataset(reader, data_files=files, split="train")
+    options = _filled_types(files) if reader == "json" else {}
+    return datasets.load_dataset(reader, data_files=files, split="train", **options)
 
 
 def _matches(path: str) -> list[str]:
@@ -94,6 +99,48 @@ def _text_columns(file: str, reader: str) -> dict[str, Any]:
     header = pandas.read_csv(glob.glob(file)[0], nrows=0, **style)
     features = datasets.Features({name: datasets.Value("string") for name in header.columns})
     return {**style, "keep_default_na": False, "features": features}
+
+
+def _filled_types(files: list[str]) -> dict[str, Any]:
+    """Options that name the type of every column if some column starts empty.
+
+    `datasets` takes the types from the first chunk: if no row of it has negatives, the first row that has one is an
+    error. So an empty column gets the type that it has at the head of another file, or text.
+    """
+    types: dict[str, pa.DataType] = {}
+    vacant = False
+    for file in files:
+        for name, kind in _head_types(glob.glob(file)[0]).items():
+            vacant = vacant or _is_vacant(kind)
+            if name not in types or _is_vacant(types[name]):
+                types[name] = kind
+    filled = {name: _as_text(kind) if _is_vacant(kind) else kind for name, kind in types.items()}
+    return {"features": datasets.Features.from_arrow_schema(pa.schema(filled))} if vacant else {}
+
+
+def _head_types(file: str) -> dict[str, pa.DataType]:
+    """Column types of the first 1000 rows of a JSON-lines file."""
+    with gzip.open(file, "rt", encoding="utf-8") if file.endswith(".gz") else open(file, encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in islice(lines, 1000) if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError('every line must be a JSON object, such as {"text": ...}')
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: _type(name, [row.get(name) for row in rows]) for name in names}
+
+
+def _type(name: str, cells: list[Any]) -> pa.DataType:
+    try:
+        return pa.array(cells).type
+    except pa.ArrowException as error:
+        raise ValueError(f"column {name!r} mixes types ({error}); make all its cells of one type") from None
+
+
+def _is_vacant(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or (pa.types.is_list(kind) and pa.types.is_null(kind.value_type))
+
+
+def _as_text(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_null(kind) else pa.list_(pa.string())
 
 
 @contextmanager
