@@ -38,6 +38,8 @@ from llm2enc.tokens import Tokens
 
 NAME = "llm2enc_packed"  # must contain none of transformers' own names: it dispatches on substrings
 
+UNSAID = -1  # the layer says nothing of its window: Qwen2-MoE leaves it to the mask, and keeps it as an attribute
+
 
 @dataclass(frozen=True)
 class Group:
@@ -118,7 +120,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    sliding_window: int | None = None,
+    sliding_window: int | None = UNSAID,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     packing: Packing | None = None,
@@ -132,9 +134,16 @@ def packed_attention(
     if packing is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+        if s_aux is not None:  # sdpa would drop it without a word; a cap it refuses itself
+            raise ValueError(
+                "attention sinks (s_aux) need packed rows: without `packing` this is `sdpa`, which has none. Call the "
+                "model through Encoder, or load it with attn_implementation='eager'"
+            )
         extra = {"softcap": softcap} if softcap is not None else {}
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **extra, **kwargs)
     scaling = query.size(-1) ** -0.5 if scaling is None else scaling
+    if sliding_window == UNSAID:
+        sliding_window = getattr(module, "sliding_window", None)
     window = sliding_window if sliding_window and sliding_window < packing.longest else None
     if torch.is_autocast_enabled(query.device.type):  # RoPE leaves float32 queries and keys beside 16-bit values
         query, key, value = (states.to(torch.get_autocast_dtype(query.device.type)) for states in (query, key, value))

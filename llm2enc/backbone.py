@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from llm2enc.tokens import Tokens
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+Route = Literal["packed", "mask", "alone"]
+"""`packed`: our attention, no mask. `mask`: the family's own under a block-diagonal mask. `alone`: texts by length, one
+call each, for models with recurrent layers, which are causal anyway."""
 ADAPTER = "default"  # the name PEFT gives to the only adapter we keep
 
 
@@ -41,6 +44,35 @@ class CannotConvert(ValueError):
 def families() -> dict[str, dict[str, Any]]:
     """What is known of each model_type: verdict (convertible, conditional, refused), reason, packed."""
     return json.loads((Path(__file__).parent / "families.json").read_text(encoding="utf-8"))
+
+
+# What transformers calls layers whose attention a config can open to both sides, or that don't mix tokens at all.
+TWO_SIDED_LAYERS = {"full_attention", "sliding_attention", "indexed_attention", "mlp", "moe", "dense", "sparse"}
+ALIBI = "ALiBi's bias grows with the key's position whatever the query's, so without a causal mask the last tokens win"
+
+
+def one_sided_by_config(config: "PretrainedConfig") -> str:
+    """Why the configuration alone rules out a conversion; empty if it does not."""
+    known = families().get(config.model_type, {})
+    if known.get("verdict") == "refused":
+        return known["reason"]
+    for index, kind in enumerate(getattr(config, "layer_types", None) or []):
+        if kind not in TWO_SIDED_LAYERS:
+            return f"layer {index} is of kind {kind!r}, which reads in one direction or was never studied"
+    return ALIBI if getattr(config, "alibi", False) is True else ""
+
+
+def config_notes(config: "PretrainedConfig") -> list[str]:
+    """Conditions under which a conversion holds, one sentence each."""
+    notes = []
+    if isinstance(getattr(config, "index_topk", None), int):
+        notes.append(f"a top-k indexer picks the keys: every token reaches every other only up to {config.index_topk}")
+    rotary = getattr(config, "rope_parameters", None) or {}
+    kinds = [rotary, *(value for value in rotary.values() if isinstance(value, dict))]
+    if any(kind.get("rope_type") in ("longrope", "dynamic") for kind in kinds):
+        limit = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+        notes.append(f"positions are rescaled by the longest text of a batch: keep input.max_tokens at most {limit}")
+    return notes
 
 
 def text_config(config: "PretrainedConfig") -> "PretrainedConfig":
@@ -79,9 +111,9 @@ def load_backbone(spec: ModelSpec, seed: int = 0) -> "Backbone":
     from transformers import AutoModelForCausalLM
 
     config = load_config(spec)
-    known = families().get(text_config(config).model_type, {})
-    if spec.attention == "bidirectional" and known.get("verdict") == "refused":
-        raise CannotConvert(refusal(text_config(config).model_type, known["reason"]))
+    reason = one_sided_by_config(text_config(config)) if spec.attention == "bidirectional" else ""
+    if reason:
+        raise CannotConvert(refusal(text_config(config).model_type, reason))
     attention.register()
     kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
     if spec.weights == "random":
@@ -115,8 +147,8 @@ class Backbone(nn.Module):
         self.bidirectional = bidirectional
         self._peft: list[Any] = []  # PEFT's wrapper while an adapter trains; in a list, so that it is no submodule
         self._convert()
-        self.packed = self._choose_attention()
-        self._pruning = _LastLayerPruning(self.trunk) if self.packed else None
+        self.route = self._choose_route()
+        self._pruning = _LastLayerPruning(self.trunk) if self.route == "packed" else None
 
     # ---- facts
 
@@ -125,7 +157,10 @@ class Backbone(nn.Module):
         """The text model without its head; what is exported and what adapters live in."""
         if text_config(self.model.config) is not self.model.config:
             return self.model.get_decoder()
-        return self.model.base_model
+        base = self.model.base_model
+        if base is self.model and self.model.get_output_embeddings() is not None:  # Llama 4 misnames its trunk
+            return self.model.model
+        return base
 
     @property
     def config(self) -> "PretrainedConfig":
@@ -168,12 +203,14 @@ class Backbone(nn.Module):
         queries  (T,) bool: only these states are needed. Others come out undefined, and the last layer skips them.
         """
         causal = not self.bidirectional if causal is None else causal
+        if self.route == "alone":
+            return self._alone(tokens)
         row: dict[str, Any] = {
             "input_ids": tokens.ids[None],
             "position_ids": tokens.positions[None],
             "use_cache": False,
         }
-        if not self.packed:
+        if self.route == "mask":
             return self._masked(tokens, row, causal)
         wanted = None if queries is None or bool(queries.all()) else queries.cpu()
         packing = Packing(tokens.lengths, causal, tokens.ids.device)
@@ -283,21 +320,39 @@ class Backbone(nn.Module):
             if isinstance(getattr(module, "is_causal", None), bool):
                 module.is_causal = causal
 
-    def _choose_attention(self) -> bool:
-        """Whether packed rows go through our attention; a few families bypass transformers' interface."""
+    def _choose_route(self) -> Route:
+        """How packed rows are read; a few families bypass transformers' attention interface."""
+        if not self.bidirectional and one_sided_by_config(self.config):
+            return "alone"
         known = families().get(self.config.model_type, {})
         if known.get("packed", True) and self.model._can_set_attn_implementation():
             self.model.set_attn_implementation(NAME)
-            return True
-        return False
+            return "packed"
+        return "mask"
 
     def _masked(self, tokens: Tokens, row: dict[str, Any], causal: bool) -> Tensor:
         """The same states by a block-diagonal (1, 1, T, T) mask, for families without the attention interface."""
-        window = getattr(self.config, "sliding_window", None) if getattr(self.config, "layer_types", None) else None
-        mask = allowed(Packing(tokens.lengths, causal, tokens.ids.device), window)
+        packing = Packing(tokens.lengths, causal, tokens.ids.device)
         dtype = next(self.trunk.parameters()).dtype
-        additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-        return self.trunk(**row, attention_mask=additive[None, None]).last_hidden_state[0]
+        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
+        masks = {}
+        for kind in kinds:
+            mask = allowed(packing, self.config.sliding_window if kind == "sliding_attention" else None)
+            additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            masks[kind] = additive.masked_fill(~mask, torch.finfo(dtype).min)[None, None]
+        # Models with several kinds of layers take one mask per kind; one mask for all would narrow the others.
+        mask = masks if len(masks) > 1 else masks.popitem()[1]
+        return self.trunk(**row, attention_mask=mask).last_hidden_state[0]
+
+    def _alone(self, tokens: Tokens) -> Tensor:
+        """The same states from one call per length, without masks: recurrent layers have no other border of a text."""
+        states: Tensor | None = None
+        for group in Packing.of(tokens, causal=True).groups:
+            found = self.trunk(input_ids=tokens.ids[group.keys], use_cache=False).last_hidden_state  # (N, L, D)
+            if states is None:
+                states = found.new_zeros(len(tokens.ids), found.size(-1))
+            states = states.index_copy(0, group.keys.reshape(-1), found.flatten(0, 1))
+        return states
 
     @cached_property
     def _head(self) -> nn.Module:
@@ -309,7 +364,7 @@ class Backbone(nn.Module):
         head = copy.copy(self.model)
         head.__dict__ = dict(self.model.__dict__)
         head._modules = dict(self.model._modules)
-        name = next(name for name, module in head._modules.items() if module is self.model.base_model)
+        name = next(name for name, module in head._modules.items() if self.trunk in module.modules())
         head._modules[name] = _GivenStates()
         return head
 
