@@ -139,6 +139,9 @@ class InputFormat:
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_padding()
         self._backend.no_truncation()
+        # We add special tokens by template; all else a post-processor does is trim spaces off offsets, and a space that
+        # no offset covers would belong to no part.
+        self._backend.post_processor = None
         self._fixed = {
             part: self._token_id(part) for part in (*spec.query, *spec.document) if part.special or part.token
         }
@@ -202,12 +205,15 @@ class InputFormat:
         _check_text(text, f"text {row}")
         _check_text(instruction, f"the instruction of text {row}")
         instruction = instruction.strip(self.spec.strip_instruction) if self.spec.strip_instruction else instruction
-        if self.spec.strip == "outer":
-            instruction, text = (instruction.lstrip(), text.rstrip()) if instruction.strip() else ("", text.strip())
+        outer = self.spec.strip == "outer"
+        instruction, text = (instruction.lstrip(), text.rstrip()) if outer else (instruction, text)
+        template = self.template(instruction, role)
+        if outer and not any(part.slot == "instruction" for part in template):
+            text = text.lstrip()
         values = {"instruction": instruction, "text": text}
         pieces: list[_String | _Fixed] = []
         run: list[tuple[str, bool, bool]] = []
-        for part in self.template(instruction, role):
+        for part in template:
             if part in self._fixed:
                 pieces += _close(run)
                 run = []
