@@ -22,6 +22,7 @@ from llm2enc import distributed
 from llm2enc.backbone import Backbone
 
 FULL = "full.safetensors"
+CHECKPOINTS = ("checkpoint", "checkpoint.former")  # newest first
 
 
 def save(folder: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer) -> None:
@@ -78,7 +79,8 @@ def finish(folder: Path, backbone: Backbone, parent: str, facts: dict) -> None:
     backbone.model.requires_grad_(False)
     if distributed.is_main():
         _write_json(folder / "finished.json", {**facts, "parent": parent, "result": backbone.fingerprint()})
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        for name in CHECKPOINTS:
+            shutil.rmtree(folder / name, ignore_errors=True)
     distributed.barrier()
 
 
@@ -115,7 +117,7 @@ def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
 
 def _newest(folder: Path) -> Path | None:
     """The checkpoint to use. A kill between the two renames of `_replace` leaves the former one under `.former`."""
-    for name in ("checkpoint", "checkpoint.former"):
+    for name in CHECKPOINTS:
         if (folder / name / "step.json").is_file():
             return folder / name
     return None
@@ -123,8 +125,8 @@ def _newest(folder: Path) -> Path | None:
 
 def _replace(new: Path, target: Path) -> None:
     former = target.with_suffix(".former")
-    shutil.rmtree(former, ignore_errors=True)
-    if target.exists():
+    if target.exists():  # otherwise `former` is the only good one
+        shutil.rmtree(former, ignore_errors=True)
         target.rename(former)
     new.rename(target)
     shutil.rmtree(former, ignore_errors=True)

@@ -10,7 +10,7 @@ import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -115,6 +115,8 @@ class Encoder(nn.Module):
                 [texts], instruction=instruction, prompt_name=prompt_name, batch_tokens=batch_tokens,
                 truncate_dim=truncate_dim, dtype=dtype, show_progress=show_progress,
             )[0]  # fmt: skip
+        if dtype not in get_args(OutputType):
+            raise ValueError(f"dtype is {dtype!r}; vectors come as one of {', '.join(get_args(OutputType))}")
         role, instruction = self._role(instruction, prompt_name)
         width = self.backbone.width
         if truncate_dim is not None and not 0 < truncate_dim <= width:

@@ -52,6 +52,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
 
     A checkpoint in `folder` is resumed. Raises Interrupted, NotFinite, or ValueError for data the stage can't use.
     """
+    distributed.start()
     folder.mkdir(parents=True, exist_ok=True)
     objective, backbone = OBJECTIVES[stage.objective], encoder.backbone
     if distributed.world_size() > stage.batch_size:
@@ -64,8 +65,13 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     )
     torch.manual_seed(seed + distributed.rank())  # dropout must differ between processes
     start = checkpoint.resume(folder, backbone, optimizer)
-    accelerator, trackers = _accelerator(stage, folder, tracking)
-    with _interruptible() as stop, _prefetched(objective, stage, encoder, seed, start) as batches, _bar(stage) as bar:
+    _forget(folder / "metrics.jsonl", start)
+    with (
+        _interruptible() as stop,
+        _prefetched(objective, stage, encoder, seed, start) as batches,
+        _trackers(stage, folder, tracking) as trackers,
+        _bar(stage) as bar,
+    ):
         log = _Log(folder, stage, trackers, bar)
         for step in range(start, stage.steps):
             batch = next(batches)
@@ -73,7 +79,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
                 log.summary(encoder, batch, start)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, stage)
-            with accelerator.autocast():
+            with torch.autocast(encoder.device.type, torch.bfloat16, enabled=stage.precision == "bfloat16"):
                 metrics = objective.backward(encoder, batch, stage)
             distributed.sum_gradients(parameters)
             norm = nn.utils.clip_grad_norm_(parameters, stage.max_grad_norm or math.inf)
@@ -81,13 +87,11 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
             optimizer.step()
             optimizer.zero_grad()
             log.step(step, batch, {**metrics, "grad_norm": norm}, optimizer.param_groups[0]["lr"])
-            if _agreed(stop):
+            if _agreed(stop, encoder.device):
                 checkpoint.save(folder, step + 1, backbone, optimizer)
                 raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
             if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
                 checkpoint.save(folder, step + 1, backbone, optimizer)
-    for tracker in trackers:
-        tracker.finish()
     _restore(encoder)
     checkpoint.finish(folder, backbone, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
 
@@ -114,14 +118,15 @@ def _restore(encoder: Encoder) -> None:
     encoder.eval()
 
 
-def _accelerator(stage: Stage, folder: Path, tracking: Tracking | None):
-    """accelerate's autocast for the stage's precision, and its trackers."""
-    from accelerate import Accelerator
+@contextmanager
+def _trackers(stage: Stage, folder: Path, tracking: Tracking | None) -> Iterator[list[Any]]:
+    """accelerate's trackers, started; they are finished however the stage ends."""
+    from accelerate import PartialState
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
-    accelerator = Accelerator(mixed_precision="bf16" if stage.precision == "bfloat16" else "no", cpu=not _on_cuda())
     trackers: list[Any] = []
     if tracking is not None and distributed.is_main():
+        PartialState(cpu=not _on_cuda())  # accelerate's loggers refuse to work without
         if tracking.wandb:
             trackers.append(WandBTracker(tracking.project, name=folder.name, dir=str(folder)))
         if tracking.tensorboard:
@@ -130,7 +135,11 @@ def _accelerator(stage: Stage, folder: Path, tracking: Tracking | None):
         if hasattr(tracker, "start"):
             tracker.start()
         tracker.store_init_configuration(_flat(stage.model_dump(mode="json")))
-    return accelerator, trackers
+    try:
+        yield trackers
+    finally:
+        for tracker in trackers:
+            tracker.finish()
 
 
 def _on_cuda() -> bool:
@@ -171,11 +180,11 @@ def _interruptible() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _agreed(stop: list[int]) -> bool:
+def _agreed(stop: list[int], device: torch.device) -> bool:
     """Whether any process was asked to stop: all must leave the loop at the same step."""
     if distributed.world_size() == 1:
         return bool(stop)
-    return bool(distributed.sum_over_processes(torch.tensor(float(len(stop)))).item())
+    return bool(distributed.sum_over_processes(torch.tensor(float(len(stop)), device=device)).item())
 
 
 @contextmanager
@@ -211,6 +220,14 @@ def _bar(stage: Stage):
     with Progress(*columns, TimeRemainingColumn(), refresh_per_second=1) as progress:
         task = progress.add_task(stage.objective, total=stage.steps, facts="")
         yield lambda step, facts: progress.update(task, completed=step, facts=facts)
+
+
+def _forget(path: Path, start: int) -> None:
+    """Drop the lines of steps that a killed run logged behind its last checkpoint: they are about to run again."""
+    if distributed.is_main() and path.exists():
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+        path.write_text("".join(kept))
 
 
 @dataclass

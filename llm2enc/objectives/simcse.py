@@ -1,8 +1,8 @@
 """Unsupervised SimCSE (arXiv 2104.08821, section 3): two dropout passes of a text are each other's positive.
 
 A decoder of the Llama kind has no hidden dropout; the noise is attention dropout (`attention_dropout`, 0.3 in LLM2Vec)
-and LoRA dropout. If neither is active, both views are equal and the loss is a floor that teaches nothing: that is an
-error here, found at the first step.
+and LoRA dropout. If neither is active, both views are equal and there is nothing to learn from them: that is an error
+here, found at the first step.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from llm2enc import distributed
 from llm2enc.data import RowBatch, text_batches
 from llm2enc.encoder import Encoder
-from llm2enc.gradcache import cached_backward
+from llm2enc.gradcache import cached_backward, random_state
 from llm2enc.losses import info_nce
 from llm2enc.objectives.contrastive import ContrastiveBatch
 from llm2enc.recipe import SimcseStage
@@ -43,16 +43,19 @@ def collate(rows: RowBatch, stage: SimcseStage, input_format: InputFormat, seed:
 
 
 def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> dict[str, Tensor]:
-    """Gradient of InfoNCE between the views. ValueError if the views do not differ."""
+    """Gradient of InfoNCE between the views. ValueError if nothing makes them differ."""
     metrics: dict[str, Tensor] = {}
+    before = random_state(encoder.device)
 
     def loss(vectors: Tensor) -> Tensor:
-        first, second = vectors[0::2], vectors[1::2]
-        if torch.equal(first, second):
+        # The vectors can't tell: without dropout views may differ by rounding, and under a fresh adapter, whose B is
+        # zero, LoRA dropout changes nothing yet. Dropout draws random numbers, and nothing else does.
+        if all(torch.equal(a, b) for a, b in zip(before, random_state(vectors.device), strict=True)):
             raise ValueError(
                 "both SimCSE views of every text are equal: no dropout is active. Set `attention_dropout` (LLM2Vec: 0.3) "
                 "or `lora.dropout` in this stage"
             )
+        first, second = vectors[0::2], vectors[1::2]
         metrics["view_cosine"] = cosine_similarity(first, second).mean().detach()
         return info_nce(first, second, batch.positives.to(vectors.device), stage.temperature)
 
