@@ -122,6 +122,13 @@ def decoder_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(f"{path}.{index}", layer) for index, layer in enumerate(longest)]
 
 
+def mixers(layer: nn.Module) -> list[str]:
+    """Class names of the parts of a layer that mix tokens: attention, and what stands beside or in place of it."""
+    named = [module for _, module in _parts("", layer)]
+    wanted = [m for m in named if re.search(r"attention|attn|mixer", _snake(type(m).__name__)) or _one_sided_by_name(m)]
+    return list(dict.fromkeys(type(module).__name__ for module in wanted))
+
+
 def _static(backbone: Backbone) -> None:
     reason = one_sided_by_config(backbone.config)
     modules = one_sided_modules(backbone.trunk)
