@@ -1,0 +1,146 @@
+"""Two processes are one: the same loss, the same gradient, the same weights after training.
+
+Two gloo processes run every case once and write down what they found; the tests compare.
+"""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same, gradients, make_encoder, pairs_file, sentences, texts_file
+
+from llm2enc import distributed
+from llm2enc.data import Pair, RowBatch
+from llm2enc.encoder import Encoder
+from llm2enc.objectives import OBJECTIVES
+from llm2enc.recipe import ClmStage, ContrastiveStage, FilesData, LoraSpec, MntpStage, Stage
+
+COMMON = {
+    "data": (FilesData(kind="files", path="unused.txt"),),
+    "steps": 3,
+    "batch_size": 5,
+    "lr": 1e-2,
+    "precision": "float32",
+    "mini_batch_tokens": 40,
+    "log_every": 1,
+}
+
+
+def cases() -> dict[str, tuple[Stage, list]]:
+    """Stages and the rows of a batch: 5 of them, and 13 texts, so that two shares are never equal."""
+    texts = sentences(20)
+    pairs = [
+        Pair(texts[i], texts[i + 5], tuple(texts[10 + n] for n in range(number)), "Find it", "")
+        for i, number in enumerate((0, 2, 0, 0, 1))
+    ]
+    generator = torch.Generator().manual_seed(0)
+    blocks = list(torch.randint(2, 320, (5, 12), generator=generator).to(torch.int32).numpy())
+    mntp = {"objective": "mntp", "mask_rate": 0.3, "mask_policy": "bert"}
+    return {
+        "contrastive": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
+        "contrastive-graph": (ContrastiveStage(objective="contrastive", graph_tokens=50, **COMMON), pairs),
+        "contrastive-masked": (ContrastiveStage(objective="contrastive", mask_duplicates=True, **COMMON), pairs),
+        "mntp": (MntpStage(**mntp, **COMMON), blocks),
+        "mntp-one-target": (MntpStage(**(mntp | {"mask_rate": 1e-9}), **COMMON), blocks),  # one share has none
+        "clm": (ClmStage(objective="clm", **COMMON), blocks),
+    }
+
+
+def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Metrics and the gradient of the global batch."""
+    stage, rows = cases()[name]
+    objective, encoder = OBJECTIVES[stage.objective], make_encoder()
+    encoder.backbone.train_everything(head=stage.objective == "clm")
+    batch = objective.collate(RowBatch(0, rows, "here", True), stage, encoder.input_format, 0)
+    metrics = objective.backward(encoder, batch, stage)
+    distributed.sum_gradients(encoder.backbone.trained().values())
+    return metrics, gradients(encoder)
+
+
+def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
+    """The weights after three steps of `train` in `folder`."""
+    from llm2enc.trainer import train
+
+    (folder / f"data-{distributed.rank()}").mkdir()
+    data = (texts_file if kind == "mntp" else pairs_file)(folder / f"data-{distributed.rank()}")
+    fields = COMMON | {"data": (data,), "lora": LoraSpec(r=4, alpha=8, dropout=0.1 if kind == "dropout" else 0.0)}
+    if kind == "mntp":
+        stage = MntpStage(objective="mntp", mask_rate=0.3, mask_policy="bert", block_tokens=16, **fields)
+    else:
+        rate = 0.1 if kind == "dropout" else 0.0
+        stage = ContrastiveStage(objective="contrastive", temperature=0.2, attention_dropout=rate, **fields)
+    encoder: Encoder = make_encoder()
+    train(encoder, stage, folder / "run", seed=0)
+    return {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
+
+
+KINDS = ("contrastive", "mntp", "dropout")
+
+
+def process(rank: int, port: int, folder: Path) -> None:
+    """What each of the two processes does, started as torchrun would."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    torch.set_num_threads(1)
+    distributed.start()
+    found = {
+        "facts": (distributed.rank(), distributed.world_size(), distributed.is_main(), list(distributed.share(5))),
+        "gathered": distributed.gather(torch.tensor([[float(i)] for i in distributed.share(5)]), 5),
+        "one": distributed.gather(torch.tensor([[float(i)] for i in distributed.share(1)]).view(-1, 1), 1),
+    }
+    for name in cases():
+        found[name] = one_step(name)
+    for kind in KINDS:
+        (folder / kind).mkdir(exist_ok=True)
+        found[f"train-{kind}"] = trained_weights(folder / kind, kind)
+    torch.save(found, folder / f"found-{rank}.pt")
+    distributed.barrier()
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each of the two processes found."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:  # inherited by the processes
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "datasets"))
+        torch.multiprocessing.spawn(process, (port, folder), nprocs=2)
+    return [torch.load(folder / f"found-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_shares_and_gathering(both: list[dict]) -> None:
+    assert both[0]["facts"] == (0, 2, True, [0, 1, 2]) and both[1]["facts"] == (1, 2, False, [3, 4])
+    for found in both:
+        assert found["gathered"].tolist() == [[0.0], [1.0], [2.0], [3.0], [4.0]] and found["one"].tolist() == [[0.0]]
+
+
+def test_alone_everything_is_mine() -> None:
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.share(5) == range(5)
+
+
+@pytest.mark.parametrize("name", cases())
+def test_loss_and_gradient_of_the_global_batch(name: str, both: list[dict]) -> None:
+    metrics, expected = one_step(name)
+    assert all(gradient.abs().sum() > 0 for gradient in expected.values())
+    for found_metrics, found in (found[name] for found in both):
+        assert found_metrics.keys() == metrics.keys()
+        for key, value in metrics.items():
+            assert found_metrics[key].item() == pytest.approx(value.item(), rel=1e-5)
+        assert_same(found, expected, 2e-5)
+    assert_same(both[0][name][1], both[1][name][1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_keeps_both_equal(kind: str, both: list[dict], tmp_path: Path) -> None:
+    assert_same(both[0][f"train-{kind}"], both[1][f"train-{kind}"])
+    alone = trained_weights(tmp_path, kind)
+    base = dict(make_encoder().named_parameters())
+    moved = max((alone[name] - base[name]).abs().max() for name in base)
+    off = max((alone[name] - both[0][f"train-{kind}"][name]).abs().max() for name in base)
+    # Dropout draws other numbers in two processes; without it Adam turns rounding of tiny gradients into small steps.
+    assert off > 1e-2 * moved if kind == "dropout" else off < 1e-2 * moved
