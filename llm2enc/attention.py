@@ -25,6 +25,7 @@ block-diagonal one.
 
 import contextvars
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -261,7 +262,10 @@ def _kernel(device: str, dtype: torch.dtype, dropout: bool, special: bool):
     if importlib.util.find_spec("flash_attn") is not None:
         return _flash
     if not dropout and importlib.util.find_spec("torch.nn.attention.varlen") is not None:
-        return _varlen
+        from torch.nn.attention.varlen import varlen_attn
+
+        if {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys():  # older ones lack them
+            return _varlen
     return None
 
 

@@ -31,7 +31,6 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: convert, prove, train stage by stage, export, verify."""
-    from llm2enc.recipe import load_recipe
 
     loaded = _recipe(recipe, overrides or [], training_free)
     folder = out or Path("runs") / loaded.name
@@ -169,17 +168,9 @@ def _say(text: str) -> None:
 
 def _quiet() -> None:
     """Libraries' progress bars and notices make way for our own."""
-    import logging
-    import os
-    import warnings
+    from llm2enc.backbone import quiet
 
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
+    quiet()
 
 
 def _print_result(result) -> None:

@@ -50,11 +50,10 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
     distributed.start()
     out = Path(out)
     _open_folder(recipe, out, resume, overwrite)
-    started = time.perf_counter()
     encoder = Encoder.from_recipe(recipe)
     history = _History(out, recipe)
     for name, causal, pooling in _starting_points(recipe):
-        history.measure(name, encoder.variant(causal, pooling), started)
+        history.measure(name, encoder.variant(causal, pooling), time.perf_counter())
     for index, stage in enumerate(recipe.stages):
         folder = out / f"{index}-{stage.objective}"
         started = time.perf_counter()

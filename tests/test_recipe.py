@@ -50,14 +50,6 @@ INSTRUCTIONS = {
     "t2ranking": CHINESE,
     "trivia_qa": READING,
 }
-ECHO_WEIGHTS = {
-    "eli5_question_answer": 0.1,
-    "msmarco_passage": 0.5,
-    "msmarco_document": 0.2,
-    "quora_duplicates": 0.1,
-    "t2ranking": 0.5,
-}
-
 # What the model reads for instruction I and text T, pooled parts in braces: (query, document).
 INST = ("<bos>[INST] I; {T}{ [/INST]}", "<bos>[INST] {T}{ [/INST]}")
 QWEN = ("<|im_start|>user\nI; {T}{<|im_end|>}", "<|im_start|>user\n{T}{<|im_end|>}")
@@ -70,7 +62,7 @@ TEMPLATES = {
     "llama-2-7b": INST,
     "llama-3-8b": (HEADER + "I; {T}{<|eot_id|>}", HEADER + "{T}{<|eot_id|>}"),
     "mistral-7b": INST,
-    "pocket": ("<bos>I: {T}{<eos>}", "<bos>{T}{<eos>}"),
+    "pocket": ("{<bos>}{I}{: }{T}{<eos>}", "{<bos>}{T}{<eos>}"),
     "pocket-echo": ECHO,
     "qwen2.5-7b": QWEN,
     "qwen3-0.6b": QWEN,
@@ -186,11 +178,10 @@ def test_supervised_data(name: str) -> None:
     sources = load_recipe(name).stages[-1].data
     assert {Path(source.path).stem: source.instruction for source in sources} == INSTRUCTIONS
     assert len(sources) == 14
-    weights = ECHO_WEIGHTS if name == "echo-mistral-7b" else {}
     for source in sources:
         assert source.path == f"echo-data/{Path(source.path).stem}.jsonl"
         assert source.columns == {"query": "query", "positive": "positive", "negatives": "negative"}
-        assert source.weight == weights.get(Path(source.path).stem, 1.0)
+        assert source.weight == 1.0
         assert not source.symmetric  # documents never carry an instruction, as in the reference
 
 

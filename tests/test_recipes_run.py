@@ -71,7 +71,7 @@ def shrink(name: str, model: Path, data: dict[str, str]) -> list[str]:
         "model.revision=null",
         "model.dtype=float32",
         "evaluation=[]",
-        "input.max_tokens=96",
+        "input.max_tokens=320",
     ]
     for index, stage in enumerate(load_recipe(name).stages):
         own = {

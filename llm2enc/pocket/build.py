@@ -72,7 +72,7 @@ def recipe_data(model: Path, data: Path) -> dict:
         "stages": [
             {
                 "objective": "clm", "data": files, "trainable": "full", "precision": "float32",
-                "block_tokens": 256, "batch_size": 16, "steps": 1100, "lr": 2e-3, "schedule": "cosine",
+                "block_tokens": 256, "batch_size": 16, "steps": 900, "lr": 2e-3, "schedule": "cosine",
                 "warmup_steps": 100, "weight_decay": 0.1, "adam_betas": [0.9, 0.95],
                 "mini_batch_tokens": 4096, "logit_rows": 1024, "save_every": 100,
             }
@@ -129,6 +129,9 @@ def write_packaged(encoder: Encoder, folder: Path, recipe: Recipe, data: Path) -
     loss = validation_loss(encoder, recipe, data / "wiki.valid.txt.gz")
     encoder.backbone.model.to(torch.bfloat16).save_pretrained(folder)
     encoder.input_format.tokenizer.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    kept = {k: v for k, v in json.loads(settings.read_text()).items() if k not in ("is_local", "local_files_only")}
+    settings.write_text(json.dumps(kept, indent=2) + "\n")  # without where it was loaded from
     stage = recipe.stages[0]
     trained_on = stage.steps * stage.batch_size * stage.block_tokens
     numbers = {"validation_loss": loss, "perplexity": float(np.exp(loss)), "training_tokens": trained_on}
