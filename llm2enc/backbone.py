@@ -10,6 +10,7 @@ Legend: B texts, T tokens of the packed row, D width, V vocabulary, R rows.
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
@@ -372,10 +373,25 @@ class Backbone(nn.Module):
 class _GivenStates(nn.Module):
     """A trunk whose last-layer states are the embeddings it is given."""
 
-    def forward(self, *args, inputs_embeds: Tensor, **kwargs):
-        from transformers.modeling_outputs import MoeModelOutputWithPast
+    @property
+    def decoder(self) -> nn.Module:
+        return self  # OPT's head asks a part of its trunk
 
-        return MoeModelOutputWithPast(last_hidden_state=inputs_embeds)
+    def forward(self, *args, inputs_embeds: Tensor, **kwargs) -> "_States":
+        return _States(inputs_embeds)
+
+
+class _States:
+    """A trunk's output of any family: the states, and nothing else that a head may ask for."""
+
+    def __init__(self, states: Tensor):
+        self.last_hidden_state = states
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return (self.last_hidden_state,)[index]
 
 
 class _LastLayerPruning:
@@ -396,6 +412,8 @@ class _LastLayerPruning:
         layers = getattr(trunk, "layers", None)
         if not isinstance(layers, nn.ModuleList) or not len(layers):
             return
+        if isinstance(getattr(layers[-1], "self_attn", None), nn.ModuleList):
+            return  # LongCat attends twice in a layer: the second time needs every state of the first
         layers[-1].register_forward_pre_hook(self._enter, with_kwargs=True)
         attention_part = _find(layers[-1], "self_attn")
         if attention_part is None:
@@ -424,8 +442,10 @@ class _LastLayerPruning:
         return (args[0][:, self.rows], *args[1:])
 
     def _widen(self, part: nn.Module, args: tuple, output: Any):
-        if self.rows is None or not isinstance(output, Tensor):
+        if self.rows is None:
             return None
+        if isinstance(output, tuple):  # a mixture of experts may return its router's scores too
+            return self._widen(part, args, output[0]), *output[1:]
         wide = output.new_zeros(1, self._total, output.size(-1))
         return wide.index_copy(1, self.rows, output)
 
@@ -441,6 +461,15 @@ def _plain_state(trunk: nn.Module) -> dict[str, Tensor]:
     return {
         name.replace(".base_layer.", "."): tensor for name, tensor in trunk.state_dict().items() if ".lora_" not in name
     }
+
+
+def quiet() -> None:
+    """Turn off the libraries' progress bars and notices, for programs that show their own."""
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 @contextmanager

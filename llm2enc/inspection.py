@@ -147,12 +147,18 @@ def _fields(name: str, revision: str | None) -> dict[str, Any]:
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; a config.json has a few thousand")
     try:
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(path.read_bytes(), object_hook=_special_float)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {_short(error)}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} holds {type(fields).__name__}, a configuration is an object")
     return fields
+
+
+def _special_float(value: dict[str, Any]) -> Any:
+    """The number that transformers writes as an object because JSON has no infinity."""
+    number = value.get("__float__")
+    return float(number) if len(value) == 1 and number in ("NaN", "Infinity", "-Infinity") else value
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

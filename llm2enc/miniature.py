@@ -62,6 +62,7 @@ SIZES: dict[str, int] = {
     **dict.fromkeys("mamba_chunk_size chunk_size".split(), 16),
 }
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks")
+PERIODS = ("_period", "_interval", "_pattern", "_every_n_layers")  # which layer is of which kind, as a rule
 QUERY_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
 KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_n_heads", "swa_num_key_value_heads", "num_query_groups")
@@ -101,6 +102,10 @@ def shrunk(fields: dict[str, Any], keep_rotary: bool = True) -> dict[str, Any]:
             value = max(1, len(layers))
         elif name in KEY_VALUE_HEADS:
             value = HEADS if value in (None, heads) else 1 if value == 1 else 2
+        elif name.endswith(PERIODS) and isinstance(value, int) and value > 2:
+            value = 2
+        elif name.endswith("_offset") and isinstance(value, int):
+            value = min(value, 1)
         elif name == "head_dim" and value is None:
             value = HEAD_WIDTH
         elif name == "per_layer_config" and isinstance(value, dict):
