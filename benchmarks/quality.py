@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from llm2enc.conversion import Row, convert
-from llm2enc.recipe import Recipe, load_recipe
+from llm2enc.evaluation import evaluate
+from llm2enc.recipe import FolderEval, Recipe, load_recipe
 
 BASELINES = {"TF-IDF": "tfidf", "all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}  # row of the table: key in baselines.json
 
@@ -26,9 +27,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows of the table here")
     parser.add_argument("--set", nargs="+", action="extend", default=[], dest="overrides", metavar="PATH=VALUE")
     arguments = parser.parse_args()
-    history = convert(read_recipe(arguments.data, arguments.overrides), arguments.out, resume=True).history
-    rows = [*history, *baseline_rows(arguments.data / "baselines.json")]
-    table = markdown(rows, groups(arguments.data / "eval", list(history[-1]["scores"])))
+    result = convert(read_recipe(arguments.data, arguments.overrides), arguments.out, resume=True)
+    others = baseline_rows(arguments.data / "baselines.json")
+    rows = [*result.history, *others]
+    stages = markdown(rows, groups(arguments.data / "eval", list(result.history[-1]["scores"])))
+    # Every task once, for the trained encoder: measured after every stage, they would take longer than the training.
+    every = evaluate(result.encoder, (FolderEval(kind="folder", path=str(arguments.data / "eval")),))
+    final = [{"stage": "trained encoder", "scores": every}, *others]
+    rows += final[:1]
+    table = f"By stage:\n\n{stages}\n\nEvery task:\n\n{markdown(final, groups(arguments.data / 'eval', list(every)))}"
     print(table)
     (arguments.out / "quality.md").write_text(table + "\n", encoding="utf-8")
     if arguments.json:
