@@ -124,9 +124,10 @@ def decoder_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def mixers(layer: nn.Module) -> list[str]:
     """Class names of the parts of a layer that mix tokens: attention, and what stands beside or in place of it."""
-    named = [module for _, module in _parts("", layer)]
-    wanted = [m for m in named if re.search(r"attention|attn|mixer|_mla$", _snake(type(m).__name__)) or _one_sided_by_name(m)]
-    return list(dict.fromkeys(type(module).__name__ for module in wanted))
+    parts = [part for _, part in _parts("", layer)]
+    mixing = re.compile(r"attention|attn|mixer|_mla$")
+    wanted = [part for part in parts if mixing.search(_snake(type(part).__name__)) or _one_sided_by_name(part)]
+    return list(dict.fromkeys(type(part).__name__ for part in wanted))
 
 
 def _static(backbone: Backbone) -> None:
