@@ -280,17 +280,25 @@ def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
 
 
 def wandb_history(path: Path) -> list[dict]:
-    """The rows in the file of an offline run: 7 bytes of header, then checksum (4), length (2), kind (1) and record."""
+    """The rows in the file of an offline run: 7 bytes of header, then a LevelDB log.
+
+    That is blocks of 32 KiB with pieces of records: checksum (4), length (2), kind (1; whole, first, middle, last), data.
+    """
     from wandb.proto import wandb_internal_pb2
 
-    data, place, rows = path.read_bytes(), 7, []
-    while place < len(data):
+    data, place, record, rows = path.read_bytes(), 7, b"", []
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
         length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
-        assert kind == 1  # a whole record
-        record = wandb_internal_pb2.Record.FromString(data[place + 7 : place + 7 + length])
+        record += data[place + 7 : place + 7 + length]
         place += 7 + length
-        if record.HasField("history"):
-            rows.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item})
+        if kind in (1, 4):
+            parsed, record = wandb_internal_pb2.Record.FromString(record), b""
+            if parsed.HasField("history"):
+                items = parsed.history.item
+                rows.append({item.key or item.nested_key[0]: json.loads(item.value_json) for item in items})
     return rows
 
 
