@@ -1,9 +1,9 @@
 """llm2enc: turn a decoder-only language model into a proven text encoder.
 
-    from llm2enc import Encoder, convert, load_recipe
+from llm2enc import Encoder, convert, load_recipe
 
-    result = convert(load_recipe("pocket"), "runs/pocket")
-    Encoder.load("runs/pocket/model").encode(["a text"])        # (1, D) float32
+result = convert(load_recipe("pocket"), "runs/pocket")
+Encoder.load("runs/pocket/model").encode(["a text"])        # (1, D) float32
 """
 
 from importlib import import_module

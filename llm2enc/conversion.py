@@ -49,8 +49,10 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
     """
     distributed.start()
     out = Path(out)
-    _open_folder(recipe, out, resume, overwrite)
-    encoder = Encoder.from_recipe(recipe)
+    _check_folder(recipe, out, resume, overwrite)
+    distributed.barrier()  # every process has looked before one writes
+    encoder = Encoder.from_recipe(recipe)  # a model that can't be converted is refused before anything is written
+    _open_folder(recipe, out, overwrite)
     history = _History(out, recipe)
     for name, causal, pooling in _starting_points(recipe):
         history.measure(name, encoder.variant(causal, pooling), time.perf_counter())
@@ -112,26 +114,28 @@ def _starting_points(recipe: Recipe) -> list[tuple[str, bool, Pooling]]:
     return [*(point for point in points if point[1:] != start[1:]), start]
 
 
-def _open_folder(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
-    """Make `out` ready, or say why not."""
+def _check_folder(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
+    """ValueError if `out` can't be used as asked; nothing is changed."""
     if resume and overwrite:
         raise ValueError("give one of resume and overwrite: one keeps what is there, the other deletes it")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    saved = out / "recipe.yaml"
+    if not saved.is_file():
+        raise ValueError(f"{out} is not empty and holds no run of llm2enc; choose another folder with -o")
+    if not resume and not overwrite:
+        raise ValueError(f"{out} holds a run already; add --resume to go on with it, or --overwrite")
+    if resume and load_recipe(str(saved)) != recipe:
+        raise ValueError(f"{out} was started with another recipe (see {saved}); give that one, or another -o")
+
+
+def _open_folder(recipe: Recipe, out: Path, overwrite: bool) -> None:
+    """Make the checked folder ready."""
     if distributed.is_main():
-        saved = out / "recipe.yaml"
-        if overwrite and saved.is_file():  # only a folder of ours is ever deleted
+        if overwrite and out.exists():
             shutil.rmtree(out)
-        if out.exists() and any(out.iterdir()):
-            if not saved.is_file():
-                raise ValueError(f"{out} is not empty and holds no run of llm2enc; choose another folder with -o")
-            if not resume:
-                raise ValueError(f"{out} holds a run already; add --resume to go on with it, or --overwrite")
-            if load_recipe(str(saved)) != recipe:
-                raise ValueError(
-                    f"{out} was started with another recipe (see {saved}); give the same recipe and --set, or another -o"
-                )
-        else:
-            out.mkdir(parents=True, exist_ok=True)
-            saved.write_text(recipe.to_yaml(), encoding="utf-8")
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     distributed.barrier()
 
 

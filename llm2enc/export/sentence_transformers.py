@@ -218,7 +218,7 @@ def _write_modules(encoder: "Encoder", folder: Path) -> dict[str, Any]:
     by_name = exported.prompts(input_format, split)
     found = {include: exported.compare(input_format, tokenizer, by_name, pooling, include) for include in (True, False)}
     include_prompt = len(found[True]) <= len(found[False])
-    differences = found[include_prompt]
+    differences = [difference for difference in found[include_prompt] if difference.probe != "an empty text"]
     # A prompt that gives other ids for a plain text is left out: an error that names it is better than a wrong vector.
     broken = {d.prompt for d in differences if d.kind == "prompt" or (d.kind == "ids" and d.probe == "a plain text")}
     prompts = {name: prompt for name, prompt in by_name.items() if prompt is not None and name not in broken}
@@ -231,6 +231,10 @@ def _write_modules(encoder: "Encoder", folder: Path) -> dict[str, Any]:
     _write_json(folder / "sentence_bert_config.json", _transformer(exported.max_seq_length(input_format, split)))
     _write_json(folder / "config_sentence_transformers.json", _top(prompts))
     notes = []
+    if len(differences) < len(found[include_prompt]):
+        notes.append(
+            "An empty text is one token here, so that it has a vector; other programs may give it none, and fail."
+        )
     if not include_prompt:
         notes.append(
             "The prompt is not pooled. Only sentence-transformers knows this rule (include_prompt: false); vLLM and "
