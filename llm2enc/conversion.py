@@ -26,7 +26,7 @@ from llm2enc.recipe import ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.trainer import train
 from llm2enc.verify import Parity, verify
 
-Row = dict[str, Any]  # {"stage": str, "scores": {metric: value}, "seconds": float}
+Row = dict[str, Any]  # {"stage": str, "scores": {metric: value}, "seconds": float}, of stages also parent and result
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,11 @@ class _History:
         if distributed.is_main() and identity not in [row["key"] for row in self.rows]:
             seconds = time.perf_counter() - started
             scores = evaluate(encoder, self.specs)
-            self.rows.append({"key": identity, "stage": name, "scores": scores, "seconds": round(seconds, 1)})
+            row = {"key": identity, "stage": name, "scores": scores, "seconds": round(seconds, 1)}
+            if key:  # the chain of parents: which weights the stage's adapter belongs to, and what it made of them
+                finished = json.loads((self.path.parent / key / "finished.json").read_text())
+                row |= {"parent": finished["parent"], "result": finished["result"]}
+            self.rows.append(row)
             partial = self.path.with_suffix(".partial")
             partial.write_text(json.dumps(self.rows, indent=1))
             partial.replace(self.path)

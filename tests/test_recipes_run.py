@@ -4,6 +4,7 @@ The recipe's file is used as it is: only the model, the data and the sizes are r
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,10 @@ def test_miniature(name: str, tiny_data: dict[str, str], tmp_path: Path) -> None
         lines = (tmp_path / "run" / f"{index}-{stage.objective}" / "metrics.jsonl").read_text().splitlines()
         losses = [json.loads(line)["loss"] for line in lines]
         assert len(losses) == 2 and np.isfinite(losses).all()
+    exported = json.loads((tmp_path / "run" / "model" / "llm2enc.json").read_text())
+    chain = [(row["parent"], row["result"]) for row in exported["history"] if "parent" in row]
+    assert len(chain) == len(small.stages) and chain[-1][1] == exported["fingerprint"]
+    assert all(made == parent for (_, made), (parent, _) in pairwise(chain))
     reopened = Encoder.load(tmp_path / "run" / "model")
     np.testing.assert_allclose(reopened.encode(SENTENCES), result.encoder.encode(SENTENCES), atol=1e-5)
     assert all(parity.agrees for parity in result.parity), result.parity
