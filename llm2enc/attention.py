@@ -59,7 +59,7 @@ class Group:
 class Packing:
     """Which tokens of a packed row belong together.
 
-    queries: (T,) bool on the CPU; the states of other tokens are not needed after this layer, so they get zeros.
+    queries: (T,) bool on the CPU; the states of other tokens are not needed after this layer, so they come out undefined.
     None: every token asks.
     """
 
@@ -150,7 +150,7 @@ def packed_attention(
         query, key, value = (states.to(torch.get_autocast_dtype(query.device.type)) for states in (query, key, value))
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, H, D)
     kernel = _kernel(query.device.type, query.dtype, dropout > 0, softcap is not None or s_aux is not None)
-    if kernel is not None and packing.queries is None:
+    if kernel is not None:  # it computes every query: cheaper there than one call per length for the few that are asked
         return kernel(query, key, value, packing, dropout, scaling, window)[None], None
     return _by_group(query, key, value, packing, dropout, scaling, window, softcap, s_aux)[None], None
 

@@ -343,3 +343,27 @@ def test_the_seed_counts(tmp_path: Path) -> None:
         logs.append([line["loss"] for line in log(tmp_path / str(seed))])
     assert all(one != other for one, other in zip(*logs, strict=True))
     assert all(one != other for one, other in pairwise(logs[0]))
+
+
+# -------------------------------------------------------------------------------------------------------------- summary
+
+
+def test_the_table_before_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers, counted by hand: LoRA's own matrices, 8 pairs with up to two negatives each, the size of the batch."""
+    encoder = make_encoder()
+    stage = make_stage("contrastive", tmp_path / "data", hard_negatives=2, precision="bfloat16", steps=50)
+    encoder.backbone.add_lora(stage.lora, seed=0)
+    objective = OBJECTIVES["contrastive"]
+    batch = objective.collate(next(objective.batches(stage, encoder.input_format, 0, 0)), stage, encoder.input_format, 0)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    rows = dict(trainer.facts(encoder, stage, batch, start=3))
+
+    lora = sum(4 * (m.in_features + m.out_features) for m in encoder.modules() if hasattr(m, "lora_A"))
+    assert rows["trained parameters"].startswith(f"{lora:,} of ")
+    assert rows["steps"] == "3 -> 50 (schedule 50)"
+    assert rows["negatives per query"] == str(len(batch.documents) - 1)
+    assert rows["batch"] == f"8 ({len(batch.tokens)} texts, {len(batch.tokens.ids):,} tokens on this process)"
+    assert "emulates" in rows["precision"]
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert dict(trainer.facts(encoder, stage, batch, start=3))["precision"] == "bfloat16"
