@@ -354,7 +354,9 @@ def test_the_table_before_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     stage = make_stage("contrastive", tmp_path / "data", hard_negatives=2, precision="bfloat16", steps=50)
     encoder.backbone.add_lora(stage.lora, seed=0)
     objective = OBJECTIVES["contrastive"]
-    batch = objective.collate(next(objective.batches(stage, encoder.input_format, 0, 0)), stage, encoder.input_format, 0)
+    batch = objective.collate(
+        next(objective.batches(stage, encoder.input_format, 0, 0)), stage, encoder.input_format, 0
+    )
 
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     rows = dict(trainer.facts(encoder, stage, batch, start=3))
