@@ -49,7 +49,8 @@ def convert(
         return
     if as_json:
         parity = [{"engine": p.engine, "cosine": p.cosine, "note": p.note} for p in result.parity]
-        print(json.dumps({"folder": str(result.folder), "history": result.history, "parity": parity}))
+        answer = {"folder": str(result.folder), "history": result.history, "baselines": result.baselines}
+        print(json.dumps({**answer, "parity": parity}))
     else:
         _print_result(result)
     if not all(parity.agrees for parity in result.parity):
@@ -184,6 +185,10 @@ def _print_result(result) -> None:
     table = Table("stage", *metrics, "seconds", title="scores on held-out data")
     for row in result.history:
         table.add_row(row["stage"], *(f"{row['scores'][m]:.3f}" for m in metrics), f"{row['seconds']:.0f}")
+    if result.baselines:
+        table.add_row(
+            "TF-IDF", *(f"{result.baselines[m]:.3f}" if m in result.baselines else "" for m in metrics), "", style="dim"
+        )
     for row in gains(result.history):
         table.add_row(f"gain {row['stage']}", *(f"{row['gains'].get(m, 0):+.3f}" for m in metrics), "", style="dim")
     console.print(table)

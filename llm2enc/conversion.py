@@ -20,7 +20,7 @@ from typing import Any
 from llm2enc import checkpoint, distributed
 from llm2enc.backbone import load_tokenizer
 from llm2enc.encoder import Encoder
-from llm2enc.evaluation import evaluate
+from llm2enc.evaluation import baselines, evaluate
 from llm2enc.export.sentence_transformers import write
 from llm2enc.recipe import ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.trainer import train
@@ -37,6 +37,8 @@ class Result:
     encoder: Encoder
     history: list[Row]
     parity: list[Parity]
+    baselines: dict[str, float]
+    """TF-IDF's scores on the same docstrings: what an encoder should beat."""
 
 
 def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool = False) -> Result:
@@ -65,11 +67,13 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
             train(encoder, stage, folder, recipe.seed, recipe.tracking)
         history.measure(f"after {stage.objective}", encoder, started, key=folder.name)
     parity: list[Parity] = []
+    scores: dict[str, float] = {}
     if distributed.is_main():
+        scores = baselines(recipe.evaluation)
         write(encoder, out / "model", recipe=recipe, history=history.rows)
         parity = verify(encoder, out / "model")
     distributed.barrier()
-    return Result(out, encoder, history.rows, parity)
+    return Result(out, encoder, history.rows, parity, scores)
 
 
 def training_free(model: str) -> Recipe:

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from test_recipes_run import make_model, shrink, tiny_data  # noqa: F401  (a fixture)
 
-from llm2enc import Encoder
+from llm2enc import Encoder, cli
+from llm2enc.conversion import Result
+from llm2enc.verify import Parity
 
 RUN = [sys.executable, "-m", "llm2enc"]
 
@@ -110,6 +112,25 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_data: dict[str, str], tmp_path:
     steps = [json.loads(line)["step"] for line in started.read_text().splitlines()]
     assert steps == list(range(1, 401))  # every step once, none lost
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_the_table_says_what_each_stage_gained(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    """Two metrics over a start and two stages; the gains are differences of neighbours, worked out by hand."""
+    monkeypatch.setenv("COLUMNS", "200")
+    scores = [("bidirectional-mean", 0.1, 0.5), ("after mntp", 0.25, 0.4), ("after contrastive", 0.75, 0.65)]
+    history = [{"stage": name, "scores": {"a": a, "b": b}, "seconds": 7.0} for name, a, b in scores]
+    result = Result(
+        Path("runs/x"), None, history, [Parity("llm2enc", 1.0), Parity("other", None, "not here")], {"a": 0.3}
+    )
+    cli._print_result(result)
+    lines = [line.strip("│ ").split() for line in capsys.readouterr().out.splitlines()]
+    cells = {
+        " ".join(w for w in words if w.isalpha() or ("-" in w and w[0].isalpha())): words for words in lines if words
+    }
+    assert [w for w in cells["gain after mntp"] if w[0] in "+-"] == ["+0.150", "-0.100"]
+    assert [w for w in cells["gain after contrastive"] if w[0] in "+-"] == ["+0.500", "+0.250"]
+    assert "0.300" in cells["TF-IDF"]
+    assert any("runs/x/model" in word for words in lines for word in words)
 
 
 @pytest.mark.parametrize("command", ["convert", "encode", "inspect", "recipes"])
