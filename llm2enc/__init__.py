@@ -9,27 +9,34 @@ Encoder.load("runs/pocket/model").encode(["a text"])        # (1, D) float32
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llm2enc.recipe import Recipe, RecipeError, load_recipe, recipe_names
-
 if TYPE_CHECKING:
     from llm2enc.backbone import CannotConvert
     from llm2enc.conversion import convert
     from llm2enc.encoder import Encoder
     from llm2enc.inspection import inspect
+    from llm2enc.recipe import Recipe, RecipeError, load_recipe, recipe_names
 
 __version__ = "0.1.0"
 __all__ = ["CannotConvert", "Encoder", "Recipe", "RecipeError", "convert", "inspect", "load_recipe", "recipe_names"]
 
-# Loaded on first use: these import torch, which takes seconds that reading a recipe does not need.
-_LAZY = {
+# Loaded on first use: torch takes seconds and pydantic a fifth of one, which `llm2enc --help` does not need.
+_HOMES = {
     "CannotConvert": "llm2enc.backbone",
     "Encoder": "llm2enc.encoder",
+    "Recipe": "llm2enc.recipe",
+    "RecipeError": "llm2enc.recipe",
     "convert": "llm2enc.conversion",
     "inspect": "llm2enc.inspection",
+    "load_recipe": "llm2enc.recipe",
+    "recipe_names": "llm2enc.recipe",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LAZY[name]), name)
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -37,6 +37,23 @@ def test_a_wrong_recipe_is_refused_without_torch() -> None:
     assert "seed: Input should be a valid integer" in done.stderr
 
 
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; sys.argv = ['llm2enc', '--help']\nfrom llm2enc.cli import main\n"
+    code += "try:\n    main()\nfinally:\n    print(*sys.modules, file=sys.stderr)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    loaded = {name.split(".")[0] for name in done.stderr.split()}
+    assert done.returncode == 0 and "Usage: llm2enc" in done.stdout and "typer" in loaded
+    assert not loaded & {"torch", "transformers", "numpy", "pydantic", "yaml", "rich"}
+
+
+def test_every_public_name_is_found_on_first_use() -> None:
+    code = "from llm2enc import *\nimport llm2enc\n"  # the star takes every name of __all__
+    code += "print(*(f'{name}={globals()[name].__name__}' for name in llm2enc.__all__ if name in dir(llm2enc)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    expected = "CannotConvert Encoder Recipe RecipeError convert inspect load_recipe recipe_names".split()
+    assert done.stdout.split() == [f"{name}={name}" for name in expected], done.stderr
+
+
 def test_recipes_lists_and_shows() -> None:
     listed = run("recipes")
     assert listed.returncode == 0 and "echo-mistral-7b" in listed.stdout
