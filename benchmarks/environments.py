@@ -14,7 +14,7 @@ from pathlib import Path
 # First and alone: what is installed after it then keeps this build, and no GPU libraries are fetched for a second one.
 TORCH = "torch==2.13.0"
 
-# LLM2Vec allows no transformers above 4.44.2; a newer peft or huggingface_hub does not work with that one.
+# LLM2Vec allows no transformers above 4.44.2, and peft 0.12 is the release of its time.
 PEERS = ("transformers==4.44.2", "peft==0.12.0", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy>=2")
 # Without what they ask for: GritLM's mteb and wandb serve its evaluation and training only.
 PEERS_ALONE = ("llm2vec==0.2.3", "gritlm==1.0.2", "tevatron==0.1.0", "gradcache==0.0.1")
