@@ -12,9 +12,11 @@ tokens are pooled follows from character offsets, so a token that merges across 
 found, not guessed.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 from llm2enc.recipe import InputSpec, Part, Role
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 
@@ -30,35 +33,32 @@ if TYPE_CHECKING:
 class Tokens:
     """B texts in one row of T tokens."""
 
-    ids: Tensor  # (T,) int64
+    ids: Tensor  # (T,) int64; int32 in what `stored` gives
     lengths: Tensor  # (B,) int64, on the CPU: kernels are chosen by length
-    positions: Tensor  # (T,) int64, 0 at the start of every text
     pool: Tensor  # (T,) bool, at least one True per text
     truncated: Tensor  # (B,) bool, on the CPU: the text was cut to fit
 
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @cached_property
+    def positions(self) -> Tensor:
+        """(T,) int64, 0 at the start of every text."""
+        return _positions(self.lengths, self.ids.device)
+
     @staticmethod
     def from_lists(ids: Sequence[Sequence[int]], pool: Sequence[Sequence[bool]], truncated: Sequence[bool]) -> "Tokens":
         """Packed tokens of B id lists and their pool flags."""
         lengths = torch.tensor([len(row) for row in ids], dtype=torch.int64)
-        return Tokens(
-            ids=_concatenate(ids, np.int64),
-            lengths=lengths,
-            positions=_positions(lengths),
-            pool=_concatenate(pool, np.bool_),
-            truncated=torch.tensor(list(truncated), dtype=torch.bool),
-        )
+        flat = torch.from_numpy(_flat(ids, np.int64)), torch.from_numpy(_flat(pool, np.bool_))
+        return Tokens(flat[0], lengths, flat[1], torch.tensor(list(truncated), dtype=torch.bool))
 
     @staticmethod
     def from_blocks(blocks: Tensor) -> "Tokens":
         """Packed tokens of (B, L) ids in which every token is pooled: the sequences of clm and mntp."""
-        lengths = torch.full((len(blocks),), blocks.size(1), dtype=torch.int64)
         return Tokens(
             ids=blocks.reshape(-1).to(torch.int64),
-            lengths=lengths,
-            positions=_positions(lengths),
+            lengths=torch.full((len(blocks),), blocks.size(1), dtype=torch.int64),
             pool=torch.ones(blocks.numel(), dtype=torch.bool),
             truncated=torch.zeros(len(blocks), dtype=torch.bool),
         )
@@ -69,18 +69,19 @@ class Tokens:
         lengths = self.lengths[rows]
         index = _positions(lengths) + torch.repeat_interleave(starts[rows], lengths)  # (T',)
         index = index.to(self.ids.device)
-        return Tokens(self.ids[index], lengths, self.positions[index], self.pool[index], self.truncated[rows])
+        return Tokens(self.ids[index], lengths, self.pool[index], self.truncated[rows])
+
+    def stored(self) -> "Tokens":
+        """The same tokens in 5 bytes each, to keep many of them; `to` makes them fit for the model again."""
+        return replace(self, ids=self.ids.to(torch.int32))
 
     def to(self, device: torch.device | str) -> "Tokens":
-        """The same tokens with ids, positions and pool on `device`; lengths stay on the CPU."""
+        """The same tokens with int64 ids and pool on `device`; lengths stay on the CPU."""
         device = torch.device(device)
         if device.type == "cpu":
-            return self
-        moved = {name: getattr(self, name).pin_memory().to(device, non_blocking=True) for name in _ON_DEVICE}
-        return Tokens(**moved, lengths=self.lengths, truncated=self.truncated)
-
-
-_ON_DEVICE = ("ids", "positions", "pool")
+            return replace(self, ids=self.ids.to(torch.int64))
+        ids, pool = (flat.pin_memory().to(device, non_blocking=True) for flat in (self.ids, self.pool))
+        return replace(self, ids=ids.to(torch.int64), pool=pool)
 
 
 def concatenate(parts: Sequence[Tokens]) -> Tokens:
@@ -105,20 +106,34 @@ def mini_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:
         yield order[start:]
 
 
-@dataclass(frozen=True)
-class _String:
+class _Span(NamedTuple):
+    """The characters of one part in a string."""
+
+    start: int
+    end: int
+    pool: bool
+    is_text: bool
+
+
+class _String(NamedTuple):
     """A run of text for the tokenizer, and the character spans of its parts."""
 
     text: str
-    spans: tuple[tuple[int, int, bool, bool], ...]  # start, end, pooled, is the text slot
+    spans: tuple[_Span, ...]
 
 
-@dataclass(frozen=True)
-class _Fixed:
+class _Fixed(NamedTuple):
     """A token that comes from the template by id."""
 
     id: int
     pool: bool
+
+
+class _Layout(NamedTuple):
+    """A template with its instruction filled in: only the text is open."""
+
+    pieces: tuple["_Fixed | tuple[tuple[str | None, bool], ...]", ...]  # a string's parts: (None for the text, pooled)
+    strip: Callable[[str], str]  # what happens to the text first
 
 
 class InputFormat:
@@ -152,12 +167,14 @@ class InputFormat:
         instruction: str | Sequence[str] = "",
         role: Role = "document",
         max_tokens: int | None = None,
+        first: int = 0,
     ) -> Tokens:
         """The packed tokens of `texts`.
 
         instruction  one for all texts, or one per text
         role         `query` uses the query template, unless that has an instruction slot and the instruction is empty
         max_tokens   a lower limit than `spec.max_tokens`
+        first        number of the first text, for messages: the texts are a part of more
         raises       TypeError for a text that is not a str; ValueError for a lone surrogate, or if instruction and
                      template leave no room for the text
         """
@@ -165,17 +182,22 @@ class InputFormat:
         if len(instructions) != len(texts):
             raise ValueError(f"{len(texts)} texts but {len(instructions)} instructions; give one, or one per text")
         limit = min(max_tokens or self.spec.max_tokens, self.spec.max_tokens)
-        rendered = [self._render(t, i, role, row) for row, (t, i) in enumerate(zip(texts, instructions, strict=True))]
-        encodings = iter(self._encode([piece for row in rendered for piece in row if isinstance(piece, _String)]))
-        rows = [self._assemble(row, encodings, limit, number) for number, row in enumerate(rendered)]
-        return Tokens.from_lists([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+        layouts: dict[str, _Layout] = {}
+        rows = []
+        for number, (text, asked) in enumerate(zip(texts, instructions, strict=True), first):
+            _check_text(text, f"text {number}")
+            if not isinstance(asked, str) or asked not in layouts:
+                _check_text(asked, f"the instruction of text {number}")
+                layouts[asked] = self._layout(asked, role)
+            rows.append(_fill(layouts[asked], text))
+        return self._tokens(rows, limit, first)
 
     def render(self, text: str, instruction: str = "", role: Role = "document") -> str:
         """What the model reads, as one string with special tokens by name: for people, cards and tests."""
         names = self.tokenizer.convert_ids_to_tokens
         return "".join(
             piece.text if isinstance(piece, _String) else names(piece.id)
-            for piece in self._render(text, instruction, role, 0)
+            for piece in _fill(self._layout(instruction, role), text)
         )
 
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -201,104 +223,164 @@ class InputFormat:
             )
         return vocabulary[name]
 
-    def _render(self, text: str, instruction: str, role: Role, row: int) -> list[_String | _Fixed]:
-        _check_text(text, f"text {row}")
-        _check_text(instruction, f"the instruction of text {row}")
+    def _layout(self, instruction: str, role: Role) -> _Layout:
         instruction = instruction.strip(self.spec.strip_instruction) if self.spec.strip_instruction else instruction
         outer = self.spec.strip == "outer"
-        instruction, text = (instruction.lstrip(), text.rstrip()) if outer else (instruction, text)
+        instruction = instruction.lstrip() if outer else instruction
         template = self.template(instruction, role)
-        if outer and not any(part.slot == "instruction" for part in template):
-            text = text.lstrip()
-        values = {"instruction": instruction, "text": text}
-        pieces: list[_String | _Fixed] = []
-        run: list[tuple[str, bool, bool]] = []
+        pieces: list[_Fixed | tuple[tuple[str | None, bool], ...]] = []
+        run: list[tuple[str | None, bool]] = []
         for part in template:
-            if part in self._fixed:
-                pieces += _close(run)
+            fixed = part in self._fixed
+            if run and (fixed or (self.spec.tokenize == "pieces" and not part.join)):
+                pieces.append(tuple(run))
                 run = []
+            if fixed:
                 pieces.append(_Fixed(self._fixed[part], part.pool))
                 continue
-            if self.spec.tokenize == "pieces" and not part.join:
-                pieces += _close(run)
-                run = []
-            string = part.literal if part.slot is None else values[part.slot]
-            run.append((string or "", part.pool, part.slot == "text"))
-        return pieces + _close(run)
-
-    def _encode(self, strings: list[_String]) -> list:
-        return self._backend.encode_batch([string.text for string in strings], add_special_tokens=False)
-
-    def _assemble(self, pieces, encodings, limit: int, number: int) -> tuple[list[int], list[bool], bool]:
-        """Ids, pool flags and whether the text was cut, for one rendered text."""
-        runs: list[tuple[list[int], list[bool], list[tuple[int, int]] | None]] = []  # ids, pool, offsets if text
-        for piece in pieces:
-            if isinstance(piece, _Fixed):
-                runs.append(([piece.id], [piece.pool], None))
+            string = None if part.slot == "text" else part.literal or instruction
+            if run and None not in (run[-1][0], string) and run[-1][1] == part.pool:
+                run[-1] = (run[-1][0] + string, part.pool)  # neighbours of one kind are one part: less to look up
             else:
-                runs += _runs(piece, next(encodings))
-        texts = [run for run in runs if run[2] is not None]
-        fixed = sum(len(run[0]) for run in runs if run[2] is None)
-        room = (limit - fixed) // max(1, len(texts))
-        if room < 1:
+                run.append((string, part.pool))
+        pieces += [tuple(run)] if run else []
+        begins = any(
+            part.slot == "instruction" for part in template
+        )  # the instruction, so the text's left side is inner
+        return _Layout(tuple(pieces), str if not outer else str.rstrip if begins else str.strip)
+
+    def _tokens(self, rows: list[list[_String | _Fixed]], limit: int, first: int) -> Tokens:
+        """The packed tokens of rendered texts: each string tokenized once, texts cut where a row is beyond `limit`."""
+        pieces = [piece for row in rows for piece in row]
+        strings = [piece.text for piece in pieces if isinstance(piece, _String)]
+        encodings = iter(self._backend.encode_batch(strings, add_special_tokens=False))
+        found = [next(encodings) if isinstance(piece, _String) else None for piece in pieces]
+        lists = [
+            [piece.id] if encoding is None else encoding.ids for piece, encoding in zip(pieces, found, strict=True)
+        ]
+        ids = _flat(lists, np.int64)
+        runs, pool = _runs(pieces, found, np.array([len(row) for row in lists], dtype=np.int64))
+        row = np.repeat(np.arange(len(rows)), [len(row) for row in rows])[runs.piece]  # (R,)
+        keep = self._fit(runs, row, found, limit, len(rows), first)
+        cut = keep < runs.size
+        if cut.any():
+            kept = np.arange(len(ids)) - np.repeat(runs.start, runs.size) < np.repeat(keep, runs.size)
+            ids, pool = ids[kept], pool[kept]
+        lengths = np.bincount(row, weights=keep, minlength=len(rows)).astype(np.int64)
+        empty = np.flatnonzero(lengths == 0)
+        if len(empty):  # an empty text in a template without special tokens
+            place = np.cumsum(lengths)[empty]
+            ids, pool = np.insert(ids, place, self._filler()), np.insert(pool, place, True)
+            lengths[empty] = 1
+        pooled = np.bincount(np.repeat(np.arange(len(rows)), lengths)[pool], minlength=len(rows))
+        # Where nothing of the text is left, the last token of the template stands for it.
+        pool[np.cumsum(lengths)[pooled == 0] - 1] = True
+        truncated = np.bincount(row[cut], minlength=len(rows)) > 0
+        return Tokens(*map(torch.from_numpy, (ids, lengths, pool, truncated)))
+
+    def _fit(
+        self, runs: "_Runs", row: np.ndarray, found: "list[Encoding | None]", limit: int, count: int, first: int
+    ) -> np.ndarray:
+        """How many tokens of each run are kept (R,), so that the `count` rows have at most `limit` tokens each."""
+        fixed = np.bincount(row, weights=np.where(runs.is_text, 0, runs.size), minlength=count).astype(np.int64)
+        room = (limit - fixed) // np.maximum(1, np.bincount(row[runs.is_text], minlength=count))
+        if (room < 1).any():
+            number = int(np.argmax(room < 1))
             raise ValueError(
-                f"text {number}: template and instruction take {fixed} of {limit} tokens and leave no room for the "
-                "text; shorten the instruction or raise input.max_tokens"
+                f"text {first + number}: template and instruction take {fixed[number]} of {limit} tokens and leave no "
+                "room for the text; shorten the instruction or raise input.max_tokens"
             )
-        room = min(room, self.spec.max_text_tokens or room)
-        ids: list[int] = []
-        pool: list[bool] = []
-        for run_ids, run_pool, offsets in runs:
-            keep = len(run_ids) if offsets is None else _whole_characters(offsets, room)
-            ids += run_ids[:keep]
-            pool += run_pool[:keep]
-        if not ids:  # an empty text in a template without special tokens
-            ids, pool = [self._filler()], [True]
-        if not any(pool):
-            pool[-1] = True  # nothing of the text is left: the last token of the template stands for it
-        return ids, pool, any(len(run[0]) > room for run in texts)
+        room = np.minimum(room, self.spec.max_text_tokens or limit)[row]
+        keep = runs.size.copy()
+        for run in np.flatnonzero(runs.is_text & (runs.size > room)):
+            begin = runs.within[run]
+            offsets = found[runs.piece[run]].offsets[begin : begin + runs.size[run]]
+            keep[run] = _whole_characters(offsets, int(room[run]))
+        return keep
 
     def _filler(self) -> int:
         known = [self.tokenizer.eos_token_id, self.tokenizer.bos_token_id, self.tokenizer.pad_token_id]
         return next((token for token in known if token is not None), 0)
 
 
-def _close(run: list[tuple[str, bool, bool]]) -> list[_String | _Fixed]:
-    """The finished run of strings as one `_String`; nothing if it is empty."""
-    spans, text = [], ""
-    for string, pool, is_text in run:
-        spans.append((len(text), len(text) + len(string), pool, is_text))
-        text += string
-    return [_String(text, tuple(spans))] if text else []
+class _Runs(NamedTuple):
+    """The tokens of many pieces, cut where a piece ends and where template and text meet: R runs."""
+
+    piece: np.ndarray  # (R,)
+    start: np.ndarray  # (R,) among all tokens
+    within: np.ndarray  # (R,) the start among those of the piece
+    size: np.ndarray  # (R,)
+    is_text: np.ndarray  # (R,) bool
 
 
-def _runs(string: _String, encoding) -> list[tuple[list[int], list[bool], list[tuple[int, int]] | None]]:
-    """The tokens of a string, cut where it changes between template and text: (ids, pool, offsets if text).
+def _fill(layout: _Layout, text: str) -> list[_String | _Fixed]:
+    """The pieces of a text; strings without characters are left out."""
+    text = layout.strip(text)
+    pieces: list[_String | _Fixed] = []
+    for piece in layout.pieces:
+        if isinstance(piece, _Fixed):
+            pieces.append(piece)
+            continue
+        spans, string = [], ""
+        for part, pool in piece:
+            start = len(string)
+            string += text if part is None else part
+            spans.append(_Span(start, len(string), pool, part is None))
+        if string:
+            pieces.append(_String(string, tuple(spans)))
+    return pieces
 
-    A token belongs to the part of its characters; one that straddles a border belongs to the text, and is pooled if any
-    of its characters is.
+
+def _runs(
+    pieces: list[_String | _Fixed], found: "list[Encoding | None]", sizes: np.ndarray
+) -> tuple[_Runs, np.ndarray]:
+    """The runs of `sizes` (P,) tokens a piece, and which tokens are pooled (T,)."""
+    only = [piece.spans[0] if isinstance(piece, _String) else piece for piece in pieces]
+    pool = np.repeat(np.array([part.pool for part in only], dtype=bool), sizes)
+    is_text = np.repeat(np.array([isinstance(part, _Span) and part.is_text for part in only], dtype=bool), sizes)
+    owner = np.zeros(len(pool), dtype=np.int64)
+    mixed = np.array([isinstance(piece, _String) and len(piece.spans) > 1 for piece in pieces], dtype=bool)
+    if mixed.any():
+        among = np.repeat(mixed, sizes)
+        numbers = np.flatnonzero(mixed).tolist()
+        offsets = _flat(chain.from_iterable(found[number].offsets for number in numbers), np.int64).reshape(-1, 2)
+        spans = [pieces[number].spans for number in numbers]
+        owner[among], pool[among], is_text[among] = _owners(spans, sizes[mixed], *offsets.T)
+    piece = np.repeat(np.arange(len(pieces)), sizes)
+    changes = np.flatnonzero((np.diff(piece) != 0) | (np.diff(owner) != 0)) + 1
+    start = np.concatenate([np.zeros(min(1, len(piece)), dtype=np.int64), changes])
+    size = np.diff(start, append=len(piece))
+    within = start - (np.cumsum(sizes) - sizes)[piece[start]]
+    return _Runs(piece[start], start, within, size, is_text[start]), pool
+
+
+def _owners(
+    spans: list[tuple[_Span, ...]], sizes: np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The part each token belongs to, whether it is pooled, and whether the part is a text: 3 x (T,).
+
+    A token belongs to the part of its first character; one that straddles a border belongs to the text, and is pooled if
+    any of its characters is.
+
+    sizes         (S,) tokens of each string
+    starts, ends  (T,) characters of each token within its string
     """
-    ids, spans = encoding.ids, string.spans
-    if len(spans) == 1:  # the whole string is one part: nothing to look up
-        (_, _, pool, is_text) = spans[0]
-        return [(ids, [pool] * len(ids), encoding.offsets if is_text else None)]
-    offsets = encoding.offsets
-    starts = np.array([offset[0] for offset in offsets], dtype=np.int64)
-    ends = np.array([offset[1] for offset in offsets], dtype=np.int64)
+    depth = max(map(len, spans))
+    beyond = _Span(
+        int(starts.max(initial=0)) + 1, -1, False, False
+    )  # fills up strings of fewer parts: no token is in it
+    table = np.array([[*row, *[beyond] * (depth - len(row))] for row in spans], dtype=np.int64)  # (S, depth, 4)
     ends = np.maximum(ends, starts + 1)  # a token without characters (SentencePiece's dummy space) sits at its start
-    owner = np.searchsorted([span[0] for span in spans], starts, side="right") - 1  # the part of the first character
-    pool = np.zeros(len(ids), dtype=bool)
-    for number, (start, end, pooled, is_text) in enumerate(spans):
-        inside = (starts < end) & (ends > start)
-        pool |= inside & pooled
-        if is_text:
-            owner[inside] = number
-    runs = []
-    borders = np.flatnonzero(np.diff(owner)) + 1
-    for rows in np.split(np.arange(len(owner)), borders) if len(owner) else []:
-        is_text = spans[owner[rows[0]]][3]
-        runs.append(([ids[i] for i in rows], pool[rows].tolist(), [offsets[i] for i in rows] if is_text else None))
-    return runs
+    first, text = np.full((2, len(starts)), -1)
+    pool = np.zeros(len(starts), dtype=bool)
+    for number in range(depth):
+        begin, end, pooled, is_text = (np.repeat(column, sizes) for column in table[:, number].T)
+        inside = (starts < end) & (ends > begin)
+        first += begin <= starts
+        pool |= inside & (pooled == 1)
+        text[inside & (is_text == 1)] = number
+    owner = np.where(text >= 0, text, first)
+    return owner, pool, table[np.repeat(np.arange(len(spans)), sizes), owner, 3] == 1
 
 
 def _whole_characters(offsets: list[tuple[int, int]], room: int) -> int:
@@ -323,12 +405,12 @@ def _check_text(text: object, what: str) -> None:
         ) from None
 
 
-def _positions(lengths: Tensor) -> Tensor:
+def _positions(lengths: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """0, 1, ... within each text: (T,)."""
-    starts = torch.cumsum(lengths, 0) - lengths
-    return torch.arange(int(lengths.sum())) - torch.repeat_interleave(starts, lengths)
+    total, starts = int(lengths.sum()), torch.cumsum(lengths, 0) - lengths
+    starts, lengths = starts.to(device), lengths.to(device)
+    return torch.arange(total, device=device) - torch.repeat_interleave(starts, lengths, output_size=total)
 
 
-def _concatenate(rows: Sequence[Sequence], dtype) -> Tensor:
-    flat = [value for row in rows for value in row]
-    return torch.from_numpy(np.fromiter(flat, dtype=dtype, count=len(flat)))
+def _flat(rows: Iterable[Sequence], dtype: type) -> np.ndarray:
+    return np.fromiter(chain.from_iterable(rows), dtype=dtype)
