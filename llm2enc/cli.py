@@ -5,10 +5,14 @@ Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 refused (can't be converte
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 app = typer.Typer(
     add_completion=False,
@@ -85,23 +89,39 @@ def encode(
         raise ValueError(f"{out} exists already; choose another file or remove it")
     if out.suffix != ".npy":
         raise ValueError(f"vectors are written as .npy, got {out.name!r}")
-    import numpy as np
-
     from llm2enc.data import read_texts
     from llm2enc.encoder import Encoder
     from llm2enc.recipe import FilesData
 
     _quiet()
-    texts = list(
-        read_texts(FilesData(kind="files", path=str(source), columns={"text": column} if column != "text" else {}))
-    )
-    vectors = Encoder.load(model).encode(
+    texts = read_texts(FilesData(kind="files", path=str(source), columns={"text": column} if column != "text" else {}))
+    encoder = Encoder.load(model)
+    blocks = encoder.encode_blocks(
         texts, instruction=instruction, prompt_name=prompt_name, truncate_dim=truncate_dim, show_progress=True
     )
+    width = truncate_dim or encoder.backbone.width
+    _say(f"{out}: {_save(blocks, width, out)} vectors of {width} dimensions")
+
+
+def _save(blocks: Iterator["np.ndarray"], width: int, out: Path) -> int:
+    """Write float32 blocks (b, width) to a .npy file as they come, and move it into place at the end; the row count."""
+    import numpy as np
+
     partial = out.with_suffix(".partial.npy")
-    np.save(partial, vectors)
-    partial.replace(out)
-    _say(f"{out}: {vectors.shape[0]} vectors of {vectors.shape[1]} dimensions")
+    kind = {"descr": "<f4", "fortran_order": False}
+    rows = 0
+    try:
+        with partial.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {**kind, "shape": (0, width)})
+            for block in blocks:
+                file.write(np.ascontiguousarray(block, dtype="<f4").data)
+                rows += len(block)
+            file.seek(0)  # numpy leaves room in the header for the number of rows to grow
+            np.lib.format.write_array_header_1_0(file, {**kind, "shape": (rows, width)})
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return rows
 
 
 @app.command()

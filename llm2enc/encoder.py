@@ -8,7 +8,11 @@ encoder.encode(["a question"], prompt_name="query")            an instruction by
 
 import copy
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
+from operator import length_hint
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -19,11 +23,15 @@ from torch import Tensor, nn
 from llm2enc.backbone import Backbone, evaluating, load_backbone, load_tokenizer
 from llm2enc.pooling import POOLERS, pooled_edges
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, Role
-from llm2enc.tokens import InputFormat, Tokens, mini_batches
+from llm2enc.tokens import InputFormat, Tokens, concatenate, mini_batches
 
-WINDOW = 16384  # texts tokenized and sorted at a time by `encode`: bounds memory, and padding is not an issue
+# Texts are tokenized in pieces, because what the tokenizer returns takes 40 times the memory of the ids alone; the ids
+# of many pieces make a window, which is sorted by length. Each is bounded for short texts and for long ones.
+PIECE, PIECE_CHARACTERS = 256, 2**17
+WINDOW, WINDOW_TOKENS = 8192, 2**20
 
 OutputType = Literal["float32", "float16"]
+LoadType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Encoder(nn.Module):
@@ -67,11 +75,14 @@ class Encoder(nn.Module):
         return Encoder.from_causal_lm(recipe.model, recipe.input, recipe.pooling, recipe.normalize, recipe.seed)
 
     @staticmethod
-    def load(folder: str | Path) -> "Encoder":
-        """The encoder of a directory written by `save`."""
+    def load(folder: str | Path, dtype: LoadType = "auto") -> "Encoder":
+        """The encoder of a directory written by `save`.
+
+        dtype  of the weights and their products; `auto`: as they are stored
+        """
         from llm2enc.export.sentence_transformers import read
 
-        return read(Path(folder))
+        return read(Path(folder), dtype)
 
     def save(self, folder: str | Path) -> None:
         """Write the directory that sentence-transformers, transformers and the serving engines open."""
@@ -92,9 +103,9 @@ class Encoder(nn.Module):
 
     def encode(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
-        instruction: str | Sequence[str] | None = None,
+        instruction: str | Iterable[str] | None = None,
         prompt_name: str | None = None,
         batch_tokens: int | None = None,
         truncate_dim: int | None = None,
@@ -103,34 +114,55 @@ class Encoder(nn.Module):
     ) -> np.ndarray:
         """Vectors (B, D) of texts, in their order; (D,) of a single text. Unit length if `normalize`.
 
+        texts         a list, a column, a generator: anything that gives strings one after another
         instruction   what the texts are queries for, one or one per text; without one they are documents
         prompt_name   `query`, `document`, or the name of an instruction of the recipe
         batch_tokens  tokens per forward pass: 2048 on a CPU, where caches count, 65536 on a GPU
         truncate_dim  keep the first so many dimensions (Matryoshka) and normalise again
         """
+        single = isinstance(texts, str)
+        if single and not isinstance(instruction, str | None):
+            raise ValueError("one text takes one instruction, got a list")
+        texts = [texts] if single else texts
+        blocks = self.encode_blocks(
+            texts, instruction=instruction, prompt_name=prompt_name, batch_tokens=batch_tokens,
+            truncate_dim=truncate_dim, dtype=dtype, show_progress=show_progress,
+        )  # fmt: skip
+        vectors = np.empty((length_hint(texts), truncate_dim or self.backbone.width), dtype=dtype)
+        end = 0
+        for block in blocks:
+            start, end = end, end + len(block)
+            if end > len(vectors):  # the size was not known: grown in place, so that nothing exists twice
+                vectors.resize((end, vectors.shape[1]), refcheck=False)
+            vectors[start:end] = block
+            del block  # or it would live beside the next one
+        vectors.resize((end, vectors.shape[1]), refcheck=False)
+        return vectors[0] if single else vectors
+
+    def encode_blocks(
+        self,
+        texts: Iterable[str],
+        *,
+        instruction: str | Iterable[str] | None = None,
+        prompt_name: str | None = None,
+        batch_tokens: int | None = None,
+        truncate_dim: int | None = None,
+        dtype: OutputType = "float32",
+        show_progress: bool = False,
+    ) -> Iterator[np.ndarray]:
+        """The rows of `encode` in blocks (b, D), so that neither all texts nor all vectors need to fit into memory."""
         if isinstance(texts, str):
-            if not isinstance(instruction, str | None):
-                raise ValueError("one text takes one instruction, got a list")
-            return self.encode(
-                [texts], instruction=instruction, prompt_name=prompt_name, batch_tokens=batch_tokens,
-                truncate_dim=truncate_dim, dtype=dtype, show_progress=show_progress,
-            )[0]  # fmt: skip
+            raise ValueError("encode_blocks takes many texts, got one str; put it into a list")
         if dtype not in get_args(OutputType):
             raise ValueError(f"dtype is {dtype!r}; vectors come as one of {', '.join(get_args(OutputType))}")
         role, instruction = self._role(instruction, prompt_name)
         width = self.backbone.width
         if truncate_dim is not None and not 0 < truncate_dim <= width:
             raise ValueError(f"truncate_dim is {truncate_dim}; this encoder's vectors have {width} dimensions")
+        pairs = _pairs(texts, instruction)
+        total = len(texts) if isinstance(texts, Sized) else None
         batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 65536)
-        vectors = np.empty((len(texts), truncate_dim or width), dtype=dtype)
-        with evaluating(self), _progress(len(texts), show_progress) as advance:
-            for start in range(0, len(texts), WINDOW):
-                window = list(texts[start : start + WINDOW])
-                asked = instruction if isinstance(instruction, str) else instruction[start : start + WINDOW]
-                tokens = self.input_format.pack(window, asked, role)
-                for rows, batch in self._batches(tokens, batch_tokens, advance):
-                    vectors[start + rows] = self._finish(batch, truncate_dim).cpu().numpy().astype(dtype)
-        return vectors
+        return self._blocks(pairs, role, batch_tokens, truncate_dim, np.dtype(dtype), _progress(total, show_progress))
 
     def variant(self, causal: bool, pooling: Pooling) -> "Encoder":
         """The same weights read with another direction and pooling: what comparisons are made of."""
@@ -138,19 +170,55 @@ class Encoder(nn.Module):
         other.causal, other.pooling = causal, pooling
         return other
 
-    def _batches(self, tokens: Tokens, batch_tokens: int, advance) -> Iterable[tuple[np.ndarray, Tensor]]:
-        """Rows and pooled states of each batch. What is in a batch depends on the set of texts, not on their order."""
-        order = torch.tensor(_canonical_order(tokens))
-        for chosen in mini_batches(tokens.lengths[order], batch_tokens):
-            rows = order[chosen]
-            yield rows.numpy(), self(tokens.select(rows).to(self.device))
-            advance(len(rows))
+    def _blocks(
+        self,
+        pairs: Iterator[tuple[str, str]],
+        role: Role,
+        batch_tokens: int,
+        truncate_dim: int | None,
+        dtype: np.dtype,
+        progress: "_progress",
+    ) -> Iterator[np.ndarray]:
+        def pack(first: int, piece: list[tuple[str, str]]) -> Tokens:
+            texts, instructions = zip(*piece, strict=True)
+            return self.input_format.pack(texts, instructions, role, first=first).stored()
+
+        worker = ThreadPoolExecutor(1, thread_name_prefix="llm2enc-tokenize")
+        try:
+            with progress as advance:
+                windows = _windows(_ahead(worker, pack, _pieces(pairs)))
+                # map, not a loop, whose variables would keep the last window and block while the next are made
+                yield from map(lambda window: self._block(window, batch_tokens, truncate_dim, dtype, advance), windows)
+        finally:
+            worker.shutdown(cancel_futures=True)
+
+    def _block(
+        self,
+        window: Tokens,
+        batch_tokens: int,
+        truncate_dim: int | None,
+        dtype: np.dtype,
+        advance: Callable[[int], None],
+    ) -> np.ndarray:
+        """Vectors (B, D) of a window; equal inputs are computed once."""
+        block = np.empty((len(window), truncate_dim or self.backbone.width), dtype=dtype)
+        original, order = _distinct(window)
+        with evaluating(self):
+            for chosen in mini_batches(window.lengths[order], batch_tokens):
+                rows = order[chosen]
+                pooled = self(window.select(rows).to(self.device))
+                block[rows] = self._finish(pooled, truncate_dim).cpu().numpy()
+                advance(len(rows))
+        copies = np.flatnonzero(original != np.arange(len(window)))
+        block[copies] = block[original[copies]]
+        advance(len(copies))
+        return block
 
     def _finish(self, vectors: Tensor, truncate_dim: int | None) -> Tensor:
         vectors = vectors[:, :truncate_dim]
         return nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
-    def _role(self, instruction, prompt_name: str | None) -> tuple[Role, str | Sequence[str]]:
+    def _role(self, instruction, prompt_name: str | None) -> tuple[Role, str | Iterable[str]]:
         if prompt_name is None:
             return ("document", "") if instruction is None else ("query", instruction)
         if instruction is not None:
@@ -170,21 +238,95 @@ class Encoder(nn.Module):
         return torch.zeros_like(tokens.pool).index_fill(0, edge, True)
 
 
-def _canonical_order(tokens: Tokens) -> list[int]:
-    """Row numbers in an order that depends on the texts alone, so that shuffled input gives bit-equal vectors."""
-    pieces = tokens.ids.numpy().astype(np.int32)
-    ends = np.cumsum(tokens.lengths.numpy())
-    keys = [
-        hashlib.blake2b(pieces[end - length : end].tobytes(), digest_size=8).digest()
-        for end, length in zip(ends, tokens.lengths.tolist(), strict=True)
-    ]
-    return sorted(range(len(tokens)), key=keys.__getitem__)
+def _pairs(texts: Iterable[str], instruction: str | Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Each text with its instruction. ValueError, at once where both sizes are known, if one side ends early."""
+    if isinstance(instruction, str):
+        return ((text, instruction) for text in _items(texts))
+    if isinstance(texts, Sized) and isinstance(instruction, Sized) and len(texts) != len(instruction):
+        raise ValueError(f"{len(texts)} texts but {len(instruction)} instructions; give one, or one per text")
+    return _in_step(_items(texts), _items(instruction))
+
+
+def _in_step(texts: Iterator[str], instructions: Iterator[str]) -> Iterator[tuple[str, str]]:
+    end = object()
+    for number, (text, instruction) in enumerate(zip_longest(texts, instructions, fillvalue=end)):
+        if text is end or instruction is end:
+            short, long = ("texts", "instructions") if text is end else ("instructions", "texts")
+            raise ValueError(f"the {short} end after {number}, but there are more {long}; give one per text")
+        yield text, instruction
+
+
+def _items(rows: Iterable[str]) -> Iterator[str]:
+    """The rows one by one, read by slices where possible: a column on disk takes 100 times as long row by row."""
+    if not isinstance(rows, Sequence):
+        yield from rows
+        return
+    for start in range(0, len(rows), PIECE):
+        yield from rows[start : start + PIECE]
+
+
+def _pieces(pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    """Neighbours to tokenize together, with the number of the first."""
+    first, piece, characters = 0, [], 0
+    for pair in pairs:
+        piece.append(pair)
+        characters += len(pair[0]) if isinstance(pair[0], str) else 0  # what is no str is refused where it is packed
+        if len(piece) >= min(PIECE, WINDOW) or characters >= PIECE_CHARACTERS:
+            yield first, piece
+            first, piece, characters = first + len(piece), [], 0
+    if piece:
+        yield first, piece
+
+
+def _ahead(worker: ThreadPoolExecutor, pack: Callable[..., Tokens], pieces: Iterable[tuple]) -> Iterator[Tokens]:
+    """`pack(*piece)` of every piece, made by `worker` while the model works: the tokenizer needs no Python lock.
+
+    `pieces` itself is read here, in the caller's thread, because a database cursor may refuse any other.
+    """
+    waiting: deque[Future[Tokens]] = deque()
+    for piece in pieces:
+        waiting.append(worker.submit(pack, *piece))
+        if len(waiting) > WINDOW // PIECE:  # the window that comes next
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _windows(packed: Iterable[Tokens]) -> Iterator[Tokens]:
+    """Pieces joined until there are WINDOW texts or WINDOW_TOKENS tokens."""
+    parts: list[Tokens] = []
+    for part in packed:
+        parts.append(part)
+        if sum(map(len, parts)) >= WINDOW or sum(len(part.ids) for part in parts) >= WINDOW_TOKENS:
+            joined, parts = concatenate(parts), []
+            yield joined
+            del joined  # or it would live beside the next one
+    if parts:
+        yield concatenate(parts)
+
+
+def _distinct(tokens: Tokens) -> tuple[np.ndarray, Tensor]:
+    """For each text the first row with its tokens (B,), and those first rows in an order of their own (U,).
+
+    The order depends on the texts alone, so that shuffled input gives bit-equal vectors.
+    """
+    ids, pool = tokens.ids.numpy(), tokens.pool.numpy()
+    first: dict[bytes, int] = {}
+    original = np.empty(len(tokens), dtype=np.int64)
+    end = 0
+    for row, length in enumerate(tokens.lengths.tolist()):
+        start, end = end, end + length
+        # 128 bits: of two inputs with one key the second would get the vector of the first.
+        digest = hashlib.blake2b(ids[start:end].tobytes(), digest_size=16)
+        digest.update(pool[start:end].tobytes())
+        original[row] = first.setdefault(digest.digest(), row)
+    return original, torch.tensor([first[key] for key in sorted(first)], dtype=torch.int64)
 
 
 class _progress:
-    """A rich bar over `total` texts, or nothing."""
+    """A rich bar over `total` texts, which may be unknown, or nothing."""
 
-    def __init__(self, total: int, show: bool):
+    def __init__(self, total: int | None, show: bool):
         self.total, self.show = total, show
 
     def __enter__(self):

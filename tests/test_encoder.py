@@ -1,5 +1,13 @@
 """encode: every text gets its own vector, whatever stands beside it, in whichever order and batch."""
 
+import os
+import subprocess
+import sys
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -28,16 +36,160 @@ def test_neighbours_and_batches_change_nothing(pooling: str) -> None:
     assert distances.min() > 1e-3
 
 
-def test_windows_are_joined_in_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window", [3, 7])
+def test_windows_are_joined_in_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     instructions = [f"Task {i % 3}" for i in range(24)]
     whole = encoder.encode(TEXTS, instruction=instructions)
+    monkeypatch.setattr(module, "WINDOW", window)
+    blocks = list(encoder.encode_blocks(TEXTS, instruction=instructions))
+    assert [len(block) for block in blocks] == [*[window] * (24 // window), *[24 % window] * (24 % window > 0)]
+    assert np.abs(np.concatenate(blocks) - whole).max() < 1e-6
+    assert np.array_equal(encoder.encode(TEXTS, instruction=instructions), np.concatenate(blocks))
+
+
+def test_a_window_is_bounded_in_tokens_too(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = encoder.encode(TEXTS)
+    monkeypatch.setattr(module, "PIECE", 1)
+    monkeypatch.setattr(module, "WINDOW_TOKENS", 40)
+    blocks = list(encoder.encode_blocks(TEXTS))
+    ends = np.cumsum([0, *map(len, blocks)])
+    lengths = encoder.input_format.pack(TEXTS).lengths.numpy()
+    totals = [lengths[start:end].sum() for start, end in pairwise(ends)]
+    assert len(blocks) > 3 and all(40 <= total < 40 + lengths.max() for total in totals[:-1])
+    assert np.abs(np.concatenate(blocks) - whole).max() < 1e-6
+
+
+@pytest.mark.parametrize(("name", "size"), [("PIECE", 1), ("PIECE", 5), ("PIECE_CHARACTERS", 30)])
+def test_the_pieces_that_are_tokenized_change_no_bit(encoder: Encoder, monkeypatch, name: str, size: int) -> None:
+    whole = encoder.encode(TEXTS)
+    monkeypatch.setattr(module, name, size)
+    assert np.array_equal(encoder.encode(TEXTS), whole)
+
+
+def test_any_iterable_gives_the_vectors_of_the_list(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WINDOW", 7)
-    assert np.abs(encoder.encode(TEXTS, instruction=instructions) - whole).max() < 1e-6
+    vectors = encoder.encode(TEXTS)
+    column = datasets.Dataset.from_dict({"text": TEXTS})["text"]
+    for texts in (iter(TEXTS), (text for text in TEXTS), dict.fromkeys(TEXTS), np.array(TEXTS), column):
+        assert np.array_equal(encoder.encode(texts), vectors)
+    assert encoder.encode(iter([])).shape == (0, 32) and list(encoder.encode_blocks([])) == []
+    instructions = [f"Task {i % 3}" for i in range(24)]
+    asked = encoder.encode(iter(TEXTS), instruction=(instruction for instruction in instructions))
+    assert np.array_equal(asked, encoder.encode(TEXTS, instruction=instructions))
 
 
-def test_duplicates_get_one_vector(encoder: Encoder) -> None:
+def test_texts_are_read_a_window_ahead_and_not_more(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW", 4)
+    monkeypatch.setattr(module, "PIECE", 2)
+    read = []
+    blocks = encoder.encode_blocks(read.append(text) or text for text in TEXTS)
+    assert not read
+    next(blocks)
+    assert len(read) == 8
+    next(blocks)
+    assert len(read) == 12
+
+
+def test_duplicates_are_computed_once_and_bit_equal(encoder: Encoder) -> None:
+    passed = []
+    encoder.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
     vectors = encoder.encode([TEXTS[0], TEXTS[1], TEXTS[0], TEXTS[0]])
-    assert np.abs(vectors[[2, 3]] - vectors[0]).max() < 1e-6 and np.abs(vectors[1] - vectors[0]).max() > 1e-3
+    assert sum(passed) == 2
+    assert np.array_equal(vectors, encoder.encode(TEXTS[:2])[[0, 1, 0, 0]])
+    assert np.abs(vectors[1] - vectors[0]).max() > 1e-3
+
+
+def test_equal_ids_of_which_others_are_pooled_are_no_duplicates(encoder: Encoder) -> None:
+    texts, instructions = ["Find it: a river", "a river"], ["", "Find it"]
+    tokens = encoder.input_format.pack(texts, instructions, "query")
+    assert torch.equal(*tokens.ids.split(tokens.lengths.tolist())) and not torch.equal(*tokens.pool.chunk(2))
+    one, other = encoder.encode(texts, instruction=instructions)
+    assert np.abs(one - encoder.encode(texts[0])).max() < 1e-6
+    assert np.abs(other - encoder.encode(texts[1], instruction="Find it")).max() < 1e-6
+    assert np.abs(one - other).max() > 1e-3
+
+
+def test_between_blocks_the_caller_has_his_own_modes(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW", 7)
+    encoder.train()
+    for _ in encoder.encode_blocks(TEXTS):
+        assert torch.is_grad_enabled() and encoder.training
+
+
+def _threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("llm2enc")}
+
+
+def test_no_thread_outlives_its_encoding(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW", 7)
+    blocks = encoder.encode_blocks(TEXTS)
+    next(blocks)
+    assert _threads()
+    blocks.close()
+    assert not _threads()
+    encoder.encode(TEXTS)
+    assert not _threads()
+
+    def interrupt(*_) -> None:
+        raise KeyboardInterrupt
+
+    hook = encoder.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        encoder.encode(TEXTS)
+    assert not _threads()
+    hook.remove()
+
+    def texts():
+        yield from TEXTS
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        encoder.encode(texts())
+    assert not _threads()
+
+
+def test_a_fault_is_named_by_its_place_among_all_texts(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW", 7)
+    blocks = encoder.encode_blocks([*TEXTS, 3])
+    with pytest.raises(TypeError, match="text 24 is int 3, expected str"):
+        list(blocks)
+    assert not _threads()
+    with pytest.raises(ValueError, match=r"the instruction of text 23 has a lone surrogate"):
+        encoder.encode(TEXTS, instruction=[*["a"] * 23, "\ud83d"])
+    with pytest.raises(ValueError, match="text 9: template and instruction take"):
+        encoder.encode(TEXTS, instruction=[*["a"] * 9, "a b c " * 99, *["a"] * 14])
+
+
+MEMORY = """
+import sys
+import numpy as np
+from conftest import WORDS, make_encoder
+from llm2enc import encoder as module
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
+
+def growth(count):
+    draw = np.random.default_rng(count)
+    texts = (" ".join(draw.choice(WORDS, size)) for size in draw.lognormal(3, 0.9, count).astype(int) + 1)
+    open("/proc/self/clear_refs", "w").write("5")
+    before = status("VmRSS")
+    vectors = encoder.encode(texts)
+    return status("VmHWM") - before - vectors.nbytes / 2**20
+
+module.WINDOW, module.PIECE = int(sys.argv[1]), 128
+encoder = make_encoder(num_hidden_layers=1)
+growth(1000)
+print(growth(10000))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel does not reset peak memory")
+def test_memory_does_not_grow_with_the_number_of_texts() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", MEMORY, "1024"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
+    assert float(done.stdout) < 5.5  # in MB; 9 with one window over all texts, 120 if they are also tokenized at once
 
 
 def test_shapes_and_types(encoder: Encoder) -> None:
@@ -95,6 +247,12 @@ def test_what_cannot_be_asked(encoder: Encoder) -> None:
         encoder.encode(TEXTS[0], instruction=["a"])
     with pytest.raises(ValueError, match="24 texts but 2 instructions"):
         encoder.encode(TEXTS, instruction=["a", "b"])
+    with pytest.raises(ValueError, match="the instructions end after 2, but there are more texts"):
+        encoder.encode(TEXTS, instruction=iter(["a", "b"]))
+    with pytest.raises(ValueError, match="the texts end after 24, but there are more instructions"):
+        encoder.encode(iter(TEXTS), instruction=["a"] * 25)
+    with pytest.raises(ValueError, match="many texts, got one str"):
+        encoder.encode_blocks(TEXTS[0])
     with pytest.raises(TypeError, match="text 1 is int"):
         encoder.encode(["a", 3])
 
