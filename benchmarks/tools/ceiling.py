@@ -1,0 +1,27 @@
+"""The ceiling: nothing but the matrix products of a model's own shapes, at a batch size where they run best."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+ROWS = 2048
+
+
+def prepare(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Products of (2048, in) by (in, out) for each [in, out, count] of `job["products"]`."""
+    dtype = getattr(torch, job["dtype"])
+    products = [
+        (torch.randn(ROWS, width).to(dtype), torch.randn(out, width).to(dtype), count)
+        for width, out, count in job["products"]
+    ]
+
+    @torch.no_grad()
+    def run() -> dict[str, Any]:
+        for inputs, weight, count in products:
+            for _ in range(count):
+                F.linear(inputs, weight)
+        return {}
+
+    return run
