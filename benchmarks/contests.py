@@ -23,6 +23,7 @@ LOWER_IS_BETTER = {"memory", "cost", "growth", "flat"}
 
 ECHO = {"before": "Rewrite the sentence: ", "between": "\nThe rewritten sentence: "}
 SCALE = 20.0
+LONG = {"contrastive-256", "contrastive-64-kept"}
 CHUNK = 2048  # tokens per forward pass on a CPU: what stays in its caches
 
 
@@ -104,7 +105,8 @@ class Material:
 
 def contests(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
     """Every contest by key, made (with its files) when called; `quick` measures fewer texts, pairs and rounds."""
-    return {**_encoding(files, quick), **_training(files, quick), **_echo(files, quick), **_memory(files, quick)}
+    every = {**_encoding(files, quick), **_training(files, quick), **_echo(files, quick), **_memory(files, quick)}
+    return every if quick else {**every, **_others(files)}
 
 
 def _encoding(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
@@ -146,10 +148,10 @@ def _encoding(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
 
 
 def _training(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
-    def mntp(shape: str, name: str, speed: tuple[float, float], memory: tuple[float, float]) -> Contest:
+    def mntp(shape: str, name: str, speed: tuple[float, float], memory: tuple[float, float], **bounds: int) -> Contest:
         job = {
             "task": "mntp", "model": files.lm(shape), "blocks": files.blocks(), "adapter": files.adapter("m512"),
-            "dtype": "float32", "mini_batch_tokens": CHUNK, "logit_rows": 128,
+            "dtype": "float32", **bounds,
         }  # fmt: skip
         claims = (
             Claim(f"MNTP step, vocabulary {name}", "speed", *speed),
@@ -157,15 +159,14 @@ def _training(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
         )
         return Contest("hugging_face", job, job, claims, "gradients", 1e-6)
 
-    def contrastive(count: int, lora: bool, rounds: int | None = None) -> Contest:
-        job = {
-            "task": "contrastive", "pairs": files.pairs(count), "dtype": "float32", "scale": SCALE, "max_tokens": 256,
-            "mini_batch": 32, "mini_batch_tokens": CHUNK, "graph_tokens": 0,
-            **({"adapter": files.adapter("m256")} if lora else {}),
-        }  # fmt: skip
-        name = f"contrastive step, {count} pairs" + (", LoRA" if lora else "")
-        claims = (Claim(name, "speed", 2.4, 3.5 if lora else 3.2), Claim(f"{name}, memory", "memory", 0.30, 0.20))
-        ours, peer = {**job, "model": files.lm("m256")}, {**job, "model": files.encoder("m256")}
+    def contrastive(count: int, what: str = "", rounds: int | None = None, **changes: Any) -> Contest:
+        ours = {**_contrastive_job(files, count), **changes}
+        name = f"contrastive step, {count} pairs{what}"
+        claims = (
+            Claim(name, "speed", 2.4, 3.5 if "adapter" in changes else 3.2),
+            Claim(f"{name}, memory", "memory", 0.30, 0.20),
+        )
+        peer = {**ours, "model": files.encoder("m256")}
         return Contest("sentence_transformers", ours, peer, claims, "gradients", 1e-5, rounds=rounds)
 
     def simcse() -> Contest:
@@ -178,14 +179,53 @@ def _training(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
         return Contest("sentence_transformers", ours, peer, claims, "gradients", 1e-5)
 
     found = {
-        "mntp-32k": lambda: mntp("m512", "32k", (1.6, 2.2), (0.65, 0.45)),
-        "mntp-128k": lambda: mntp("m512-128k", "128k", (2.6, 3.5), (0.35, 0.25)),
-        "contrastive-64": lambda: contrastive(64, lora=False),
-        "contrastive-256": lambda: contrastive(256, lora=False, rounds=2),
-        "contrastive-64-lora": lambda: contrastive(64, lora=True),
+        "mntp-32k": lambda: mntp("m512", "32k", (1.6, 2.2), (0.65, 0.45), mini_batch_tokens=1024, logit_rows=128),
+        "mntp-128k": lambda: mntp("m512-128k", "128k", (2.6, 3.5), (0.35, 0.25), mini_batch_tokens=512, logit_rows=64),
+        "contrastive-64": lambda: contrastive(64),
+        "contrastive-256": lambda: contrastive(256, rounds=2),
+        "contrastive-64-kept": lambda: contrastive(64, ", all graphs kept", rounds=2, graph_tokens=1_000_000),
+        "contrastive-64-lora": lambda: contrastive(64, ", LoRA", adapter=files.adapter("m256")),
         "simcse": simcse,
     }
-    return {key: make for key, make in found.items() if not (quick and key == "contrastive-256")}
+    return {key: make for key, make in found.items() if not (quick and key in LONG)}
+
+
+def _others(files: Material) -> dict[str, Callable[[], Contest]]:
+    """Tools that need an environment of their own."""
+
+    def encode(peer: str, texts: str, claim: Claim, rounds: int | None = None) -> Contest:
+        job = {"task": "encode", "texts": texts, "dtype": "float32", "max_tokens": 512, "batch_size": 32}
+        ours, theirs = {**job, "model": files.encoder("m256")}, {**job, "model": files.lm("m256")}
+        return Contest(peer, ours, theirs, (claim,), "vectors", 1e-5, rounds=rounds)
+
+    def tevatron() -> Contest:
+        claims = (
+            Claim("contrastive step, 64 pairs, beside Tevatron", "speed", 2.4, 3.3),
+            Claim("contrastive step, 64 pairs, memory beside Tevatron", "memory", 0.30, 0.20),
+        )
+        job = _contrastive_job(files, 64)
+        return Contest("tevatron", job, job, claims, "gradients", 1e-5, rounds=3)
+
+    return {
+        "llm2vec": lambda: encode(
+            "llm2vec", files.sample(6), Claim("encode fp32, hidden 256, beside LLM2Vec", "speed", 1.6, 2.1), rounds=3
+        ),
+        "gritlm": lambda: encode(
+            "gritlm",
+            files.texts(256),
+            Claim("encode fp32, hidden 256, beside GritLM (given order)", "speed", 4, 9),
+            rounds=2,
+        ),
+        "tevatron": tevatron,
+    }
+
+
+def _contrastive_job(files: Material, count: int) -> dict[str, Any]:
+    """A cached step: half a chunk's memory is spent on graphs that are kept."""
+    return {
+        "task": "contrastive", "model": files.lm("m256"), "pairs": files.pairs(count), "dtype": "float32",
+        "scale": SCALE, "max_tokens": 256, "mini_batch": 32, "mini_batch_tokens": 1024, "graph_tokens": 1536,
+    }  # fmt: skip
 
 
 def _echo(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:

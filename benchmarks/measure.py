@@ -157,8 +157,8 @@ def _same_gradients(ours: dict[str, np.ndarray], peer: dict[str, np.ndarray], to
     names = [name for name in ours if name.startswith("gradient:")]
     apart = np.sqrt(sum(((ours[name] - peer[name]).astype(np.float64) ** 2).sum() for name in names))
     norm = np.sqrt(sum((peer[name].astype(np.float64) ** 2).sum() for name in names))
-    loss = abs(float(ours["loss"][0] / peer["loss"][0]) - 1)
-    return bool(apart / norm <= tolerance and loss <= 1e-5), f"gradient {apart / norm:.1e}, loss {loss:.1e} (relative)"
+    loss = abs(float(ours["loss"][0] - peer["loss"][0])) / max(1.0, abs(float(peer["loss"][0])))  # it may be near zero
+    return bool(apart / norm <= tolerance and loss <= 1e-5), f"gradient {apart / norm:.1e} (relative), loss {loss:.1e}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows

@@ -69,8 +69,8 @@ class Packing:
     queries: Tensor | None = None
 
     @staticmethod
-    def of(tokens: Tokens, causal: bool) -> "Packing":
-        return Packing(tokens.lengths, causal, tokens.ids.device)
+    def of(tokens: Tokens, causal: bool, queries: Tensor | None = None) -> "Packing":
+        return Packing(tokens.lengths, causal, tokens.ids.device, queries)
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -88,6 +88,17 @@ class Packing:
             offsets = span if asked is None else torch.stack([asked[text].nonzero()[:, 0] for text in texts])
             groups.append(Group(*((part).to(self.device) for part in (start + span, start + offsets, offsets))))
         return groups
+
+    @cached_property
+    def runs(self) -> list[int] | None:
+        """Tokens of each group, if the groups are runs of the row in order and every token asks; else None.
+
+        Batches sorted by length are such rows. Their groups are views of the row: nothing is gathered, and the backward
+        pass has nothing to scatter.
+        """
+        if self.queries is not None or self.restore is not None:
+            return None
+        return [group.keys.numel() for group in self.groups]
 
     @cached_property
     def restore(self) -> Tensor | None:
@@ -197,13 +208,7 @@ def allowed(packing: Packing, window: int | None = None) -> Tensor:
 def _by_group(query, key, value, packing, dropout, scaling, window, softcap, s_aux) -> Tensor:
     """(T, H, D) by one call per group of equal lengths."""
     outputs = []
-    for group in packing.groups:
-        shape = group.queries.shape
-        q = query[group.queries.reshape(-1)].view(*shape, *query.shape[1:]).transpose(1, 2)  # (N, H, K, D)
-        k, v = (
-            states[group.keys.reshape(-1)].view(*group.keys.shape, *states.shape[1:]).transpose(1, 2)
-            for states in (key, value)
-        )  # (N, H_kv, L, D)
+    for group, q, k, v in zip(packing.groups, *_grouped(packing, query, key, value), strict=True):
         mask, causal = _group_mask(group, packing.causal, window)
         if softcap is None and s_aux is None:
             out = F.scaled_dot_product_attention(
@@ -211,13 +216,21 @@ def _by_group(query, key, value, packing, dropout, scaling, window, softcap, s_a
             )
         else:
             out = _explicit(q, k, v, mask, causal, dropout, scaling, softcap, s_aux)
-        outputs.append(out.transpose(1, 2).reshape(-1, *out.shape[1:2], out.size(-1)))
+        outputs.append(out.transpose(1, 2).reshape(-1, out.size(1), out.size(-1)))
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if packing.restore is None:
         return joined
     if packing.queries is not None:
         joined = torch.cat([joined, joined.new_zeros(1, *joined.shape[1:])])
     return joined[packing.restore]
+
+
+def _grouped(packing: Packing, query: Tensor, key: Tensor, value: Tensor) -> Iterator[list[Tensor]]:
+    """For each of query, key, value (T, H, D): its groups as (N, H, K or L, D)."""
+    for states, kind in ((query, "queries"), (key, "keys"), (value, "keys")):
+        rows = [getattr(group, kind) for group in packing.groups]
+        parts = states.split(packing.runs) if packing.runs is not None else [states[row.reshape(-1)] for row in rows]
+        yield [part.view(*row.shape, *states.shape[1:]).transpose(1, 2) for part, row in zip(parts, rows, strict=True)]
 
 
 def _group_mask(group: Group, causal: bool, window: int | None) -> tuple[Tensor | None, bool]:

@@ -13,7 +13,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from llm2enc import attention
 from llm2enc.attention import NAME, Packing, allowed, packed_call
+from llm2enc.layers import Float32Arithmetic, LastLayerPruning, emulated
 from llm2enc.recipe import LoraSpec, ModelSpec
 from llm2enc.tokens import Tokens
 
@@ -149,7 +150,8 @@ class Backbone(nn.Module):
         self._peft: list[Any] = []  # PEFT's wrapper while an adapter trains; in a list, so that it is no submodule
         self._convert()
         self.route = self._choose_route()
-        self._pruning = _LastLayerPruning(self.trunk) if self.route == "packed" else None
+        self._pruning = LastLayerPruning(self.trunk) if self.route == "packed" else None
+        self._float32 = Float32Arithmetic(self.trunk)
 
     # ---- facts
 
@@ -204,24 +206,39 @@ class Backbone(nn.Module):
         queries  (T,) bool: only these states are needed. Others come out undefined, and the last layer skips them.
         """
         causal = not self.bidirectional if causal is None else causal
-        if self.route == "alone":
-            return self._alone(tokens)
-        row: dict[str, Any] = {
-            "input_ids": tokens.ids[None],
-            "position_ids": tokens.positions[None],
-            "use_cache": False,
-        }
-        if self.route == "mask":
-            return self._masked(tokens, row, causal)
-        wanted = None if queries is None or bool(queries.all()) else queries.cpu()
-        packing = Packing(tokens.lengths, causal, tokens.ids.device)
-        last = packing if wanted is None else Packing(tokens.lengths, causal, tokens.ids.device, wanted)
-        with packed_call():
-            return self.trunk(**row, packing=packing, last_packing=last).last_hidden_state[0]
+        widen = not torch.is_grad_enabled() and emulated(next(self.trunk.parameters()).dtype, self.device)
+        with self._float32.active(widen):
+            if self.route == "alone":
+                return self._alone(tokens)
+            row: dict[str, Any] = {
+                "input_ids": tokens.ids[None],
+                "position_ids": tokens.positions[None],
+                "use_cache": False,
+            }
+            if self.route == "mask":
+                return self._masked(tokens, row, causal)
+            wanted = None if queries is None or bool(queries.all()) else queries.cpu()
+            packing = Packing.of(tokens, causal)
+            last = packing if wanted is None else Packing.of(tokens, causal, wanted)
+            with packed_call():
+                return self.trunk(**row, packing=packing, last_packing=last).last_hidden_state[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (R, V) of last-layer states (R, D), with the family's scaling, bias and soft cap."""
         return self._head(inputs_embeds=hidden[None]).logits[0]
+
+    @cached_property
+    def plain_head(self) -> bool:
+        """Whether logits are one linear layer, whose backward pass does not read them: they may be overwritten.
+
+        A soft cap (Gemma 2) is no such head: its backward pass needs what came out.
+        """
+        layer = self.model.get_output_embeddings()
+        if type(layer) is not nn.Linear:
+            return False
+        probe = torch.linspace(-1, 1, layer.in_features, device=self.device, dtype=layer.weight.dtype)[None]
+        with torch.no_grad():
+            return torch.equal(self.logits(probe), layer(probe))
 
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Compute activations again in the backward pass instead of keeping them."""
@@ -267,6 +284,9 @@ class Backbone(nn.Module):
             torch.manual_seed(seed)
             # PEFT puts its layers into the trunk itself; keeping its wrapper out of our modules keeps names clean.
             self._peft = [get_peft_model(self.trunk, config)]
+        for layer in self._lora_layers():
+            if isinstance(layer.get_base_layer(), nn.Linear):
+                layer.forward = partial(_lora_linear, layer)
         self.train(self.training)  # PEFT's new layers come in training mode, their dropout included
 
     def train_everything(self, head: bool) -> None:
@@ -278,14 +298,11 @@ class Backbone(nn.Module):
 
     def merge_lora(self) -> None:
         """Add the adapter to the weights under it, in float32, and remove it."""
-        from peft.tuners.lora import LoraLayer
-
-        for module in self.trunk.modules():
-            if isinstance(module, LoraLayer):
-                weight = module.get_base_layer().weight
-                # One rounding, at the end: merged in bfloat16, a delta below 2**-9 of the weight would vanish.
-                merged = weight.data.float() + module.get_delta_weight(ADAPTER).float()
-                weight.data = merged.to(weight.dtype)
+        for layer in self._lora_layers():
+            weight = layer.get_base_layer().weight
+            # One rounding, at the end: merged in bfloat16, a delta below 2**-9 of the weight would vanish.
+            merged = weight.data.float() + layer.get_delta_weight(ADAPTER).float()
+            weight.data = merged.to(weight.dtype)
         self._peft.pop().unload()
 
     def save_adapter(self, folder: Path) -> None:
@@ -311,6 +328,11 @@ class Backbone(nn.Module):
 
     # ---- internals
 
+    def _lora_layers(self) -> list[nn.Module]:
+        from peft.tuners.lora import LoraLayer
+
+        return [module for module in self.trunk.modules() if isinstance(module, LoraLayer)]
+
     def _convert(self) -> None:
         causal = not self.bidirectional
         for config in {id(c): c for c in (self.model.config, self.config, self.trunk.config)}.values():
@@ -333,8 +355,8 @@ class Backbone(nn.Module):
 
     def _masked(self, tokens: Tokens, row: dict[str, Any], causal: bool) -> Tensor:
         """The same states by a block-diagonal (1, 1, T, T) mask, for families without the attention interface."""
-        packing = Packing(tokens.lengths, causal, tokens.ids.device)
-        dtype = next(self.trunk.parameters()).dtype
+        packing = Packing.of(tokens, causal)
+        dtype = torch.float32 if self._float32.on else next(self.trunk.parameters()).dtype
         kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
         masks = {}
         for kind in kinds:
@@ -394,66 +416,18 @@ class _States:
         return (self.last_hidden_state,)[index]
 
 
-class _LastLayerPruning:
-    """Lets the last decoder layer skip tokens whose states nobody reads.
+def _lora_linear(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """W x + scaling * B A x of PEFT's layer, with the sum inside of the last matrix product.
 
-    Keys and values are needed of every token, queries only of some: after the query projection everything in the last
-    layer is per token. Hooks narrow the inputs of its per-token parts and widen their outputs with zeros again. The
-    list of tokens travels by keyword to the layer's attention, whose hook notes it for the parts: a checkpointed layer
-    is computed again without its own hooks, but with those of its parts and the keywords it had.
+    Written as a product, a scaling and a sum, it would pass over outputs of full width twice more, and again backwards.
     """
-
-    # In layers of the common shape. A part that is not there is simply not narrowed, which costs time, not exactness.
-    # Each of them runs inside or after the attention, in every family of transformers.
-    PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
-
-    def __init__(self, trunk: nn.Module):
-        self.rows: Tensor | None = None
-        layers = getattr(trunk, "layers", None)
-        if not isinstance(layers, nn.ModuleList) or not len(layers):
-            return
-        if isinstance(getattr(layers[-1], "self_attn", None), nn.ModuleList):
-            return  # LongCat attends twice in a layer: the second time needs every state of the first
-        layers[-1].register_forward_pre_hook(self._enter, with_kwargs=True)
-        attention_part = _find(layers[-1], "self_attn")
-        if attention_part is None:
-            return
-        attention_part.register_forward_pre_hook(self._note, with_kwargs=True)
-        for name in self.PARTS:
-            part = _find(layers[-1], name)
-            if part is not None:
-                part.register_forward_pre_hook(self._narrow)
-                part.register_forward_hook(self._widen)
-
-    def _enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
-        packing = kwargs.get("last_packing")
-        self.rows = None
-        return None if packing is None else (args, {**kwargs, "packing": packing})
-
-    def _note(self, part: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        packing = kwargs.get("packing")
-        wanted = None if packing is None else packing.queries
-        self.rows = None if wanted is None else wanted.nonzero()[:, 0].to(packing.device)
-
-    def _narrow(self, part: nn.Module, args: tuple):
-        if self.rows is None:
-            return None
-        self._total = args[0].size(1)
-        return (args[0][:, self.rows], *args[1:])
-
-    def _widen(self, part: nn.Module, args: tuple, output: Any):
-        if self.rows is None:
-            return None
-        if isinstance(output, tuple):  # a mixture of experts may return its router's scores too
-            return self._widen(part, args, output[0]), *output[1:]
-        wide = output.new_zeros(1, self._total, output.size(-1))
-        return wide.index_copy(1, self.rows, output)
-
-
-def _find(module: nn.Module, path: str) -> nn.Module | None:
-    for name in path.split("."):
-        module = getattr(module, name, None)
-    return module
+    output = layer.base_layer(inputs)
+    factor_a, factor_b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    autocast = torch.is_autocast_enabled(inputs.device.type)
+    low = factor_a(layer.lora_dropout[ADAPTER](inputs if autocast else inputs.to(factor_a.weight.dtype)))
+    wide = output if autocast else output.to(low.dtype)
+    total = torch.addmm(wide.flatten(0, -2), low.flatten(0, -2), factor_b.weight.T, alpha=layer.scaling[ADAPTER])
+    return total.view_as(output).to(output.dtype)
 
 
 def _plain_state(trunk: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from llm2enc import checkpoint, distributed
 from llm2enc.encoder import Encoder
+from llm2enc.layers import emulated
 from llm2enc.objectives import OBJECTIVES
 from llm2enc.recipe import LoraSpec, Stage, Tracking
 
@@ -297,12 +298,8 @@ def facts(encoder: Encoder, stage: Stage, batch: Any, start: int) -> list[tuple[
 
 def _slow(stage: Stage, device: torch.device) -> str:
     """A warning if bfloat16 will be emulated: measured on AVX2, its matrix products run at a tenth of float32's speed."""
-    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (
-        " (this CPU emulates it, float32 is about 10 times as fast)"
-        if emulated and stage.precision != "float32"
-        else ""
-    )
+    slow = stage.precision != "float32" and emulated(getattr(torch, stage.precision), device)
+    return " (this CPU emulates it, float32 is about 10 times as fast)" if slow else ""
 
 
 def peak_gib() -> float:

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "llm2enc"
 ORDER = (
-    "recipe distributed tokens attention pooling losses backbone miniature proof inspection encoder "
+    "recipe distributed tokens attention pooling losses layers backbone miniature proof inspection encoder "
     "data gradcache objectives checkpoint export trainer evaluation verify conversion cli"
 ).split()
 EXCEPTIONS = {("encoder", "export")}  # Encoder.load and Encoder.save, imported inside the functions

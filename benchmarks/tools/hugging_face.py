@@ -20,7 +20,8 @@ def mntp(job: dict[str, Any]) -> Run:
     """Loss and LoRA gradients of masked next-token prediction, with logits of all tokens."""
     from peft import LoraConfig, get_peft_model
 
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32, is_causal=False)
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    model.config.is_causal = False
     for module in model.modules():
         if isinstance(getattr(module, "is_causal", None), bool):
             module.is_causal = False

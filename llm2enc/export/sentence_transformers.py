@@ -99,7 +99,7 @@ def write(
         (partial / "README.md").write_text(text, encoding="utf-8")
 
 
-def read(folder: Path) -> "Encoder":
+def read(folder: Path, dtype: str = "auto") -> "Encoder":
     """The encoder that `write` wrote, proven again. ValueError if `folder` is not such a directory."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -118,7 +118,7 @@ def read(folder: Path) -> "Encoder":
         # Our own switch is is_causal. Both together would widen the window by one; see _attention_keys.
         config.use_bidirectional_attention = False
         config.sliding_window -= 1
-    model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, dtype="auto")
+    model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, dtype=dtype)
     backbone = Backbone(model, bidirectional=facts["attention"] == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")

@@ -77,9 +77,10 @@ def _head_backward(encoder: Encoder, states: Tensor, targets: Tensor, scale: flo
     leaf = states.detach().requires_grad_()
     total = torch.zeros((), device=states.device)
     for slice_states, slice_targets in zip(leaf.split(logit_rows), targets.split(logit_rows), strict=True):
-        loss = cross_entropy_sum(encoder.backbone.logits(slice_states), slice_targets) * scale
-        loss.backward()
-        total += loss.detach()
+        logits = encoder.backbone.logits(slice_states)
+        loss, gradient = cross_entropy_sum(logits, slice_targets, scale, overwrite=encoder.backbone.plain_head)
+        logits.backward(gradient)
+        total += loss
     if leaf.grad is not None:
         states.backward(leaf.grad)
     return total
