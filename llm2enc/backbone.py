@@ -236,7 +236,8 @@ class Backbone(nn.Module):
         layer = self.model.get_output_embeddings()
         if type(layer) is not nn.Linear:
             return False
-        probe = torch.linspace(-1, 1, layer.in_features, device=self.device, dtype=layer.weight.dtype)[None]
+        # Large, so that a cap of small logits shows too.
+        probe = torch.linspace(-100, 100, layer.in_features, device=self.device, dtype=layer.weight.dtype)[None]
         with torch.no_grad():
             return torch.equal(self.logits(probe), layer(probe))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from llm2enc import attention
-from llm2enc.attention import Packing, allowed, packed_attention
+from llm2enc.attention import Packing, _grouped, allowed, packed_attention
 from llm2enc.tokens import Tokens
 
 CPU = torch.device("cpu")
@@ -181,6 +181,17 @@ def test_groups_are_texts_of_one_length_and_restore_undoes_their_order() -> None
         ([[2, 4]], [[0, 2]]),
     ]
     assert last.restore.tolist() == [4, 0, 2, 4, 3, 4, 1]  # 4: the row of zeros
+
+
+def test_a_row_sorted_by_length_is_read_in_place() -> None:
+    """Its groups are runs of the row, so they share its memory; in any other order they are gathered."""
+    states = torch.arange(7.0)[:, None, None].expand(7, 2, 4).contiguous()
+    in_order = packing([3, 3, 1], causal=False)
+    assert in_order.runs == [6, 1]
+    parts = next(iter(_grouped(in_order, states, states, states)))
+    assert [part.data_ptr() for part in parts] == [states.data_ptr(), states[6:].data_ptr()]
+    assert packing([3, 1, 3], causal=False).runs is None
+    assert packing([3, 3, 1], causal=False, queries=[True, False, True, True, False, True, True]).runs is None
 
 
 def test_packing_of_tokens_takes_their_lengths() -> None:

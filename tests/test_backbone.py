@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import assert_same, gradients, make_backbone, make_model
+from tiny import tiny_model
 from torch import Tensor
 
 from llm2enc.backbone import Backbone
@@ -66,6 +67,50 @@ def test_merging_into_bfloat16_rounds_once() -> None:
     found = {name: backbone.trunk.get_submodule(name).weight for name in expected}
     assert len(found) == 4
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_our_lora_sum_is_pefts(base: torch.dtype, autocast: bool) -> None:
+    """The sum inside the product against PEFT's product, scaling and sum: output and every gradient."""
+    backbone = make_backbone(base)
+    backbone.add_lora(LORA, seed=0)
+    stir(backbone)
+    layer = backbone.trunk.layers[0].mlp.up_proj
+    inputs = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(2)).to(base)
+    outgoing = torch.randn(1, 6, 48, generator=torch.Generator().manual_seed(3))
+
+    def run(forward) -> dict[str, Tensor]:
+        leaf = inputs.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output = forward(leaf)
+        output.backward(outgoing.to(output.dtype))
+        return {"output": output.detach().float(), "inputs": leaf.grad.float(), **gradients(layer)}
+
+    ours, pefts = run(layer), run(lambda x: type(layer).forward(layer, x))
+    rounds = base == torch.bfloat16 or autocast
+    assert_same(ours, pefts, tolerance=2e-2 if rounds else 1e-6)
+    assert ours.keys() > {"output", "inputs"}
+
+
+def test_lora_dropout_draws_as_peft_does() -> None:
+    backbone = make_backbone()
+    backbone.add_lora(LoraSpec(r=4, alpha=8, dropout=0.5), seed=0)
+    stir(backbone)
+    layer = backbone.train().trunk.layers[0].mlp.up_proj
+    inputs = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(5)
+    ours = layer(inputs)
+    torch.manual_seed(5)
+    theirs = type(layer).forward(layer, inputs)
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.equal(ours, layer(inputs))
+
+
+def test_a_soft_cap_is_no_plain_head() -> None:
+    """Its backward pass reads what came out of it, so the logits must not be overwritten there."""
+    assert make_backbone().plain_head
+    assert not Backbone(tiny_model("gemma2"), bidirectional=True).plain_head
 
 
 def test_an_adapter_survives_the_disk(tmp_path: Path) -> None:

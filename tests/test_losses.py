@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llm2enc import losses
 from llm2enc.losses import cross_entropy_sum, info_nce
 
 EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
@@ -97,10 +98,28 @@ def test_value_and_gradients_equal_the_formula_written_out(temperature: float) -
         torch.testing.assert_close(mine, other, atol=1e-5, rtol=1e-4)
 
 
-def test_cross_entropy_is_a_sum_in_float32() -> None:
+def test_cross_entropy_by_hand() -> None:
     """Uniform over 4 is log 4; logit 3 against 0, 0, 0 is log(1 + 3 e^-3)."""
     logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]], dtype=torch.bfloat16)
-    loss = cross_entropy_sum(logits, torch.tensor([2, 0]))
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(math.log(4) + math.log1p(3 * math.exp(-3)), rel=1e-6)
-    assert cross_entropy_sum(logits[:0], torch.tensor([], dtype=torch.int64)).item() == 0
+    loss, gradient = cross_entropy_sum(logits, torch.tensor([2, 0]), scale=0.5, overwrite=False)
+    assert loss.dtype == torch.float32 and gradient.dtype == torch.bfloat16
+    assert loss.item() == pytest.approx((math.log(4) + math.log1p(3 * math.exp(-3))) / 2, rel=1e-6)
+    assert gradient[0].tolist() == [0.125, 0.125, -0.375, 0.125]  # (softmax - one-hot) / 2
+    nothing, _ = cross_entropy_sum(logits[:0], torch.tensor([], dtype=torch.int64), 1.0, overwrite=False)
+    assert nothing.item() == 0
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_cross_entropy_and_its_gradient_are_those_of_autograd(overwrite: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "ELEMENTS", 3 * 50)  # three rows at a time: 7 rows make three slices
+    generator = torch.Generator().manual_seed(0)
+    logits = (5 * torch.randn(7, 50, generator=generator)).requires_grad_()
+    targets = torch.randint(50, (7,), generator=generator)
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") * 0.25
+    expected.backward()
+    given = logits.detach().clone()
+    loss, gradient = cross_entropy_sum(given, targets, 0.25, overwrite)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(gradient, logits.grad, atol=1e-7, rtol=1e-5)
+    assert (gradient.data_ptr() == given.data_ptr()) is overwrite
+    assert torch.equal(given, logits.detach()) is not overwrite
