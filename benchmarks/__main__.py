@@ -57,7 +57,9 @@ def measure_all(arguments: argparse.Namespace) -> tuple[list[Row], list[str]]:
     rows: list[Row] = []
     notes: list[str] = []
     found, missing = interpreters(arguments.folder)
-    for key, make in contests(Material(arguments.folder / "material"), arguments.quick).items():
+    files = Material(arguments.folder / "material")
+    notes.append(corpus(files.corpus()))
+    for key, make in contests(files, arguments.quick).items():
         if arguments.only not in key:
             continue
         contest = make()
@@ -143,6 +145,15 @@ def table(rows: list[Row]) -> str:
             f"{row.difference} |"
         )
     return "\n".join(lines)
+
+
+def corpus(facts: dict[str, float]) -> str:
+    """The texts' lengths, and what padding costs on them, in one line."""
+    return (
+        f"Texts: {facts['texts']:,} of log-normal length, median {facts['median_tokens']:.0f} tokens, 90th percentile "
+        f"{facts['p90_tokens']:.0f}. Batches of 32 compute {facts['padding_by_characters']:.2f} tokens per real one sorted "
+        f"by characters, {facts['padding_by_tokens']:.2f} sorted by tokens, {facts['padding_in_given_order']:.2f} unsorted."
+    )
 
 
 def machine() -> str:

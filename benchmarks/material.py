@@ -9,6 +9,7 @@ real one. `statistics` gives the same figures for these texts.
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
 }
 
 
+@lru_cache
 def lexicon(size: int = 20_000) -> list[str]:
     """Distinct pseudo-words, the frequent ones short."""
     generator = np.random.default_rng(0)
@@ -120,14 +122,14 @@ def causal_lm(folder: Path, shape: str, seed: int = 0) -> Path:
     return folder
 
 
-def encoder(folder: Path, lm: Path) -> Path:
+def encoder(folder: Path, lm: Path, dtype: str) -> Path:
     """The exported encoder of a causal LM: bidirectional, mean over all tokens, no template. Both sides open it."""
     from llm2enc import Encoder
     from llm2enc.recipe import InputSpec, ModelSpec
 
     template = [{"slot": "text", "pool": True}]
     spec = InputSpec.model_validate({"query": template, "document": template, "max_tokens": 512}, strict=False)
-    Encoder.from_causal_lm(ModelSpec(name=str(lm), dtype="float32"), spec).save(folder)
+    Encoder.from_causal_lm(ModelSpec(name=str(lm), dtype=dtype), spec).save(folder)
     return folder
 
 
@@ -208,7 +210,7 @@ def statistics(all_texts: Sequence[str], lengths: np.ndarray, size: int = 32) ->
         "texts": len(all_texts),
         "median_tokens": float(np.median(lengths)),
         "p90_tokens": float(np.percentile(lengths, 90)),
-        "spread_of_log_characters_per_token": float(per_token[lengths > 5].std()),
+        "spread_of_log_characters_per_token": float(per_token.std()),
     }
     for name, rows in order.items():
         batches = [lengths[rows[start : start + size]] for start in range(0, len(rows), size)]
