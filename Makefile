@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # A torch that is there already, or the CPU build a mirror offers, spares gigabytes of CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-full lint quality
+.PHONY: setup demo test test-full lint quality bench bench-peers
 
 setup: $(BIN)/llm2enc
 
@@ -31,3 +31,9 @@ lint: setup
 
 quality: setup  ## the real-data table; DATA=folder of ../shared/data's layout
 	$(BIN)/python -m benchmarks.quality --data $(DATA) -o runs/quality
+
+bench: setup  ## speed and memory beside sentence-transformers and plain transformers
+	$(BIN)/python -m benchmarks --json runs/benchmarks/bench.json --markdown runs/benchmarks/bench.md
+
+bench-peers: setup  ## an environment for LLM2Vec, GritLM and Tevatron, whose rows `make bench` then has too
+	$(BIN)/python -m benchmarks.environments peers -o runs/benchmarks

@@ -133,14 +133,15 @@ def line(row: Row) -> str:
 def table(rows: list[Row]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| | beside | ours | theirs | ratio | gate | stretch | agreement |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| | beside | ours | theirs | ratio | wall | gate | stretch | agreement |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for row in rows:
         reached = "**void**" if not row.equal else f"{row.ratio:.2f} ({row.low:.2f}–{row.high:.2f})"
         mark = {True: " ✓", False: " ✗"}
         lines.append(
             f"| {row.name} | {row.peer_tool} | {row.ours:.3g} {row.unit} | {row.peer:.3g} {row.unit} | {reached} | "
+            f"{'' if row.wall is None else f'{row.wall:.2f}'} | "
             f"{row.gate:g}{mark[row.reaches(row.gate)]} | {row.stretch:g}{mark[row.reaches(row.stretch)]} | "
             f"{row.difference} |"
         )

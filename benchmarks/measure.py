@@ -84,6 +84,15 @@ class Row:
     samples: dict[str, list[float]] = field(default_factory=dict)
 
     @property
+    def wall(self) -> float | None:
+        """The median ratio in wall-clock seconds, for rows about time."""
+        ours, peer = self.samples.get("ours_wall"), self.samples.get("peer_wall")
+        if self.metric not in ("speed", "cost") or not ours:
+            return None
+        ratio = median(p / o for o, p in zip(ours, peer, strict=True))
+        return ratio if self.metric == "speed" else 1 / ratio
+
+    @property
     def better(self) -> str:
         return "lower" if self.metric in LOWER_IS_BETTER else "higher"
 
@@ -91,7 +100,7 @@ class Row:
         return self.equal and (self.ratio <= goal if self.better == "lower" else self.ratio >= goal)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "better": self.better, "gate_reached": self.reaches(self.gate)}
+        return {**asdict(self), "wall": self.wall, "better": self.better, "gate_reached": self.reaches(self.gate)}
 
 
 def run(contest: Contest, interpreters: dict[str, str], rounds: int, threads: int = 1) -> list[Row]:

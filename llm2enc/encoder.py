@@ -78,7 +78,8 @@ class Encoder(nn.Module):
     def load(folder: str | Path, dtype: LoadType = "auto") -> "Encoder":
         """The encoder of a directory written by `save`.
 
-        dtype  of the weights and their products; `auto`: as they are stored
+        dtype  what the weights are held in; `auto`: as they are stored. On a CPU without 16-bit products, 16-bit weights
+               are computed with in float32, a layer at a time
         """
         from llm2enc.export.sentence_transformers import read
 

@@ -72,6 +72,14 @@ def test_rows_by_hand() -> None:
     assert row(contest, Claim("flat", "flat", 1, 1), [[sample(1, 70), sample(1, 100)]], True, "").ratio == 60 / 50
 
 
+def test_wall_clock_has_a_ratio_of_its_own() -> None:
+    samples = [[{"cpu": 1, "wall": 2, "peak": 0}, {"cpu": 3, "wall": 8, "peak": 0}]]
+    contest = Contest("peer", {}, {}, (), "none")
+    assert row(contest, Claim("speed", "speed", 1, 1), samples, True, "").wall == 4
+    assert row(contest, Claim("cost", "cost", 1, 1), samples, True, "").wall == 0.25
+    assert row(contest, Claim("memory", "memory", 1, 1), [[sample(1, 1), sample(1, 1)]], True, "").wall is None
+
+
 def test_the_ceiling_is_the_best_rate_seen() -> None:
     """A ceiling run is one pass of 2048 rows through every linear layer; ours does the same work in twice the time."""
     work = material.flops("m64", np.zeros(1)) + 2048 * 2 * 2 * sum(i * o for i, o in material.linears("m64").values())

@@ -181,6 +181,17 @@ def test_reading_gives_the_same_vectors_and_weights(opened, name: str) -> None:
     np.testing.assert_allclose(again.encode(golden["texts"]), golden["vectors"], atol=2e-6 * max(1, np.abs(ours).max()))
 
 
+def test_the_number_type_is_chosen_at_loading(opened) -> None:
+    """As stored by default; 16-bit weights give nearly the same vectors, whatever the processor multiplies."""
+    _, root, _ = opened
+    name = next(iter(CASES))
+    stored, narrow = Encoder.load(root / name), Encoder.load(root / name, dtype="bfloat16")
+    assert {parameter.dtype for parameter in stored.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
+    found = cosines(stored.encode(TEXTS), narrow.encode(TEXTS))
+    assert 0.99 < found.min() < 1
+
+
 def test_a_directory_written_twice_is_the_same(opened, tmp_path: Path) -> None:
     _, root, _ = opened
     write(read(root / "gemma3_text"), tmp_path / "again")
