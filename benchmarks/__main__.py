@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("compare", nargs="*", metavar="compare OLD NEW", help="two files written by --json")
     parser.add_argument("--quick", action="store_true", help="fewer rows, texts and rounds")
     parser.add_argument("--only", default="", help="contests whose key contains this")
-    parser.add_argument("--rounds", type=int, help="5, or 3 with --quick")
+    parser.add_argument("--rounds", type=int, help="5, or 2 with --quick")
     parser.add_argument(
         "--threads", type=int, default=1, help="1: CPU seconds of one thread, which neighbours disturb least"
     )
@@ -53,7 +53,7 @@ def main() -> None:
 
 def measure_all(arguments: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Rows of every contest that can run here, and why others can't."""
-    rounds = arguments.rounds or (3 if arguments.quick else 5)
+    rounds = arguments.rounds or (2 if arguments.quick else 5)
     rows: list[Row] = []
     notes: list[str] = []
     found, missing = interpreters(arguments.folder)

@@ -124,7 +124,7 @@ def _encoding(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
         facts = {"shape": shape, "flops": material.flops(shape, counts)}
         return Contest("sentence_transformers", job, job, claims, agreement, 1e-5, facts, rounds)
 
-    many, few, rounds = (6, 2, 2) if quick else (12, 3, None)
+    many, few = (6, 2) if quick else (12, 3)
 
     def one() -> str:  # bfloat16 may be emulated: few texts are enough, and slow enough
         return files.sample(1, size=8 if quick else 32)
@@ -137,7 +137,6 @@ def _encoding(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
             "m512", files.sample(few), "float32", "vectors",
             Claim("encode fp32, hidden 512", "speed", 1.25, 1.45),
             Claim("share of the GEMM ceiling, hidden 512, fp32", "ceiling", 0.75, 0.87),
-            rounds=rounds,
         ),
         "encode-short": lambda: contest(
             "m256", files.short(), "float32", "vectors",
@@ -193,11 +192,9 @@ def _training(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
     found = {
         "mntp-32k": lambda: mntp("m512", "32k", (1.6, 2.2), (0.65, 0.45)),
         "mntp-128k": lambda: mntp("m512-128k", "128k", (2.6, 3.5), (0.35, 0.25), mini_batch_tokens=512, logit_rows=64),
-        "contrastive-64": lambda: contrastive(64, rounds=2 if quick else None),
+        "contrastive-64": lambda: contrastive(64),
         "contrastive-256": lambda: contrastive(256, rounds=2),
-        "contrastive-64-lora": lambda: contrastive(
-            64, ", LoRA", rounds=2 if quick else None, adapter=files.adapter("m256")
-        ),
+        "contrastive-64-lora": lambda: contrastive(64, ", LoRA", adapter=files.adapter("m256")),
         "simcse": simcse,
     }
     return {key: make for key, make in found.items() if not (quick and key == "contrastive-256")}
@@ -264,8 +261,7 @@ def _echo(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
             "task": "echo", "model": files.lm("m256"), "dtype": "float32", "max_tokens": 512, **ECHO,
             "texts": files.json(f"echo-{count}", lambda: material.texts(count, seed=8)),
         }  # fmt: skip
-        rounds = 2 if quick else None
-        return Contest(peer, job, {**job, "task": task}, (claim,), agreement, 1e-6, rounds=rounds)
+        return Contest(peer, job, {**job, "task": task}, (claim,), agreement, 1e-6)
 
     return {
         "echo": lambda: contest(
@@ -290,13 +286,13 @@ def _memory(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
     def contrastive(few: int, many: int) -> Contest:
         jobs = [
             {
-                "task": "contrastive", "model": files.lm("m64"), "dtype": "float32", "scale": SCALE, "max_tokens": 256,
+                "task": "contrastive", "model": files.lm("m256"), "dtype": "float32", "scale": SCALE, "max_tokens": 256,
                 "pairs": files.pairs(count), "mini_batch_tokens": CHUNK, "graph_tokens": 0,
             }
             for count in (few, many)
         ]  # fmt: skip
         claim = Claim(f"contrastive step, peak memory of {many:,} pairs over {few:,}", "flat", 1.10, 1.03)
-        facts = {"bytes": [vectors_and_logits(count, 64) for count in (many, few)]}
+        facts = {"bytes": [vectors_and_logits(count, 256) for count in (many, few)]}
         return Contest("ours", jobs[1], jobs[0], (claim,), "none", facts=facts, rounds=1)
 
     return {

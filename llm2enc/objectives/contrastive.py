@@ -23,6 +23,8 @@ from llm2enc.losses import info_nce
 from llm2enc.recipe import ContrastiveStage
 from llm2enc.tokens import InputFormat, Tokens, concatenate
 
+PIECE = 256  # texts tokenized at a time: what a tokenizer returns takes 30 times the memory of the tokens
+
 
 @dataclass(frozen=True)
 class ContrastiveBatch:
@@ -117,9 +119,10 @@ def _pack(input_format, texts, instructions, is_query, own: range, max_tokens: i
     rows = np.asarray(own)[order]
     split = int(asking.sum())
     packed = [
-        input_format.pack([texts[i] for i in part], [instructions[i] for i in part], role, max_tokens)
+        input_format.pack([texts[i] for i in piece], [instructions[i] for i in piece], role, max_tokens)
         for part, role in ((rows[:split], "query"), (rows[split:], "document"))
-        if len(part)
+        for piece in np.split(part, range(PIECE, len(part), PIECE))
+        if len(piece)
     ]
     return concatenate(packed).select(torch.from_numpy(np.argsort(order)))
 
