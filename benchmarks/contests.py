@@ -124,7 +124,7 @@ def _encoding(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
         facts = {"shape": shape, "flops": material.flops(shape, counts)}
         return Contest("sentence_transformers", job, job, claims, agreement, 1e-5, facts, rounds)
 
-    many, few = (6, 2) if quick else (12, 3)
+    many, few = (4, 2) if quick else (12, 3)
 
     def one() -> str:  # bfloat16 may be emulated: few texts are enough, and slow enough
         return files.sample(1, size=8 if quick else 32)
@@ -256,7 +256,7 @@ def _contrastive_job(files: Material, count: int) -> dict[str, Any]:
 
 def _echo(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
     def contest(peer: str, task: str, claim: Claim, agreement: Agreement) -> Contest:
-        count = 64 if quick else 96
+        count = 48 if quick else 96
         job = {
             "task": "echo", "model": files.lm("m256"), "dtype": "float32", "max_tokens": 512, **ECHO,
             "texts": files.json(f"echo-{count}", lambda: material.texts(count, seed=8)),
@@ -296,8 +296,8 @@ def _memory(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
         return Contest("ours", jobs[1], jobs[0], (claim,), "none", facts=facts, rounds=1)
 
     return {
-        "memory-encode": lambda: encode(5_000, 20_000 if quick else 100_000),
-        "memory-contrastive": lambda: contrastive(64, 256 if quick else 1024),
+        "memory-encode": lambda: encode(5_000, 15_000 if quick else 100_000),
+        "memory-contrastive": lambda: contrastive(64, 128 if quick else 1024),
     }
 
 
