@@ -204,7 +204,8 @@ def _check_parts(backbone: Backbone, parts: dict[str, nn.Module], ids: list[list
             noise = float(torch.cat([forward[FIRST:], backward[FIRST:]]).max())
             if noise > TOLERANCE[dtype]:
                 raise _refused(backbone, "lets the texts of a pack reach each other", path)
-            sees_ahead = float(forward[target]) > 4 * noise
+            # Of all the tokens in reach: a sharp head leaves some of them unmoved, to the last bit.
+            sees_ahead = float(forward[target : FIRST - 1].max()) > 4 * noise
             sees_behind = float(backward[1:FIRST].max()) > max(CLEARLY[dtype], 4 * noise)
             if backbone.bidirectional and sees_behind and not sees_ahead:
                 raise _refused(backbone, "stays one-sided: a later token never reaches an earlier one", path)
@@ -304,8 +305,8 @@ def _check_ends(backbone: Backbone, ids: list[list[int]], plain: Tensor, dtype: 
     moved = backbone.hidden(_tokens(_changed(backbone, ids, FIRST - 1), backbone.device))
     change = _relative(plain, moved)
     noise = 4 * float(change[FIRST:].max())
-    if backbone.bidirectional and not float(change[FIRST - 1 - _reach(backbone)]) > noise:
-        raise _refused(backbone, "leaves the first state unmoved when the last token changes")
+    if backbone.bidirectional and not float(change[FIRST - 1 - _reach(backbone) : FIRST - 1].max()) > noise:
+        raise _refused(backbone, "leaves the earlier states unmoved when the last token changes")
     if not backbone.bidirectional and float(change[: FIRST - 1].max()) > max(noise, TOLERANCE[dtype]):
         raise _refused(backbone, "moves the first states when the last token changes, although it is to stay causal")
 

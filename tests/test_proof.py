@@ -36,6 +36,18 @@ def test_a_sound_model_passes(model_type: str, bidirectional: bool) -> None:
     assert proof.route == ("mask" if model_type == "falcon" else "packed")
 
 
+@pytest.mark.parametrize("seed", [1, 4, 7])
+def test_heads_that_read_one_token_each_are_not_taken_for_causal(seed: int) -> None:
+    """With these seeds no head of some layer lets the first token read the last; others of the text do."""
+    backbone = Backbone(tiny_model("llama"), bidirectional=True)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for layer in backbone.trunk.layers:
+            layer.self_attn.q_proj.weight.normal_(std=3)
+            layer.self_attn.k_proj.weight.normal_(std=3)
+    assert prove(backbone).difference < 1e-3
+
+
 @pytest.mark.parametrize("model_type", CAUGHT)
 def test_a_model_that_can_not_be_opened_is_caught_without_the_registry(model_type: str, no_registry: None) -> None:
     with pytest.raises(CannotConvert, match=CAUGHT[model_type]):
