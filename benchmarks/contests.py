@@ -116,13 +116,12 @@ def contests(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
 
 def _encoding(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
     def contest(
-        shape: str, texts: str, dtype: str, agreement: Agreement, *claims: Claim, stored: str = "float32",
-        rounds: int | None = None,
-    ) -> Contest:  # fmt: skip
+        shape: str, texts: str, dtype: str, agreement: Agreement, *claims: Claim, stored: str = "float32"
+    ) -> Contest:
         job = {"task": "encode", "model": files.encoder(shape, stored), "texts": texts, "dtype": dtype}
         counts = files.token_counts(texts, 512)
         facts = {"shape": shape, "flops": material.flops(shape, counts)}
-        return Contest("sentence_transformers", job, job, claims, agreement, 1e-5, facts, rounds)
+        return Contest("sentence_transformers", job, job, claims, agreement, 1e-5, facts)
 
     many, few = (4, 2) if quick else (12, 3)
 
@@ -242,7 +241,7 @@ def _others(files: Material) -> dict[str, Callable[[], Contest]]:
 def _mntp_job(files: Material, shape: str) -> dict[str, Any]:
     return {
         "task": "mntp", "model": files.lm(shape), "blocks": files.blocks(), "adapter": files.adapter("m512"),
-        "lora": True, "dtype": "float32", "mini_batch_tokens": 1024, "logit_rows": 128,
+        "dtype": "float32", "mini_batch_tokens": 1024, "logit_rows": 128,
     }  # fmt: skip
 
 

@@ -194,8 +194,13 @@ def linears(shape: str) -> dict[str, tuple[int, int]]:
 def flops(shape: str, lengths: np.ndarray) -> float:
     """Multiplications and additions of a forward pass over texts of these lengths: linear layers and attention."""
     hidden, layers = SHAPES[shape][:2]
-    products = sum(width * out for width, out in linears(shape).values())
-    return float(layers * (2 * products * lengths.sum() + 4 * hidden * (lengths.astype(float) ** 2).sum()))
+    attention = layers * 4 * hidden * (lengths.astype(float) ** 2).sum()
+    return float(linear_flops(shape) * lengths.sum() + attention)
+
+
+def linear_flops(shape: str) -> int:
+    """Multiplications and additions of one token in all linear layers."""
+    return 2 * SHAPES[shape][1] * sum(width * out for width, out in linears(shape).values())
 
 
 def statistics(all_texts: Sequence[str], lengths: np.ndarray, size: int = 32) -> dict[str, float]:

@@ -83,6 +83,8 @@ class Encoder(nn.Module):
         """
         from llm2enc.export.sentence_transformers import read
 
+        if dtype not in get_args(LoadType):
+            raise ValueError(f"dtype is {dtype!r}; weights are loaded as one of {', '.join(get_args(LoadType))}")
         return read(Path(folder), dtype)
 
     def save(self, folder: str | Path) -> None:

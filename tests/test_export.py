@@ -190,6 +190,8 @@ def test_the_number_type_is_chosen_at_loading(opened) -> None:
     assert {parameter.dtype for parameter in narrow.parameters()} == {torch.bfloat16}
     found = cosines(stored.encode(TEXTS), narrow.encode(TEXTS))
     assert 0.99 < found.min() < 1
+    with pytest.raises(ValueError, match="'int4'; weights are loaded as one of auto, float32"):
+        Encoder.load(root / name, dtype="int4")
 
 
 def test_a_directory_written_twice_is_the_same(opened, tmp_path: Path) -> None:

@@ -6,16 +6,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-ROWS = 2048
-
 
 def prepare(job: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """Products of (2048, in) by (in, out) for each [in, out, count] of `job["products"]`."""
+    """Products of (rows, in) by (in, out) for each [in, out, count] of `job["products"]`."""
     # Where 16-bit products are emulated, the machine's ceiling is that of float32.
     emulated = job["dtype"] == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     dtype = torch.float32 if emulated else getattr(torch, job["dtype"])
     products = [
-        (torch.randn(ROWS, width).to(dtype), torch.randn(out, width).to(dtype), count)
+        (torch.randn(job["rows"], width).to(dtype), torch.randn(out, width).to(dtype), count)
         for width, out, count in job["products"]
     ]
 

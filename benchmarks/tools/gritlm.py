@@ -1,10 +1,10 @@
 """GritLM 1.0.2 as a worker of the benchmarks: `GritLM.encode` with its own batch size, in the given order."""
 
-import json
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from jobs import read
 
 
 def prepare(job: dict) -> Callable[[], dict[str, np.ndarray]]:
@@ -12,8 +12,7 @@ def prepare(job: dict) -> Callable[[], dict[str, np.ndarray]]:
     if job["task"] != "encode":
         raise ValueError(f"GritLM has no task {job['task']!r} here; give encode")
     model = _bidirectional(job["model"], getattr(torch, job["dtype"]))
-    with open(job["texts"], encoding="utf-8") as file:
-        texts = json.load(file)
+    texts = read(job["texts"])
 
     def run() -> dict[str, np.ndarray]:
         # No batch size: GritLM's own is 256, in the order of the texts, and that is what its users get.

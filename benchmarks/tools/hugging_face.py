@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jobs import plain, read
+from jobs import fill_adapter, gradients, read
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 Run = Callable[[], dict[str, np.ndarray]]
@@ -28,11 +28,7 @@ def mntp(job: dict[str, Any]) -> Run:
     lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
     model.train()
     peft = get_peft_model(model.model, lora)
-    given = np.load(job["adapter"])
-    trained = {plain(name): parameter for name, parameter in peft.named_parameters() if parameter.requires_grad}
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(torch.from_numpy(given[name]))
+    fill_adapter(peft.named_parameters(), job["adapter"])
     model.lm_head.requires_grad_(False)
     blocks = {name: torch.from_numpy(array) for name, array in np.load(job["blocks"]).items()}
 
@@ -40,8 +36,7 @@ def mntp(job: dict[str, Any]) -> Run:
         model.zero_grad(set_to_none=True)
         loss = model(input_ids=blocks["input_ids"], labels=blocks["labels"]).loss
         loss.backward()
-        gradients = {f"gradient:{name}": parameter.grad.numpy() for name, parameter in trained.items()}
-        return {"loss": loss.detach().reshape(1).numpy(), **gradients}
+        return {"loss": loss.detach().reshape(1).numpy(), **gradients(peft.named_parameters())}
 
     return run
 

@@ -4,11 +4,11 @@ LLM2Vec pools the tokens after the instruction and leaves out special tokens. Wh
 no instruction, that is the plain mean over all tokens, so its own `skip_instruction=True` is kept.
 """
 
-import json
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from jobs import fill_adapter, gradients, read
 
 Result = dict[str, np.ndarray]
 LORA_RANK, LORA_ALPHA = 16, 32  # LLM2Vec's own: alpha is twice the rank
@@ -33,8 +33,7 @@ def prepare_encode(job: dict) -> Callable[[], Result]:
     dtype = getattr(torch, job["dtype"])
     model = LLM2Vec.from_pretrained(job["model"], pooling_mode="mean", torch_dtype=dtype, **limits)
     model.tokenizer.model_input_names = ["input_ids", "attention_mask"]  # its trunk refuses token_type_ids
-    with open(job["texts"], encoding="utf-8") as file:
-        texts = json.load(file)
+    texts = read(job["texts"])
 
     def run() -> Result:
         vectors = model.encode(texts, batch_size=job["batch_size"], show_progress_bar=False)  # (B, D) float32
@@ -44,50 +43,33 @@ def prepare_encode(job: dict) -> Callable[[], Result]:
 
 
 def prepare_mntp(job: dict) -> Callable[[], Result]:
-    """A forward and a backward pass: {"loss": (1,), "gradient:<name>": array} of the trunk, or of the adapter with LoRA."""
+    """A forward and a backward pass: {"loss": (1,), "gradient:<name>": array} of a LoRA adapter."""
     from llm2vec.models import MistralBiForMNTP
 
     model = MistralBiForMNTP.from_pretrained(job["model"], torch_dtype=getattr(torch, job["dtype"]))
     # LLM2Vec leaves the head trainable; the tools are compared with a frozen one, which spares LLM2Vec its gradient.
     model.lm_head.requires_grad_(False)
-    if job.get("lora"):
-        _add_adapter(model, job.get("adapter"))
-    model.to("cuda" if torch.cuda.is_available() else "cpu").train()
-    trained = {_short(name): p for name, p in model.get_model_for_peft().named_parameters() if p.requires_grad}
+    _add_adapter(model, job["adapter"])
+    model.train()
     blocks = np.load(job["blocks"])
-    batch = {name: torch.from_numpy(blocks[name]).long().to(model.device) for name in ("input_ids", "labels")}
+    batch = {name: torch.from_numpy(blocks[name]) for name in ("input_ids", "labels")}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])  # as its data collator gives one
 
     def run() -> Result:
         model.zero_grad(set_to_none=True)
         loss = model(**batch).loss
         loss.backward()
-        gradients = {f"gradient:{name}": parameter.grad.float().cpu().numpy() for name, parameter in trained.items()}
-        return {"loss": loss.detach().float().cpu().numpy().reshape(1), **gradients}
+        trained = gradients(model.get_model_for_peft().named_parameters())
+        return {"loss": loss.detach().numpy().reshape(1), **trained}
 
     return run
 
 
-def _add_adapter(model: torch.nn.Module, values_path: str | None) -> None:
+def _add_adapter(model: torch.nn.Module, weights: str) -> None:
     """Put LoRA on every linear of the trunk, as LLM2Vec's scripts do, with known values in A and B."""
     from peft import LoraConfig, get_peft_model
 
     # Dropout would make the tools differ; it is cheap, so leaving it out favours nobody.
     config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=LINEARS, lora_dropout=0.0, bias="none")
     model.set_model_for_peft(get_peft_model(model.get_model_for_peft(), config))
-    adapter = {_short(n): p for n, p in model.get_model_for_peft().named_parameters() if "lora_" in n}
-    # peft starts with B = 0, which would make every gradient of A zero and its comparison empty.
-    if values_path:
-        with np.load(values_path) as file:
-            values = {name: file[name] for name in adapter}
-    else:
-        generator = np.random.default_rng(0)
-        values = {name: 0.02 * generator.standard_normal(adapter[name].shape) for name in sorted(adapter)}
-    with torch.no_grad():
-        for name, parameter in adapter.items():
-            parameter.copy_(torch.from_numpy(values[name]))
-
-
-def _short(name: str) -> str:
-    """layers.0.mlp.up_proj.lora_A for what peft calls base_model.model.layers.0.mlp.up_proj.lora_A.default.weight."""
-    return name.removeprefix("base_model.model.").replace(".default.weight", "")
+    fill_adapter(model.get_model_for_peft().named_parameters(), weights)

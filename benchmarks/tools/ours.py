@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jobs import plain, read
+from jobs import fill_adapter, gradients, read
 
 from llm2enc import Encoder
 from llm2enc.backbone import quiet
@@ -122,10 +122,7 @@ def stage_fields(job: dict[str, Any]) -> dict[str, Any]:
 def adapt(encoder: Encoder, weights: str) -> None:
     """A LoRA adapter of r 16 on every linear layer, with the given weights."""
     encoder.backbone.add_lora(LoraSpec(r=16, alpha=32, dropout=0.0), seed=0)
-    given = np.load(weights)
-    with torch.no_grad():
-        for name, parameter in encoder.backbone.trained().items():
-            parameter.copy_(torch.from_numpy(given[plain(name)]))
+    fill_adapter(encoder.backbone.named_parameters(), weights)
 
 
 def step(encoder: Encoder, backward: Callable[[], dict[str, torch.Tensor]]) -> Run:
@@ -135,7 +132,6 @@ def step(encoder: Encoder, backward: Callable[[], dict[str, torch.Tensor]]) -> R
     def run() -> dict[str, np.ndarray]:
         encoder.zero_grad(set_to_none=True)
         loss = backward()["loss"]
-        gradients = {f"gradient:{plain(n)}": p.grad.numpy() for n, p in encoder.backbone.trained().items()}
-        return {"loss": loss.reshape(1).numpy(), **gradients}
+        return {"loss": loss.reshape(1).numpy(), **gradients(encoder.backbone.named_parameters())}
 
     return run

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jobs import plain, read
+from jobs import fill_adapter, gradients, read
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -63,9 +63,7 @@ def step(model: SentenceTransformer, loss: torch.nn.Module, *columns: list[str])
         model.zero_grad(set_to_none=True)
         value = loss([model.preprocess(column) for column in columns], torch.zeros(len(columns[0])))
         value.backward()
-        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        gradients = {f"gradient:{plain(name)}": parameter.grad.numpy() for name, parameter in trained.items()}
-        return {"loss": value.detach().reshape(1).numpy(), **gradients}
+        return {"loss": value.detach().reshape(1).numpy(), **gradients(model.named_parameters())}
 
     return run
 
@@ -75,8 +73,4 @@ def adapt(model: SentenceTransformer, weights: str) -> None:
     from peft import LoraConfig
 
     model.add_adapter(LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"))
-    given = np.load(weights)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.from_numpy(given[plain(name)]))
+    fill_adapter(model.named_parameters(), weights)

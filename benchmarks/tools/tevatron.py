@@ -4,13 +4,13 @@ Its GCTrainer itself reads attributes that the Trainer of transformers 4.44 no l
 GradCache over (model, model) with Tevatron's functions for splitting inputs, reading outputs, and the loss.
 """
 
-import json
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from jobs import gradients, read
 
 
 def prepare(job: dict) -> Callable[[], dict[str, np.ndarray]]:
@@ -21,8 +21,7 @@ def prepare(job: dict) -> Callable[[], dict[str, np.ndarray]]:
     from tevatron.loss import SimpleContrastiveLoss
     from tevatron.trainer import get_dense_rep, split_dense_inputs
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    trunk = MistralBiModel.from_pretrained(job["model"], torch_dtype=getattr(torch, job["dtype"])).to(device)
+    trunk = MistralBiModel.from_pretrained(job["model"], torch_dtype=getattr(torch, job["dtype"]))
     model = _dense_model(trunk).train()
     loss_function = SimpleContrastiveLoss(n_target=1)
     cache = _grad_cache()(
@@ -33,18 +32,17 @@ def prepare(job: dict) -> Callable[[], dict[str, np.ndarray]]:
         split_input_fn=split_dense_inputs,
         get_rep_fn=get_dense_rep,
     )
-    queries, documents = _collated(job, device)
+    queries, documents = _collated(job)
 
     def run() -> dict[str, np.ndarray]:
         model.zero_grad(set_to_none=True)
         loss = cache({"query": queries}, {"passage": documents})
-        gradients = {f"gradient:{name}": p.grad.float().cpu().numpy() for name, p in trunk.named_parameters()}
-        return {"loss": loss.float().cpu().numpy().reshape(1), **gradients}
+        return {"loss": loss.detach().numpy().reshape(1), **gradients(trunk.named_parameters())}
 
     return run
 
 
-def _collated(job: dict, device: str) -> list[dict[str, torch.Tensor]]:
+def _collated(job: dict) -> list[dict[str, torch.Tensor]]:
     """Queries and documents, each padded to the longest of the whole batch.
 
     Tevatron's 0.1.0 collator pads to a fixed width; to the longest is what later releases do, and never slower.
@@ -53,10 +51,9 @@ def _collated(job: dict, device: str) -> list[dict[str, torch.Tensor]]:
 
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="right")
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the trunk refuses token_type_ids
-    with open(job["pairs"], encoding="utf-8") as file:
-        sides = zip(*json.load(file), strict=True)
+    sides = zip(*read(job["pairs"]), strict=True)
     options = {"padding": True, "truncation": True, "max_length": job["max_tokens"], "return_tensors": "pt"}
-    return [dict(tokenizer(list(texts), **options).to(device)) for texts in sides]
+    return [dict(tokenizer(list(texts), **options)) for texts in sides]
 
 
 def _dense_model(trunk: torch.nn.Module) -> torch.nn.Module:

@@ -23,7 +23,7 @@ from llm2enc.losses import info_nce
 from llm2enc.recipe import ContrastiveStage
 from llm2enc.tokens import InputFormat, Tokens, concatenate
 
-PIECE = 256  # texts tokenized at a time: what a tokenizer returns takes 30 times the memory of the tokens
+PIECE = 256  # texts tokenized at a time: what a tokenizer returns takes far more memory than the tokens
 
 
 @dataclass(frozen=True)
