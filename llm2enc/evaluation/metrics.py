@@ -1,56 +1,107 @@
-"""Metrics: pure functions of scores and judgements. No model, no files."""
+"""Metrics of scores and judgements, by scipy, scikit-learn and pytrec_eval. No model, no files."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import sparse
+
+from llm2enc.evaluation.tasks import Statistic
+
+Vectors = np.ndarray | sparse.csr_array  # (N, D)
+Judged = Mapping[str, Mapping[str, int]]  # query id -> document id -> judgement
+
+CUTOFFS = (1, 10, 100)
+DEPTH = 1000  # documents of a ranking that are scored: what mteb and trec_eval look at
+_BLOCK = 2**25  # scores of queries against documents that exist at a time: 128 MiB of float32
 
 
-def cosine(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def unit(vectors: Vectors) -> Vectors:
+    """The rows (N, D) at length 1; a zero row stays zero."""
+    from sklearn.preprocessing import normalize
+
+    return normalize(vectors)
+
+
+def cosine(first: Vectors, second: Vectors) -> np.ndarray:
     """Cosine similarity (N,) of the rows of two arrays (N, D)."""
-    return np.einsum("nd,nd->n", unit(first), unit(second))
+    first, second = unit(first), unit(second)
+    if sparse.issparse(first):
+        return np.asarray((first * second).sum(axis=1)).ravel()
+    return np.einsum("nd,nd->n", first, second)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """The rows (N, D) at length 1."""
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def cosines(first: Vectors, second: Vectors) -> np.ndarray:
+    """Cosine similarity (N, M) of every row of one array with every row of another."""
+    product = unit(first) @ unit(second).T
+    return product.toarray() if sparse.issparse(product) else product
+
+
+def statistic(kind: Statistic, items: np.ndarray) -> float:
+    """The score that items make: see `Outcome.items`."""
+    if kind == "mean":
+        return float(items.mean())
+    found, wanted = items.T
+    if kind == "spearman":
+        return spearman(found, wanted)
+    if kind == "average_precision":
+        from sklearn.metrics import average_precision_score
+
+        return float(average_precision_score(wanted, found))
+    from sklearn.metrics import v_measure_score
+
+    return float(v_measure_score(wanted, found))
 
 
 def spearman(scores: np.ndarray, wanted: np.ndarray) -> float:
-    """Rank correlation of scores (N,) and wanted values (N,); 0 if the scores are all equal, since they rank nothing."""
+    """Rank correlation of scores (N,) and wanted values (N,); 0 if either are all equal, since they rank nothing."""
     from scipy.stats import spearmanr
 
-    if np.ptp(scores) == 0:
+    if np.ptp(scores) == 0 or np.ptp(wanted) == 0:
         return 0.0
     return float(spearmanr(scores, wanted).statistic)
 
 
-def best(scores: np.ndarray, ids: Sequence[str], k: int) -> list[list[str]]:
-    """The k best ids of each row of scores (Q, N), best first.
+def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the texts (N,) that have the commonest label of their cluster: (1/N) sum_k max_j |C_k and L_j|."""
+    from sklearn.metrics.cluster import contingency_matrix
 
-    Equal scores are ordered by id, descending, as trec_eval does and every published nDCG assumes.
+    return float(contingency_matrix(labels, clusters).max(axis=0).sum() / len(labels))
+
+
+Run = dict[str, dict[str, float]]  # query id -> document id -> score
+
+
+def search(queries: Vectors, documents: Vectors, query_ids: Sequence[str], document_ids: Sequence[str]) -> Run:
+    """The DEPTH documents with the highest cosine to each query, and those tied with the last of them."""
+    queries, documents = unit(queries), unit(documents)
+    run: Run = {}
+    rows = max(1, _BLOCK // len(document_ids))
+    for start in range(0, len(query_ids), rows):
+        block = cosines(queries[start : start + rows], documents)
+        for query, scores in zip(query_ids[start : start + rows], block, strict=True):
+            kept = np.arange(len(scores))
+            if len(scores) > DEPTH:
+                # With all ties of the last place: which of them count is for trec_eval's rule to say, not for ours.
+                kept = np.flatnonzero(scores >= np.partition(scores, -DEPTH)[-DEPTH])
+            run[query] = {document_ids[place]: float(scores[place]) for place in kept}
+    return run
+
+
+def ranking_metrics(run: Run, judged: Judged) -> dict[str, np.ndarray]:
+    """Metrics of rankings by name, each (Q,) in the order of `run`. Equal scores: by id, descending (trec_eval).
+
+    ndcg@k       normalised discounted cumulative gain, whose gain is the judgement itself
+    recall@k     share of the relevant documents that are among the first k
+    accuracy@k   whether a relevant document is among the first k
+    map, mrr     mean average precision, and one over the rank of the first relevant document
     """
-    descending = np.array(sorted(range(len(ids)), key=ids.__getitem__, reverse=True))
-    order = np.argsort(-scores[:, descending], axis=1, kind="stable")[:, :k]  # (Q, k)
-    return [[ids[place] for place in descending[row]] for row in order]
+    import pytrec_eval
 
-
-def ndcg(ranked: Sequence[str], judged: Mapping[str, float], k: int = 10) -> float:
-    """Normalised discounted cumulative gain of a ranking at depth k: the gain is the judgement itself (trec_eval).
-
-    ranked  ids, best first
-    judged  judgement by id, 0 = not relevant; an id that is missing is not relevant, and at least one must be
-    """
-    gains = [judged.get(document, 0.0) for document in ranked[:k]]
-    ideal = sorted(judged.values(), reverse=True)[:k]
-    return _discounted(gains) / _discounted(ideal)
-
-
-def recall(ranked: Sequence[str], judged: Mapping[str, float], k: int = 10) -> float:
-    """Share of the relevant documents that are among the first k."""
-    relevant = {document for document, judgement in judged.items() if judgement > 0}
-    return len(relevant.intersection(ranked[:k])) / len(relevant)
-
-
-def _discounted(gains: Sequence[float]) -> float:
-    return sum(gain / math.log2(rank + 2) for rank, gain in enumerate(gains))
+    cuts = ",".join(map(str, CUTOFFS))
+    measures = {f"ndcg_cut.{cuts}", f"recall.{cuts}", f"success.{cuts}", "map", "recip_rank"}
+    evaluator = pytrec_eval.RelevanceEvaluator({query: dict(judged[query]) for query in run}, measures)
+    found = evaluator.evaluate(run)
+    names = {"map": "map", "recip_rank": "mrr"}
+    for ours, theirs in (("ndcg", "ndcg_cut"), ("recall", "recall"), ("accuracy", "success")):
+        names |= {f"{theirs}_{cut}": f"{ours}@{cut}" for cut in CUTOFFS}
+    return {ours: np.array([found[query][theirs] for query in run]) for theirs, ours in names.items()}

@@ -1,25 +1,25 @@
-"""Task folders: STS and retrieval sets on disk, and what an encoder scores on them.
+"""The eight task types of MTEB as plain data, and what every encoder must offer to be measured on them.
 
-    FOLDER/<Task>/task.json            {"name": ..., "type": "sts" or "retrieval", "instruction": ...}
-        sts        test.tsv.gz         sentence1  sentence2  score
-        retrieval  corpus.jsonl.gz     {"_id": ..., "title": ..., "text": ...}
-                   queries.jsonl.gz    {"_id": ..., "text": ...}
-                   qrels.tsv.gz        query-id  corpus-id  score, 0 = judged not relevant
-
-A .tsv.gz has one header line and no quoting.
+A task knows its texts and on which side each stands: a `query` asks, a `document` answers or is compared with its like.
 """
 
-import gzip
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from llm2enc.evaluation.metrics import best, cosine, ndcg, recall, spearman, unit
-from llm2enc.recipe import FolderEval
+TaskType = Literal[
+    "sts",
+    "classification",
+    "clustering",
+    "pair_classification",
+    "reranking",
+    "retrieval",
+    "summarization",
+    "bitext",
+]
+Side = Literal["query", "document"]
 
 
 class TextEncoder(Protocol):
@@ -32,159 +32,167 @@ class TextEncoder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class StsTask:
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    name: str
+    instruction: str = ""
+    """What a query of this task asks for, from its task.json."""
+    language: str = "en"
+    type: ClassVar[TaskType]
+    symmetric: ClassVar[bool] = True
+    """Whether both sides are of one kind, so that an instruction belongs to both or to neither."""
+
+    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
+        """Every text that scoring encodes, by side; a text may come twice."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class StsTask(_Task):
     """Sentence pairs with a human score of their similarity."""
 
-    name: str
-    first: list[str]
-    second: list[str]
+    type = "sts"
+    first: Sequence[str]
+    second: Sequence[str]
     scores: np.ndarray
     """(N,) float64, higher is more alike."""
 
+    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
+        yield "document", self.first
+        yield "document", self.second
 
-@dataclass(frozen=True)
-class RetrievalTask:
+
+@dataclass(frozen=True, kw_only=True)
+class PairClassificationTask(_Task):
+    """Sentence pairs that mean the same or do not."""
+
+    type = "pair_classification"
+    first: Sequence[str]
+    second: Sequence[str]
+    labels: np.ndarray
+    """(N,) bool, True: same meaning."""
+
+    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
+        yield "document", self.first
+        yield "document", self.second
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitextTask(_Task):
+    """Sentences and their translations, row by row."""
+
+    type = "bitext"
+    first: Sequence[str]
+    second: Sequence[str]
+
+    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
+        yield "document", self.first
+        yield "document", self.second
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationTask(_Task):
+    """Labelled texts to fit a classifier on, and others to test it on."""
+
+    type = "classification"
+    train_texts: Sequence[str]
+    train_labels: Sequence[str]
+    test_texts: Sequence[str]
+    test_labels: Sequence[str]
+
+    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
+        yield "document", self.train_texts
+        yield "document", self.test_texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusteringTask(_Task):
+    """Texts of known classes, to be found again without the labels."""
+
+    type = "clustering"
+    members: Sequence[str]
+    labels: Sequence[str]
+
+    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
+        yield "document", self.members
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankingTask(_Task):
+    """Queries with candidates of their own, some of which answer them."""
+
+    type = "reranking"
+    symmetric = False
+    queries: Sequence[str]
+    positives: Sequence[Sequence[str]]
+    negatives: Sequence[Sequence[str]]
+
+    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
+        yield "query", self.queries
+        for candidates in (*self.positives, *self.negatives):
+            yield "document", candidates
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalTask(_Task):
     """Queries, documents, and which answer which."""
 
-    name: str
-    instruction: str
+    type = "retrieval"
+    symmetric = False
     queries: dict[str, str]
     """Text by id, of the queries that have a relevant document."""
     documents: dict[str, str]
     """Title and text by id."""
-    judged: dict[str, dict[str, float]]
-    """Query id to document id to judgement."""
+    judged: dict[str, dict[str, int]]
+    """Query id to document id to judgement; 0 is judged not relevant."""
+
+    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
+        yield "query", list(self.queries.values())
+        yield "document", list(self.documents.values())
 
 
-def read_tasks(spec: FolderEval) -> Iterator[StsTask | RetrievalTask]:
-    """The named tasks of a folder, or all its STS and retrieval tasks, one at a time. ValueError if there is none."""
-    folder = Path(spec.path)
-    found = {path.parent.name: _description(path) for path in sorted(folder.glob("*/task.json"))}
-    known = [name for name, description in found.items() if description["type"] in _READERS]
-    if not known:
-        raise ValueError(
-            f"evaluation folder {folder}: no STS or retrieval task in it; it needs folders with a task.json each, whose "
-            "type is sts or retrieval"
-        )
-    names = spec.tasks or tuple(known)
-    for name in names:
-        if name not in known:
-            kind = f"is of type {found[name]['type']!r}" if name in found else "is not there"
-            raise ValueError(
-                f"evaluation folder {folder}: task {name!r} {kind}; what can be measured: {', '.join(known)}"
-            )
-    return (_READERS[found[name]["type"]](folder / name, found[name]) for name in names)
+@dataclass(frozen=True, kw_only=True)
+class SummarizationTask(_Task):
+    """Documents, each with summaries by people, summaries by machines, and a human score of each of the latter."""
+
+    type = "summarization"
+    human: Sequence[Sequence[str]]
+    machine: Sequence[Sequence[str]]
+    relevance: Sequence[Sequence[float]]
+
+    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
+        for summaries in (*self.human, *self.machine):
+            yield "document", summaries
 
 
-def score_sts(encoder: TextEncoder, task: StsTask) -> dict[str, float]:
-    """Spearman's correlation of cosine and human score. Both sentences are documents: neither asks for the other."""
-    vectors = encode_distinct(encoder, [*task.first, *task.second], prompt_name="document")
-    count = len(task.scores)
-    return {task.name: spearman(cosine(vectors[:count], vectors[count:]), task.scores)}
+Task = (
+    StsTask
+    | PairClassificationTask
+    | BitextTask
+    | ClassificationTask
+    | ClusteringTask
+    | RerankingTask
+    | RetrievalTask
+    | SummarizationTask
+)
+
+Statistic = Literal["mean", "spearman", "average_precision", "v_measure"]
 
 
-def score_retrieval(encoder: TextEncoder, task: RetrievalTask, use_instructions: bool = False) -> dict[str, float]:
-    """nDCG@10, under the task's own name, and recall@10.
+@dataclass(frozen=True)
+class Outcome:
+    """What an encoder scores on a task, with the items the score is made of, so that it can be resampled."""
 
-    use_instructions  give the encoder the task's instruction; by default queries get the encoder's own `query` prompt
-    """
-    asked = {"instruction": task.instruction} if use_instructions else {"prompt_name": "query"}
-    queries = unit(encode_distinct(encoder, list(task.queries.values()), **asked))
-    documents = unit(encode_distinct(encoder, list(task.documents.values()), prompt_name="document"))
-    rankings = best(queries @ documents.T, list(task.documents), k=10)
-    judged = [task.judged[query] for query in task.queries]
-    return {
-        task.name: _mean(map(ndcg, rankings, judged)),
-        f"{task.name}/recall@10": _mean(map(recall, rankings, judged)),
-    }
-
-
-def encode_distinct(encoder: TextEncoder, texts: Sequence[str], **role: str) -> np.ndarray:
-    """Vectors (B, D) of texts, each distinct one encoded once. ValueError if one is not finite."""
-    place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    vectors = encoder.encode(list(place), **role)
-    if not np.isfinite(vectors).all():
-        raise ValueError("the encoder gives vectors with nan or infinity; no score means anything for it")
-    return vectors[[place[text] for text in texts]]
-
-
-def _mean(values: Iterator[float]) -> float:
-    return float(np.mean(list(values)))
-
-
-# -------------------------------------------------------------------------------------------------------------- reading
-
-
-def _description(path: Path) -> dict[str, Any]:
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(description, dict) or not isinstance(description.get("type"), str):
-        raise ValueError(f"{path} says no `type`; expected sts, retrieval, or a type that is left out")
-    return description
-
-
-def _sts(folder: Path, description: dict[str, Any]) -> StsTask:
-    rows = list(_table(folder / "test.tsv.gz", ("sentence1", "sentence2", "score")))
-    first, second, scores = zip(*rows, strict=True)
-    return StsTask(folder.name, list(first), list(second), np.array([_number(score, folder) for score in scores]))
-
-
-def _retrieval(folder: Path, description: dict[str, Any]) -> RetrievalTask:
-    queries = {row["_id"]: row["text"] for row in _records(folder / "queries.jsonl.gz")}
-    documents = {
-        row["_id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in _records(folder / "corpus.jsonl.gz")
-    }
-    judged: dict[str, dict[str, float]] = {}
-    for query, document, score in _table(folder / "qrels.tsv.gz", ("query-id", "corpus-id", "score")):
-        judged.setdefault(query, {})[document] = _number(score, folder)
-    # A query that nothing answers scores 0 with any encoder: it would only dilute the mean.
-    answered = {name: text for name, text in queries.items() if max(judged.get(name, {}).values(), default=0) > 0}
-    if not answered:
-        raise ValueError(f"{folder}: no query of queries.jsonl.gz has a relevant document in qrels.tsv.gz")
-    return RetrievalTask(folder.name, description.get("instruction", ""), answered, documents, judged)
-
-
-_READERS = {"sts": _sts, "retrieval": _retrieval}
-
-
-def _table(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
-    """The rows of a .tsv.gz, in the order of `columns`. ValueError if a column is missing or a row is ragged."""
-    header, *rows = [line.split("\t") for line in _lines(path)] or [[]]
-    missing = [name for name in columns if name not in header]
-    if missing or not rows:
-        what = f"no column {', '.join(missing)}; its header is {header}" if missing else "no rows"
-        raise ValueError(f"{path} has {what}")
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise ValueError(f"{path}, line {number}: {len(row)} fields, the header has {len(header)}")
-        yield [row[header.index(name)] for name in columns]
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl.gz, each with `_id` and `text`."""
-    for number, line in enumerate(_lines(path), start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from None
-        if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in ("_id", "text")):
-            raise ValueError(f"{path}, line {number}: expected an object with the strings `_id` and `text`")
-        yield record
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        # Not splitlines: U+2028 and its like are part of a text.
-        return gzip.decompress(path.read_bytes()).decode("utf-8").rstrip("\n").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} can't be read: {error}") from None
-
-
-def _number(score: str, folder: Path) -> float:
-    try:
-        return float(score)
-    except ValueError:
-        raise ValueError(f"{folder}: the score {score!r} is not a number") from None
+    task: str
+    type: TaskType
+    language: str
+    metric: str
+    """Name of the main metric."""
+    score: float
+    """Its value, 0 to 1 (-1 to 1 for a correlation)."""
+    metrics: dict[str, float]
+    """Every metric by name, the main one among them."""
+    statistic: Statistic
+    """How `items` become `score`."""
+    items: np.ndarray
+    """(N,) scores of the queries or texts for a mean; (N, 2) predicted and wanted values of the rows for the others."""

@@ -1,0 +1,1 @@
+"""Comparison: causal, bidirectional and Echo readings of models side by side, and which of them to use."""

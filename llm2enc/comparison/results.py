@@ -1,0 +1,101 @@
+"""What a comparison found, as plain data: the report, the table, the advice and compare.json are all made from it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llm2enc.evaluation.bootstrap import Interval
+from llm2enc.evaluation.tasks import Outcome
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """Cosines of vectors that belong together and of vectors that do not."""
+
+    random: np.ndarray
+    """(P,) of pairs of different texts drawn at random."""
+    related: np.ndarray
+    """(R,) of a query and its document, or of two sentences that people call alike; empty if the data has none."""
+
+    @property
+    def anisotropy(self) -> float:
+        """Mean cosine of random pairs (Ethayarajh 2019, arXiv 1909.00512): 0 is a space used in every direction, 1 a point."""
+        return float(self.random.mean())
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the cosines of random pairs."""
+        return float(self.random.std())
+
+
+@dataclass(frozen=True)
+class PrefixTest:
+    """Does the vector of a shared beginning know how the sentence ends (LLM2Vec, arXiv 2404.05961, section 4)?"""
+
+    accuracy: Interval
+    """How often the beginning is nearer to itself before an ending of the same meaning than before another one; 0.5 for
+    vectors that are the same before all three."""
+    moved: float
+    """Mean of 1 - cosine between the vectors of one beginning before different endings: 0 for a causal model."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way of turning texts into vectors, measured."""
+
+    name: str
+    """E.g. `bidirectional-mean`; with several models `MODEL bidirectional-mean`."""
+    description: str
+    """One sentence: attention, what is read, what is pooled."""
+    outcomes: list[Outcome]
+    intervals: list[Interval]
+    """Of each outcome."""
+    mean: Interval
+    """Of the mean score over the tasks."""
+    tokens: float
+    """Tokens that the model reads per text, on average: what a vector costs."""
+    seconds: float
+    similarities: Similarities
+    prefix: PrefixTest | None = None
+    """None for an encoder whose single token states can't be read."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The mean score over the tasks by the layer that the vector is read from."""
+
+    name: str
+    """The candidate whose other layers these are."""
+    scores: list[float]
+    """Layer 0 is the embeddings, the last one is what the model itself returns."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much the mean score of one candidate lies above that of another, by paired bootstrap."""
+
+    better: str
+    worse: str
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that was measured, best candidate first."""
+
+    title: str
+    models: list[str]
+    data: str
+    """One sentence: which texts, how many."""
+    candidates: list[Candidate]
+    differences: list[Difference]
+    """Of the best candidate against every other."""
+    advice: list[str]
+    """Sentences that follow from the numbers, the most important first."""
+    layers: list[Layers] = field(default_factory=list)
+    baseline: Candidate | None = None
+    """TF-IDF on the same texts: what words alone score."""
+    notes: list[str] = field(default_factory=list)
+    """What was left out, and why."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Command, versions, machine, date: what it takes to repeat this."""

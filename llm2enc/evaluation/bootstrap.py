@@ -1,0 +1,65 @@
+"""How sure a score is: resampling of the rows or queries it was computed from (Efron 1979; Koehn 2004 for pairs).
+
+Every draw takes as many items as there are, with replacement. Two encoders on one task get the same draws, so that the
+difference of their scores is resampled in pairs. The mean over tasks is the mean of the tasks' draws: it says how far the
+mean would move with other rows of the same tasks, not with other tasks.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llm2enc.evaluation.metrics import statistic
+from llm2enc.evaluation.tasks import Outcome
+
+DRAWS = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A score or a difference, and the range that holds the middle 95 % of its draws."""
+
+    value: float
+    low: float
+    high: float
+    above_zero: float
+    """Share of the draws above zero; of a difference: how often the first is better."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether zero lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+def draws(outcome: Outcome, count: int = DRAWS) -> np.ndarray:
+    """(count,) scores of resampled items. The draws depend on the task's name and size alone: equal for two encoders."""
+    size = len(outcome.items)
+    generator = np.random.default_rng(zlib.crc32(f"{outcome.task} {size}".encode()))
+    if outcome.statistic == "mean":
+        return np.array([outcome.items[generator.integers(size, size=size)].mean() for _ in range(count)])
+    return np.array(
+        [statistic(outcome.statistic, outcome.items[generator.integers(size, size=size)]) for _ in range(count)]
+    )
+
+
+def interval(value: float, resampled: np.ndarray) -> Interval:
+    """The interval of a value whose draws are `resampled` (C,)."""
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    return Interval(value, float(low), float(high), float((resampled > 0).mean()))
+
+
+def mean_interval(outcomes: Sequence[Outcome], count: int = DRAWS) -> Interval:
+    """The mean score over tasks."""
+    return interval(float(np.mean([o.score for o in outcomes])), np.mean([draws(o, count) for o in outcomes], axis=0))
+
+
+def difference(first: Sequence[Outcome], second: Sequence[Outcome], count: int = DRAWS) -> Interval:
+    """How much the mean score of one encoder lies above another's on the same tasks, by paired bootstrap."""
+    if [(o.task, len(o.items)) for o in first] != [(o.task, len(o.items)) for o in second]:
+        raise ValueError("a paired comparison needs both encoders on the same rows of the same tasks")
+    moved = np.mean([draws(a, count) - draws(b, count) for a, b in zip(first, second, strict=True)], axis=0)
+    return interval(float(np.mean([a.score - b.score for a, b in zip(first, second, strict=True)])), moved)

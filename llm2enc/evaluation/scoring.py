@@ -1,0 +1,189 @@
+"""One function per task type: vectors in, `Outcome` out.
+
+Protocols are those of MTEB (arXiv 2210.07316) where a local folder leaves no choice, and are named here where it does:
+
+classification   one logistic regression on all training rows (MTEB draws 8 rows per label, ten times)
+clustering       k-means with four starts, k = number of labels (MTEB v1: mini-batch k-means)
+reranking        mean average precision over each query's own candidates
+summarization    a machine summary's score is its highest cosine to a human one; Spearman per document, averaged
+bitext           F1 of the nearest neighbour among all second sentences, weighted over them as MTEB does
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from llm2enc.evaluation.metrics import (
+    Run,
+    Vectors,
+    cosine,
+    cosines,
+    purity,
+    ranking_metrics,
+    search,
+    spearman,
+    statistic,
+)
+from llm2enc.evaluation.tasks import (
+    BitextTask,
+    ClassificationTask,
+    ClusteringTask,
+    Outcome,
+    PairClassificationTask,
+    RerankingTask,
+    RetrievalTask,
+    Side,
+    Statistic,
+    StsTask,
+    SummarizationTask,
+    Task,
+    TextEncoder,
+)
+
+Instructions = Literal["own", "task", "none"]
+"""What a text is told besides itself. `own`: queries get the encoder's own `query` prompt. `task`: the instruction of the
+task, on the queries of an asymmetric task and on both sides of a symmetric one (as E5, GritLM and LLM2Vec were measured).
+`none`: every text is a document."""
+
+SEED = 42
+
+
+def score(encoder: TextEncoder, task: Task, instructions: Instructions = "own") -> Outcome:
+    """What an encoder scores on a task. ValueError if a vector is not finite."""
+    return _SCORERS[task.type](_Vectors(encoder, task, instructions), task)
+
+
+class _Vectors:
+    """Vectors of a task's texts, each distinct one encoded once per call."""
+
+    def __init__(self, encoder: TextEncoder, task: Task, instructions: Instructions):
+        self.encoder, self.task, self.instructions = encoder, task, instructions
+
+    def __call__(self, side: Side, texts: Sequence[str]) -> Vectors:
+        place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        vectors = self.encoder.encode(list(place), **asked(self.task, side, self.instructions))
+        if not np.isfinite(vectors.data if not isinstance(vectors, np.ndarray) else vectors).all():
+            raise ValueError(
+                f"{self.task.name}: the encoder gives vectors with nan or infinity; no score means anything for it"
+            )
+        return vectors[[place[text] for text in texts]]
+
+
+def asked(task: Task, side: Side, instructions: Instructions) -> dict[str, str]:
+    """The keywords of `encode` for one side of a task."""
+    if instructions == "task" and task.instruction and (side == "query" or task.symmetric):
+        return {"instruction": task.instruction}
+    return {"prompt_name": side if instructions != "none" else "document"}
+
+
+# ---------------------------------------------------------------------------------------------------------------- types
+
+
+def _sts(vectors: _Vectors, task: StsTask) -> Outcome:
+    first, second = _two(vectors, task)
+    found = cosine(first, second)
+    pearson = 0.0 if np.ptp(found) == 0 else float(np.corrcoef(found, task.scores)[0, 1])
+    return _outcome(task, "spearman", "spearman", np.stack([found, task.scores], axis=1), {"pearson": pearson})
+
+
+def _pair_classification(vectors: _Vectors, task: PairClassificationTask) -> Outcome:
+    first, second = _two(vectors, task)
+    items = np.stack([cosine(first, second), task.labels.astype(float)], axis=1)
+    return _outcome(task, "average_precision", "average_precision", items, {})
+
+
+def _bitext(vectors: _Vectors, task: BitextTask) -> Outcome:
+    from sklearn.metrics import f1_score
+
+    first, second = _two(vectors, task)
+    nearest = cosines(first, second).argmax(axis=1)
+    truth = np.arange(len(task.first))
+    # Weighted F1 over rows: each row's own F1 is 2 / (1 + how often its translation was chosen) if found, else 0.
+    chosen = np.bincount(nearest, minlength=len(truth))
+    items = np.where(nearest == truth, 2 / (1 + np.maximum(chosen, 1)), 0.0)
+    f1 = float(f1_score(truth, nearest, average="weighted", zero_division=0))
+    accuracy = float((nearest == truth).mean())
+    return _outcome(task, "f1", "mean", items, {"f1": f1, "accuracy": accuracy})
+
+
+def _classification(vectors: _Vectors, task: ClassificationTask) -> Outcome:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import f1_score
+
+    both = vectors("document", [*task.train_texts, *task.test_texts])
+    count = len(task.train_texts)
+    model = LogisticRegression(max_iter=1000, random_state=SEED).fit(both[:count], task.train_labels)
+    predicted, labels = model.predict(both[count:]), np.array(task.test_labels)
+    f1 = float(f1_score(labels, predicted, average="macro"))
+    return _outcome(task, "accuracy", "mean", (predicted == labels).astype(float), {"f1": f1})
+
+
+def _clustering(vectors: _Vectors, task: ClusteringTask) -> Outcome:
+    from sklearn.cluster import KMeans
+
+    names, labels = np.unique(task.labels, return_inverse=True)
+    clusters = KMeans(len(names), n_init=4, random_state=SEED).fit_predict(vectors("document", task.members))
+    items = np.stack([clusters, labels], axis=1).astype(float)
+    return _outcome(task, "v_measure", "v_measure", items, {"purity": purity(clusters, labels)})
+
+
+def _reranking(vectors: _Vectors, task: RerankingTask) -> Outcome:
+    queries = vectors("query", task.queries)
+    candidates = [[*good, *bad] for good, bad in zip(task.positives, task.negatives, strict=True)]
+    documents = vectors("document", [text for texts in candidates for text in texts])
+    run: Run = {}
+    judged: dict[str, dict[str, int]] = {}
+    end = 0
+    for row, texts in enumerate(candidates):
+        start, end = end, end + len(texts)
+        scores = cosines(queries[row : row + 1], documents[start:end])[0]
+        run[str(row)] = {str(place): float(score) for place, score in enumerate(scores)}
+        judged[str(row)] = {str(place): int(place < len(task.positives[row])) for place in range(len(texts))}
+    found = ranking_metrics(run, judged)
+    means = {name: float(found[name].mean()) for name in ("mrr", "ndcg@10")}
+    return _outcome(task, "map", "mean", found["map"], means)
+
+
+def _retrieval(vectors: _Vectors, task: RetrievalTask) -> Outcome:
+    queries = vectors("query", list(task.queries.values()))
+    documents = vectors("document", list(task.documents.values()))
+    found = ranking_metrics(search(queries, documents, list(task.queries), list(task.documents)), task.judged)
+    means = {name: float(values.mean()) for name, values in found.items()}
+    return _outcome(task, "ndcg@10", "mean", found["ndcg@10"], means)
+
+
+def _summarization(vectors: _Vectors, task: SummarizationTask) -> Outcome:
+    groups = [*task.human, *task.machine]
+    every = vectors("document", [text for texts in groups for text in texts])
+    ends = np.cumsum([len(texts) for texts in groups])
+    parts = [every[end - len(texts) : end] for texts, end in zip(groups, ends, strict=True)]
+    human, machine = parts[: len(task.human)], parts[len(task.human) :]
+    items = [
+        spearman(cosines(ours, theirs).max(axis=1), np.array(wanted))
+        for ours, theirs, wanted in zip(machine, human, task.relevance, strict=True)
+        if np.ptp(wanted) > 0  # where all summaries have one score there is nothing to rank
+    ]
+    return _outcome(task, "spearman", "mean", np.array(items), {})
+
+
+_SCORERS = {
+    "sts": _sts,
+    "pair_classification": _pair_classification,
+    "bitext": _bitext,
+    "classification": _classification,
+    "clustering": _clustering,
+    "reranking": _reranking,
+    "retrieval": _retrieval,
+    "summarization": _summarization,
+}
+
+
+def _two(vectors: _Vectors, task: StsTask | PairClassificationTask | BitextTask) -> tuple[Vectors, Vectors]:
+    both = vectors("document", [*task.first, *task.second])
+    return both[: len(task.first)], both[len(task.first) :]
+
+
+def _outcome(task: Task, metric: str, kind: Statistic, items: np.ndarray, more: dict[str, float]) -> Outcome:
+    value = statistic(kind, items)
+    return Outcome(task.name, task.type, task.language, metric, value, {metric: value, **more}, kind, items)
