@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from llm2enc import attention
 from llm2enc.attention import NAME, Packing, allowed, packed_call
-from llm2enc.layers import Float32Arithmetic, LastLayerPruning, emulated
+from llm2enc.layers import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
 from llm2enc.recipe import LoraSpec, ModelSpec
 from llm2enc.tokens import Tokens
 
@@ -222,6 +222,26 @@ class Backbone(nn.Module):
             last = packing if wanted is None else Packing.of(tokens, causal, wanted)
             with packed_call():
                 return self.trunk(**row, packing=packing, last_packing=last).last_hidden_state[0]
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return len(decoder_layers(self.trunk))
+
+    def layers(self, tokens: Tokens, causal: bool | None = None) -> list[Tensor]:
+        """States (T, D) of every layer: 0 is what the first layer is given, the last one what `hidden` returns.
+
+        raises  ValueError for models whose layers hand on something else than one row of states
+        """
+        states = LayerStates(self.trunk)
+        with states:
+            final = self.hidden(tokens, causal)
+        shape = (1, *final.shape)
+        if len(states.found) != self.depth + 1 or any(found.shape != shape for found in states.found):
+            raise ValueError(
+                f"the layers of {self.config.model_type} can't be read one by one: a vector of its last layer only"
+            )
+        return [*(found[0] for found in states.found[:-1]), final]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (R, V) of last-layer states (R, D), with the family's scaling, bias and soft cap."""

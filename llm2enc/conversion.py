@@ -57,7 +57,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
     _open_folder(recipe, out, overwrite)
     history = _History(out, recipe)
     for name, causal, pooling in _starting_points(recipe):
-        history.measure(name, encoder.variant(causal, pooling), time.perf_counter())
+        history.measure(name, encoder.variant(causal=causal, pooling=pooling), time.perf_counter())
     for index, stage in enumerate(recipe.stages):
         folder = out / f"{index}-{stage.objective}"
         started = time.perf_counter()

@@ -8,6 +8,7 @@ encoder.encode(["a question"], prompt_name="query")            an instruction by
 
 import copy
 import hashlib
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,7 +44,9 @@ class Encoder(nn.Module):
         self.input_format = input_format
         self.pooling: Pooling = pooling
         self.normalize = normalize
-        self.causal: bool | None = None  # overrides the backbone's direction, to compare
+        # To compare readings of one model: another direction than the backbone's, another layer than the last.
+        self.causal: bool | None = None
+        self.layer: int | None = None
 
     # ---- making one
 
@@ -101,7 +104,10 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Pooled states, not normalised: (B, D) float32."""
-        hidden = self.backbone.hidden(tokens, self.causal, self._needed(tokens))
+        if self.layer is None:
+            hidden = self.backbone.hidden(tokens, self.causal, self._needed(tokens))
+        else:
+            hidden = self.backbone.layers(tokens, self.causal)[self.layer]
         return POOLERS[self.pooling](hidden, tokens.pool, tokens.lengths)
 
     def encode(
@@ -167,11 +173,47 @@ class Encoder(nn.Module):
         batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 65536)
         return self._blocks(pairs, role, batch_tokens, truncate_dim, np.dtype(dtype), _progress(total, show_progress))
 
-    def variant(self, causal: bool, pooling: Pooling) -> "Encoder":
-        """The same weights read with another direction and pooling: what comparisons are made of."""
+    def variant(
+        self,
+        *,
+        causal: bool | None = None,
+        pooling: Pooling | None = None,
+        layer: int | None = None,
+        input: InputSpec | None = None,
+    ) -> "Encoder":
+        """The same weights read otherwise, which is what comparisons are made of; what is None stays as it is.
+
+        layer  0 for the embeddings, k for what layer k hands on
+        """
+        if layer is not None and not 0 <= layer <= self.backbone.depth:
+            raise ValueError(f"layer is {layer}; this model has layers 0 (the embeddings) to {self.backbone.depth}")
         other = copy.copy(self)
-        other.causal, other.pooling = causal, pooling
+        other.causal = self.causal if causal is None else causal
+        other.pooling = pooling or self.pooling
+        other.layer = self.layer if layer is None else layer
+        other.input_format = InputFormat(input, self.input_format.tokenizer) if input else self.input_format
         return other
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that a vector depends on: weights, direction, layer, input format, tokenizer, pooling."""
+        causal = not self.backbone.bidirectional if self.causal is None else self.causal
+        dtype = str(next(self.parameters()).dtype)
+        facts = [self.backbone.fingerprint(), dtype, causal, self.layer, self.pooling, self.normalize]
+        facts += [self.input_format.spec.model_dump_json(), self.input_format.tokenizer.backend_tokenizer.to_str()]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
+        """How a text is read that is encoded with these keywords; equal for two calls that give equal vectors."""
+        role, asked = self._role(instruction, prompt_name)
+        parts = self.input_format.template(asked, role)
+        return json.dumps([[part.model_dump() for part in parts], asked])
+
+    def count_tokens(
+        self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
+    ) -> int:
+        """Tokens that the model reads to encode the texts."""
+        role, asked = self._role(instruction, prompt_name)
+        return int(self.input_format.pack(texts, asked, role).lengths.sum())
 
     def _blocks(
         self,

@@ -222,7 +222,8 @@ def _outline(config: "PretrainedConfig") -> tuple["nn.Module | None", int | None
 
 
 def _layers(config: "PretrainedConfig", trunk: "nn.Module | None") -> tuple[Layer, ...]:
-    from llm2enc.proof import decoder_layers, mixers
+    from llm2enc.layers import decoder_layers
+    from llm2enc.proof import mixers
 
     types = getattr(config, "layer_types", None)
     count = _size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or len(types or [])

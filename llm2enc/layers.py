@@ -1,9 +1,10 @@
-"""What is done to a model's layers from outside, by hooks: skip tokens nobody reads, compute 16-bit weights in float32.
+"""What is done to a model's layers from outside, by hooks: skip tokens nobody reads, compute 16-bit weights in float32,
+look at what each layer hands on.
 
 Model files stay as they are; a hook on a part of a layer changes what goes in and what comes out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,6 +68,34 @@ class LastLayerPruning:
         return wide.index_copy(1, self.rows, output)
 
 
+class LayerStates:
+    """What each decoder layer is given and hands on, while active.
+
+    with LayerStates(trunk) as states:
+        trunk(...)
+    states.found        [(1, T, D)]: the first layer's input, then each layer's output
+    """
+
+    def __init__(self, trunk: nn.Module):
+        self.layers = [layer for _, layer in decoder_layers(trunk)]
+        self.found: list[Tensor] = []
+
+    def __enter__(self) -> "LayerStates":
+        first = self.layers[0].register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._handles = [first, *(layer.register_forward_hook(self._leave) for layer in self.layers)]
+        return self
+
+    def __exit__(self, *error) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self.found.append(args[0] if args else kwargs["hidden_states"])
+
+    def _leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
+        self.found.append(output[0] if isinstance(output, tuple) else output)
+
+
 class Float32Arithmetic:
     """Lets a model whose weights are stored in 16 bits compute in float32, on processors that would emulate 16 bits.
 
@@ -127,3 +156,24 @@ def _find(module: nn.Module, path: str) -> nn.Module | None:
     for name in path.split("."):
         module = getattr(module, name, None)
     return module
+
+
+def decoder_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Path and module of the layers of a trunk: transformers' checkpointed layers, else the longest list of modules."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = _outermost(model, lambda module: isinstance(module, GradientCheckpointingLayer))
+    if layers:
+        return layers
+    lists = _outermost(model, lambda module: isinstance(module, nn.ModuleList))
+    path, longest = max(lists, key=lambda entry: len(entry[1]), default=("", nn.ModuleList()))
+    return [(f"{path}.{index}", layer) for index, layer in enumerate(longest)]
+
+
+def _outermost(module: nn.Module, wanted: Callable[[nn.Module], bool], path: str = "") -> list[tuple[str, nn.Module]]:
+    """Modules that satisfy `wanted` and lie in no other such module, in order."""
+    found = []
+    for name, child in module.named_children():
+        child_path = f"{path}.{name}" if path else name
+        found += [(child_path, child)] if wanted(child) else _outermost(child, wanted, child_path)
+    return found

@@ -36,6 +36,7 @@ from llm2enc.backbone import (
     one_sided_by_config,
     refusal,
 )
+from llm2enc.layers import decoder_layers
 from llm2enc.tokens import Tokens
 
 LENGTHS = (7, 5, 7)  # two texts of one length share a call of the kernel, so a leak between those is seen too
@@ -110,18 +111,6 @@ def _one_sided_by_name(module: nn.Module) -> bool:
     return bool(ONE_SIDED.search(name)) and not PER_TOKEN.search(name)
 
 
-def decoder_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Path and module of the layers of a trunk: transformers' checkpointed layers, else the longest list of modules."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = _outermost(model, lambda module: isinstance(module, GradientCheckpointingLayer))
-    if layers:
-        return layers
-    lists = _outermost(model, lambda module: isinstance(module, nn.ModuleList))
-    path, longest = max(lists, key=lambda entry: len(entry[1]), default=("", nn.ModuleList()))
-    return [(f"{path}.{index}", layer) for index, layer in enumerate(longest)]
-
-
 def mixers(layer: nn.Module) -> list[str]:
     """Class names of the parts of a layer that mix tokens: attention, and what stands beside or in place of it."""
     parts = [part for _, part in _parts("", layer)]
@@ -158,15 +147,6 @@ def _snake(name: str) -> str:
 
 def _label(path: str, module: nn.Module) -> str:
     return f"{path} ({type(module).__name__})"
-
-
-def _outermost(module: nn.Module, wanted: Callable[[nn.Module], bool], path: str = "") -> list[tuple[str, nn.Module]]:
-    """Modules that satisfy `wanted` and lie in no other such module, in order."""
-    found = []
-    for name, child in module.named_children():
-        child_path = f"{path}.{name}" if path else name
-        found += [(child_path, child)] if wanted(child) else _outermost(child, wanted, child_path)
-    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- dynamic

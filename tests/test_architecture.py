@@ -9,10 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent / "llm2enc"
 ORDER = (
     "recipe distributed tokens attention pooling losses layers backbone miniature proof inspection encoder "
-    "data gradcache objectives checkpoint export trainer evaluation verify conversion cli"
+    "data gradcache objectives checkpoint export trainer evaluation verify comparison conversion cli"
 ).split()
 EXCEPTIONS = {("encoder", "export")}  # Encoder.load and Encoder.save, imported inside the functions
-TRANSFORMERS = {"backbone", "miniature", "export", "proof", "inspection", "attention", "tokens", "pocket"}
+TRANSFORMERS = {"layers", "backbone", "miniature", "export", "proof", "inspection", "attention", "tokens", "pocket"}
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]  # the face may import anything
 
 

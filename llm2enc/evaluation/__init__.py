@@ -1,45 +1,50 @@
-"""Evaluation: what an encoder scores, as a flat dict from metric name to number.
+"""Evaluation: what an encoder scores.
 
-    evaluate(encoder, recipe.evaluation)   {"docstrings/ndcg@10": 0.41, "STSBenchmark-dev": 0.70, ...}
+    evaluate(encoder, recipe.evaluation)   a flat dict: {"docstrings/ndcg@10": 0.41, "STSBenchmark-dev": 0.70, ...}
     baselines(recipe.evaluation)           the same of TF-IDF, for the docstrings
+    score(encoder, task)                   one task, with everything needed to resample it
+    suite.measure(encoder, tasks, ...)     many tasks: cached vectors, results on disk, resumed where interrupted
 
-A folder's task gives its main metric under its own name: Spearman's correlation for STS, nDCG@10 for retrieval.
+A folder's task gives its main metric under its own name, and every metric as `name/metric`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
-from llm2enc.evaluation.docstrings import read_task, score_docstrings
-from llm2enc.evaluation.tasks import StsTask, TextEncoder, read_tasks, score_retrieval, score_sts
+from llm2enc.evaluation.docstrings import docstring_scores, docstring_tasks
+from llm2enc.evaluation.folders import find_tasks, read_task
+from llm2enc.evaluation.scoring import Instructions, score
+from llm2enc.evaluation.tasks import Outcome, Task, TextEncoder
 from llm2enc.recipe import DocstringEval, EvalSpec
 
-__all__ = ["TextEncoder", "baselines", "evaluate"]
+__all__ = ["Instructions", "Outcome", "TextEncoder", "baselines", "evaluate", "score"]
 
 
-def evaluate(encoder: TextEncoder, specs: Iterable[EvalSpec], use_instructions: bool = False) -> dict[str, float]:
-    """Every metric of every evaluation, by name.
-
-    use_instructions  give retrieval queries the instruction of their task.json; by default they get the encoder's own
-                      `query` prompt
-    """
+def evaluate(encoder: TextEncoder, specs: Iterable[EvalSpec], instructions: Instructions = "own") -> dict[str, float]:
+    """Every metric of every evaluation of a recipe, by name."""
     scores: dict[str, float] = {}
     for spec in specs:
         if isinstance(spec, DocstringEval):
-            scores |= score_docstrings(encoder, read_task(spec))
+            scores |= _docstrings(spec, lambda task: score(encoder, task, instructions))
             continue
-        for task in read_tasks(spec):
-            if isinstance(task, StsTask):
-                scores |= score_sts(encoder, task)
-            else:
-                scores |= score_retrieval(encoder, task, use_instructions)
+        for folder in find_tasks(Path(spec.path), spec.tasks).values():
+            outcome = score(encoder, read_task(folder), instructions)
+            scores[outcome.task] = outcome.score
+            scores |= {f"{outcome.task}/{name}": value for name, value in outcome.metrics.items()}
     return scores
 
 
 def baselines(specs: Iterable[EvalSpec]) -> dict[str, float]:
     """What TF-IDF scores on the docstring evaluations."""
-    from llm2enc.evaluation.tfidf import score_tfidf
+    from llm2enc.evaluation.tfidf import Tfidf
 
     scores: dict[str, float] = {}
     for spec in specs:
         if isinstance(spec, DocstringEval):
-            scores |= score_tfidf(read_task(spec))
+            scores |= _docstrings(spec, lambda task: score(Tfidf(task), task))
     return scores
+
+
+def _docstrings(spec: DocstringEval, score_of: Callable[[Task], Outcome]) -> dict[str, float]:
+    retrieval, similarity = docstring_tasks(spec)
+    return docstring_scores(score_of(retrieval), score_of(similarity))

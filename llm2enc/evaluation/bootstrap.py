@@ -35,14 +35,15 @@ class Interval:
 
 
 def draws(outcome: Outcome, count: int = DRAWS) -> np.ndarray:
-    """(count,) scores of resampled items. The draws depend on the task's name and size alone: equal for two encoders."""
+    """(count,) scores of resampled items, moved so that their mean is the score itself.
+
+    Drawn rows repeat, which lifts a V-measure (0.06 to 0.09 on 20 classes at chance): resampling tells the spread, not the
+    place. The draws depend on the task's name and size alone, so they are the same for two encoders.
+    """
     size = len(outcome.items)
     generator = np.random.default_rng(zlib.crc32(f"{outcome.task} {size}".encode()))
-    if outcome.statistic == "mean":
-        return np.array([outcome.items[generator.integers(size, size=size)].mean() for _ in range(count)])
-    return np.array(
-        [statistic(outcome.statistic, outcome.items[generator.integers(size, size=size)]) for _ in range(count)]
-    )
+    found = [statistic(outcome.statistic, outcome.items[generator.integers(size, size=size)]) for _ in range(count)]
+    return np.array(found) - np.mean(found) + outcome.score
 
 
 def interval(value: float, resampled: np.ndarray) -> Interval:

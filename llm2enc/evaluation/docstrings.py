@@ -1,9 +1,9 @@
 """Held-out docstrings as an evaluation: it needs no download, and none of its modules was trained on.
 
-A docstring's summary is the query, the rest of its prose the document. Two scores come from the same vectors:
+A docstring's summary is the query, the rest of its prose the document. That makes two tasks:
 
-    retrieval   each summary among all bodies: nDCG@10 and accuracy@1
-    similarity  Spearman's correlation of cosine and grade over (summary, body) pairs
+    docstrings             each summary among all bodies: nDCG@10 and accuracy@1
+    docstrings-similarity  Spearman's correlation of cosine and grade over (summary, body) pairs
                     3  of one docstring
                     2  of two docstrings of one module
                     1  of two modules of one package
@@ -16,36 +16,24 @@ one environment, not between two.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from llm2enc.data.docstrings import docstrings, pair_view
-from llm2enc.evaluation.metrics import best, cosine, ndcg, spearman, unit
-from llm2enc.evaluation.tasks import TextEncoder, encode_distinct
+from llm2enc.evaluation.tasks import Outcome, RetrievalTask, StsTask
 from llm2enc.recipe import DocstringEval
 
 PAIRS_PER_GRADE = 375  # 1,500 in all: the standard error of the correlation is below 0.03
 SEED = 0
 
 
-@dataclass(frozen=True)
-class DocstringTask:
-    """Summaries, their bodies, and the graded pairs among them."""
-
-    summaries: list[str]
-    bodies: list[str]
-    """Body i belongs to summary i."""
-    pairs: np.ndarray
-    """(P, 2) summary number, body number."""
-    grades: np.ndarray
-    """(P,) 0 to 3."""
+RETRIEVAL, SIMILARITY = "docstrings", "docstrings-similarity"
 
 
 @lru_cache(maxsize=2)
-def read_task(spec: DocstringEval) -> DocstringTask:
-    """A fixed sample of `spec.documents` held-out docstrings; all of them if there are fewer."""
+def docstring_tasks(spec: DocstringEval) -> tuple[RetrievalTask, StsTask]:
+    """Retrieval and similarity on a fixed sample of `spec.documents` held-out docstrings; on all if there are fewer."""
     found = docstrings(split="heldout")
     module: dict[tuple[str, str], str] = {}
     for docstring in found:
@@ -55,26 +43,29 @@ def read_task(spec: DocstringEval) -> DocstringTask:
     chosen = [pairs[row] for row in np.random.default_rng(SEED).permutation(len(pairs))[: spec.documents]]
     if len(chosen) < 2:
         raise ValueError("evaluation docstrings: fewer than 2 held-out docstrings; raise `documents`")
+    ids = [f"{row:06d}" for row in range(len(chosen))]
+    retrieval = RetrievalTask(
+        name=RETRIEVAL,
+        queries={row: summary for row, (summary, _) in zip(ids, chosen, strict=True)},
+        documents={row: body for row, (_, body) in zip(ids, chosen, strict=True)},
+        judged={row: {row: 1} for row in ids},
+    )
     graded, grades = graded_pairs([module[pair] for pair in chosen], PAIRS_PER_GRADE)
-    return DocstringTask([summary for summary, _ in chosen], [body for _, body in chosen], graded, grades)
+    similarity = StsTask(
+        name=SIMILARITY,
+        first=[chosen[row][0] for row in graded[:, 0]],
+        second=[chosen[row][1] for row in graded[:, 1]],
+        scores=grades.astype(float),
+    )
+    return retrieval, similarity
 
 
-def score_docstrings(encoder: TextEncoder, task: DocstringTask) -> dict[str, float]:
-    """nDCG@10, accuracy@1 and similarity."""
-    summaries = unit(encode_distinct(encoder, task.summaries, prompt_name="query"))
-    bodies = unit(encode_distinct(encoder, task.bodies, prompt_name="document"))
-    similarities = cosine(summaries[task.pairs[:, 0]], bodies[task.pairs[:, 1]])
-    return docstring_scores(summaries @ bodies.T, similarities, task)
-
-
-def docstring_scores(scores: np.ndarray, similarities: np.ndarray, task: DocstringTask) -> dict[str, float]:
-    """The three metrics of summaries against bodies (N, N) and of the graded pairs (P,)."""
-    names = [f"{row:06d}" for row in range(len(task.bodies))]
-    rankings = best(scores, names, k=10)
+def docstring_scores(retrieval: Outcome, similarity: Outcome) -> dict[str, float]:
+    """The three numbers that a run reports after every stage."""
     return {
-        "docstrings/ndcg@10": float(np.mean([ndcg(r, {name: 1.0}) for r, name in zip(rankings, names, strict=True)])),
-        "docstrings/accuracy@1": float(np.mean([r[0] == name for r, name in zip(rankings, names, strict=True)])),
-        "docstrings/similarity": spearman(similarities, task.grades),
+        "docstrings/ndcg@10": retrieval.metrics["ndcg@10"],
+        "docstrings/accuracy@1": retrieval.metrics["accuracy@1"],
+        "docstrings/similarity": similarity.score,
     }
 
 

@@ -97,14 +97,9 @@ def _bitext(vectors: _Vectors, task: BitextTask) -> Outcome:
     from sklearn.metrics import f1_score
 
     first, second = _two(vectors, task)
-    nearest = cosines(first, second).argmax(axis=1)
-    truth = np.arange(len(task.first))
-    # Weighted F1 over rows: each row's own F1 is 2 / (1 + how often its translation was chosen) if found, else 0.
-    chosen = np.bincount(nearest, minlength=len(truth))
-    items = np.where(nearest == truth, 2 / (1 + np.maximum(chosen, 1)), 0.0)
-    f1 = float(f1_score(truth, nearest, average="weighted", zero_division=0))
-    accuracy = float((nearest == truth).mean())
-    return _outcome(task, "f1", "mean", items, {"f1": f1, "accuracy": accuracy})
+    nearest, truth = cosines(first, second).argmax(axis=1), np.arange(len(task.first))
+    items = f1_score(truth, nearest, average=None, labels=truth, zero_division=0)  # a row is a class of its own
+    return _outcome(task, "f1", "mean", items, {"accuracy": float((nearest == truth).mean())})
 
 
 def _classification(vectors: _Vectors, task: ClassificationTask) -> Outcome:

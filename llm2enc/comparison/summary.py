@@ -1,0 +1,78 @@
+"""What the table, the figures and the report all read off a comparison: kinds, task types, rows of one task."""
+
+import math
+import unicodedata
+from dataclasses import dataclass
+
+from llm2enc.comparison.results import Candidate, Comparison
+from llm2enc.evaluation.tasks import Outcome
+
+KINDS = ("causal", "bidirectional", "echo", "prompt")
+OTHER = "other"
+"""An encoder that was trained, or is named otherwise."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def kind(name: str) -> str:
+    """What a candidate does, by its name: `bidirectional` of `bidirectional-mean` and of `MODEL bidirectional-mean`."""
+    last = name.rsplit(maxsplit=1)[-1:]
+    found = last[0].split("-")[0] if last else OTHER
+    return found if found in KINDS else OTHER
+
+
+def plain(text: str) -> str:
+    """One line without characters that steer a terminal or a renderer; their place is taken by spaces."""
+    seen = "".join(" " if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in text)
+    return " ".join(seen.split())
+
+
+def words(type: str) -> str:
+    """A task type or metric as a reader calls it: `pair classification`."""
+    return type.replace("_", " ")
+
+
+def everyone(comparison: Comparison) -> list[Candidate]:
+    """The candidates, best first, and the baseline last."""
+    return comparison.candidates + ([comparison.baseline] if comparison.baseline else [])
+
+
+def tasks(comparison: Comparison) -> list[Outcome]:
+    """One outcome of every task, grouped by type in the order in which types and tasks come first."""
+    found = {o.task: o for candidate in comparison.candidates for o in candidate.outcomes}
+    types = list(dict.fromkeys(outcome.type for outcome in found.values()))
+    return sorted(found.values(), key=lambda outcome: types.index(outcome.type))
+
+
+def by_task(candidate: Candidate) -> dict[str, Score]:
+    """Each task's score and interval."""
+    pairs = zip(candidate.outcomes, candidate.intervals, strict=True)
+    return {outcome.task: Score(outcome.score, near.low, near.high) for outcome, near in pairs}
+
+
+def by_type(candidate: Candidate) -> dict[str, Score]:
+    """Each task type's mean score.
+
+    Tasks are resampled independently of each other, so the half widths h_i of n intervals add in squares: the mean's is
+    sqrt(sum h_i^2) / n, about the mean of their centres. Of one task it is that task's interval.
+    """
+    scores = by_task(candidate)
+    groups: dict[str, list[Score]] = {}
+    for outcome in candidate.outcomes:
+        groups.setdefault(outcome.type, []).append(scores[outcome.task])
+    return {type: _mean(group) for type, group in groups.items()}
+
+
+def _mean(scores: list[Score]) -> Score:
+    if len(scores) == 1:
+        return scores[0]
+    centre = math.fsum(s.low + s.high for s in scores) / 2 / len(scores)
+    half = math.sqrt(math.fsum((s.high - s.low) ** 2 for s in scores)) / 2 / len(scores)
+    return Score(math.fsum(s.value for s in scores) / len(scores), centre - half, centre + half)

@@ -1,0 +1,119 @@
+"""What to measure on, as a user names it: folders, one's own pairs, the packaged docstrings, names of mteb."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llm2enc.data.tables import open_table
+from llm2enc.evaluation.docstrings import docstring_tasks
+from llm2enc.evaluation.folders import find_tasks, read_task
+from llm2enc.evaluation.tasks import RetrievalTask, StsTask, Task
+from llm2enc.recipe import DocstringEval, FilesData
+
+SMOKE = "smoke"
+BENCHMARKS = {"nanobeir": "NanoBEIR", "mteb": "MTEB(eng, v2)"}  # rung of the ladder: its name in mteb
+_PAIR_FILES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
+_COLUMNS = (("query", "anchor", "question", "sentence1"), ("positive", "document", "answer", "sentence2"))
+_SCORES = ("score", "similarity", "label")
+
+
+def gather(sources: Sequence[str], documents: int = 1000) -> tuple[list[Task], list[str]]:
+    """The local tasks and the names for mteb that `sources` stand for; every file is read and checked.
+
+    sources    `smoke` (the packaged docstrings), a folder of tasks, a task, a BEIR data set, a file of pairs, `nanobeir`,
+               `mteb`, or any name of mteb
+    documents  how many docstrings
+    raises     ValueError for a path that does not exist or two tasks of one name
+    """
+    tasks: list[Task] = []
+    names: list[str] = []
+    for source in sources:
+        path = Path(source)
+        if source == SMOKE:
+            tasks += docstring_tasks(DocstringEval(kind="docstrings", documents=documents))
+        elif path.is_dir():
+            tasks += [read_task(folder) for folder in find_tasks(path).values()]
+        elif path.is_file():
+            tasks.append(read_pairs_file(path))
+        elif source.startswith((".", "/", "~")) or "/" in source:
+            raise ValueError(f"{source}: no such file or folder")
+        else:
+            names.append(BENCHMARKS.get(source, source))
+    seen: set[str] = set()
+    for task in tasks:
+        if task.name in seen:
+            raise ValueError(f"two tasks are called {task.name!r}; rename one of their folders")
+        seen.add(task.name)
+    return tasks, names
+
+
+def read_pairs_file(path: Path) -> RetrievalTask | StsTask:
+    """Pairs of texts that belong together, as a task.
+
+    Two columns: does the first text of a row find the second among all of them (retrieval)? With a third, numeric one named
+    score, similarity or label: does the cosine follow it (STS)? Columns are taken by name (query and positive, sentence1
+    and sentence2, ...), otherwise in their order.
+
+    raises  ValueError if there are not two columns of text or fewer than two rows
+    """
+    if not path.name.endswith(_PAIR_FILES):
+        raise ValueError(f"{path}: pairs are read from {', '.join(_PAIR_FILES)} files")
+    table = open_table(FilesData(kind="files", path=str(path)))
+    names = list(table.column_names)
+    score = next((name for name in names if name.lower() in _SCORES), None)
+    texts = [name for name in names if name != score]
+    found = [next((name for name in texts if name.lower() in known), None) for known in _COLUMNS]
+    first, second = found if None not in found else (texts[:2] if len(texts) >= 2 else (None, None))
+    if first is None or second is None:
+        raise ValueError(f"{path}: pairs need two columns of text, found {', '.join(names)}")
+    rows = [
+        (row[first], row[second], row[score] if score else None)
+        for row in table
+        if _is_text(row[first]) and _is_text(row[second])
+    ]
+    if len({(one, other) for one, other, _ in rows}) < 2:
+        raise ValueError(
+            f"{path}: columns {first!r} and {second!r} hold {len(rows)} usable pairs of {len(table)} rows; at least two "
+            "different ones are needed, and both cells must be text"
+        )
+    name = path.name.split(".")[0]
+    if score is None:
+        return _retrieval(name, [(one, other) for one, other, _ in rows])
+    return StsTask(
+        name=name,
+        first=[row[0] for row in rows],
+        second=[row[1] for row in rows],
+        scores=np.array([_number(row[2], path, score) for row in rows]),
+    )
+
+
+def _retrieval(name: str, pairs: list[tuple[str, str]]) -> RetrievalTask:
+    """Each distinct first text asks for every second text it stands beside."""
+    queries = {text: f"q{row}" for row, text in enumerate(dict.fromkeys(one for one, _ in pairs))}
+    documents = {text: f"d{row}" for row, text in enumerate(dict.fromkeys(other for _, other in pairs))}
+    judged: dict[str, dict[str, int]] = {}
+    for one, other in pairs:
+        judged.setdefault(queries[one], {})[documents[other]] = 1
+    return RetrievalTask(
+        name=name,
+        queries={row: text for text, row in queries.items()},
+        documents={row: text for text, row in documents.items()},
+        judged=judged,
+    )
+
+
+def _is_text(cell: object) -> bool:
+    return isinstance(cell, str) and bool(cell.strip())
+
+
+def _number(cell: object, path: Path, column: str) -> float:
+    try:
+        number = float(str(cell))
+    except ValueError:
+        number = float("nan")
+    if not np.isfinite(number):
+        raise ValueError(
+            f"{path}: column {column!r} holds {cell!r}, expected a number; rename the column if it is no score"
+        )
+    return number

@@ -1,0 +1,142 @@
+"""Many tasks with one encoder: vectors from the cache, results on disk, and an interrupted run goes on where it was.
+
+OUT/tasks/<Task>.json    the outcome of one task, with its items
+OUT/results.json         every metric of every task, and the means
+OUT/results.md           the same as a table
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm2enc.evaluation.bootstrap import Interval, draws, interval
+from llm2enc.evaluation.cache import CachedEncoder
+from llm2enc.evaluation.opening import Opened
+from llm2enc.evaluation.scoring import Instructions, score
+from llm2enc.evaluation.tasks import Outcome, Task
+
+SCORING = 1  # raised when a change of scoring makes old results wrong
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A task's outcome with its uncertainty and cost."""
+
+    outcome: Outcome
+    interval: Interval
+    seconds: float
+    reused: bool
+    """Whether it was found in the output folder."""
+
+
+def measure(
+    encoder: Opened,
+    tasks: Iterable[Task],
+    out: Path,
+    cache: Path | None,
+    instructions: Instructions = "own",
+    report: Callable[[Result], None] = lambda result: None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Result]:
+    """The results of all tasks, in their order.
+
+    out      results found here for the same encoder, instructions and data are not computed again
+    cache    folder of vectors; None keeps them in memory
+    report   called with each result as it comes, `advance` with the number of texts that are done
+    """
+    (out / "tasks").mkdir(parents=True, exist_ok=True)
+    identity = encoder.fingerprint()
+    cached = CachedEncoder(encoder, cache, advance)
+    results = []
+    try:
+        for task in tasks:
+            key = hashlib.sha256(f"{SCORING} {identity} {instructions} {digest(task)}".encode()).hexdigest()
+            path = out / "tasks" / f"{task.name}.json"
+            result = _stored(path, key)
+            if result is None:
+                started = time.perf_counter()
+                outcome = score(cached, task, instructions)
+                result = Result(outcome, interval(outcome.score, draws(outcome)), time.perf_counter() - started, False)
+                _write(path, {"key": key, "seconds": result.seconds} | outcome_to_json(outcome))
+            else:
+                advance(sum(len(texts) for _, texts in task.texts()))
+            report(result)
+            results.append(result)
+    finally:
+        cached.close()
+    return results
+
+
+def digest(task: Task) -> str:
+    """SHA-256 of everything a task holds."""
+    fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
+    plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()}
+    return hashlib.sha256(json.dumps([task.type, plain], default=list).encode()).hexdigest()
+
+
+def means(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The mean main score of every task type, and the means `over tasks` and `over types`."""
+    kinds: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        kinds.setdefault(outcome.type, []).append(outcome.score)
+    by_type = {kind: float(np.mean(scores)) for kind, scores in kinds.items()}
+    over = {
+        "over tasks": float(np.mean([outcome.score for outcome in outcomes])),
+        "over types": float(np.mean(list(by_type.values()))),
+    }
+    return by_type | over
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    """Plain data; `outcome_from_json` gives the outcome back, bit for bit."""
+    return dataclasses.asdict(outcome) | {"items": outcome.items.tolist()}
+
+
+def outcome_from_json(data: dict[str, Any]) -> Outcome:
+    fields = {field.name: data[field.name] for field in dataclasses.fields(Outcome)}
+    return Outcome(**fields | {"items": np.array(fields["items"], dtype=float)})
+
+
+def write_summary(out: Path, results: Sequence[Result], facts: dict[str, Any]) -> None:
+    """OUT/results.json and OUT/results.md."""
+    outcomes = [result.outcome for result in results]
+    rows = [
+        {
+            "task": result.outcome.task, "type": result.outcome.type, "language": result.outcome.language,
+            "metric": result.outcome.metric, "score": result.outcome.score, "low": result.interval.low,
+            "high": result.interval.high, "metrics": result.outcome.metrics, "seconds": round(result.seconds, 2),
+        }
+        for result in results
+    ]  # fmt: skip
+    _write(out / "results.json", {**facts, "means": means(outcomes), "tasks": rows})
+    lines = ["| task | type | metric | score | 95 % interval |", "| --- | --- | --- | ---: | ---: |"]
+    for row in rows:
+        lines.append(
+            f"| {row['task']} | {row['type']} | {row['metric']} | {100 * row['score']:.1f} | "
+            f"{100 * row['low']:.1f} to {100 * row['high']:.1f} |"
+        )
+    lines += [f"| mean {name} | | | {100 * value:.1f} | |" for name, value in means(outcomes).items()]
+    (out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _stored(path: Path, key: str) -> Result | None:
+    """The result of a former run, if it was computed from the same encoder and data."""
+    if not path.is_file():
+        return None
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if data.get("key") != key:
+        return None
+    outcome = outcome_from_json(data)
+    return Result(outcome, interval(outcome.score, draws(outcome)), data["seconds"], True)
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(data, indent=1), encoding="utf-8")
+    partial.replace(path)
