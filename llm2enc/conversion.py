@@ -23,6 +23,7 @@ from llm2enc.encoder import Encoder
 from llm2enc.evaluation import baselines, evaluate
 from llm2enc.export.sentence_transformers import write
 from llm2enc.recipe import ModelSpec, Pooling, Recipe, load_recipe
+from llm2enc.tokens import surrounding
 from llm2enc.trainer import train
 from llm2enc.verify import Parity, verify
 
@@ -82,10 +83,9 @@ def training_free(model: str) -> Recipe:
     Special tokens are those the model's own tokenizer puts around a text.
     """
     tokenizer = load_tokenizer(ModelSpec(name=model))
-    ids = tokenizer("a")["input_ids"]
-    special = {tokenizer.bos_token_id: "bos", tokenizer.eos_token_id: "eos"}
-    before = [{"special": "bos", "pool": True}] if ids and special.get(ids[0]) == "bos" else []
-    after = [{"special": "eos", "pool": True}] if ids and special.get(ids[-1]) == "eos" else []
+    begins, ends = surrounding(tokenizer)
+    before = [{"special": "bos", "pool": True}] if begins else []
+    after = [{"special": "eos", "pool": True}] if ends else []
     template = [*before, {"slot": "text", "pool": True}, *after]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-._") or "model"
     return load_recipe(

@@ -102,6 +102,11 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.device
 
+    @property
+    def dimensions(self) -> int:
+        """Width of a vector."""
+        return self.backbone.width
+
     def forward(self, tokens: Tokens) -> Tensor:
         """Pooled states, not normalised: (B, D) float32."""
         if self.layer is None:
@@ -137,7 +142,7 @@ class Encoder(nn.Module):
             texts, instruction=instruction, prompt_name=prompt_name, batch_tokens=batch_tokens,
             truncate_dim=truncate_dim, dtype=dtype, show_progress=show_progress,
         )  # fmt: skip
-        vectors = np.empty((length_hint(texts), truncate_dim or self.backbone.width), dtype=dtype)
+        vectors = np.empty((length_hint(texts), truncate_dim or self.dimensions), dtype=dtype)
         end = 0
         for block in blocks:
             start, end = end, end + len(block)
@@ -165,7 +170,7 @@ class Encoder(nn.Module):
         if dtype not in get_args(OutputType):
             raise ValueError(f"dtype is {dtype!r}; vectors come as one of {', '.join(get_args(OutputType))}")
         role, instruction = self._role(instruction, prompt_name)
-        width = self.backbone.width
+        width = self.dimensions
         if truncate_dim is not None and not 0 < truncate_dim <= width:
             raise ValueError(f"truncate_dim is {truncate_dim}; this encoder's vectors have {width} dimensions")
         pairs = _pairs(texts, instruction)
@@ -246,7 +251,7 @@ class Encoder(nn.Module):
         advance: Callable[[int], None],
     ) -> np.ndarray:
         """Vectors (B, D) of a window; equal inputs are computed once."""
-        block = np.empty((len(window), truncate_dim or self.backbone.width), dtype=dtype)
+        block = np.empty((len(window), truncate_dim or self.dimensions), dtype=dtype)
         original, order = _distinct(window)
         with evaluating(self):
             for chosen in mini_batches(window.lengths[order], batch_tokens):

@@ -17,7 +17,7 @@ and convolutions or recurrences inside an attention module.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any

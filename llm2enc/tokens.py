@@ -414,3 +414,11 @@ def _positions(lengths: Tensor, device: torch.device | str = "cpu") -> Tensor:
 
 def _flat(rows: Iterable[Sequence], dtype: type) -> np.ndarray:
     return np.fromiter(chain.from_iterable(rows), dtype=dtype)
+
+
+def surrounding(tokenizer: "PreTrainedTokenizerBase") -> tuple[bool, bool]:
+    """Whether the model's own tokenizer puts BOS before a text, and EOS behind it."""
+    ids = tokenizer("a")["input_ids"]
+    begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+    ends = bool(ids) and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id
+    return begins, ends

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm2enc.evaluation.metrics import statistic
 from llm2enc.evaluation.tasks import Outcome
+from llm2enc.evaluation.weighted import weighted_statistic
 
 DRAWS = 1000
 LEVEL = 0.95
+_BLOCK = 100  # draws at a time: a matrix of these by all rows is held
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,13 @@ def draws(outcome: Outcome, count: int = DRAWS) -> np.ndarray:
     """
     size = len(outcome.items)
     generator = np.random.default_rng(zlib.crc32(f"{outcome.task} {size}".encode()))
-    found = [statistic(outcome.statistic, outcome.items[generator.integers(size, size=size)]) for _ in range(count)]
-    return np.array(found) - np.mean(found) + outcome.score
+    found = []
+    for start in range(0, count, _BLOCK):
+        drawn = [generator.integers(size, size=size) for _ in range(min(_BLOCK, count - start))]
+        weights = np.stack([np.bincount(rows, minlength=size) for rows in drawn]).astype(float)
+        found.append(weighted_statistic(outcome.statistic, outcome.items, weights))
+    resampled = np.concatenate(found)
+    return resampled - resampled.mean() + outcome.score
 
 
 def interval(value: float, resampled: np.ndarray) -> Interval:

@@ -1,0 +1,206 @@
+"""What a comparison measures besides scores: the spread of similarities, the prefix test, every layer, the cost."""
+
+import time
+from collections.abc import Sequence
+from itertools import islice, takewhile
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm2enc.backbone import evaluating
+from llm2enc.comparison.prefixes import TRIPLES
+from llm2enc.comparison.results import PrefixTest, Similarities
+from llm2enc.encoder import Encoder
+from llm2enc.evaluation.bootstrap import draws, interval
+from llm2enc.evaluation.metrics import cosine, cosines
+from llm2enc.evaluation.opening import Opened
+from llm2enc.evaluation.tasks import (
+    BitextTask,
+    Outcome,
+    PairClassificationTask,
+    RerankingTask,
+    RetrievalTask,
+    Side,
+    StsTask,
+    Task,
+    TextEncoder,
+)
+from llm2enc.pooling import POOLERS
+from llm2enc.tokens import Tokens
+
+SEED = 0
+SAMPLE = 500  # texts whose similarities are looked at
+TIMED = 256  # texts encoded to measure the time
+Text = tuple[Side, str]
+
+
+# -------------------------------------------------------------------------------------------------------- similarities
+
+
+def related_pairs(task: Task) -> list[tuple[Text, Text]]:
+    """Texts of a task that belong together; none where the task knows only labels."""
+    if isinstance(task, RetrievalTask):
+        return [
+            (("query", text), ("document", task.documents[document]))
+            for query, text in task.queries.items()
+            for document, judgement in task.judged[query].items()
+            if judgement > 0
+        ]
+    if isinstance(task, RerankingTask):
+        return [
+            (("query", query), ("document", text))
+            for query, texts in zip(task.queries, task.positives, strict=True)
+            for text in texts
+        ]
+    if isinstance(task, StsTask):  # the upper quarter of the scale that the scores use
+        wanted = task.scores >= np.quantile([task.scores.min(), task.scores.max()], 0.75)
+    elif isinstance(task, PairClassificationTask):
+        wanted = task.labels
+    elif isinstance(task, BitextTask):
+        wanted = np.ones(len(task.first), dtype=bool)
+    else:
+        return []
+    return [
+        (("document", one), ("document", other))
+        for one, other, keep in zip(task.first, task.second, wanted, strict=True)
+        if keep
+    ]
+
+
+def similarities(encoder: TextEncoder, tasks: Sequence[Task]) -> Similarities:
+    """Cosines of random pairs among SAMPLE texts, and of up to SAMPLE pairs that belong together."""
+    generator = np.random.default_rng(SEED)
+    every = sorted({(side, text) for task in tasks for side, texts in task.texts() for text in texts})
+    chosen = [every[row] for row in generator.permutation(len(every))[:SAMPLE]]
+    matrix = cosines(*[_vectors(encoder, chosen)] * 2)
+    pairs = sorted({pair for task in tasks for pair in related_pairs(task)})
+    pairs = [pairs[row] for row in generator.permutation(len(pairs))[:SAMPLE]]
+    related = np.zeros(0)
+    if pairs:
+        related = cosine(_vectors(encoder, [one for one, _ in pairs]), _vectors(encoder, [two for _, two in pairs]))
+    above = matrix[np.triu_indices(len(chosen), k=1)]
+    return Similarities(generator.permutation(above)[:4000].astype(float), related.astype(float))
+
+
+def _vectors(encoder: TextEncoder, texts: Sequence[Text]) -> np.ndarray:
+    rows: dict[Text, np.ndarray] = {}
+    for side in ("query", "document"):
+        own = list(dict.fromkeys(text for where, text in texts if where == side))
+        if own:
+            vectors = encoder.encode(own, prompt_name=side)
+            rows |= {(side, text): vector for text, vector in zip(own, vectors, strict=True)}
+    return np.stack([rows[text] for text in texts])
+
+
+# ---------------------------------------------------------------------------------------------------------------- cost
+
+
+def cost(encoder: Opened, tasks: Sequence[Task]) -> tuple[float, float]:
+    """Tokens that the model reads per text, and seconds to encode 1,000 texts, both on a sample of the tasks' texts."""
+    texts = sorted({text for task in tasks for _, texts in task.texts() for text in texts})
+    rows = np.random.default_rng(SEED).permutation(len(texts))
+    tokens = encoder.count_tokens([texts[row] for row in rows[:SAMPLE]]) / len(rows[:SAMPLE])
+    timed = [texts[row] for row in rows[:TIMED]]
+    encoder.encode(timed[:8])  # the first call also fills caches and starts threads
+    started = time.perf_counter()
+    encoder.encode(timed)
+    return tokens, 1000 * (time.perf_counter() - started) / len(timed)
+
+
+# --------------------------------------------------------------------------------------------------------- prefix test
+
+
+def prefix_test(encoder: Encoder) -> PrefixTest:
+    """LLM2Vec's test: only the tokens of the shared beginning are pooled, whatever follows it.
+
+    A causal model gives one vector for a beginning whatever follows; so does mean pooling over it, and half of the
+    triples are then decided by chance: equal cosines count one half.
+    """
+    texts = [f"{start} {end}" for start, *ends in TRIPLES for end in ends]
+    starts = [start for start, *_ in TRIPLES for _ in range(3)]
+    whole, alone = (encoder.input_format.pack(some) for some in (texts, starts))
+    tokens = _pooling_only_beginnings(whole, alone).to(encoder.device)
+    with evaluating(encoder):
+        vectors = encoder(tokens).cpu().numpy().reshape(len(TRIPLES), 3, -1)
+    same, other = (cosine(vectors[:, 0], vectors[:, place]) for place in (1, 2))
+    # What separates them by less than rounding is a tie.
+    won = np.where(np.abs(same - other) < 1e-6, 0.5, (same > other).astype(float))
+    outcome = Outcome("prefix", "sts", "en", "accuracy", float(won.mean()), {}, "mean", won)
+    moved = 1 - np.concatenate([same, other])
+    return PrefixTest(interval(outcome.score, draws(outcome)), float(np.maximum(moved, 0).mean()))
+
+
+def _pooling_only_beginnings(whole: Tokens, alone: Tokens) -> Tokens:
+    """The tokens of whole texts, pooled where the text of their beginnings is: as far as both have the same pooled ids."""
+    pool = torch.zeros_like(whole.pool)
+    row_ends = torch.cumsum(whole.lengths, 0).tolist()
+    alone_ids = alone.ids.split(alone.lengths.tolist())
+    alone_pool = alone.pool.split(alone.lengths.tolist())
+    for row, end in enumerate(row_ends):
+        start = end - int(whole.lengths[row])
+        places = start + whole.pool[start:end].nonzero()[:, 0]
+        beginning = alone_ids[row][alone_pool[row]].tolist()
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(whole.ids[places].tolist(), beginning, strict=False))
+        pool[places[: max(1, sum(1 for _ in same))]] = True
+    return Tokens(whole.ids, whole.lengths, pool, whole.truncated)
+
+
+# -------------------------------------------------------------------------------------------------------------- layers
+
+
+class EveryLayer:
+    """The vectors of all layers of an encoder, from one pass per text."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
+        self.depth = encoder.backbone.depth
+        self._known: dict[tuple[str, str], np.ndarray] = {}  # (L + 1, D) by text and way of reading
+
+    def layer(self, number: int) -> TextEncoder:
+        """An encoder that reads one layer: 0 the embeddings, `depth` the last."""
+        return _Layer(self, number)
+
+    def encode(self, texts: Sequence[str], asked: dict[str, str | None]) -> np.ndarray:
+        """Vectors (B, L + 1, D)."""
+        reading = self.encoder.reading(**asked)
+        missing = [text for text in dict.fromkeys(texts) if (reading, text) not in self._known]
+        wide = _Concatenated(self.encoder)
+        for text, vector in zip(missing, wide.encode(missing, **asked) if missing else (), strict=True):
+            self._known[reading, text] = vector.reshape(self.depth + 1, -1)
+        return np.stack([self._known[reading, text] for text in texts])
+
+
+class _Layer:
+    def __init__(self, every: EveryLayer, number: int):
+        self.every, self.number = every, number
+
+    def encode(
+        self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
+    ) -> np.ndarray:
+        return self.every.encode(texts, {"instruction": instruction, "prompt_name": prompt_name})[:, self.number]
+
+
+class _Concatenated(Encoder):
+    """An encoder whose vector is those of all layers, one behind the other, so that one pass gives them all."""
+
+    def __init__(self, encoder: Encoder):
+        super().__init__(encoder.backbone, encoder.input_format, encoder.pooling, normalize=False)
+        self.causal = encoder.causal
+        self.eval()
+
+    @property
+    def dimensions(self) -> int:
+        return (self.backbone.depth + 1) * self.backbone.width
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        states = self.backbone.layers(tokens, self.causal)
+        return torch.cat([POOLERS[self.pooling](hidden, tokens.pool, tokens.lengths) for hidden in states], dim=1)
+
+
+def few_texts(tasks: Sequence[Task], limit: int) -> list[Task]:
+    """Tasks from the smallest on, as long as they have at most `limit` texts together; the smallest in any case."""
+    sized = sorted((sum(len(texts) for _, texts in task.texts()), number) for number, task in enumerate(tasks))
+    total = np.cumsum([size for size, _ in sized])
+    kept = {number for _, number in islice(sized, max(1, int((total <= limit).sum())))}
+    return [task for number, task in enumerate(tasks) if number in kept]
