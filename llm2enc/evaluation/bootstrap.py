@@ -66,7 +66,13 @@ def mean_interval(outcomes: Sequence[Outcome], count: int = DRAWS) -> Interval:
 
 def difference(first: Sequence[Outcome], second: Sequence[Outcome], count: int = DRAWS) -> Interval:
     """How much the mean score of one encoder lies above another's on the same tasks, by paired bootstrap."""
-    if [(o.task, len(o.items)) for o in first] != [(o.task, len(o.items)) for o in second]:
+    if [_rows(outcome) for outcome in first] != [_rows(outcome) for outcome in second]:
         raise ValueError("a paired comparison needs both encoders on the same rows of the same tasks")
     moved = np.mean([draws(a, count) - draws(b, count) for a, b in zip(first, second, strict=True)], axis=0)
     return interval(float(np.mean([a.score - b.score for a, b in zip(first, second, strict=True)])), moved)
+
+
+def _rows(outcome: Outcome) -> tuple[str, int, bytes]:
+    """What outcomes on the same rows have in common: the task, their number, the wanted values where there are any."""
+    wanted = outcome.items[:, 1] if outcome.items.ndim == 2 else outcome.items[:0]
+    return outcome.task, len(outcome.items), wanted.tobytes()

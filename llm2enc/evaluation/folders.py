@@ -18,6 +18,8 @@ queries.jsonl and qrels/test.tsv is a BEIR data set (arXiv 2104.08663), scored a
 
 import gzip
 import json
+import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -46,7 +48,7 @@ def find_tasks(folder: Path, names: Sequence[str] | None = None) -> dict[str, Pa
     raises  ValueError if there is none, if a name is not there, or if a task.json is wrong
     """
     if _is_task(folder):
-        found = {folder.resolve().name: folder}
+        found = {_name(folder): folder}
     else:
         found = {path.name: path for path in sorted(folder.glob("*/")) if _is_task(path)}
     if not found:
@@ -67,7 +69,7 @@ def read_task(folder: Path) -> Task:
     """The task of a folder. ValueError with file and line for whatever is wrong."""
     description = _description(folder)
     common = {
-        "name": folder.resolve().name,
+        "name": _name(folder),
         "instruction": description.get("instruction", ""),
         "language": description.get("language", "en"),
     }
@@ -78,19 +80,21 @@ def read_task(folder: Path) -> Task:
 
 
 def _sts(folder: Path, common: dict[str, str]) -> StsTask:
-    first, second, scores = _pairs(folder, "score")
+    first, second, scores = _pairs(folder, "score", _number)
+    if len(set(scores)) < 2:
+        raise ValueError(f"{_file(folder, 'test.tsv')}: every score is {scores[0]:g}, so there is nothing to rank")
     return StsTask(**common, first=first, second=second, scores=np.array(scores))
 
 
 def _pair_classification(folder: Path, common: dict[str, str]) -> PairClassificationTask:
-    first, second, labels = _pairs(folder, "label")
-    if set(labels) != {0.0, 1.0}:
-        raise ValueError(f"{folder}: labels must be 0 and 1, and both occur; found {sorted(set(labels))[:5]}")
+    first, second, labels = _pairs(folder, "label", _binary)
+    if len(set(labels)) < 2:
+        raise ValueError(f"{_file(folder, 'test.tsv')}: every label is {labels[0]:g}; both 0 and 1 must occur")
     return PairClassificationTask(**common, first=first, second=second, labels=np.array(labels) == 1)
 
 
 def _bitext(folder: Path, common: dict[str, str]) -> BitextTask:
-    rows = list(_table(_file(folder, "test.tsv"), ("sentence1", "sentence2")))
+    rows = [row for _, row in _table(_file(folder, "test.tsv"), ("sentence1", "sentence2"))]
     return BitextTask(**common, first=[row[0] for row in rows], second=[row[1] for row in rows])
 
 
@@ -98,7 +102,9 @@ def _classification(folder: Path, common: dict[str, str]) -> ClassificationTask:
     train_texts, train_labels = _labelled(_file(folder, "train.jsonl"))
     test_texts, test_labels = _labelled(_file(folder, "test.jsonl"))
     if len(set(train_labels)) < 2:
-        raise ValueError(f"{folder}: the training rows have one label only, {train_labels[0]!r}; nothing can be learnt")
+        raise ValueError(
+            f"{_file(folder, 'train.jsonl')}: every label is {train_labels[0]!r}; nothing can be learnt from one"
+        )
     return ClassificationTask(
         **common, train_texts=train_texts, train_labels=train_labels, test_texts=test_texts, test_labels=test_labels
     )
@@ -107,15 +113,16 @@ def _classification(folder: Path, common: dict[str, str]) -> ClassificationTask:
 def _clustering(folder: Path, common: dict[str, str]) -> ClusteringTask:
     members, labels = _labelled(_file(folder, "test.jsonl"))
     if len(set(labels)) < 2:
-        raise ValueError(f"{folder}: the rows have one label only, {labels[0]!r}; nothing can be told apart")
+        raise ValueError(f"{_file(folder, 'test.jsonl')}: every label is {labels[0]!r}; there is nothing to tell apart")
     return ClusteringTask(**common, members=members, labels=labels)
 
 
 def _reranking(folder: Path, common: dict[str, str]) -> RerankingTask:
+    path = _file(folder, "test.jsonl")
     fields: dict[str, Check] = {"query": _text, "positive": _texts, "negative": _texts}
-    rows = [row for row in _records(_file(folder, "test.jsonl"), fields) if row["positive"] and row["negative"]]
+    rows = [row for _, row in _records(path, fields) if row["positive"] and row["negative"]]
     if not rows:
-        raise ValueError(f"{folder}: no query has both a positive and a negative candidate")
+        raise ValueError(f"{path}: no query has both a positive and a negative candidate")
     return RerankingTask(
         **common,
         queries=[row["query"] for row in rows],
@@ -125,36 +132,36 @@ def _reranking(folder: Path, common: dict[str, str]) -> RerankingTask:
 
 
 def _retrieval(folder: Path, common: dict[str, str]) -> RetrievalTask:
-    fields: dict[str, Check] = {"_id": _text, "text": _text}
-    queries = {row["_id"]: row["text"] for row in _records(_file(folder, "queries.jsonl"), fields)}
-    documents = {
-        row["_id"]: f"{row.get('title') or ''} {row['text']}".strip()
-        for row in _records(_file(folder, "corpus.jsonl"), fields)
-    }
+    queries = _by_id(_file(folder, "queries.jsonl"), {"_id": _text, "text": _text})
+    documents = _by_id(_file(folder, "corpus.jsonl"), {"_id": _text, "text": _text, "title": _optional_text})
     judged: dict[str, dict[str, int]] = {}
-    for query, document, score in _table(_qrels(folder), ("query-id", "corpus-id", "score")):
+    path = _qrels(folder)
+    for where, (query, document, score) in _table(path, ("query-id", "corpus-id", "score")):
+        judgement = _judgement(score, where)
         if query in queries:  # BEIR keeps the queries of all splits in one file, and qrels of one
-            judged.setdefault(query, {})[document] = round(_number(score, folder))
+            if judgement > 0 and document not in documents:
+                raise ValueError(f"{where}: document {document!r} is judged relevant, but the corpus does not hold it")
+            judged.setdefault(query, {})[document] = judgement
     asked = {query: text for query, text in queries.items() if any(v > 0 for v in judged.get(query, {}).values())}
     if not asked:
-        raise ValueError(f"{folder}: no query of queries.jsonl has a relevant document in qrels")
-    known = {query: judged[query] for query in asked}
-    lost = next((d for found in known.values() for d, value in found.items() if value > 0 and d not in documents), None)
-    if lost is not None:
-        raise ValueError(f"{folder}: qrels judge document {lost!r} relevant, but corpus.jsonl does not hold it")
-    return RetrievalTask(**common, queries=asked, documents=documents, judged=known)
+        raise ValueError(f"{path}: no query of queries.jsonl has a relevant document")
+    return RetrievalTask(**common, queries=asked, documents=documents, judged={query: judged[query] for query in asked})
 
 
 def _summarization(folder: Path, common: dict[str, str]) -> SummarizationTask:
+    path = _file(folder, "test.jsonl")
     fields: dict[str, Check] = {"human_summaries": _texts, "machine_summaries": _texts, "relevance": _numbers}
-    rows = list(_records(_file(folder, "test.jsonl"), fields))
-    for number, row in enumerate(rows, start=1):
-        if len(row["machine_summaries"]) != len(row["relevance"]) or not row["human_summaries"]:
+    rows = []
+    for where, row in _records(path, fields):
+        human, machine, scores = (len(row[field]) for field in fields)
+        if not human or not machine or machine != scores:
             raise ValueError(
-                f"{folder}, document {number}: {len(row['machine_summaries'])} machine summaries, "
-                f"{len(row['relevance'])} scores, {len(row['human_summaries'])} human summaries; every machine summary "
-                "needs one score, and there must be a human one"
+                f"{where}: {human} human summaries, {machine} machine summaries and {scores} scores; there must be one "
+                "of each at least, and a score for every machine summary"
             )
+        rows.append(row)
+    if all(len(set(row["relevance"])) == 1 for row in rows):
+        raise ValueError(f"{path}: in every document all summaries have one score, so there is nothing to rank")
     return SummarizationTask(
         **common,
         human=[row["human_summaries"] for row in rows],
@@ -176,6 +183,10 @@ _READERS: dict[str, Callable[[Path, dict[str, str]], Task]] = {
 
 
 # -------------------------------------------------------------------------------------------------------------- folders
+
+
+def _name(folder: Path) -> str:
+    return os.path.basename(os.path.abspath(folder))  # of a link its own name, not its target's
 
 
 def _is_task(folder: Path) -> bool:
@@ -204,13 +215,12 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def _qrels(folder: Path) -> Path:
-    plain = _existing(folder, "qrels.tsv")
-    splits = [path for split in _BEIR_SPLITS if (path := _existing(folder, f"qrels/{split}.tsv"))]
-    return plain or (splits[0] if splits else folder / "qrels.tsv.gz")
+    splits = (_existing(folder, f"qrels/{split}.tsv") for split in _BEIR_SPLITS)
+    return next((path for path in (_existing(folder, "qrels.tsv"), *splits) if path), folder / "qrels.tsv")
 
 
 def _file(folder: Path, name: str) -> Path:
-    return _existing(folder, name) or folder / f"{name}.gz"  # which then can't be read, and is named
+    return _existing(folder, name) or folder / name  # which then can't be read, and is named
 
 
 def _existing(folder: Path, name: str) -> Path | None:
@@ -226,13 +236,17 @@ def _text(value: Any) -> str:
     return "" if isinstance(value, str) else "a string"
 
 
+def _optional_text(value: Any) -> str:
+    return "" if value is None or isinstance(value, str) else "a string, or left out"
+
+
 def _texts(value: Any) -> str:
     return "" if isinstance(value, list) and all(isinstance(text, str) for text in value) else "a list of strings"
 
 
 def _numbers(value: Any) -> str:
-    good = isinstance(value, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
-    return "" if good else "a list of numbers"
+    kinds = isinstance(value, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+    return "" if kinds and np.isfinite(value).all() else "a list of numbers"
 
 
 def _label(value: Any) -> str:
@@ -240,59 +254,94 @@ def _label(value: Any) -> str:
 
 
 def _labelled(path: Path) -> tuple[list[str], list[str]]:
-    rows = list(_records(path, {"text": _text, "label": _label}))
+    rows = [row for _, row in _records(path, {"text": _text, "label": _label})]
     return [row["text"] for row in rows], [str(row["label"]) for row in rows]
 
 
-def _pairs(folder: Path, value: str) -> tuple[list[str], list[str], list[float]]:
+def _by_id(path: Path, fields: dict[str, Check]) -> dict[str, str]:
+    """Title and text by id."""
+    texts: dict[str, str] = {}
+    for where, row in _records(path, fields):
+        if row["_id"] in texts:
+            raise ValueError(f"{where}: the id {row['_id']!r} stands on an earlier line too")
+        texts[row["_id"]] = f"{row.get('title') or ''} {row['text']}".strip() if "title" in fields else row["text"]
+    return texts
+
+
+def _pairs(folder: Path, value: str, number: Callable[[str, str], float]) -> tuple[list[str], list[str], list[float]]:
     rows = list(_table(_file(folder, "test.tsv"), ("sentence1", "sentence2", value)))
-    return [row[0] for row in rows], [row[1] for row in rows], [_number(row[2], folder) for row in rows]
+    values = [number(row[2], where) for where, row in rows]
+    return [row[0] for _, row in rows], [row[1] for _, row in rows], values
 
 
-def _table(path: Path, columns: Sequence[str]) -> Iterator[list[str]]:
-    """The rows of a .tsv, in the order of `columns`. ValueError if a column is missing or a row is ragged."""
-    header, *rows = [line.split("\t") for line in _lines(path)] or [[]]
+def _table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Place and cells of each row of a .tsv, in the order of `columns`.
+
+    raises  ValueError if a column is missing, a row is ragged, or there is none
+    """
+    first, *lines = _lines(path)
+    header = first.split("\t")
     missing = [name for name in columns if name not in header]
-    if missing or not rows:
+    if missing or not lines:
         what = f"no column {', '.join(missing)}; its header is {header}" if missing else "no rows"
         raise ValueError(f"{path} has {what}")
-    for number, row in enumerate(rows, start=2):
+    for number, line in enumerate(lines, start=2):
+        where, row = f"{path}, line {number}", line.split("\t")
         if len(row) != len(header):
-            raise ValueError(f"{path}, line {number}: {len(row)} fields, the header has {len(header)}")
-        yield [row[header.index(name)] for name in columns]
+            raise ValueError(f"{where}: {len(row)} fields, the header has {len(header)}")
+        yield where, [row[header.index(name)] for name in columns]
 
 
-def _records(path: Path, fields: dict[str, Check]) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl, each with the fields and their types. ValueError if there is none."""
-    lines = [line for line in _lines(path) if line.strip()]
+def _records(path: Path, fields: dict[str, Check]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and object of each line of a .jsonl, with the fields and their types. ValueError if there is none."""
+    lines = [(number, line) for number, line in enumerate(_lines(path), start=1) if line.strip()]
     if not lines:
         raise ValueError(f"{path} has no rows")
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
+        where = f"{path}, line {number}"
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not valid JSON: {error}") from None
+            raise ValueError(f"{where} is not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{where} must be an object such as {{{', '.join(f'{name!r}: ...' for name in fields)}}}")
         for field, check in fields.items():
-            wanted = check(record.get(field)) if isinstance(record, dict) else "an object"
+            wanted = check(record.get(field))
             if wanted:
-                raise ValueError(f"{path}, line {number}: `{field}` must be {wanted}, got {str(record)[:80]!r}")
-        yield record
+                raise ValueError(f"{where}: `{field}` must be {wanted}, got {str(record)[:80]!r}")
+        yield where, record
 
 
 def _lines(path: Path) -> list[str]:
     try:
         data = path.read_bytes()
-        # Not splitlines: U+2028 and its like are part of a text.
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").rstrip("\n").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        # utf-8-sig: spreadsheets put a byte order mark before the header.
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read: {error}") from None
+    # Not splitlines: U+2028 and its like are part of a text.
+    return text.replace("\r\n", "\n").rstrip("\n").split("\n")
 
 
-def _number(score: str, folder: Path) -> float:
+def _number(text: str, where: str) -> float:
     try:
-        number = float(score)
+        number = float(text)
     except ValueError:
         number = float("nan")
     if not np.isfinite(number):
-        raise ValueError(f"{folder}: {score!r} is not a number")
+        raise ValueError(f"{where}: {text!r} is not a number")
     return number
+
+
+def _binary(text: str, where: str) -> float:
+    number = _number(text, where)
+    if number not in (0, 1):
+        raise ValueError(f"{where}: the label is {text!r}, expected 0 or 1")
+    return number
+
+
+def _judgement(text: str, where: str) -> int:
+    number = _number(text, where)
+    if number != int(number):
+        raise ValueError(f"{where}: the judgement is {text!r}, expected a whole number")
+    return int(number)

@@ -1,6 +1,6 @@
 """Metrics of scores and judgements, by scipy, scikit-learn and pytrec_eval. No model, no files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from scipy import sparse
@@ -32,8 +32,24 @@ def cosine(first: Vectors, second: Vectors) -> np.ndarray:
 
 def cosines(first: Vectors, second: Vectors) -> np.ndarray:
     """Cosine similarity (N, M) of every row of one array with every row of another."""
-    product = unit(first) @ unit(second).T
+    return _products(unit(first), unit(second))
+
+
+def nearest(first: Vectors, second: Vectors) -> np.ndarray:
+    """Row of the second array with the highest cosine to each row of the first (N,); of equal ones the first."""
+    first, second = unit(first), unit(second)
+    return np.concatenate([_products(block, second).argmax(axis=1) for block in _blocks(first, second.shape[0])])
+
+
+def _products(first: Vectors, second: Vectors) -> np.ndarray:
+    product = first @ second.T
     return product.toarray() if sparse.issparse(product) else product
+
+
+def _blocks(rows: Vectors, width: int) -> Iterator[Vectors]:
+    """The rows in blocks whose scores against `width` others fit into memory."""
+    size = max(1, _BLOCK // width)
+    return (rows[start : start + size] for start in range(0, rows.shape[0], size))
 
 
 def statistic(kind: Statistic, items: np.ndarray) -> float:
@@ -72,19 +88,24 @@ Run = dict[str, dict[str, float]]  # query id -> document id -> score
 
 
 def search(queries: Vectors, documents: Vectors, query_ids: Sequence[str], document_ids: Sequence[str]) -> Run:
-    """The DEPTH documents with the highest cosine to each query, and those tied with the last of them."""
-    queries, documents = unit(queries), unit(documents)
+    """The DEPTH documents with the highest cosine to each query; of equal ones those with the last ids, as trec_eval."""
+    order = sorted(range(len(document_ids)), key=lambda row: document_ids[row], reverse=True)
+    queries, documents = unit(queries), unit(documents)[order]
+    scores = (row for block in _blocks(queries, len(order)) for row in _products(block, documents))
     run: Run = {}
-    rows = max(1, _BLOCK // len(document_ids))
-    for start in range(0, len(query_ids), rows):
-        block = cosines(queries[start : start + rows], documents)
-        for query, scores in zip(query_ids[start : start + rows], block, strict=True):
-            kept = np.arange(len(scores))
-            if len(scores) > DEPTH:
-                # With all ties of the last place: which of them count is for trec_eval's rule to say, not for ours.
-                kept = np.flatnonzero(scores >= np.partition(scores, -DEPTH)[-DEPTH])
-            run[query] = {document_ids[place]: float(scores[place]) for place in kept}
+    for query, row in zip(query_ids, scores, strict=True):
+        kept = _highest(row.astype(np.float32), DEPTH)  # trec_eval compares in single precision
+        run[query] = {document_ids[order[place]]: float(row[place]) for place in kept.tolist()}
     return run
+
+
+def _highest(scores: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` highest scores, in no order; of equal ones the first."""
+    if len(scores) <= count:
+        return np.arange(len(scores))
+    last = np.partition(scores, -count)[-count]
+    above = np.flatnonzero(scores > last)
+    return np.concatenate([above, np.flatnonzero(scores == last)[: count - len(above)]])
 
 
 def ranking_metrics(run: Run, judged: Judged) -> dict[str, np.ndarray]:

@@ -4,12 +4,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from llm2enc.encoder import Encoder
 from llm2enc.evaluation.tasks import TextEncoder
+
+_PIECE = 1024  # texts that are tokenized at a time
+_WHENCE = ("_name_or_path", "transformers_version")  # of a configuration: says nothing of the vectors
 
 
 class Opened(TextEncoder, Protocol):
@@ -39,6 +42,8 @@ def open_encoder(name: str) -> Opened:
     for place in (folder, folder / "model"):
         if (place / "llm2enc.json").is_file():
             return Encoder.load(place)
+    if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ValueError(f"{name}: no such directory; expected one with an encoder, or a hub id such as owner/name")
     if folder.is_dir() and not (folder / "modules.json").is_file():
         raise ValueError(
             f"{name} holds no encoder: neither llm2enc.json nor modules.json of sentence-transformers. For a causal "
@@ -59,38 +64,58 @@ class SentenceTransformerEncoder:
                 f"{name} is opened by sentence-transformers, which is not installed: pip install 'llm2enc[serve]'"
             ) from None
         self.model = SentenceTransformer(name)
+        self._routed = any(hasattr(module, "sub_modules") for module in self.model)  # other weights for queries
 
     def encode(
         self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
     ) -> np.ndarray:
-        prompt = self.reading(instruction=instruction, prompt_name=prompt_name)
-        return self.model.encode(list(texts), prompt=prompt, convert_to_numpy=True, show_progress_bar=False)
+        asked = self._asked(instruction, prompt_name)
+        return self.model.encode(list(texts), **asked, convert_to_numpy=True, show_progress_bar=False)
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(repr([self.model, self.model.max_seq_length]).encode())
-        for module in self.model:
-            digest.update(json.dumps(getattr(module, "get_config_dict", dict)(), default=str).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(_bytes()).numpy().data)
+        import torch
+
+        model = self.model
+        digest = hashlib.sha256(repr([model, model.max_seq_length, model.truncate_dim, model.prompts]).encode())
+        for module in model.modules():
+            digest.update(json.dumps(_facts(module), sort_keys=True, default=str).encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
-        """The prompt that is put before a text."""
-        if instruction:
-            return f"Instruct: {instruction}\nQuery: "
-        return (self.model.prompts or {}).get(prompt_name or "document") or ""
+        return json.dumps(self._asked(instruction, prompt_name))
 
     def count_tokens(
         self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
     ) -> int:
-        prompt = self.reading(instruction=instruction, prompt_name=prompt_name)
-        ids = self.model.tokenizer([prompt + text for text in texts])["input_ids"]
-        limit = self.model.max_seq_length or max(map(len, ids))
-        return sum(min(len(row), limit) for row in ids)
+        asked = self._asked(instruction, prompt_name)
+        prompt, total = asked.pop("prompt"), 0
+        for start in range(0, len(texts), _PIECE):
+            read = self.model.preprocess([prompt + text for text in texts[start : start + _PIECE]], **asked)
+            # Static embeddings come packed, without a mask.
+            total += int(read["attention_mask"].sum()) if "attention_mask" in read else read["input_ids"].numel()
+        return total
+
+    def _asked(self, instruction: str | None, prompt_name: str | None) -> dict[str, str]:
+        """Keywords of the model's own `encode`: the prompt that is put before a text, and the route it takes."""
+        prompt = (
+            f"Instruct: {instruction}\nQuery: " if instruction else self.model.prompts.get(prompt_name or "document")
+        )
+        asks = bool(instruction) or prompt_name == "query"
+        return {"prompt": prompt or ""} | ({"task": "query" if asks else "document"} if self._routed else {})
 
 
-def _bytes():
-    import torch
-
-    return torch.uint8
+def _facts(module: Any) -> dict[str, Any]:
+    """What a module of sentence-transformers or transformers does besides its weights: its settings and tokenizer."""
+    facts = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+    config = getattr(module, "config", None)
+    if hasattr(config, "to_dict"):
+        facts = facts | {"config": {key: value for key, value in config.to_dict().items() if key not in _WHENCE}}
+    tokenizer = getattr(module, "tokenizer", None)
+    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of transformers; static embeddings have it bare
+    if hasattr(tokenizer, "to_str"):
+        # Truncation and padding are what the last call left behind.
+        facts = facts | {"tokenizer": json.loads(tokenizer.to_str()) | {"truncation": None, "padding": None}}
+    return facts

@@ -19,6 +19,7 @@ from llm2enc.evaluation.metrics import (
     Vectors,
     cosine,
     cosines,
+    nearest,
     purity,
     ranking_metrics,
     search,
@@ -83,7 +84,7 @@ def asked(task: Task, side: Side, instructions: Instructions) -> dict[str, str]:
 def _sts(vectors: _Vectors, task: StsTask) -> Outcome:
     first, second = _two(vectors, task)
     found = cosine(first, second)
-    pearson = 0.0 if np.ptp(found) == 0 else float(np.corrcoef(found, task.scores)[0, 1])
+    pearson = 0.0 if np.ptp(found) == 0 or np.ptp(task.scores) == 0 else float(np.corrcoef(found, task.scores)[0, 1])
     return _outcome(task, "spearman", "spearman", np.stack([found, task.scores], axis=1), {"pearson": pearson})
 
 
@@ -97,9 +98,9 @@ def _bitext(vectors: _Vectors, task: BitextTask) -> Outcome:
     from sklearn.metrics import f1_score
 
     first, second = _two(vectors, task)
-    nearest, truth = cosines(first, second).argmax(axis=1), np.arange(len(task.first))
-    items = f1_score(truth, nearest, average=None, labels=truth, zero_division=0)  # a row is a class of its own
-    return _outcome(task, "f1", "mean", items, {"accuracy": float((nearest == truth).mean())})
+    found, truth = nearest(first, second), np.arange(len(task.first))
+    items = f1_score(truth, found, average=None, labels=truth, zero_division=0)  # a row is a class of its own
+    return _outcome(task, "f1", "mean", items, {"accuracy": float((found == truth).mean())})
 
 
 def _classification(vectors: _Vectors, task: ClassificationTask) -> Outcome:
@@ -133,8 +134,10 @@ def _reranking(vectors: _Vectors, task: RerankingTask) -> Outcome:
     for row, texts in enumerate(candidates):
         start, end = end, end + len(texts)
         scores = cosines(queries[row : row + 1], documents[start:end])[0]
-        run[str(row)] = {str(place): float(score) for place, score in enumerate(scores)}
-        judged[str(row)] = {str(place): int(place < len(task.positives[row])) for place in range(len(texts))}
+        # Positives get the first ids, and equal scores are ordered by id descending: a tie never helps.
+        ids = [f"{place:06d}" for place in range(len(texts))]
+        run[str(row)] = dict(zip(ids, map(float, scores), strict=True))
+        judged[str(row)] = {name: int(place < len(task.positives[row])) for place, name in enumerate(ids)}
     found = ranking_metrics(run, judged)
     means = {name: float(found[name].mean()) for name in ("mrr", "ndcg@10")}
     return _outcome(task, "map", "mean", found["map"], means)

@@ -36,7 +36,7 @@ def gather(sources: Sequence[str], documents: int = 1000) -> tuple[list[Task], l
             tasks += [read_task(folder) for folder in find_tasks(path).values()]
         elif path.is_file():
             tasks.append(read_pairs_file(path))
-        elif source.startswith((".", "/", "~")) or "/" in source:
+        elif source.startswith((".", "~")) or "/" in source or source.lower().endswith(_PAIR_FILES):
             raise ValueError(f"{source}: no such file or folder")
         else:
             names.append(BENCHMARKS.get(source, source))
@@ -57,7 +57,8 @@ def read_pairs_file(path: Path) -> RetrievalTask | StsTask:
 
     raises  ValueError if there are not two columns of text or fewer than two rows
     """
-    if not path.name.endswith(_PAIR_FILES):
+    suffix = next((suffix for suffix in _PAIR_FILES if path.name.lower().endswith(suffix)), None)
+    if suffix is None:
         raise ValueError(f"{path}: pairs are read from {', '.join(_PAIR_FILES)} files")
     table = open_table(FilesData(kind="files", path=str(path)))
     names = list(table.column_names)
@@ -77,15 +78,16 @@ def read_pairs_file(path: Path) -> RetrievalTask | StsTask:
             f"{path}: columns {first!r} and {second!r} hold {len(rows)} usable pairs of {len(table)} rows; at least two "
             "different ones are needed, and both cells must be text"
         )
-    name = path.name.split(".")[0]
+    name = path.name[: -len(suffix)]
     if score is None:
         return _retrieval(name, [(one, other) for one, other, _ in rows])
-    return StsTask(
-        name=name,
-        first=[row[0] for row in rows],
-        second=[row[1] for row in rows],
-        scores=np.array([_number(row[2], path, score) for row in rows]),
-    )
+    scores = [_number(row[2], path, score) for row in rows]
+    if len(set(scores)) < 2:
+        raise ValueError(
+            f"{path}: column {score!r} holds {scores[0]:g} in every row, so there is nothing to rank; without the column "
+            "the pairs are scored as retrieval"
+        )
+    return StsTask(name=name, first=[row[0] for row in rows], second=[row[1] for row in rows], scores=np.array(scores))
 
 
 def _retrieval(name: str, pairs: list[tuple[str, str]]) -> RetrievalTask:

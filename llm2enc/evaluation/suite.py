@@ -48,11 +48,19 @@ def measure(
 
     out      results found here for the same encoder, instructions and data are not computed again
     cache    folder of vectors; None keeps them in memory
-    report   called with each result as it comes, `advance` with the number of texts that are done
+    report   called with each result as it comes
+    advance  called with the number of texts that are done, in all as many as the tasks' `texts` hold
     """
     (out / "tasks").mkdir(parents=True, exist_ok=True)
     identity = encoder.fingerprint()
-    cached = CachedEncoder(encoder, cache, advance)
+    done = total = 0
+
+    def count(texts: int) -> None:
+        nonlocal done
+        done += texts
+        advance(texts)
+
+    cached = CachedEncoder(encoder, cache, count)
     results = []
     try:
         for task in tasks:
@@ -64,8 +72,8 @@ def measure(
                 outcome = score(cached, task, instructions)
                 result = Result(outcome, interval(outcome.score, draws(outcome)), time.perf_counter() - started, False)
                 _write(path, {"key": key, "seconds": result.seconds} | outcome_to_json(outcome))
-            else:
-                advance(sum(len(texts) for _, texts in task.texts()))
+            total += sum(len(texts) for _, texts in task.texts())
+            count(total - done)  # a text that comes twice is encoded once, and those of a stored result not at all
             report(result)
             results.append(result)
     finally:
@@ -129,8 +137,11 @@ def _stored(path: Path, key: str) -> Result | None:
     """The result of a former run, if it was computed from the same encoder and data."""
     if not path.is_file():
         return None
-    data = json.loads(path.read_text(encoding="utf-8"))
-    if data.get("key") != key:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # not ours, or broken: computed again and replaced
+        return None
+    if not isinstance(data, dict) or data.get("key") != key:
         return None
     outcome = outcome_from_json(data)
     return Result(outcome, interval(outcome.score, draws(outcome)), data["seconds"], True)
