@@ -9,13 +9,26 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llm2enc.comparison.results import Comparison
-from llm2enc.comparison.summary import OTHER, Score, by_task, by_type, everyone, kind, plain, tasks, words
-from llm2enc.comparison.table import anisotropy, number, spread
+from llm2enc.comparison.summary import (
+    OTHER,
+    Score,
+    anisotropy,
+    by_task,
+    by_type,
+    everyone,
+    kind,
+    number,
+    plain,
+    spread,
+    tasks,
+    words,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +48,7 @@ MARKERS = "osD^vPX*"
 TITLE, TEXT, SMALL = 15, 12, 11
 PANELS = 8  # tasks that get a panel of their own; with more of them, their types do
 _ROW = 18  # height of a candidate's row
-_HEAD = 44  # above the first panel: the title
+_HEAD = 36  # above the first panel: the title
 
 
 @dataclass(frozen=True)
@@ -88,16 +101,18 @@ def scores(comparison: Comparison, width: int = WIDE) -> "Figure":
 
 
 def cost(comparison: Comparison, width: int = WIDE) -> "Figure":
-    """Mean score against tokens per text; the line joins the candidates that nothing cheaper beats."""
+    """Mean score against tokens per text."""
     look = styles(comparison)
     points = [(c.name, c.tokens, c.mean) for c in comparison.candidates]
-    height = max(300, 26 * len(points) + 90)
+    height = max(300, (26 if width >= WIDE / 2 else 32) * len(points) + 90)
     figure = _figure("Score against cost", width, height + _HEAD)
     axes = _axes(figure, 50, _HEAD, width - 50 - 14, height - 48)
     lines = [mean.value for *_, mean in points] + [bound for *_, mean in points for bound in (mean.low, mean.high)]
     if comparison.baseline:
         lines.append(comparison.baseline.mean.value)
-    axes.set_xlim(*_range([tokens for _, tokens, _ in points], pad=0.18))
+    costs = [tokens for _, tokens, _ in points]
+    # A third at least, so that a token more does not look like much; and room for names.
+    axes.set_xlim(*_range([min(costs), max(*costs, 1.3 * min(costs))], pad=0.14))
     axes.set_ylim(*_range(lines, pad=0.09))
     axes.set_xlabel("tokens that the model reads per text")
     axes.set_ylabel("mean score")
@@ -105,18 +120,19 @@ def cost(comparison: Comparison, width: int = WIDE) -> "Figure":
     _ticks(axes.yaxis, height - 48)
     axes.grid(color=RULE, linewidth=0.6)
     labels = _Labels(axes, width - 64, height - 48)
+    # Without intervals' overlap: nearly equal costs are drawn side by side.
+    beside = _beside(costs, *axes.get_xlim(), width - 64)
+    for (name, _, mean), x in zip(points, beside, strict=True):
+        axes.vlines(x, mean.low, mean.high, color=look[name].colour, linewidth=1.6, zorder=3)
+        _point(axes, x, mean.value, look[name])
+        labels.block(x, mean.low, mean.high)
+        labels.block(x, mean.value, mean.value, 6)
     if comparison.baseline:
         value = comparison.baseline.mean.value
         axes.axhline(value, color=BASELINE, linewidth=1, linestyle=(0, (4, 3)))
-        labels.fixed(f"{plain(comparison.baseline.name)} {number(value)}", value)
-    front = _front([(tokens, mean.value) for _, tokens, mean in points])
-    axes.step(*zip(*front, strict=True), where="post", color="#a9adb2", linewidth=1, zorder=2)
-    for name, tokens, mean in points:
-        axes.vlines(tokens, mean.low, mean.high, color=look[name].colour, linewidth=1.6, zorder=3)
-        _point(axes, tokens, mean.value, look[name])
-        labels.block(tokens, mean.value)
-    for name, tokens, mean in sorted(points, key=lambda point: -point[2].value):
-        labels.place(name, tokens, mean.value)
+        labels.line(f"{plain(comparison.baseline.name)} {number(value)}", value)
+    for x, (name, _, mean) in sorted(zip(beside, points, strict=True), key=lambda point: -point[1][2].value):
+        labels.place(name, x, mean.value)
     return figure
 
 
@@ -168,7 +184,7 @@ def layers(comparison: Comparison, width: int = WIDE) -> "Figure":
     axes.set_ylim(*_range([score for one in shown for score in one.scores], pad=0.12))
     dashes = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2))]
     for place, one in enumerate(shown):
-        style = look.get(one.name, Style(COLOURS[kind(one.name)], MARKERS[place % len(MARKERS)]))
+        style = _look(look, one.name)
         axes.plot(one.scores, color=style.colour, linewidth=1.8, linestyle=dashes[place % len(dashes)], zorder=3)
         axes.plot(
             one.scores,
@@ -202,8 +218,8 @@ def prefix(comparison: Comparison, width: int = WIDE) -> "Figure":
     accuracy = [Score(c.prefix.accuracy.value, c.prefix.accuracy.low, c.prefix.accuracy.high) for c in shown]
     moved = [Score(c.prefix.moved, c.prefix.moved, c.prefix.moved) for c in shown]
     panels = [
-        _Panel("knows its ending", "share of beginnings", accuracy, line=0.5, label="chance"),
-        _Panel("moves with its ending", "mean of 1 − cosine", moved, line=0.0),
+        _Panel("accuracy", "share of beginnings", accuracy, line=0.5, label="chance"),
+        _Panel("movement", "mean of 1 − cosine", moved, line=0.0),
     ]
     title = "What a beginning knows of its ending"
     return _rows(title, [c.name for c in shown], panels, styles(comparison), width)
@@ -238,26 +254,32 @@ class _Panel:
 
 def _rows(title: str, names: list[str], panels: list[_Panel], look: dict[str, Style], width: int) -> "Figure":
     """Panels side by side, as many in a line as there is room for, whose rows are the candidates."""
-    left = min(max(_width(plain(name), TEXT) for name in names) + 24, 0.42 * width)
-    gap, least = 22, 104 if width < WIDE / 2 else 140
+    widest = max(_width(plain(name), TEXT) for name in names) + 24
+    gap, least = 22, 104 if width < WIDE / 2 else 128
+    left = min(widest, 0.42 * width)
     across = max(1, min(len(panels), int((width - left) // (least + gap))))
     down = math.ceil(len(panels) / across)
     across = math.ceil(len(panels) / down)
+    above = across == 1 and widest > 0.5 * width  # names that leave no room stand above their points
+    if across == 1:
+        left = 0.0 if above else widest
+    row = _ROW + 14 if above else _ROW
     wide = (width - left - 8) / across - gap
-    tall = _ROW * len(names) + 8
+    tall = row * len(names) + 8
     head = (20 if any(panel.title for panel in panels) else 0) + (16 if any(panel.label for panel in panels) else 0)
-    line = head + tall + 42
-    figure = _figure(title, width, _HEAD + down * (line + 14) - 14)
+    line = head + tall + 56
+    figure = _figure(title, width, _HEAD + down * line - 14)
     for place, panel in enumerate(panels):
-        across_now, down_now = place % across, place // across
-        top = _HEAD + down_now * (line + 14)
-        x = left + across_now * (wide + gap) + 8
-        if across_now == 0:
-            for row, name in enumerate(names):
-                y = top + head + 4 + _ROW * (row + 0.5)
-                _write(figure, 14, y, shorten(name, left - 18, TEXT), va="center")
-                _write_marker(figure, 5, y, look.get(name, Style(COLOURS[kind(name)], "o")))
-        _panel(figure, panel, names, look, (x, top + head, wide, tall), top)
+        top = _HEAD + place // across * line
+        x = left + place % across * (wide + gap) + (16 if above else 8)  # a tick label may be wider than its tick
+        _panel(figure, panel, names, look, (x, top + head, wide, tall), top, row, 23 if above else row / 2)
+        if place % across == 0:
+            for turn, name in enumerate(names):
+                y = top + head + 4 + row * turn + (8 if above else row / 2)
+                text = shorten(name, (width if above else left) - 18, TEXT)
+                ground = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5}} if above else {}
+                _write(figure, 14, y, text, va="center", **ground)
+                _write_marker(figure, 5, y, _look(look, name))
     return figure
 
 
@@ -268,14 +290,18 @@ def _panel(
     look: dict[str, Style],
     box: tuple[float, float, float, float],
     top: float,
+    row: float,
+    middle: float,
 ) -> None:
+    """One panel in the box (left, top, width, height); its title at `top`, a point `middle` below its row's upper edge."""
     x, y, wide, tall = box
     axes = _axes(figure, *box)
     inside = [bound for point in panel.points if point for bound in (point.value, point.low, point.high)]
     low, high = _range([*inside, *([] if panel.line is None else [panel.line])], pad=0.06)
     axes.set_xlim(low, high)
-    axes.set_ylim(len(names) + 4 / _ROW - 0.5, -4 / _ROW - 0.5)
-    axes.set_yticks(range(len(names)), [""] * len(names))
+    axes.set_ylim(tall, 0)
+    heights = [4 + row * turn + middle for turn in range(len(names))]
+    axes.set_yticks(heights, [""] * len(names))
     axes.grid(axis="y", color=RULE, linewidth=0.6)
     axes.grid(axis="x", color=RULE, linewidth=0.4, alpha=0.6)
     axes.tick_params(length=0)
@@ -288,15 +314,20 @@ def _panel(
         axes.axvline(panel.line, color=BASELINE, linewidth=1.1, linestyle=(0, (4, 3)), zorder=2)
         half = _width(panel.label, SMALL) / 2
         at = x + (panel.line - low) / (high - low) * wide
-        at = min(max(at, x + half), x + wide + 14 - half)
+        at = min(max(at, x + half - 8), x + wide + 8 - half)
         _write(figure, at, y - 3, panel.label, ha="center", va="bottom", size=SMALL, color=FAINT)
-    for row, (name, point) in enumerate(zip(names, panel.points, strict=True)):
+    for place, (name, point) in enumerate(zip(names, panel.points, strict=True)):
         if point is None:
             continue
-        style = look.get(name, Style(COLOURS[kind(name)], "o"))
+        style = _look(look, name)
         if point.low != point.high:
-            axes.hlines(row, point.low, point.high, color=style.colour, linewidth=2.2, zorder=3)
-        _point(axes, point.value, row, style, bool(panel.hollow) and panel.hollow[row])
+            axes.hlines(heights[place], point.low, point.high, color=style.colour, linewidth=2.2, zorder=3)
+        _point(axes, point.value, heights[place], style, bool(panel.hollow) and panel.hollow[place])
+
+
+def _look(look: dict[str, Style], name: str) -> Style:
+    """That of a candidate, or of a name that is none."""
+    return look.get(name, Style(COLOURS[kind(name)], "o"))
 
 
 # ------------------------------------------------------------------------------------------------------------- labels
@@ -309,48 +340,69 @@ class _Labels:
         self.axes, self.width, self.height = axes, width, height
         self.boxes: list[tuple[float, float, float, float]] = []  # taken: left, bottom, right, top in pixels
 
-    def block(self, x: float, y: float) -> None:
-        """Keep a point's place free."""
-        across, up = self._pixels(x, y)
-        self.boxes.append((across - 6, up - 6, across + 6, up + 6))
+    def block(self, x: float, low: float, high: float, margin: float = 2) -> None:
+        """Keep free what is drawn from `low` to `high`."""
+        across, bottom = self._pixels(x, low)
+        _, top = self._pixels(x, high)
+        self.boxes.append((across - margin, bottom - margin, across + margin, top + margin))
 
-    def fixed(self, text: str, y: float) -> None:
-        """A label on the left end of a horizontal line."""
+    def line(self, text: str, y: float) -> None:
+        """The label of a horizontal line, above or below one of its ends."""
         _, up = self._pixels(0, y)
-        text = shorten(text, self.width - 8, SMALL)
-        above = up + 18 < self.height
-        low = up + 3 if above else up - 17
-        _text(self.axes, *self._data(4, low + 7), text, va="center", size=SMALL, color=FAINT)
-        self.boxes.append((4, low, 4 + _width(text, SMALL), low + 14))
         self.boxes.append((0, up - 1, self.width, up + 1))
+        text = shorten(text, self.width - 8, SMALL)
+        wide = _width(text, SMALL)
+        places = [(left, low) for left in (self.width - wide - 4, 4) for low in (up + 2, up - 16)]
+        left, low = next((place for place in places if self._free(*place, wide, 14)), places[0])
+        _text(self.axes, *self._data(left, low + 7), text, va="center", size=SMALL, color=FAINT)
+        self.boxes.append((left, low, left + wide, low + 14))
 
     def place(self, name: str, x: float, y: float) -> None:
         """The nearest free place; a thin line leads there if it is not beside the point."""
         across, up = self._pixels(x, y)
-        text = shorten(name, 0.62 * self.width, SMALL)
-        wide, tall = _width(text, SMALL), 14.0
-        steps = [side * step for step in range(40) for side in ((1,) if step == 0 else (1, -1))]
-        places = [
-            (abs(shift) * 7 + (0 if at > 0 else 3) + abs(abs(at) - 9) / 2, left, up + 7 * shift - tall / 2)
-            for shift in steps
-            for at in (9, -9, 30, -30, 70, -70, 120, -120)
-            for left in (across + at if at > 0 else across + at - wide,)
-        ]
-        free = [place for place in places if self._free(place[1], place[2], wide, tall)]
-        # No room at all is a crowd that no shift can help: the label stays at its point.
-        _, left, low = min(free or places)
+        tall = 14.0
+        for room in (0.62, 0.45, 0.3):  # in a crowd a name is shortened further
+            text = shorten(name, room * self.width, SMALL)
+            wide = _width(text, SMALL)
+            found = self._places(across, up, wide, tall)
+            if any(free for _, free, _, _ in found):
+                break
+        _, _, left, low = min(found, key=lambda place: (not place[1], place[0]))
         self.boxes.append((left, low, left + wide, low + tall))
-        if abs(low + tall / 2 - up) > 8 or min(abs(left - across), abs(left + wide - across)) > 12:
-            end = (left - 2 if left > across else left + wide + 2 if left + wide < across else across, low + tall / 2)
+        near = min(max(across, left), left + wide)
+        if abs(low + tall / 2 - up) > 8 or abs(near - across) > 12:
+            side = 0 if near == across else 1  # a line ends beside a label, or below or above it
+            edge = low if low > up else low + tall
+            end = (near + 2 * side * np.sign(across - near), low + tall / 2 if side else edge)
             points = zip(self._data(across, up), self._data(*end), strict=True)
             self.axes.plot(*points, color="#a9adb2", linewidth=0.7, zorder=2)
         _text(self.axes, *self._data(left, low + tall / 2), text, va="center", size=SMALL)
+
+    def _places(self, across: float, up: float, wide: float, tall: float) -> list[tuple[float, bool, float, float]]:
+        """How bad each place for a label is, whether it is free, its left and its lower edge."""
+        found = []
+        lefts = [across - wide / 2]
+        for step in (9, 20, 32, 45, 60, 80, 110, 150):
+            lefts += [across + step, across - step - wide]
+        for left in lefts:
+            gap = max(left - across, across - left - wide, 0)
+            bad = 20 * self._crossed(across, up, left, wide) + gap / 2
+            for shift in range(-40, 41):
+                low = up + 7 * shift - tall / 2
+                found.append((bad + 7 * abs(shift), self._free(left, low, wide, tall), left, low))
+        return found
 
     def _free(self, left: float, low: float, wide: float, tall: float) -> bool:
         right, high = left + wide, low + tall
         if left < 2 or right > self.width - 2 or low < 2 or high > self.height - 2:
             return False
         return not any(left < r and l < right and low < t and b < high for l, b, r, t in self.boxes)  # noqa: E741
+
+    def _crossed(self, across: float, up: float, left: float, wide: float) -> int:
+        """How many things lie between a point and its label."""
+        near = min(max(across, left), left + wide)
+        start, end = min(across, near), max(across, near)
+        return sum(start < (l + r) / 2 < end and b - 8 < up < t + 8 for l, b, r, t in self.boxes)  # noqa: E741
 
     def _pixels(self, x: float, y: float) -> tuple[float, float]:
         (left, right), (low, high) = self.axes.get_xlim(), self.axes.get_ylim()
@@ -382,14 +434,18 @@ def _width(text: str, size: float, bold: bool = False) -> float:
     return sum(_advance(letter) for letter in text) * size * (1.12 if bold else 1.0)
 
 
+@cache
 def _advance(letter: str) -> float:
+    """Width over font size; 1, as of Chinese, for what DejaVu Sans does not have."""
+    from matplotlib.font_manager import findfont, get_font
+
     if unicodedata.combining(letter):
         return 0.0
-    if unicodedata.east_asian_width(letter) in "WF" or letter in "mwMW@%—…":
+    font = get_font(findfont("DejaVu Sans"))
+    if not font.get_char_index(ord(letter)):
         return 1.0
-    if letter in "ijl.,:;'|!-()[] ftr":
-        return 0.42
-    return 0.66 if not letter.isupper() else 0.74
+    font.set_size(100, 72)
+    return font.load_char(ord(letter)).linearHoriAdvance / 65536 / 100
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing
@@ -482,10 +538,12 @@ def _point(axes: "Axes", x: float, y: float, style: Style, hollow: bool = False)
 
 
 def _hill(axes: "Axes", values: np.ndarray, edges: np.ndarray, base: float, tall: float, colour: str) -> None:
-    """A histogram over the edges (B + 1,), smoothed by a Gaussian of 1.5 bins, as a hill of the given height."""
+    """A histogram over the edges (B + 1,), smoothed by a Gaussian of Silverman's width, as a hill of the given height."""
     counts = np.histogram(values, edges)[0].astype(float)
-    kernel = np.exp(-0.5 * (np.arange(-6, 7) / 1.5) ** 2)
-    smooth = np.convolve(np.pad(counts, 6), kernel / kernel.sum(), mode="valid")
+    bins = max(1.06 * float(values.std()) * len(values) ** -0.2 / (edges[1] - edges[0]), 1.0)
+    reach = min(math.ceil(4 * bins), (len(counts) - 1) // 2)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / bins) ** 2)
+    smooth = np.convolve(counts, kernel / kernel.sum(), mode="same")
     middle, up = (edges[1:] + edges[:-1]) / 2, base - tall * smooth / max(smooth.max(), 1e-12)
     axes.fill_between(middle, base, up, color=colour, alpha=0.38, linewidth=0, zorder=3)
     axes.plot(middle, up, color=colour, linewidth=1.2, zorder=4)
@@ -514,13 +572,25 @@ def _inside(axes: "Axes") -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that none with as few tokens or fewer beats, by tokens."""
-    kept: list[tuple[float, float]] = []
-    for tokens, score in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not kept or score > kept[-1][1]:
-            kept.append((tokens, score))
-    return kept
+def _beside(values: Sequence[float], low: float, high: float, room: float) -> list[float]:
+    """The values, moved so that those closer than a marker stand side by side about their mean, in order.
+
+    room    pixels from `low` to `high`
+    """
+    unit = (high - low) / room
+    order = sorted(range(len(values)), key=lambda place: values[place])
+    groups: list[list[int]] = []
+    for place in order:
+        if groups and values[place] - values[groups[-1][-1]] < 8 * unit:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    found = list(values)
+    for group in groups:
+        centre, step = float(np.mean([values[place] for place in group])), min(9.0, 70 / len(group)) * unit
+        for turn, place in enumerate(group):
+            found[place] = centre + (turn - (len(group) - 1) / 2) * step
+    return found
 
 
 def _axis(metric: str) -> str:

@@ -34,7 +34,7 @@ def from_json(data: dict[str, Any]) -> Comparison:
             "differences": [
                 Difference(**one | {"interval": Interval(**one["interval"])}) for one in given["differences"]
             ],
-            "layers": [Layers(**one) for one in given["layers"]],
+            "layers": [_layers(one) for one in given["layers"]],
             "baseline": _candidate(baseline) if baseline else None,
         }
     )
@@ -67,6 +67,10 @@ def _candidate(data: dict[str, Any]) -> Candidate:
             "prefix": PrefixTest(Interval(**prefix["accuracy"]), prefix["moved"]) if prefix else None,
         }
     )
+
+
+def _layers(data: dict[str, Any]) -> Layers:
+    return Layers(**data | {"gain": Interval(**data["gain"]) if data["gain"] else None})
 
 
 def _array(data: dict[str, Any]) -> np.ndarray:

@@ -10,6 +10,8 @@ from llm2enc.evaluation.tasks import Outcome
 KINDS = ("causal", "bidirectional", "echo", "prompt")
 OTHER = "other"
 """An encoder that was trained, or is named otherwise."""
+NONE = "–"
+"""Stands where there is no number."""
 
 
 @dataclass(frozen=True)
@@ -76,3 +78,23 @@ def _mean(scores: list[Score]) -> Score:
     centre = math.fsum(s.low + s.high for s in scores) / 2 / len(scores)
     half = math.sqrt(math.fsum((s.high - s.low) ** 2 for s in scores)) / 2 / len(scores)
     return Score(math.fsum(s.value for s in scores) / len(scores), centre - half, centre + half)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number of a table; a dash where there is none."""
+    return f"{value:.{digits}f}".replace("-", "−") if value == value else NONE
+
+
+def anisotropy(candidate: Candidate) -> float:
+    """That of the candidate; nan if no random pair was looked at."""
+    return candidate.similarities.anisotropy if len(candidate.similarities.random) else float("nan")
+
+
+def spread(candidate: Candidate) -> float:
+    """That of the candidate; nan if no random pair was looked at."""
+    return candidate.similarities.spread if len(candidate.similarities.random) else float("nan")
+
+
+def tokens(candidate: Candidate) -> str:
+    """Tokens per text; a dash for TF-IDF, which runs no model."""
+    return number(candidate.tokens, 1) if candidate.tokens > 0 else NONE

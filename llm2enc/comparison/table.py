@@ -3,12 +3,10 @@
 from typing import TYPE_CHECKING
 
 from llm2enc.comparison.results import Candidate, Comparison
-from llm2enc.comparison.summary import by_type, everyone, plain, words
+from llm2enc.comparison.summary import NONE, anisotropy, by_type, everyone, number, plain, tokens, words
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-NONE = "–"
 
 
 def table(comparison: Comparison) -> "Table":
@@ -34,26 +32,6 @@ def table(comparison: Comparison) -> "Table":
         # Text, not str: a name in square brackets is no markup.
         shown.add_row(*(Text(cell) for cell in cells), style=style)
     return shown
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A number of a table; a dash where there is none."""
-    return f"{value:.{digits}f}".replace("-", "−") if value == value else NONE
-
-
-def anisotropy(candidate: Candidate) -> float:
-    """That of the candidate; nan if no random pair was looked at."""
-    return candidate.similarities.anisotropy if len(candidate.similarities.random) else float("nan")
-
-
-def spread(candidate: Candidate) -> float:
-    """That of the candidate; nan if no random pair was looked at."""
-    return candidate.similarities.spread if len(candidate.similarities.random) else float("nan")
-
-
-def tokens(candidate: Candidate) -> str:
-    """Tokens per text; a dash for TF-IDF, which runs no model."""
-    return number(candidate.tokens, 1) if candidate.tokens > 0 else NONE
 
 
 def _cells(candidate: Candidate, types: list[str]) -> list[str]:

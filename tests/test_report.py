@@ -1,0 +1,507 @@
+"""The report of a comparison: it stands alone, says what was measured, and a real browser shows all of it."""
+
+import base64
+import dataclasses
+import io
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from llm2enc.comparison import plots, summary
+from llm2enc.comparison.report import render, write_report
+from llm2enc.comparison.results import Candidate, Comparison, Difference, Layers, PrefixTest, Similarities
+from llm2enc.comparison.storage import from_json, to_json
+from llm2enc.comparison.table import table
+from llm2enc.evaluation.bootstrap import Interval, difference, draws, interval, mean_interval
+from llm2enc.evaluation.tasks import Outcome
+
+COUNT = 40  # draws of an interval
+USUAL = (
+    "bidirectional-mean", "echo-mean", "bidirectional-last", "prompt-eol", "causal-weighted-mean", "causal-mean",
+    "causal-last",
+)  # fmt: skip
+HOSTILE = (
+    "<script>alert('a')</script>-mean",
+    "bidirectional-\"quoted\" & 'single' $x_1$ <b>",
+    "causal-日本語の文章埋め込みモデル比較実験",
+    "echo-" + "very-long-name-" * 13,
+    "prompt-\x1b[31m\u2028[red]έ 🦙 &amp;",
+    "trained",
+)
+METRICS = {
+    "sts": "spearman", "classification": "accuracy", "clustering": "v_measure", "retrieval": "ndcg@10",
+    "pair_classification": "average_precision", "reranking": "map", "summarization": "spearman", "bitext": "f1",
+}  # fmt: skip
+
+
+def make(names=USUAL, types=("sts", "classification", "retrieval"), per_type=1, rows=60, **parts) -> Comparison:
+    """Outcomes of random items, the names in falling quality, and everything that follows from them."""
+    generator = np.random.default_rng(5)
+    ease = {f"{type}-{number}": generator.uniform(-0.2, 0.2) for type in types for number in range(per_type)}
+    level = np.linspace(0.62, 0.5, len(names))
+    candidates = [_candidate(name, level[place], ease, rows, generator) for place, name in enumerate(names)]
+    candidates.sort(key=lambda candidate: -candidate.mean.value)
+    best = candidates[0]
+    given = {
+        "title": "What Pocket & <friends> can do",
+        "models": ["pocket"],
+        "data": f"{len(ease)} tasks of {rows} items each, drawn with seed 5 from public test sets.",
+        "candidates": candidates,
+        "differences": [Difference(best.name, o.name, _ahead(best, o)) for o in candidates[1:]],
+        "advice": [
+            f"Take {best.name}: it scores {best.mean.value:.3f}, and no cheaper way reaches that on these texts.",
+            "Reading the text twice costs twice the tokens and gains nothing here.",
+            "The last token of the causal model is worse than words alone on retrieval.",
+        ],
+        "layers": [
+            Layers(best.name, [0.3 + 0.25 * math.sin(layer / 5) for layer in range(13)], Interval(0.08, 0.05, 0.1, 1))
+        ],
+        "baseline": _candidate("TF-IDF", 0.48, ease, rows, generator, prefix=False, tokens=0.0),
+        "notes": ["echo-last was left out: it needs a tokenizer with an end token.", "Rows longer than 512 were cut."],
+        "facts": {"command": "llm2enc compare pocket --data <folder> -o runs/compare", "torch": "2.13.0", "seed": "42"},
+    }
+    return Comparison(**given | parts)
+
+
+def _candidate(name, level, ease, rows, generator, prefix=True, tokens=None) -> Candidate:
+    outcomes = []
+    for task, easier in ease.items():
+        items = np.clip(generator.normal(level + easier, 0.25, size=rows), 0, 1)
+        type, score = task.split("-")[0], float(items.mean())
+        metric = METRICS[type]
+        outcomes.append(Outcome(task, type, "en", metric, score, {metric: score, "f1": score / 2}, "mean", items))
+    hits = (generator.random(80) < level).astype(float)
+    random = np.clip(generator.normal(1 - level, 0.08, size=400), -1, 1)
+    related = np.clip(generator.normal(1 - level + 0.22, 0.09, size=200), -1, 1)
+    accuracy = Interval(float(hits.mean()), float(hits.mean()) - 0.1, float(hits.mean()) + 0.1, 1.0)
+    return Candidate(
+        name,
+        "Every token reads every other one; the mean of the states of the text.",
+        outcomes,
+        [interval(outcome.score, draws(outcome, COUNT)) for outcome in outcomes],
+        mean_interval(outcomes, COUNT),
+        (84.25 if name.startswith("echo") else 43.5 + len(name) / 16) if tokens is None else tokens,
+        12.34 * (2 if name.startswith("echo") else 1),
+        Similarities(random, related),
+        PrefixTest(accuracy, 0.0 if name.startswith("causal") else float(generator.uniform(0.05, 0.2)))
+        if prefix
+        else None,
+    )
+
+
+def _ahead(best: Candidate, other: Candidate) -> Interval:
+    return difference(best.outcomes, other.outcomes, COUNT)
+
+
+def usual() -> Comparison:
+    """Seven candidates on three tasks."""
+    return make()
+
+
+def large() -> Comparison:
+    """Eight candidates on 34 tasks of all eight types."""
+    names = [f"{model} {way}" for model in ("Qwen3-0.6B", "SmolLM2-1.7B") for way in (*USUAL[:3], "causal-mean")]
+    found = make(names, tuple(METRICS), 5, rows=30)
+    kept = [outcome.task for outcome in found.candidates[0].outcomes][:34]
+    assert len(kept) == 34
+    return dataclasses.replace(
+        found,
+        candidates=[_first(candidate, 34) for candidate in found.candidates],
+        baseline=_first(found.baseline, 34),
+        layers=[Layers(names[0], list(np.linspace(0.3, 0.5, 29))), Layers(names[4], list(np.linspace(0.5, 0.3, 25)))],
+    )
+
+
+def _first(candidate: Candidate, count: int) -> Candidate:
+    cut = dataclasses.replace(candidate, outcomes=candidate.outcomes[:count], intervals=candidate.intervals[:count])
+    return dataclasses.replace(cut, mean=mean_interval(cut.outcomes, COUNT))
+
+
+def bare() -> Comparison:
+    """One candidate, one task, and nothing that can be left out."""
+    found = make(["causal-mean"], ("sts",))
+    one = dataclasses.replace(found.candidates[0], prefix=None)
+    nothing = {"baseline": None, "layers": [], "notes": [], "facts": {}, "models": [], "advice": [], "differences": []}
+    return dataclasses.replace(found, candidates=[one], **nothing)
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, headings, and the cells of every table."""
+
+    VOID = frozenset({"meta", "br", "link", "img"})
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.tables: dict[str, list[list[str]]] = {}
+        self.table = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attributes}))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.texts.setdefault(tag, []).append("")
+        if tag == "table":
+            self.table = self.tags[-1][1]["id"]
+            self.tables[self.table] = []
+        elif tag == "tr":
+            self.tables[self.table].append([])
+        elif tag in ("td", "th"):
+            self.tables[self.table][-1].append("")
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attributes}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not self.open:
+            return
+        self.texts[self.open[-1]][-1] += data
+        if "td" in self.open or "th" in self.open:
+            small = "\n" if self.open[-1] == "small" else ""
+            self.tables[self.table][-1][-1] += small + data
+
+
+def crowd() -> Comparison:
+    """Fifteen candidates of nearly the same cost and score."""
+    ways = ("causal-last", "bidirectional-weighted-mean", "prompt-eol", "bidirectional-mean@6", "echo-mean")
+    return make([f"{model} {way}" for model in ("Qwen3-0.6B", "SmolLM2-1.7B", "pocket") for way in ways])
+
+
+COMPARISONS = {
+    "crowd": crowd,
+    "usual": usual, "large": large, "bare": bare, "hostile": lambda: make(HOSTILE, title="a </title><script>b()</script>")
+}  # fmt: skip
+
+
+@cache
+def rendered(name: str) -> tuple[Comparison, str]:
+    comparison = COMPARISONS[name]()
+    return comparison, render(comparison)
+
+
+@pytest.fixture(scope="module", params=COMPARISONS)
+def both(request) -> tuple[Comparison, str]:
+    return rendered(request.param)
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def test_the_page_loads_nothing(both) -> None:
+    _, text = both
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "iframe", "object", "embed", "base", "link", "img", "image"}
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in {"src", "href", "xlink:href", "srcset", "action", "poster", "data", "background"}:
+                assert value.startswith("#")
+            assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", value))
+    (style,) = page.texts["style"]
+    assert "url(" not in style and "@import" not in style and "<" not in style
+    assert "http:" not in text and "https:" not in text
+
+
+def test_ids_are_unique_and_every_reference_has_its_target(both) -> None:
+    _, text = both
+    page = Page(text)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    used = [attributes["href"][1:] for _, attributes in page.tags if "href" in attributes]
+    used += re.findall(r"url\(#([^)]*)\)", text)
+    assert used and set(used) <= set(ids)
+
+
+def test_the_page_has_one_title_and_no_empty_part(both) -> None:
+    comparison, text = both
+    page = Page(text)
+    assert page.texts["h1"] == [summary.plain(comparison.title)]
+    assert all(heading.strip() for heading in page.texts["h2"])
+    assert all(rows and all(row for row in rows) for rows in page.tables.values())
+    there = {
+        "Advice": comparison.advice, "Candidates": True, "Figures": True, "Scores by task": True,
+        "Differences": comparison.differences, "Left out, and why": comparison.notes,
+        "How to repeat it": comparison.facts, "What the measures mean": True,
+    }  # fmt: skip
+    assert page.texts["h2"] == [name for name, content in there.items() if content]
+    figures = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    counted = 6 - (not comparison.layers) - (not comparison.differences) - (len(comparison.candidates) == 1)
+    counted -= not any(candidate.prefix for candidate in comparison.candidates)
+    assert len(figures) == 2 * counted, "one for screens, one for phones"
+    assert sum(tag == "figcaption" for tag, _ in page.tags) == counted
+
+
+def test_every_number_of_the_tables_is_the_comparisons(both) -> None:
+    comparison, text = both
+    page = Page(text)
+    shown = comparison.candidates + ([comparison.baseline] if comparison.baseline else [])
+
+    def cell(value, low, high) -> str:
+        return f"{value:.3f}\n{low:.3f}–{high:.3f}".replace("-", "−")
+
+    by_name = {row[0].split("\n")[0]: row for row in page.tables["candidates"][1:]}
+    assert list(by_name) == [summary.plain(candidate.name) for candidate in shown]
+    heads = page.tables["candidates"][0]
+    for candidate in shown:
+        row = dict(zip(heads, by_name[summary.plain(candidate.name)], strict=True))
+        assert row["candidate"].endswith(candidate.description)
+        assert row["mean score"] == cell(candidate.mean.value, candidate.mean.low, candidate.mean.high)
+        assert row["tokens per text"] == (f"{candidate.tokens:.1f}" if candidate.tokens else "–")
+        assert row["seconds"] == f"{candidate.seconds:.1f}"
+        assert row["anisotropy"] == f"{candidate.similarities.random.mean():.3f}"
+        assert row["spread"] == f"{candidate.similarities.random.std():.3f}"
+        if candidate.prefix:
+            accuracy = candidate.prefix.accuracy
+            assert row["prefix accuracy"] == cell(accuracy.value, accuracy.low, accuracy.high)
+        for type in {outcome.type for outcome in candidate.outcomes} if len(candidate.outcomes) > 1 else ():
+            values = [outcome.score for outcome in candidate.outcomes if outcome.type == type]
+            assert row[type.replace("_", " ")].startswith(f"{np.mean(values):.3f}\n")
+
+    rows = {row[0].split("\n")[0]: row[1:] for row in page.tables["tasks"][1:] if len(row) > 1}
+    assert len(rows) == len(shown[0].outcomes)
+    for column, candidate in enumerate(shown):
+        for outcome, near in zip(candidate.outcomes, candidate.intervals, strict=True):
+            assert rows[outcome.task][column] == cell(outcome.score, near.low, near.high)
+
+    for row, one in zip(page.tables.get("differences", [[]])[1:], comparison.differences, strict=True):
+        near, sign = one.interval, "+" if one.interval.value > 0 else ""
+        assert row[0] == f"{summary.plain(one.better)}\nabove {summary.plain(one.worse)}"
+        assert row[1] == f"{sign}{near.value:.3f}".replace("-", "−")
+        assert row[3:] == [f"{100 * near.above_zero:.1f} %", "yes" if near.certain else "no"]
+
+
+def test_a_page_of_many_tasks_stays_small() -> None:
+    assert len(rendered("large")[1].encode()) < 1.5 * 2**20
+
+
+def test_the_interval_of_a_type_is_that_of_resampled_means() -> None:
+    candidate = make(["echo-mean"], ("sts",), per_type=6, rows=200).candidates[0]
+    intervals = [interval(o.score, draws(o)) for o in candidate.outcomes]
+    found = summary.by_type(dataclasses.replace(candidate, intervals=intervals))["sts"]
+    wanted = mean_interval(candidate.outcomes)
+    assert found.value == pytest.approx(wanted.value, abs=1e-12)
+    width = wanted.high - wanted.low
+    assert found.low == pytest.approx(wanted.low, abs=0.08 * width)
+    assert found.high == pytest.approx(wanted.high, abs=0.08 * width)
+
+
+def test_the_kind_is_read_off_the_name() -> None:
+    names = {
+        "causal-last": "causal",
+        "Qwen 3 echo-mean": "echo",
+        "prompt": "prompt",
+        "bidirectional-mean": "bidirectional",
+    }
+    names |= {"trained": "other", "": "other", "causality": "other", "echo-1 x": "other"}
+    assert {name: summary.kind(name) for name in names} == names
+
+
+def test_a_report_replaces_the_old_one_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, comparison = tmp_path / "report.html", bare()
+    path.write_text("old")
+    with monkeypatch.context() as patched:
+        patched.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            write_report(comparison, path)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    write_report(comparison, path)
+    assert path.read_text(encoding="utf-8") == render(comparison) and list(tmp_path.iterdir()) == [path]
+
+
+# ------------------------------------------------------------------------------------------- figures, file and console
+
+
+@pytest.mark.parametrize(("count", "tasks"), [(1, 1), (1, 9), (15, 8)])
+@pytest.mark.parametrize("width", [plots.WIDE, plots.NARROW])
+def test_figures_fit_any_number_of_candidates_and_tasks(count: int, tasks: int, width: int) -> None:
+    names = [f"{('causal', 'echo', 'prompt')[number % 3]}-way-{number}" for number in range(count)]
+    comparison = make(names, ("sts",), tasks, rows=8)
+    drawn = [plots.scores, plots.cost, plots.similarities, plots.layers, plots.prefix]
+    for draw in drawn + [plots.differences] * (count > 1):
+        figure = draw(comparison, width)
+        assert figure.get_size_inches()[0] * 72 == pytest.approx(width)
+    panels = len(plots.scores(comparison, width).axes)
+    assert panels == {1: 1, 8: 9, 9: 2}[tasks]
+
+
+def test_an_absent_part_is_not_drawn() -> None:
+    for draw in (plots.layers, plots.prefix, plots.differences):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            draw(bare())
+
+
+def test_a_short_name_keeps_beginning_and_end() -> None:
+    text = plots.shorten("Qwen3-Embedding-0.6B bidirectional-weighted-mean", 150, 12)
+    assert text.startswith("Qwen") and text.endswith("mean") and text.count("…") == 1
+    assert plots.shorten("echo", 150, 12) == "echo"
+
+
+def test_a_comparison_comes_back_from_json_as_it_was() -> None:
+    comparison = make(HOSTILE)
+    few = dataclasses.replace(
+        comparison.candidates[0].outcomes[0], items=np.array([[1, 2.5], [0.1, 3]], dtype=np.float32)
+    )
+    first = dataclasses.replace(comparison.candidates[0], outcomes=[few, *comparison.candidates[0].outcomes[1:]])
+    first = dataclasses.replace(first, similarities=Similarities(np.array([1 / 3, -0.1]), np.array([])), prefix=None)
+    comparison = dataclasses.replace(comparison, candidates=[first, *comparison.candidates[1:]])
+    for one in (comparison, bare()):
+        data = to_json(one)
+        back = from_json(json.loads(json.dumps(data)))
+        _equal(back, one)
+        assert to_json(back) == data
+    with pytest.raises(ValueError, match="format 1 is expected, this one has 7"):
+        from_json({"format": 7})
+    with pytest.raises(ValueError, match="this one has 'list'"):
+        from_json([])
+
+
+def _equal(found, wanted) -> None:
+    assert type(found) is type(wanted)
+    if dataclasses.is_dataclass(wanted):
+        for field in dataclasses.fields(wanted):
+            _equal(getattr(found, field.name), getattr(wanted, field.name))
+    elif isinstance(wanted, np.ndarray):
+        assert found.dtype == wanted.dtype and np.array_equal(found, wanted) and found.shape == wanted.shape
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            _equal(one, other)
+    else:
+        assert found == wanted
+
+
+def test_the_console_table_has_the_numbers_and_no_markup() -> None:
+    comparison = make(HOSTILE)
+    out = io.StringIO()
+    Console(file=out, width=400, color_system=None).print(table(comparison))
+    lines = [line for line in out.getvalue().splitlines() if line.strip()]
+    for candidate in [*comparison.candidates, comparison.baseline]:
+        mean = candidate.mean
+        (line,) = [line for line in lines if f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})" in line]
+        assert line.lstrip().startswith(summary.plain(candidate.name)[:20]) and "\x1b" not in line
+        assert f"{candidate.similarities.random.mean():.2f}" in line
+    shown = table(comparison)
+    assert [row.style for row in shown.rows] == ["bold", *[""] * 5, "dim"]
+    assert shown.columns[-1].header == "prefix" and table(bare()).columns[-1].header == "anisotropy"
+
+
+# --------------------------------------------------------------------------------------------------------- the browser
+
+WIDTHS = {"desktop": (1280, 900, False), "phone": (390, 844, True)}
+
+_MEASURE = """
+const rgb = text => (text.match(/[\\d.]+/g) || []).map(Number);
+const linear = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+const light = c => 0.2126 * linear(c[0]) + 0.7152 * linear(c[1]) + 0.0722 * linear(c[2]);
+const ground = e => { for (; e; e = e.parentElement) {
+  const c = rgb(getComputedStyle(e).backgroundColor); if (c.length === 3 || c[3] > 0) return c; } return [255, 255, 255]; };
+const contrast = e => { const a = light(rgb(getComputedStyle(e).color)), b = light(ground(e));
+  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05); };
+const texts = [...document.querySelectorAll("h1,h2,p,li,th,td,small,caption,figcaption,dt,dd,b")];
+const root = document.documentElement;
+const drawn = [...document.querySelectorAll("figure svg")].filter(s => getComputedStyle(s).display !== "none");
+return {
+  overflow: root.scrollWidth - root.clientWidth, width: root.clientWidth, page: root.scrollHeight,
+  ground: ground(document.body),
+  contrast: Math.min(...texts.map(contrast)), counted: texts.length,
+  figures: drawn.map(s => { const b = s.getBoundingClientRect();
+    return {x: b.x, y: b.y + scrollY, width: b.width, height: b.height, label: s.getAttribute("aria-label")}; }),
+  cut: drawn.flatMap(s => [...s.querySelectorAll("text")].filter(t => { const b = t.getBBox(), v = s.viewBox.baseVal;
+    if (t.hasAttribute("transform")) {
+      const r = t.getBoundingClientRect(), f = s.getBoundingClientRect();
+      return r.top < f.top - 1 || r.bottom > f.bottom + 1 || r.left < f.left - 1; }
+    return b.x < -1 || b.y < -1 || b.x + b.width > v.width + 1 || b.y + b.height > v.height + 1;
+  }).map(t => t.textContent)),
+  clashes: drawn.flatMap(s => { const all = [...s.querySelectorAll("text")].map(t => [t, t.getBoundingClientRect()]);
+    return all.flatMap(([t, a], i) => all.slice(i + 1).filter(([u, b]) => a.left < b.right - 1 && b.left < a.right - 1
+      && a.top < b.bottom - 3 && b.top < a.bottom - 3).map(([u]) => t.textContent + " | " + u.textContent)); }),
+  smallest: Math.min(...drawn.flatMap(s => [...s.querySelectorAll("text")].map(t => parseFloat(getComputedStyle(t).fontSize)
+    * s.getBoundingClientRect().width / s.viewBox.baseVal.width))),
+  loaded: performance.getEntriesByType("resource").map(entry => entry.name),
+};
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not chromedriver:
+        pytest.skip("chromium and chromedriver are not on the PATH")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=chromedriver))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_browser_shows_the_whole_page(name: str, browser, tmp_path: Path) -> None:
+    comparison, text = rendered(name)
+    path = tmp_path / "report.html"
+    path.write_text(text, encoding="utf-8")
+    for device, (width, height, mobile) in WIDTHS.items():
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        grounds = []
+        for scheme in ("light", "dark"):
+            features = [{"name": "prefers-color-scheme", "value": scheme}]
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            browser.get(path.as_uri())
+            found = browser.execute_script(_MEASURE)
+            where = f"{name} on a {device}, {scheme}"
+            assert found["width"] == width and found["overflow"] <= 0, where
+            assert found["counted"] > 10 and found["contrast"] >= 4.5, where
+            assert found["cut"] == [] and found["clashes"] == [] and found["smallest"] >= 10, where
+            assert found["loaded"] == [] and browser.get_log("browser") == [], where
+            for box in found["figures"]:
+                assert box["width"] > 200 and box["height"] > 60 and box["x"] >= 0, where
+                assert box["x"] + box["width"] <= width and box["y"] + box["height"] <= found["page"], where
+            _check_pixels(comparison, _screenshot(browser, width, found["page"]), found["figures"])
+            grounds.append(sum(found["ground"]))
+        assert grounds[0] > 700 > 150 > grounds[1], "light and dark are two"
+
+
+def _screenshot(browser, width: int, height: int) -> np.ndarray:
+    """(H, W, 3) of the whole page."""
+    from PIL import Image
+
+    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+    shot = {"format": "png", "captureBeyondViewport": True, "clip": clip, "optimizeForSpeed": True}
+    data = base64.b64decode(browser.execute_cdp_cmd("Page.captureScreenshot", shot)["data"])
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def _check_pixels(comparison: Comparison, picture: np.ndarray, figures: list[dict]) -> None:
+    """Every figure is drawn on white, and the first one has every kind's colour."""
+    for place, box in enumerate(figures):
+        left, top = round(box["x"]), round(box["y"])
+        part = picture[top : top + round(box["height"]), left : left + round(box["width"])].astype(np.int32)
+        coded = (part[..., 0] << 16) + (part[..., 1] << 8) + part[..., 2]
+        values, counts = np.unique(coded, return_counts=True)
+        assert len(values) > 60, f"{box['label']} is nearly blank"
+        assert values[counts.argmax()] == 0xFFFFFF, f"{box['label']} stands on a light card"
+        if place == 0:
+            for kind in {summary.kind(candidate.name) for candidate in comparison.candidates}:
+                colour = int(plots.COLOURS[kind][1:], 16)
+                assert counts[values == colour].sum() > 10, f"{kind} is not seen in {box['label']}"
