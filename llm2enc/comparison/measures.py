@@ -6,6 +6,7 @@ from itertools import islice, takewhile
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from llm2enc.backbone import evaluating
@@ -13,7 +14,7 @@ from llm2enc.comparison.prefixes import TRIPLES
 from llm2enc.comparison.results import PrefixTest, Similarities
 from llm2enc.encoder import Encoder
 from llm2enc.evaluation.bootstrap import draws, interval
-from llm2enc.evaluation.metrics import cosine, cosines
+from llm2enc.evaluation.metrics import Vectors, cosine, cosines
 from llm2enc.evaluation.opening import Opened
 from llm2enc.evaluation.tasks import (
     BitextTask,
@@ -83,14 +84,15 @@ def similarities(encoder: TextEncoder, tasks: Sequence[Task]) -> Similarities:
     return Similarities(generator.permutation(above)[:4000].astype(float), related.astype(float))
 
 
-def _vectors(encoder: TextEncoder, texts: Sequence[Text]) -> np.ndarray:
-    rows: dict[Text, np.ndarray] = {}
-    for side in ("query", "document"):
-        own = list(dict.fromkeys(text for where, text in texts if where == side))
-        if own:
-            vectors = encoder.encode(own, prompt_name=side)
-            rows |= {(side, text): vector for text, vector in zip(own, vectors, strict=True)}
-    return np.stack([rows[text] for text in texts])
+def _vectors(encoder: TextEncoder, texts: Sequence[Text]) -> Vectors:
+    """Vectors (N, D) of the texts, each encoded as what its side says."""
+    place = {text: row for row, text in enumerate(sorted(dict.fromkeys(texts)))}  # all documents, then all queries
+    parts = []
+    for side in ("document", "query"):
+        own = [text for where, text in place if where == side]
+        parts += [encoder.encode(own, prompt_name=side)] if own else []
+    every = np.concatenate(parts) if isinstance(parts[0], np.ndarray) else sparse.csr_array(sparse.vstack(parts))
+    return every[[place[text] for text in texts]]
 
 
 # ---------------------------------------------------------------------------------------------------------------- cost

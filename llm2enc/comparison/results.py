@@ -69,6 +69,8 @@ class Layers:
     """The candidate whose other layers these are."""
     scores: list[float]
     """Layer 0 is the embeddings, the last one is what the model itself returns."""
+    gain: Interval | None = None
+    """How far the best layer lies above the last; None if the last is the best."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,171 @@
+"""From numbers to sentences: which reading to use, and how sure that is. Every sentence carries its numbers."""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from llm2enc.comparison.results import Candidate, Layers
+from llm2enc.evaluation.bootstrap import Interval, difference
+
+
+def advise(
+    candidates: Sequence[Candidate],
+    differences: Mapping[str, Interval],
+    baseline: Candidate | None,
+    layers: Sequence[Layers],
+    stages: Sequence[str],
+    rows: int,
+) -> list[str]:
+    """Sentences, the most important first.
+
+    candidates   best first
+    differences  by name of every other candidate: how far the best lies above it
+    stages       names of the candidates in the order in which they were measured: of a run, in the order of training
+    rows         rows and queries that the scores were computed from
+    """
+    best = candidates[0]
+    sentences = [_choice(candidates, differences)]
+    if baseline is not None:
+        sentences += _useless(best, baseline)
+    by_name = {candidate.name: candidate for candidate in candidates}
+    sentences += _direction(by_name)
+    sentences += _echo(by_name)
+    sentences += _pooling(by_name)
+    sentences += _training(by_name, stages)
+    sentences += _layers(layers)
+    sentences += _crowding(best)
+    if best.mean.high - best.mean.low > 0.1:
+        sentences.append(
+            f"The data is small ({rows} rows and queries): the best mean score is known to "
+            f"±{(best.mean.high - best.mean.low) / 2:.3f} only. More of your own data would decide more."
+        )
+    return [*sentences, "Ranges are 95 % intervals: of a difference by paired bootstrap over the same rows."]
+
+
+def _choice(candidates: Sequence[Candidate], differences: Mapping[str, Interval]) -> str:
+    """The best, or the cheapest of those that can't be told from it."""
+    best = candidates[0]
+    said = f"mean score {_range(best.mean)}"
+    if len(candidates) == 1:
+        return f"{best.name}: {said}. Nothing was compared with it."
+    level = [best, *(other for other in candidates[1:] if not differences[other.name].certain)]
+    choice = min(level, key=lambda candidate: candidate.tokens)
+    if choice is best and len(level) == 1:
+        runner = candidates[1]
+        return (
+            f"Use {best.name}: {said}. It is better than the next, {runner.name}, by {_gap(differences[runner.name])}."
+        )
+    if choice is best:
+        equals = _list([other.name for other in level[1:]])
+        return (
+            f"Use {best.name}: {said}. It can't be told apart from {equals} on this data, and none of them is cheaper."
+        )
+    return (
+        f"Use {choice.name}: it can't be told apart from the best, {best.name} ({said}; difference "
+        f"{_gap(differences[choice.name])}), and reads {choice.tokens:.0f} tokens per text instead of {best.tokens:.0f}."
+    )
+
+
+def _useless(best: Candidate, baseline: Candidate) -> list[str]:
+    gap = difference(best.outcomes, baseline.outcomes)
+    if gap.low > 0:
+        return [f"It beats word overlap (TF-IDF, {baseline.mean.value:.3f}) by {_gap(gap)}."]
+    if gap.high < 0:
+        return [
+            f"Word overlap alone (TF-IDF) scores {baseline.mean.value:.3f}, {_gap(_turned(gap))} more than the best of "
+            "these: none is good enough as it stands. Train it (`llm2enc convert`) or take a stronger model."
+        ]
+    return [f"It can't be told apart from word overlap (TF-IDF, {baseline.mean.value:.3f}; difference {_gap(gap)})."]
+
+
+def _direction(by_name: Mapping[str, Candidate]) -> list[str]:
+    return [
+        _versus(by_name[two], by_name[one], f"Bidirectional attention without training{of}", "helps", "hurts")
+        for one, two, of in _pairs(by_name, "causal-mean", "bidirectional-mean")
+    ]
+
+
+def _echo(by_name: Mapping[str, Candidate]) -> list[str]:
+    sentences = []
+    for one, two, of in _pairs(by_name, "causal-mean", "echo-mean"):
+        ratio = by_name[two].tokens / by_name[one].tokens
+        what = f"Reading the text twice (Echo{of}, {ratio:.1f} times the tokens)"
+        sentences.append(_versus(by_name[two], by_name[one], what, "helps", "hurts"))
+    return sentences
+
+
+def _pooling(by_name: Mapping[str, Candidate]) -> list[str]:
+    return [
+        _versus(by_name[two], by_name[one], f"Mean pooling instead of the last token{of}", "helps", "hurts")
+        for one, two, of in _pairs(by_name, "causal-last", "causal-mean")
+    ]
+
+
+def _training(by_name: Mapping[str, Candidate], stages: Sequence[str]) -> list[str]:
+    """What each stage of a run adds to the one before."""
+    runs: dict[str, list[str]] = {}
+    for name in stages:
+        if re.search(r"(^| )(untrained|after \w+)$", name):
+            runs.setdefault(re.sub(r"(untrained|after \w+)$", "", name), []).append(name)
+    return [
+        _versus(by_name[two], by_name[one], f"Training: {two}, beside {one.removeprefix(run)},", "helps", "hurts")
+        for run, names in runs.items()
+        for one, two in pairwise(names)
+    ]
+
+
+def _layers(layers: Sequence[Layers]) -> list[str]:
+    sentences = []
+    for found in layers:
+        last = len(found.scores) - 1
+        best = max(range(last + 1), key=found.scores.__getitem__)
+        if best == last or found.gain is None:
+            continue
+        verdict = "is better" if found.gain.low > 0 else "looks better, but can't be told apart from the last"
+        where = "the embeddings" if best == 0 else f"layer {best} of {last}"
+        sentences.append(f"{found.name}: {where} {verdict} by {_gap(found.gain)}. It was chosen on the same data.")
+    return sentences
+
+
+def _crowding(best: Candidate) -> list[str]:
+    mean, spread = best.similarities.anisotropy, best.similarities.spread
+    if mean < 0.5:
+        return []
+    return [
+        f"Two random texts have a cosine of {mean:.2f} ± {spread:.2f} with {best.name}: rank by it, but don't set "
+        "thresholds as for other models."
+    ]
+
+
+def _pairs(by_name: Mapping[str, Candidate], one: str, two: str) -> list[tuple[str, str, str]]:
+    """Candidates of one model that differ in their reading, with the words that name the model."""
+    owners = [name.removesuffix(one) for name in by_name if name.endswith(one)]
+    return [
+        (f"{owner}{one}", f"{owner}{two}", f" of {owner.strip()}" if owner.strip() else "")
+        for owner in owners
+        if f"{owner}{two}" in by_name
+    ]
+
+
+def _versus(first: Candidate, second: Candidate, what: str, helps: str, hurts: str) -> str:
+    gap = difference(first.outcomes, second.outcomes)
+    verdict = "makes no difference that this data can show"
+    if gap.certain:
+        verdict = helps if gap.low > 0 else hurts
+    return f"{what} {verdict}: {second.mean.value:.3f} to {first.mean.value:.3f}, {_gap(gap)}."
+
+
+def _turned(gap: Interval) -> Interval:
+    return Interval(-gap.value, -gap.high, -gap.low, 1 - gap.above_zero)
+
+
+def _gap(gap: Interval) -> str:
+    return f"{gap.value:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+
+
+def _range(score: Interval) -> str:
+    return f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})"
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
