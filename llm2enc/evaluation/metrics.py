@@ -87,15 +87,20 @@ def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
 Run = dict[str, dict[str, float]]  # query id -> document id -> score
 
 
-def search(queries: Vectors, documents: Vectors, query_ids: Sequence[str], document_ids: Sequence[str]) -> Run:
-    """The DEPTH documents with the highest cosine to each query; of equal ones those with the last ids, as trec_eval."""
-    order = sorted(range(len(document_ids)), key=lambda row: document_ids[row], reverse=True)
-    queries, documents = unit(queries), unit(documents)[order]
-    scores = (row for block in _blocks(queries, len(order)) for row in _products(block, documents))
+def search(queries: Vectors, documents: Vectors, query_ids: Sequence[str], places: Mapping[str, int]) -> Run:
+    """The DEPTH documents with the highest cosine to each query; of equal ones those with the last ids, as trec_eval.
+
+    places  row of `documents` that is each document's, by id. Equal documents share one: a matrix product may round
+            equal columns differently, which would order them by chance
+    """
+    ids = sorted(places, reverse=True)
+    rows = np.array([places[name] for name in ids])
+    queries, documents = unit(queries), unit(documents)
+    scores = (row for block in _blocks(queries, documents.shape[0]) for row in _products(block, documents))
     run: Run = {}
-    for query, row in zip(query_ids, scores, strict=True):
-        kept = _highest(row.astype(np.float32), DEPTH)  # trec_eval compares in single precision
-        run[query] = {document_ids[order[place]]: float(row[place]) for place in kept.tolist()}
+    for query, found in zip(query_ids, scores, strict=True):
+        found = found.astype(np.float32)[rows]  # trec_eval compares in single precision
+        run[query] = {ids[place]: float(found[place]) for place in _highest(found, DEPTH).tolist()}
     return run
 
 

@@ -62,13 +62,18 @@ class _Vectors:
         self.encoder, self.task, self.instructions = encoder, task, instructions
 
     def __call__(self, side: Side, texts: Sequence[str]) -> Vectors:
+        vectors, rows = self.distinct(side, texts)
+        return vectors[rows]
+
+    def distinct(self, side: Side, texts: Sequence[str]) -> tuple[Vectors, np.ndarray]:
+        """Vectors of the distinct texts (M, D), and which of them is each text's (N,)."""
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         vectors = self.encoder.encode(list(place), **asked(self.task, side, self.instructions))
         if not np.isfinite(vectors.data if not isinstance(vectors, np.ndarray) else vectors).all():
             raise ValueError(
                 f"{self.task.name}: the encoder gives vectors with nan or infinity; no score means anything for it"
             )
-        return vectors[[place[text] for text in texts]]
+        return vectors, np.array([place[text] for text in texts])
 
 
 def asked(task: Task, side: Side, instructions: Instructions) -> dict[str, str]:
@@ -97,8 +102,10 @@ def _pair_classification(vectors: _Vectors, task: PairClassificationTask) -> Out
 def _bitext(vectors: _Vectors, task: BitextTask) -> Outcome:
     from sklearn.metrics import f1_score
 
-    first, second = _two(vectors, task)
-    found, truth = nearest(first, second), np.arange(len(task.first))
+    count = len(task.first)
+    both, rows = vectors.distinct("document", [*task.first, *task.second])
+    second, earliest = np.unique(rows[count:], return_index=True)  # of equal sentences the first one is found
+    found, truth = earliest[nearest(both[rows[:count]], both[second])], np.arange(count)
     items = f1_score(truth, found, average=None, labels=truth, zero_division=0)  # a row is a class of its own
     return _outcome(task, "f1", "mean", items, {"accuracy": float((found == truth).mean())})
 
@@ -127,17 +134,18 @@ def _clustering(vectors: _Vectors, task: ClusteringTask) -> Outcome:
 def _reranking(vectors: _Vectors, task: RerankingTask) -> Outcome:
     queries = vectors("query", task.queries)
     candidates = [[*good, *bad] for good, bad in zip(task.positives, task.negatives, strict=True)]
-    documents = vectors("document", [text for texts in candidates for text in texts])
+    documents, rows = vectors.distinct("document", [text for texts in candidates for text in texts])
     run: Run = {}
     judged: dict[str, dict[str, int]] = {}
     end = 0
     for row, texts in enumerate(candidates):
         start, end = end, end + len(texts)
-        scores = cosines(queries[row : row + 1], documents[start:end])[0]
+        own, place = np.unique(rows[start:end], return_inverse=True)  # equal texts get one score
+        scores = cosines(queries[row : row + 1], documents[own])[0][place]
         # Positives get the first ids, and equal scores are ordered by id descending: a tie never helps.
-        ids = [f"{place:06d}" for place in range(len(texts))]
+        ids = [f"{number:06d}" for number in range(len(texts))]
         run[str(row)] = dict(zip(ids, map(float, scores), strict=True))
-        judged[str(row)] = {name: int(place < len(task.positives[row])) for place, name in enumerate(ids)}
+        judged[str(row)] = {name: int(number < len(task.positives[row])) for number, name in enumerate(ids)}
     found = ranking_metrics(run, judged)
     means = {name: float(found[name].mean()) for name in ("mrr", "ndcg@10")}
     return _outcome(task, "map", "mean", found["map"], means)
@@ -145,8 +153,9 @@ def _reranking(vectors: _Vectors, task: RerankingTask) -> Outcome:
 
 def _retrieval(vectors: _Vectors, task: RetrievalTask) -> Outcome:
     queries = vectors("query", list(task.queries.values()))
-    documents = vectors("document", list(task.documents.values()))
-    found = ranking_metrics(search(queries, documents, list(task.queries), list(task.documents)), task.judged)
+    documents, rows = vectors.distinct("document", list(task.documents.values()))
+    places = dict(zip(task.documents, rows.tolist(), strict=True))
+    found = ranking_metrics(search(queries, documents, list(task.queries), places), task.judged)
     means = {name: float(values.mean()) for name, values in found.items()}
     return _outcome(task, "ndcg@10", "mean", found["ndcg@10"], means)
 
