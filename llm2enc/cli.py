@@ -5,7 +5,8 @@ Exit codes: 0 done, 1 failed, 2 usage or bad input, 3 refused (can't be converte
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ app = typer.Typer(
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the recipe.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no vectors on disk.")]
 
 
 @app.command()
@@ -125,6 +127,100 @@ def _save(blocks: Iterator["np.ndarray"], width: int, out: Path) -> int:
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Directory of an encoder, of a run, or a sentence-transformers hub id.")],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            help="`smoke` (docstrings, the default), a folder of tasks, a BEIR data set, a file of pairs, `nanobeir`, "
+            "`mteb`, or any task or benchmark of mteb. May be repeated.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Results; runs/evaluate/NAME by default.")] = None,
+    instructions: Annotated[
+        str, typer.Option(help="own: the encoder's `query` prompt for queries; task: the task's instruction; none.")
+    ] = "own",
+    plan: Annotated[bool, typer.Option("--plan", help="Only say how long each rung of the ladder would take.")] = False,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Measure an encoder on the eight MTEB task types, on local data or by mteb. Goes on where it was interrupted."""
+    _check_choice("--instructions", instructions, ("own", "task", "none"))
+    _quiet()
+    from llm2enc.evaluation import command, ladder
+
+    sources = tasks or ["smoke"]
+    if plan:
+        rows = command.plan(model, sources)
+        print(json.dumps(rows)) if as_json else ladder.print_estimates(rows)
+        return
+    folder = out or Path("runs") / "evaluate" / _label(model)
+    with _interruptible():
+        results, failures = command.run(
+            model, sources, folder, _cache(no_cache), instructions, report=_say, show_progress=sys.stderr.isatty()
+        )
+    if as_json:
+        print((folder / "results.json").read_text(encoding="utf-8") if results else "{}")
+    else:
+        command.print_results(results, failures)
+    if results:
+        _say(f"results: {folder}")
+    if failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Causal models (`pocket`, directories, hub ids), runs, encoders (also `st:HUB_ID`)."),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="A file of pairs, a folder of tasks, or `smoke` (docstrings, the default). Repeatable."
+        ),
+    ] = None,
+    readings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--readings", help="causal-mean, echo-last, bidirectional-mean@6, ...; eight by default. Repeatable."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Report; runs/compare/NAME by default.")] = None,
+    layers: Annotated[bool, typer.Option(help="Also score every layer of the mean-pooled readings.")] = True,
+    max_text_tokens: Annotated[int, typer.Option(min=2, help="Longest text in tokens, for every reading alike.")] = 256,
+    dtype: Annotated[
+        str, typer.Option(help="auto (float32 on a CPU, bfloat16 on a GPU), float32, bfloat16 or float16.")
+    ] = "auto",
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Say how a model is best read as an encoder: causal, bidirectional or Echo, and how pooled. Writes a report."""
+    _check_choice("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    _quiet()
+    from llm2enc.comparison import compare as run
+    from llm2enc.comparison.report import write_report
+    from llm2enc.comparison.storage import to_json
+
+    folder = out or Path("runs") / "compare" / "-".join(map(_label, models))
+    with _interruptible(), _status(sys.stderr.isatty()) as advance:
+        found = run(
+            models, data or ["smoke"], folder, readings=readings, layers=layers, max_text_tokens=max_text_tokens,
+            dtype=dtype, cache=_cache(no_cache), advance=advance,
+        )  # fmt: skip
+    plain = json.dumps(to_json(found))
+    (folder / "compare.json").write_text(plain, encoding="utf-8")
+    write_report(found, folder / "report.html")
+    if as_json:
+        print(plain)
+    else:
+        _print_comparison(found)
+        print(f"report: {folder / 'report.html'}")
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="Hub id, directory, config.json or `pocket`.")],
     as_json: Json = False,
@@ -185,6 +281,54 @@ def _exit_code(error: Exception) -> int | None:
     return 2 if isinstance(error, ValueError | TypeError | OSError) else None
 
 
+def _check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
+    if given not in known:
+        raise ValueError(f"{option} is {given!r}; expected one of {', '.join(known)}")
+
+
+def _cache(off: bool) -> Path | None:
+    """The folder of vectors, unless it is switched off."""
+    from llm2enc.evaluation.cache import default_cache
+
+    return None if off else default_cache() / "vectors"
+
+
+def _label(model: str) -> str:
+    """A folder name for a model: the last part of its name, with the one above where that is only `model`."""
+    path = Path(model)
+    parts = path.resolve().parts if path.exists() else path.parts
+    last = parts[-2:] if parts[-1] == "model" else parts[-1:]
+    return "-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part) for part in last)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends with a message and code 130 instead of a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("Interrupted. What is finished is kept: the same command goes on from here.")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _status(show: bool) -> Iterator[Callable[[str, int], None]]:
+    """A line that says what is being measured and how many of its texts are done, and the function that moves it."""
+    if not show:
+        yield lambda name, count: None
+        return
+    from rich.console import Console
+
+    done: dict[str, int] = {}
+    with Console(stderr=True).status("opening the model") as status:
+
+        def advance(name: str, count: int) -> None:
+            done[name] = done.get(name, 0) + count
+            status.update(f"{name}: {done[name]:,} texts")
+
+        yield advance
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
@@ -194,6 +338,17 @@ def _quiet() -> None:
     from llm2enc.backbone import quiet
 
     quiet()
+
+
+def _print_comparison(found) -> None:
+    from rich.console import Console
+
+    from llm2enc.comparison.table import table
+
+    console = Console()
+    console.print(table(found))
+    for sentence in [*found.advice, *(f"note: {note}" for note in found.notes)]:
+        console.print(f"- {sentence}", markup=False, highlight=False)
 
 
 def _print_result(result) -> None:

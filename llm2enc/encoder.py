@@ -103,6 +103,16 @@ class Encoder(nn.Module):
         return self.backbone.device
 
     @property
+    def max_tokens(self) -> int:
+        """Longest input, template included; of a longer one the text is cut."""
+        return self.input_format.spec.max_tokens
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Instructions by name."""
+        return self.input_format.spec.prompts
+
+    @property
     def dimensions(self) -> int:
         """Width of a vector."""
         return self.backbone.width

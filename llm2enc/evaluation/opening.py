@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,16 @@ _WHENCE = ("_name_or_path", "transformers_version")  # of a configuration: says 
 
 class Opened(TextEncoder, Protocol):
     """An encoder that can say what its vectors depend on."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input; what goes beyond is cut."""
+        ...
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Its instructions by name."""
+        ...
 
     def fingerprint(self) -> str:
         """Equal for two encoders that give the same vectors."""
@@ -64,6 +74,8 @@ class SentenceTransformerEncoder:
                 f"{name} is opened by sentence-transformers, which is not installed: pip install 'llm2enc[serve]'"
             ) from None
         self.model = SentenceTransformer(name)
+        self.max_tokens: int = self.model.max_seq_length or 2**31
+        self.prompts: Mapping[str, str] = self.model.prompts
         self._routed = any(hasattr(module, "sub_modules") for module in self.model)  # other weights for queries
 
     def encode(

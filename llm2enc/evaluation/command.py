@@ -1,0 +1,160 @@
+"""`llm2enc evaluate`: the story of one evaluation, from names to a table."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm2enc.evaluation import ladder, suite
+from llm2enc.evaluation.bootstrap import draws, interval
+from llm2enc.evaluation.cache import CachedEncoder
+from llm2enc.evaluation.docstrings import docstring_tasks
+from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks, run_mteb
+from llm2enc.evaluation.opening import Opened, open_encoder
+from llm2enc.evaluation.scoring import Instructions
+from llm2enc.evaluation.sources import BENCHMARKS, gather
+from llm2enc.evaluation.suite import Result
+from llm2enc.evaluation.tasks import Task
+from llm2enc.recipe import DocstringEval
+
+if TYPE_CHECKING:
+    from mteb import AbsTask
+
+LOCAL_SECONDS = 2.0  # spent on measuring how fast the encoder is, before the time is estimated
+
+
+def plan(model: str, sources: Sequence[str]) -> list[dict[str, Any]]:
+    """The ladder with a time for each rung, as rows for `ladder.print_estimates`. Nothing is evaluated."""
+    tasks, names = gather(sources)
+    own = [name for name in names if name not in BENCHMARKS.values()]
+    mteb_tasks(own)  # unknown names are refused before the model is loaded
+    docstrings = docstring_tasks(DocstringEval(kind="docstrings"))
+    local = [task for task in tasks if task.name not in {known.name for known in docstrings}]
+    encoder = open_encoder(model)
+    limit, speed = _speed(encoder, [*docstrings, *local])
+    rungs = [*ladder.ladder(docstrings, local, limit), *(ladder.mteb_rung(name, name, limit) for name in own)]
+    return ladder.estimates(rungs, speed)
+
+
+def run(
+    model: str,
+    sources: Sequence[str],
+    out: Path,
+    cache: Path | None,
+    instructions: Instructions = "own",
+    report: Callable[[str], None] = print,
+    show_progress: bool = True,
+) -> tuple[list[Result], list[Failure]]:
+    """Results of everything that `sources` name, and the tasks of mteb that could not be run.
+
+    Names, files and formats are checked before the model is loaded. Run again, finished tasks are not repeated.
+    """
+    tasks, names = gather(sources)
+    asked = mteb_tasks(names) if names else []
+    encoder = open_encoder(model)
+    results: list[Result] = []
+    failures: list[Failure] = []
+    if tasks:
+        limit, speed = _speed(encoder, tasks)
+        rung = ladder.local_rung(ladder.LOCAL, "", tasks, limit)
+        seconds = (rung.characters or 0) / speed
+        report(
+            f"{len(tasks)} tasks, {rung.texts:,} texts: about {ladder.duration(seconds)} to encode what is not cached"
+        )
+        with _bar(sum(len(texts) for task in tasks for _, texts in task.texts()), show_progress) as advance:
+            results += suite.measure(encoder, tasks, out, cache, instructions, advance=advance)
+    if asked:
+        mteb_results, failures = _mteb(encoder, model, asked, out, cache, instructions, report)
+        results += mteb_results
+    if results:
+        facts = {"model": model, "fingerprint": encoder.fingerprint(), "instructions": instructions}
+        suite.write_summary(out, results, facts)
+    return results, failures
+
+
+def print_results(results: Sequence[Result], failures: Sequence[Failure]) -> None:
+    """A line per task, grouped by type, then the means."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("task", "type", "metric")
+    table.add_column("score", justify="right")
+    table.add_column("95 % interval", justify="right")
+    table.add_column("seconds", justify="right")
+    for result in sorted(results, key=lambda result: result.outcome.type):
+        outcome = result.outcome
+        seconds = "stored" if result.reused else f"{result.seconds:.1f}"
+        cells = [outcome.task, outcome.type, outcome.metric, f"{100 * outcome.score:.1f}", _range(result), seconds]
+        table.add_row(*map(Text, cells))
+    if results:
+        table.add_section()
+        for name, value in suite.means([result.outcome for result in results]).items():
+            table.add_row(f"mean {name}", "", "", f"{100 * value:.1f}", "", "", style="bold")
+    console = Console()
+    console.print(table)
+    for failure in failures:
+        console.print(Text(f"not run: {failure.task}: {failure.reason}"), style="red")
+
+
+def _range(result: Result) -> str:
+    if len(result.outcome.items) < 2:  # mteb gives no scores of rows
+        return ""
+    return f"{100 * result.interval.low:.1f} to {100 * result.interval.high:.1f}"
+
+
+def _speed(encoder: Opened, tasks: Sequence[Task]) -> tuple[int, float]:
+    """Characters of a text that the encoder reads, and characters per second."""
+    texts = [text for task in tasks for _, some in task.texts() for text in some]
+    limit = ladder.characters_per_text(encoder, texts, encoder.max_tokens)
+    return limit, ladder.measure_speed(encoder, texts, limit, LOCAL_SECONDS)
+
+
+def _mteb(
+    encoder: Opened,
+    model: str,
+    tasks: "Sequence[AbsTask]",
+    out: Path,
+    cache: Path | None,
+    instructions: Instructions,
+    report: Callable[[str], None],
+) -> tuple[list[Result], list[Failure]]:
+    cached = CachedEncoder(encoder, cache)
+    name = Path(model).resolve().name if Path(model).is_dir() else model
+    wrapped = MtebEncoder(
+        cached, name, encoder.fingerprint()[:16], instructions, encoder.prompts, min(encoder.max_tokens, 2**20)
+    )
+    results: list[Result] = []
+    failures: list[Failure] = []
+    try:
+        for number, found in enumerate(run_mteb(wrapped, tasks, out / "mteb"), start=1):
+            if isinstance(found, Failure):
+                failures.append(found)
+                report(f"{number}/{len(tasks)} {found.task}: not run, {found.reason}")
+            else:
+                results.append(Result(found, interval(found.score, draws(found)), 0.0, False))
+                report(f"{number}/{len(tasks)} {found.task}: {100 * found.score:.1f}")
+    finally:
+        cached.close()
+    return results, failures
+
+
+@contextmanager
+def _bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """A bar over texts, with the time that is left."""
+    if not show:
+        yield lambda count: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("texts", total=total)
+        yield lambda count: progress.advance(task, count)
