@@ -47,6 +47,8 @@ INK, FAINT, RULE = "#1c1e21", "#55595e", "#d9dbde"
 MARKERS = "osD^vPX*"
 TITLE, TEXT, SMALL = 15, 12, 11
 PANELS = 8  # tasks that get a panel of their own; with more of them, their types do
+_STEP, _CROWD = 9, 100  # between points of one cost, and the widest that a group of them may be
+_BESIDE = 8  # candidates whose names find a place beside their points
 _ROW = 18  # height of a candidate's row
 _HEAD = 36  # above the first panel: the title
 
@@ -101,18 +103,24 @@ def scores(comparison: Comparison, width: int = WIDE) -> "Figure":
 
 
 def cost(comparison: Comparison, width: int = WIDE) -> "Figure":
-    """Mean score against tokens per text."""
+    """Mean score against tokens per text; each point's name beside it, or below in order where they are many."""
     look = styles(comparison)
     points = [(c.name, c.tokens, c.mean) for c in comparison.candidates]
-    height = max(300, (26 if width >= WIDE / 2 else 32) * len(points) + 90)
-    figure = _figure("Score against cost", width, height + _HEAD)
+    crowd = len(points) > _BESIDE
+    height = 320 if crowd else max(300, (26 if width >= WIDE / 2 else 32) * len(points) + 90)
+    across = 2 if width >= WIDE / 2 else 1
+    below = (math.ceil(len(points) / across) * _ROW + 14) if crowd else 0
+    figure = _figure("Score against cost", width, height + _HEAD + below)
     axes = _axes(figure, 50, _HEAD, width - 50 - 14, height - 48)
     lines = [mean.value for *_, mean in points] + [bound for *_, mean in points for bound in (mean.low, mean.high)]
     if comparison.baseline:
         lines.append(comparison.baseline.mean.value)
     costs = [tokens for _, tokens, _ in points]
-    # A third at least, so that a token more does not look like much; and room for names.
-    axes.set_xlim(*_range([min(costs), max(*costs, 1.3 * min(costs))], pad=0.14))
+    # A third at least, so that a token more does not look like much; and room to stand side by side.
+    low, high = min(costs), max(*costs, 1.3 * min(costs))
+    room = min(_STEP * len(costs), _CROWD) / 2 + 12
+    margin = room * (high - low) / (width - 64 - 2 * room)
+    axes.set_xlim(low - margin, high + margin)
     axes.set_ylim(*_range(lines, pad=0.09))
     axes.set_xlabel("tokens that the model reads per text")
     axes.set_ylabel("mean score")
@@ -131,6 +139,12 @@ def cost(comparison: Comparison, width: int = WIDE) -> "Figure":
         value = comparison.baseline.mean.value
         axes.axhline(value, color=BASELINE, linewidth=1, linestyle=(0, (4, 3)))
         labels.line(f"{plain(comparison.baseline.name)} {number(value)}", value)
+    if crowd:
+        for place, (name, *_) in enumerate(points):
+            left, y = place % across * width / across, _HEAD + height + 12 + place // across * _ROW
+            _write_marker(figure, left + 5, y, look[name])
+            _write(figure, left + 14, y, shorten(name, width / across - 22, SMALL), va="center", size=SMALL)
+        return figure
     for x, (name, _, mean) in sorted(zip(beside, points, strict=True), key=lambda point: -point[1][2].value):
         labels.place(name, x, mean.value)
     return figure
@@ -142,7 +156,7 @@ def similarities(comparison: Comparison, width: int = WIDE) -> "Figure":
     shown = [candidate for candidate in everyone(comparison) if len(candidate.similarities.random)]
     _need(shown, "similarities")
     row, left = (46, 0) if width >= WIDE / 2 else (58, 0)
-    figure = _figure("Cosines of unrelated and of related texts", width, _HEAD + 24 + row * len(shown) + 46)
+    figure = _figure("Cosines of pairs of texts", width, _HEAD + 24 + row * len(shown) + 46)
     axes = _axes(figure, left, _HEAD + 24, width - left, row * len(shown))
     every = np.concatenate([np.concatenate([c.similarities.random, c.similarities.related]) for c in shown])
     low, high = _range([max(float(every.min()), -1.0), min(float(every.max()), 1.0)], pad=0.04)
@@ -301,28 +315,34 @@ def _panel(
     axes.set_xlim(low, high)
     axes.set_ylim(tall, 0)
     heights = [4 + row * turn + middle for turn in range(len(names))]
-    axes.set_yticks(heights, [""] * len(names))
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
+    axes.set_yticks([])
+    axes.hlines(heights, low, high, color=RULE, linewidth=0.6, zorder=1)
     axes.grid(axis="x", color=RULE, linewidth=0.4, alpha=0.6)
     axes.tick_params(length=0)
     axes.set_xlabel(shorten(panel.axis, wide + 18, SMALL), fontsize=SMALL)
     _ticks(axes.xaxis, wide)
     axes.spines["left"].set_visible(False)
     if panel.title:
-        _write(figure, x, top, shorten(panel.title, wide + 14, TEXT, bold=True), va="top", weight="bold")
+        _write(
+            figure,
+            x if row == _ROW else 0,
+            top,
+            shorten(panel.title, wide + 14, TEXT, bold=True),
+            va="top",
+            weight="bold",
+        )
     if panel.line is not None:
         axes.axvline(panel.line, color=BASELINE, linewidth=1.1, linestyle=(0, (4, 3)), zorder=2)
         half = _width(panel.label, SMALL) / 2
         at = x + (panel.line - low) / (high - low) * wide
         at = min(max(at, x + half - 8), x + wide + 8 - half)
         _write(figure, at, y - 3, panel.label, ha="center", va="bottom", size=SMALL, color=FAINT)
-    for place, (name, point) in enumerate(zip(names, panel.points, strict=True)):
-        if point is None:
-            continue
-        style = _look(look, name)
-        if point.low != point.high:
-            axes.hlines(heights[place], point.low, point.high, color=style.colour, linewidth=2.2, zorder=3)
-        _point(axes, point.value, heights[place], style, bool(panel.hollow) and panel.hollow[place])
+    rows = [(name, point, place) for place, (name, point) in enumerate(zip(names, panel.points, strict=True)) if point]
+    colours = [_look(look, name).colour for name, _, _ in rows]
+    ends = [point.low for _, point, _ in rows], [point.high for _, point, _ in rows]
+    axes.hlines([heights[place] for *_, place in rows], *ends, colors=colours, linewidth=2.2, zorder=3)
+    for name, point, place in rows:
+        _point(axes, point.value, heights[place], _look(look, name), bool(panel.hollow) and panel.hollow[place])
 
 
 def _look(look: dict[str, Style], name: str) -> Style:
@@ -578,19 +598,25 @@ def _beside(values: Sequence[float], low: float, high: float, room: float) -> li
     room    pixels from `low` to `high`
     """
     unit = (high - low) / room
-    order = sorted(range(len(values)), key=lambda place: values[place])
-    groups: list[list[int]] = []
-    for place in order:
-        if groups and values[place] - values[groups[-1][-1]] < 8 * unit:
-            groups[-1].append(place)
-        else:
-            groups.append([place])
+    groups = [[place] for place in sorted(range(len(values)), key=lambda place: values[place])]
+    places = [_spread(values, group, unit) for group in groups]
+    while True:  # spreading two groups may make them meet
+        met = next((k for k in range(len(groups) - 1) if places[k + 1][0] - places[k][-1] < 8 * unit), None)
+        if met is None:
+            break
+        groups[met : met + 2] = [groups[met] + groups[met + 1]]
+        places[met : met + 2] = [_spread(values, groups[met], unit)]
     found = list(values)
-    for group in groups:
-        centre, step = float(np.mean([values[place] for place in group])), min(9.0, 70 / len(group)) * unit
-        for turn, place in enumerate(group):
-            found[place] = centre + (turn - (len(group) - 1) / 2) * step
+    for group, moved in zip(groups, places, strict=True):
+        for place, value in zip(group, moved, strict=True):
+            found[place] = value
     return found
+
+
+def _spread(values: Sequence[float], group: list[int], unit: float) -> list[float]:
+    """Places of a group's values, _STEP pixels apart (less if they are many) about their mean."""
+    centre, step = float(np.mean([values[place] for place in group])), min(_STEP, _CROWD / len(group)) * unit
+    return [centre + (turn - (len(group) - 1) / 2) * step for turn in range(len(group))]
 
 
 def _axis(metric: str) -> str:
