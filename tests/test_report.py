@@ -63,7 +63,9 @@ def make(names=USUAL, types=("sts", "classification", "retrieval"), per_type=1, 
             "The last token of the causal model is worse than words alone on retrieval.",
         ],
         "layers": [
-            Layers(best.name, [0.3 + 0.25 * math.sin(layer / 5) for layer in range(13)], Interval(0.08, 0.05, 0.1, 1))
+            Layers(
+                best.name, [0.0701 + 0.04 * math.sin(layer / 5) for layer in range(13)], Interval(0.08, 0.05, 0.1, 1)
+            )
         ],
         "baseline": _candidate("TF-IDF", 0.48, ease, rows, generator, prefix=False, tokens=0.0),
         "notes": ["echo-last was left out: it needs a tokenizer with an end token.", "Rows longer than 512 were cut."],

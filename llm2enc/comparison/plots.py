@@ -48,6 +48,7 @@ MARKERS = "osD^vPX*"
 TITLE, TEXT, SMALL = 15, 12, 11
 PANELS = 8  # tasks that get a panel of their own; with more of them, their types do
 _STEP, _CROWD = 9, 100  # between points of one cost, and the widest that a group of them may be
+_LEFT = 54  # of a vertical axis: the widest labels of its ticks
 _BESIDE = 8  # candidates whose names find a place beside their points
 _ROW = 18  # height of a candidate's row
 _HEAD = 36  # above the first panel: the title
@@ -111,7 +112,8 @@ def cost(comparison: Comparison, width: int = WIDE) -> "Figure":
     across = 2 if width >= WIDE / 2 else 1
     below = (math.ceil(len(points) / across) * _ROW + 14) if crowd else 0
     figure = _figure("Score against cost", width, height + _HEAD + below)
-    axes = _axes(figure, 50, _HEAD, width - 50 - 14, height - 48)
+    _write(figure, 0, _HEAD + 2, "mean score", size=SMALL, color=FAINT, va="center")
+    axes = _axes(figure, _LEFT, _HEAD + 14, width - _LEFT - 14, height - 62)
     lines = [mean.value for *_, mean in points] + [bound for *_, mean in points for bound in (mean.low, mean.high)]
     if comparison.baseline:
         lines.append(comparison.baseline.mean.value)
@@ -119,17 +121,16 @@ def cost(comparison: Comparison, width: int = WIDE) -> "Figure":
     # A third at least, so that a token more does not look like much; and room to stand side by side.
     low, high = min(costs), max(*costs, 1.3 * min(costs))
     room = min(_STEP * len(costs), _CROWD) / 2 + 12
-    margin = room * (high - low) / (width - 64 - 2 * room)
+    margin = room * (high - low) / (width - _LEFT - 14 - 2 * room)
     axes.set_xlim(low - margin, high + margin)
     axes.set_ylim(*_range(lines, pad=0.09))
     axes.set_xlabel("tokens that the model reads per text")
-    axes.set_ylabel("mean score")
-    _ticks(axes.xaxis, width - 64)
-    _ticks(axes.yaxis, height - 48)
+    _ticks(axes.xaxis, width - _LEFT - 14)
+    _ticks(axes.yaxis, height - 62)
     axes.grid(color=RULE, linewidth=0.6)
-    labels = _Labels(axes, width - 64, height - 48)
+    labels = _Labels(axes, width - _LEFT - 14, height - 62)
     # Without intervals' overlap: nearly equal costs are drawn side by side.
-    beside = _beside(costs, *axes.get_xlim(), width - 64)
+    beside = _beside(costs, *axes.get_xlim(), width - _LEFT - 14)
     for (name, _, mean), x in zip(points, beside, strict=True):
         axes.vlines(x, mean.low, mean.high, color=look[name].colour, linewidth=1.6, zorder=3)
         _point(axes, x, mean.value, look[name])
@@ -190,9 +191,10 @@ def layers(comparison: Comparison, width: int = WIDE) -> "Figure":
     _need(shown, "scores by layer")
     look = styles(comparison)
     height = 250
-    above = _HEAD + (18 * len(shown) if len(shown) > 1 else 18)
+    above = _HEAD + 18 * len(shown) + 18
     figure = _figure("Score by layer", width, above + height + 48)
-    axes = _axes(figure, 50, above, width - 50 - 14, height)
+    _write(figure, 0, above - 14, "mean score", size=SMALL, color=FAINT, va="center")
+    axes = _axes(figure, _LEFT, above, width - _LEFT - 14, height)
     last = max(len(one.scores) for one in shown) - 1
     axes.set_xlim(-0.04 * max(last, 1) - 0.2, last * 1.04 + 0.2)
     axes.set_ylim(*_range([score for one in shown for score in one.scores], pad=0.12))
@@ -218,8 +220,7 @@ def layers(comparison: Comparison, width: int = WIDE) -> "Figure":
         _write(figure, 30, y, name, va="center")
         _write(figure, width, y, best_is, ha="right", va="center", color=FAINT)
     axes.set_xlabel("layer (0: the embeddings)")
-    axes.set_ylabel("mean score")
-    _ticks(axes.xaxis, width - 64, whole=True)
+    _ticks(axes.xaxis, width - _LEFT - 14, whole=True)
     _ticks(axes.yaxis, height)
     axes.grid(color=RULE, linewidth=0.6)
     return figure
