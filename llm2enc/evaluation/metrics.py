@@ -23,11 +23,16 @@ def unit(vectors: Vectors) -> Vectors:
 
 
 def cosine(first: Vectors, second: Vectors) -> np.ndarray:
-    """Cosine similarity (N,) of the rows of two arrays (N, D)."""
+    """Cosine similarity (N,) of the rows of two arrays (N, D); 0 for a zero row.
+
+    By the length of their difference: two equal rows have exactly 1, where a sum of products gives 1 plus or minus rounding
+    and orders such pairs by chance.
+    """
+    from sklearn.utils.extmath import row_norms
+
     first, second = unit(first), unit(second)
-    if sparse.issparse(first):
-        return np.asarray((first * second).sum(axis=1)).ravel()
-    return np.einsum("nd,nd->n", first, second)
+    norms = [np.round(row_norms(rows)) for rows in (first, second)]  # 1, or 0 of a zero row
+    return (norms[0] + norms[1] - row_norms(first - second, squared=True)) / 2
 
 
 def cosines(first: Vectors, second: Vectors) -> np.ndarray:
