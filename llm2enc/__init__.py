@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llm2enc.backbone import CannotConvert
+    from llm2enc.comparison import compare
     from llm2enc.conversion import convert
     from llm2enc.encoder import Encoder
     from llm2enc.inspection import inspect
     from llm2enc.recipe import Recipe, RecipeError, load_recipe, recipe_names
 
 __version__ = "0.1.0"
-__all__ = ["CannotConvert", "Encoder", "Recipe", "RecipeError", "convert", "inspect", "load_recipe", "recipe_names"]
+__all__ = [
+    "CannotConvert", "Encoder", "Recipe", "RecipeError", "compare", "convert", "inspect", "load_recipe", "recipe_names",
+]  # fmt: skip
 
 # Loaded on first use: torch takes seconds and pydantic a fifth of one, which `llm2enc --help` does not need.
 _HOMES = {
@@ -25,6 +28,7 @@ _HOMES = {
     "Encoder": "llm2enc.encoder",
     "Recipe": "llm2enc.recipe",
     "RecipeError": "llm2enc.recipe",
+    "compare": "llm2enc.comparison",
     "convert": "llm2enc.conversion",
     "inspect": "llm2enc.inspection",
     "load_recipe": "llm2enc.recipe",

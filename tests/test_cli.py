@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import make_encoder, sentences
 from test_recipes_run import make_model, shrink, tiny_data  # noqa: F401  (a fixture)
 
 from llm2enc import Encoder, cli
@@ -50,7 +51,7 @@ def test_every_public_name_is_found_on_first_use() -> None:
     code = "from llm2enc import *\nimport llm2enc\n"  # the star takes every name of __all__
     code += "print(*(f'{name}={globals()[name].__name__}' for name in llm2enc.__all__ if name in dir(llm2enc)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    expected = "CannotConvert Encoder Recipe RecipeError convert inspect load_recipe recipe_names".split()
+    expected = "CannotConvert Encoder Recipe RecipeError compare convert inspect load_recipe recipe_names".split()
     assert done.stdout.split() == [f"{name}={name}" for name in expected], done.stderr
 
 
@@ -166,7 +167,127 @@ def test_the_table_says_what_each_stage_gained(capsys: pytest.CaptureFixture[str
     assert any("runs/x/model" in word for words in lines for word in words)
 
 
-@pytest.mark.parametrize("command", ["convert", "encode", "inspect", "recipes"])
+@pytest.mark.parametrize("command", ["compare", "convert", "encode", "evaluate", "inspect", "recipes"])
 def test_every_command_has_help(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0 and command in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------ evaluate and compare
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encoder") / "mine"
+    make_encoder().save(folder)
+    return folder
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.csv"
+    path.write_text("one,two\n" + "".join(f'"{text}","{text[::-1]}"\n' for text in sentences(8)))
+    return path
+
+
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Commands run in this process, in a folder of their own, with a cache of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLM2ENC_CACHE", str(tmp_path / "cache"))
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    """Exit code, output and messages of a command."""
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["llm2enc", *map(str, arguments)])
+        patch.setenv("COLUMNS", "160")
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    return int(stopped.value.code or 0), *capsys.readouterr()
+
+
+def test_evaluate_prints_a_table_and_goes_on_where_it_was(
+    encoder_folder: Path, pairs: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    quick(monkeypatch, tmp_path)
+    code, shown, said = call(capsys, "evaluate", encoder_folder, "--tasks", pairs)
+    assert code == 0 and "1 tasks, 16 texts: about" in said and "mean over tasks" in shown
+    found = json.loads((tmp_path / "runs/evaluate/mine/results.json").read_text())
+    assert found["tasks"][0]["task"] == "pairs" and found["instructions"] == "own"
+    assert f"{100 * found['means']['over tasks']:.1f}" in shown and "stored" not in shown
+    assert len(list((tmp_path / "cache" / "vectors").iterdir())) == 1
+    _, shown, _ = call(capsys, "evaluate", encoder_folder, "--tasks", pairs)
+    assert "stored" in shown
+    code, answer, _ = call(capsys, "evaluate", encoder_folder, "--tasks", pairs, "--json", "-o", tmp_path / "other")
+    assert code == 0 and json.loads(answer)["means"] == found["means"]
+
+
+def test_evaluate_says_what_each_rung_would_cost(
+    encoder_folder: Path, pairs: Path, tmp_path, monkeypatch, capsys
+) -> None:
+    pytest.importorskip("mteb")
+    quick(monkeypatch, tmp_path)
+    code, answer, _ = call(capsys, "evaluate", encoder_folder, "--tasks", pairs, "--plan", "--json")
+    rows = {row["name"]: row for row in json.loads(answer)}
+    assert code == 0 and list(rows) == ["smoke", "local", "nanobeir", "mteb"]
+    assert rows["local"]["texts"] == 16 and rows["local"]["seconds"] < rows["nanobeir"]["seconds"]
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "cache").exists()
+
+
+def test_evaluate_refuses_what_it_can_not_measure(
+    encoder_folder: Path, pairs: Path, tmp_path, monkeypatch, capsys
+) -> None:
+    quick(monkeypatch, tmp_path)
+    for arguments, message in (
+        ((encoder_folder, "--tasks", tmp_path / "none"), "no such file or folder"),
+        ((encoder_folder, "--tasks", "STSBenchmrk"), "mteb has no task or benchmark 'STSBenchmrk'; similar names:"),
+        ((encoder_folder, "--tasks", pairs, "--instructions", "some"), "expected one of own, task, none"),
+        ((tmp_path, "--tasks", pairs), "holds no encoder"),
+    ):
+        code, _, said = call(capsys, "evaluate", *arguments)
+        assert code == 2 and message in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_task_of_mteb_without_its_data_is_reported_and_the_others_go_on(
+    encoder_folder: Path, pairs: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    pytest.importorskip("mteb")
+    quick(monkeypatch, tmp_path)
+
+    def unreachable(task, **_):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("mteb.abstasks.abstask.AbsTask.load_data", unreachable)
+    code, shown, said = call(capsys, "evaluate", encoder_folder, "--tasks", "STSBenchmark", "--tasks", pairs)
+    assert code == 1 and "STSBenchmark: not run" in said and "can't be loaded (no network)" in shown
+    assert json.loads((tmp_path / "runs/evaluate/mine/results.json").read_text())["tasks"][0]["task"] == "pairs"
+
+
+def test_ctrl_c_while_measuring_keeps_what_is_finished(encoder_folder, pairs, tmp_path, monkeypatch, capsys) -> None:
+    quick(monkeypatch, tmp_path)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llm2enc.evaluation.suite.score", stop)
+    code, _, said = call(capsys, "evaluate", encoder_folder, "--tasks", pairs)
+    assert code == 130 and "the same command goes on from here" in said
+
+
+def test_compare_leaves_a_report(encoder_folder: Path, pairs: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    quick(monkeypatch, tmp_path)
+    code, shown, _ = call(capsys, "compare", encoder_folder, "--data", pairs)
+    folder = tmp_path / "runs/compare/mine"
+    assert code == 0 and "as saved" in shown and "report: runs/compare/mine/report.html" in shown
+    assert "<h1>" in (folder / "report.html").read_text()
+    _, answer, _ = call(capsys, "compare", encoder_folder, "--data", pairs, "--json")
+    assert json.loads(answer) == json.loads((folder / "compare.json").read_text())
+    for arguments, message in (
+        ((tmp_path / "nothing",), "no such directory"),
+        (("pocket", "--readings", "sideways"), "no reading 'sideways'"),
+        (("pocket", "--dtype", "int8"), "expected one of auto, float32"),
+    ):
+        code, _, said = call(capsys, "compare", *arguments)
+        assert code == 2 and message in said

@@ -176,6 +176,11 @@ def test_a_causal_model_can_not_know_the_end_and_the_others_can(model: Path) -> 
         assert found[name].accuracy.low < found[name].accuracy.value < found[name].accuracy.high
 
 
+def test_a_vector_that_does_not_pool_the_text_has_no_prefix_test(model: Path) -> None:
+    (encoder,) = readings_of(model, "prompt-last").values()
+    assert measures.prefix_test(encoder) is None
+
+
 def test_every_layer_at_once_equals_each_alone(model: Path) -> None:
     (encoder,) = readings_of(model, "bidirectional-mean").values()
     every = measures.EveryLayer(encoder)
@@ -303,8 +308,8 @@ def test_advice_on_layers_says_whether_the_gain_is_sure() -> None:
         Layers("c", [0.1, 0.2, 0.3], None),
     ]
     found = [s for s in advice([candidate("a", ROWS)], layers=layers) if "chosen on the same data" in s]
-    assert found[0].startswith("a: layer 1 of 2 is better by +0.100")
-    assert found[1].startswith("b: the embeddings looks better, but can't be told apart")
+    assert found[0].startswith("a: layer 1 of 2 is better than the last layer by +0.100")
+    assert found[1].startswith("b: the embeddings look better, but not surely, than the last layer")
     assert len(found) == 2
 
 

@@ -266,7 +266,7 @@ def test_every_number_of_the_tables_is_the_comparisons(both) -> None:
         assert row["candidate"].endswith(candidate.description)
         assert row["mean score"] == cell(candidate.mean.value, candidate.mean.low, candidate.mean.high)
         assert row["tokens per text"] == (f"{candidate.tokens:.1f}" if candidate.tokens else "–")
-        assert row["seconds"] == f"{candidate.seconds:.1f}"
+        assert row["seconds per 1,000"] == f"{candidate.seconds:.1f}"
         assert row["anisotropy"] == f"{candidate.similarities.random.mean():.3f}"
         assert row["spread"] == f"{candidate.similarities.random.std():.3f}"
         if candidate.prefix:

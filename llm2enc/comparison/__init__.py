@@ -181,7 +181,7 @@ def _data(tasks: Sequence[Task], rows: int) -> str:
 
 def _list_tasks(tasks: Sequence[Task]) -> str:
     names = [task.name for task in tasks]
-    return f"{len(names)} tasks" if len(names) > 8 else f"{len(names)} task(s): {', '.join(names)}"
+    return f"{len(names)} tasks" if len(names) > 8 else ", ".join(names)
 
 
 def _facts(

@@ -72,8 +72,8 @@ def _useless(best: Candidate, baseline: Candidate) -> list[str]:
         return [f"It beats word overlap (TF-IDF, {baseline.mean.value:.3f}) by {_gap(gap)}."]
     if gap.high < 0:
         return [
-            f"Word overlap alone (TF-IDF) scores {baseline.mean.value:.3f}, {_gap(_turned(gap))} more than the best of "
-            "these: none is good enough as it stands. Train it (`llm2enc convert`) or take a stronger model."
+            f"Word overlap alone (TF-IDF) scores {baseline.mean.value:.3f}, {_gap(_turned(gap))} beside the best of these: "
+            "none is good enough as it stands. Train it (llm2enc convert) or take a stronger model."
         ]
     return [f"It can't be told apart from word overlap (TF-IDF, {baseline.mean.value:.3f}; difference {_gap(gap)})."]
 
@@ -121,9 +121,16 @@ def _layers(layers: Sequence[Layers]) -> list[str]:
         best = max(range(last + 1), key=found.scores.__getitem__)
         if best == last or found.gain is None:
             continue
-        verdict = "is better" if found.gain.low > 0 else "looks better, but can't be told apart from the last"
-        where = "the embeddings" if best == 0 else f"layer {best} of {last}"
-        sentences.append(f"{found.name}: {where} {verdict} by {_gap(found.gain)}. It was chosen on the same data.")
+        sure = found.gain.low > 0
+        if best == 0:
+            verdict = "the embeddings are better" if sure else "the embeddings look better, but not surely,"
+        else:
+            verdict = (
+                f"layer {best} of {last} is better" if sure else f"layer {best} of {last} looks better, but not surely,"
+            )
+        sentences.append(
+            f"{found.name}: {verdict} than the last layer by {_gap(found.gain)}. It was chosen on the same data."
+        )
     return sentences
 
 

@@ -113,12 +113,14 @@ def cost(encoder: Opened, tasks: Sequence[Task]) -> tuple[float, float]:
 # --------------------------------------------------------------------------------------------------------- prefix test
 
 
-def prefix_test(encoder: Encoder) -> PrefixTest:
-    """LLM2Vec's test: only the tokens of the shared beginning are pooled, whatever follows it.
+def prefix_test(encoder: Encoder) -> PrefixTest | None:
+    """LLM2Vec's test: only the tokens of the shared beginning are pooled, whatever follows it. None if no text is pooled.
 
     A causal model gives one vector for a beginning whatever follows; so does mean pooling over it, and half of the
     triples are then decided by chance: equal cosines count one half.
     """
+    if not any(part.slot == "text" and part.pool for part in encoder.input_format.spec.document):
+        return None
     texts = [f"{start} {end}" for start, *ends in TRIPLES for end in ends]
     starts = [start for start, *_ in TRIPLES for _ in range(3)]
     whole, alone = (encoder.input_format.pack(some) for some in (texts, starts))

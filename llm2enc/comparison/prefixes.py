@@ -23,7 +23,12 @@ TRIPLES = (
     ("The company", "will hire two hundred engineers.", "is recruiting many technical staff.", "was sued for fraud."),
     ("The function", "returns the largest element.", "gives back the maximum.", "is called from three threads."),
     ("On the third day the climbers", "reached the summit.", "got to the top.", "ran out of gas for cooking."),
-    ("The museum", "is free on Sundays.", "charges nothing on the last day of the week.", "lost a painting to thieves."),
+    (
+        "The museum",
+        "is free on Sundays.",
+        "charges nothing on the last day of the week.",
+        "lost a painting to thieves.",
+    ),
     ("His grandmother", "bakes bread every week.", "makes her own loaves.", "was born on a ship."),
     ("The government", "lowered the tax on fuel.", "made petrol cheaper by a tax cut.", "fell after a vote."),
     ("For years the farmer", "grew only potatoes.", "planted nothing but potatoes.", "fought with his sister."),

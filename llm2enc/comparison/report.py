@@ -26,6 +26,7 @@ from llm2enc.comparison.summary import (
     kind,
     number,
     plain,
+    seconds,
     spread,
     tasks,
     tokens,
@@ -201,11 +202,11 @@ def _candidates(comparison: Comparison) -> str:
         [_score(Score(c.mean.value, c.mean.low, c.mean.high)) for c in shown],
         *([_score(by_type(c).get(type)) for c in shown] for type in types),
         [tokens(c) for c in shown],
-        [number(c.seconds, 1) for c in shown],
+        [seconds(c) for c in shown],
         [number(anisotropy(c)) for c in shown],
         [number(spread(c)) for c in shown],
     ]
-    heads = ["mean score", *map(words, types), "tokens per text", "seconds", "anisotropy", "spread"]
+    heads = ["mean score", *map(words, types), "tokens per text", "seconds per 1,000", "anisotropy", "spread"]
     if tested:
         columns.append([_score(_prefix(c)) for c in shown])
         heads.append("prefix accuracy")
@@ -334,7 +335,7 @@ def _definitions(comparison: Comparison) -> str:
         if metric in _METRICS:
             found[words(metric)] = _METRICS[metric]
     found["tokens per text"] = "Tokens that the model reads for one text, on average, with all that is put around it."
-    found["seconds"] = "Time that encoding all texts of the comparison took on this machine."
+    found["seconds per 1,000"] = "Time to encode 1,000 of the texts on this machine, measured on a sample."
     if any(len(candidate.similarities.random) for candidate in everyone(comparison)):
         found["anisotropy"] = (
             "Mean cosine of pairs of different texts drawn at random (Ethayarajh 2019, arXiv 1909.00512): 0 is a space "

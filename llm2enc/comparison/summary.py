@@ -98,3 +98,8 @@ def spread(candidate: Candidate) -> float:
 def tokens(candidate: Candidate) -> str:
     """Tokens per text; a dash for TF-IDF, which runs no model."""
     return number(candidate.tokens, 1) if candidate.tokens > 0 else NONE
+
+
+def seconds(candidate: Candidate) -> str:
+    """Seconds for 1,000 texts; a dash for TF-IDF, whose time is not measured."""
+    return number(candidate.seconds, 1) if candidate.seconds > 0 else NONE
