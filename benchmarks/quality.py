@@ -59,13 +59,13 @@ def baseline_rows(path: Path) -> list[Row]:
 
 
 def groups(folder: Path, metrics: list[str]) -> dict[str, list[str]]:
-    """The measured tasks by kind: STS in English, STS in other languages, retrieval."""
+    """The measured tasks by type, English and other languages apart."""
     found: dict[str, list[str]] = {}
     for name in metrics:
         path = folder / name / "task.json"
-        if path.is_file():  # recall@10 is a second metric of a task
+        if path.is_file():  # the docstrings have no folder
             task = json.loads(path.read_text(encoding="utf-8"))
-            kind = "STS" if task["type"] == "sts" else "retrieval"
+            kind = "STS" if task["type"] == "sts" else task["type"].replace("_", " ")
             found.setdefault(kind if task["language"] == "en" else f"{kind}, other languages", []).append(name)
     return found
 

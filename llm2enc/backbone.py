@@ -136,6 +136,12 @@ def refusal(model_type: str, reason: str) -> str:
     )
 
 
+# Where a model comes from, how it is stored, and its direction, which an encoder may override.
+_NO_SETTINGS = {
+    "_name_or_path", "architectures", "dtype", "is_causal", "transformers_version", "use_bidirectional_attention",
+    "use_cache",
+}  # fmt: skip
+
 # ------------------------------------------------------------------------------------------------------------ backbone
 
 
@@ -189,13 +195,21 @@ class Backbone(nn.Module):
         """Parameters that get a gradient, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def fingerprint(self) -> str:
-        """SHA-256 of the trunk's weights: what an adapter's parent is recognised by."""
+    def fingerprint(self, adapter: bool = False) -> str:
+        """SHA-256 of the trunk's weights: what an adapter's parent is recognised by.
+
+        adapter  include the weights of the adapter itself, if there is one
+        """
         digest = hashlib.sha256()
-        for name, tensor in sorted(_plain_state(self.trunk).items()):
+        state = self.trunk.state_dict() if adapter and self.has_adapter else _plain_state(self.trunk)
+        for name, tensor in sorted(state.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration, without what says nothing of the states of given ids in a given direction."""
+        return {name: value for name, value in self.config.to_dict().items() if name not in _NO_SETTINGS}
 
     # ---- forward
 

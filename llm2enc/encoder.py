@@ -213,15 +213,16 @@ class Encoder(nn.Module):
         """SHA-256 of everything that a vector depends on: weights, direction, layer, input format, tokenizer, pooling."""
         causal = not self.backbone.bidirectional if self.causal is None else self.causal
         dtype = str(next(self.parameters()).dtype)
-        facts = [self.backbone.fingerprint(), dtype, causal, self.layer, self.pooling, self.normalize]
-        facts += [self.input_format.spec.model_dump_json(), self.input_format.tokenizer.backend_tokenizer.to_str()]
+        facts = [self.backbone.fingerprint(adapter=True), self.backbone.settings(), dtype, causal]
+        facts += [self.layer, self.pooling, self.normalize, self.input_format.identity()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
         """How a text is read that is encoded with these keywords; equal for two calls that give equal vectors."""
         role, asked = self._role(instruction, prompt_name)
         parts = self.input_format.template(asked, role)
-        return json.dumps([[part.model_dump() for part in parts], asked])
+        reads = any(part.slot == "instruction" for part in parts)
+        return json.dumps([[part.model_dump() for part in parts], asked if reads else ""])
 
     def count_tokens(
         self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None

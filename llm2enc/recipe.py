@@ -294,12 +294,12 @@ class DocstringEval(_Strict):
 
 
 class FolderEval(_Strict):
-    """Task folders with a task.json (STS and retrieval)."""
+    """Task folders of the eight MTEB types, and BEIR data sets (evaluation/folders.py)."""
 
     kind: Literal["folder"]
     path: str
     tasks: tuple[str, ...] | None = None
-    """Folder names; all STS and retrieval tasks by default."""
+    """Folder names; all tasks by default."""
 
 
 EvalSpec = Annotated[DocstringEval | FolderEval, Field(discriminator="kind")]

@@ -12,6 +12,7 @@ tokens are pooled follows from character offsets, so a token that merges across 
 found, not guessed.
 """
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -211,6 +212,11 @@ class InputFormat:
         asks = any(part.slot == "instruction" for part in self.spec.query)
         parts = self.spec.query if role == "query" and (instruction or not asks) else self.spec.document
         return tuple(part for part in parts if part.when is None or instruction)
+
+    def identity(self) -> str:
+        """Everything that the ids and the pooling of a text depend on, as one string."""
+        fixed = [[part.model_dump(), number] for part, number in self._fixed.items()]
+        return json.dumps([self.spec.model_dump(mode="json"), self._backend.to_str(), fixed])
 
     def _token_id(self, part: Part) -> int:
         name = part.token or getattr(self.tokenizer, f"{part.special}_token")

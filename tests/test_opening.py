@@ -162,3 +162,25 @@ def test_what_is_no_encoder_is_refused_with_the_remedy(tmp_path: Path):
     for name in (str(tmp_path / "nowhere"), "./nowhere", "~/nowhere", "runs/pocket/model", str(tmp_path / "file")):
         with pytest.raises(ValueError, match="no such directory; expected one with an encoder, or a hub id"):
             open_encoder(name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("EntryNotFoundError", r"owner/name on the hub is no encoder \(it has no modules.json\).*llm2enc compare"),
+        ("LocalEntryNotFoundError", "owner/name: the hub can't be reached, and no copy of it is here"),
+        ("RepositoryNotFoundError", "owner/name: no such directory, and no such model on the hub"),
+    ],
+)
+def test_a_hub_id_that_is_no_encoder_is_not_pooled_silently(kind: str, message: str, monkeypatch) -> None:
+    from huggingface_hub import errors
+
+    error = getattr(errors, kind)
+
+    def download(name: str, file: str):
+        assert (name, file) == ("owner/name", "modules.json")
+        raise error.__new__(error)  # without the answer of a server that its own constructor asks for
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(ValueError, match=message):
+        open_encoder("owner/name")

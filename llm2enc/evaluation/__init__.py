@@ -1,11 +1,9 @@
 """Evaluation: what an encoder scores.
 
-    evaluate(encoder, recipe.evaluation)   a flat dict: {"docstrings/ndcg@10": 0.41, "STSBenchmark-dev": 0.70, ...}
-    baselines(recipe.evaluation)           the same of TF-IDF, for the docstrings
-    score(encoder, task)                   one task, with everything needed to resample it
-    suite.measure(encoder, tasks, ...)     many tasks: cached vectors, results on disk, resumed where interrupted
-
-A folder's task gives its main metric under its own name, and every metric as `name/metric`.
+evaluate(encoder, recipe.evaluation)   a flat dict: {"docstrings/ndcg@10": 0.41, "STSBenchmark-dev": 0.70, ...}
+baselines(recipe.evaluation)           the same of TF-IDF, for the docstrings
+score(encoder, task)                   one task, with everything needed to resample it
+suite.measure(encoder, tasks, ...)     many tasks: cached vectors, results on disk, resumed where interrupted
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +19,7 @@ __all__ = ["Instructions", "Outcome", "TextEncoder", "baselines", "evaluate", "s
 
 
 def evaluate(encoder: TextEncoder, specs: Iterable[EvalSpec], instructions: Instructions = "own") -> dict[str, float]:
-    """Every metric of every evaluation of a recipe, by name."""
+    """The scores of a recipe's evaluations: three of the docstrings, the main metric of every other task by its name."""
     scores: dict[str, float] = {}
     for spec in specs:
         if isinstance(spec, DocstringEval):
@@ -30,7 +28,6 @@ def evaluate(encoder: TextEncoder, specs: Iterable[EvalSpec], instructions: Inst
         for folder in find_tasks(Path(spec.path), spec.tasks).values():
             outcome = score(encoder, read_task(folder), instructions)
             scores[outcome.task] = outcome.score
-            scores |= {f"{outcome.task}/{name}": value for name, value in outcome.metrics.items()}
     return scores
 
 

@@ -73,6 +73,8 @@ class SentenceTransformerEncoder:
             raise ValueError(
                 f"{name} is opened by sentence-transformers, which is not installed: pip install 'llm2enc[serve]'"
             ) from None
+        if not Path(name).is_dir():
+            _check_hub(name)
         self.model = SentenceTransformer(name)
         self.max_tokens: int = self.model.max_seq_length or 2**31
         self.prompts: Mapping[str, str] = self.model.prompts
@@ -117,6 +119,24 @@ class SentenceTransformerEncoder:
         )
         asks = bool(instruction) or prompt_name == "query"
         return {"prompt": prompt or ""} | ({"task": "query" if asks else "document"} if self._routed else {})
+
+
+def _check_hub(name: str) -> None:
+    """ValueError for a hub model that is no encoder: sentence-transformers would put mean pooling over it, silently."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        hf_hub_download(name, "modules.json")
+    except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, of a hub that does not answer
+        raise ValueError(f"{name}: the hub can't be reached, and no copy of it is here ({error})") from None
+    except EntryNotFoundError:
+        raise ValueError(
+            f"{name} on the hub is no encoder (it has no modules.json); for a causal language model use `llm2enc compare` "
+            "or `llm2enc convert`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ValueError(f"{name}: no such directory, and no such model on the hub that you may read") from None
 
 
 def _facts(module: Any) -> dict[str, Any]:

@@ -71,6 +71,11 @@ def write(
             "the encoder still carries an adapter, which other programs would open without our attention; call "
             "encoder.backbone.merge_lora() first"
         )
+    if encoder.layer is not None or encoder.causal not in (None, not encoder.backbone.bidirectional):
+        raise ValueError(
+            "the encoder is a variant that reads another layer or direction than its model, which no directory can say; "
+            "save the encoder that it was made of"
+        )
     _check_target(folder)
     proof = prove(encoder.backbone)
     with _beside(folder) as partial:
