@@ -48,46 +48,38 @@ class _Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StsTask(_Task):
+class _Pairs(_Task):
+    first: Sequence[str]
+    second: Sequence[str]
+
+    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
+        yield "document", self.first
+        yield "document", self.second
+
+
+@dataclass(frozen=True, kw_only=True)
+class StsTask(_Pairs):
     """Sentence pairs with a human score of their similarity."""
 
     type = "sts"
-    first: Sequence[str]
-    second: Sequence[str]
     scores: np.ndarray
     """(N,) float64, higher is more alike."""
 
-    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
-        yield "document", self.first
-        yield "document", self.second
-
 
 @dataclass(frozen=True, kw_only=True)
-class PairClassificationTask(_Task):
+class PairClassificationTask(_Pairs):
     """Sentence pairs that mean the same or do not."""
 
     type = "pair_classification"
-    first: Sequence[str]
-    second: Sequence[str]
     labels: np.ndarray
     """(N,) bool, True: same meaning."""
 
-    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
-        yield "document", self.first
-        yield "document", self.second
-
 
 @dataclass(frozen=True, kw_only=True)
-class BitextTask(_Task):
+class BitextTask(_Pairs):
     """Sentences and their translations, row by row."""
 
     type = "bitext"
-    first: Sequence[str]
-    second: Sequence[str]
-
-    def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
-        yield "document", self.first
-        yield "document", self.second
 
 
 @dataclass(frozen=True, kw_only=True)
