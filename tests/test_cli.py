@@ -212,7 +212,7 @@ def test_evaluate_prints_a_table_and_goes_on_where_it_was(
 ) -> None:
     quick(monkeypatch, tmp_path)
     code, shown, said = call(capsys, "evaluate", encoder_folder, "--tasks", pairs)
-    assert code == 0 and "1 tasks, 16 texts: about" in said and "mean over tasks" in shown
+    assert code == 0 and "1 tasks, 16 texts: about" in said and "mean over tasks" in shown and "recall@10" in shown
     found = json.loads((tmp_path / "runs/evaluate/mine/results.json").read_text())
     assert found["tasks"][0]["task"] == "pairs" and found["instructions"] == "own"
     assert f"{100 * found['means']['over tasks']:.1f}" in shown and "stored" not in shown

@@ -1,5 +1,6 @@
 """`llm2enc evaluate`: the story of one evaluation, from names to a table."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from llm2enc.recipe import DocstringEval
 if TYPE_CHECKING:
     from mteb import AbsTask
 
+# What tutorials name besides the main metric.
+_MORE = {"retrieval": ("recall@10", "accuracy@10"), "clustering": ("purity",), "bitext": ("accuracy",)}
 LOCAL_SECONDS = 2.0  # spent on measuring how fast the encoder is, before the time is estimated
 
 
@@ -27,7 +30,8 @@ def plan(model: str, sources: Sequence[str]) -> list[dict[str, Any]]:
     """The ladder with a time for each rung, as rows for `ladder.print_estimates`. Nothing is evaluated."""
     tasks, names = gather(sources)
     own = [name for name in names if name not in BENCHMARKS.values()]
-    mteb_tasks(own)  # unknown names are refused before the model is loaded
+    if own:
+        mteb_tasks(own)  # unknown names are refused before the model is loaded
     docstrings = docstring_tasks(DocstringEval(kind="docstrings"))
     local = [task for task in tasks if task.name not in {known.name for known in docstrings}]
     encoder = open_encoder(model)
@@ -82,15 +86,26 @@ def print_results(results: Sequence[Result], failures: Sequence[Failure]) -> Non
     table.add_column("score", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("seconds", justify="right")
+    table.add_column("also")
     for result in sorted(results, key=lambda result: result.outcome.type):
         outcome = result.outcome
         seconds = "stored" if result.reused else f"{result.seconds:.1f}"
-        cells = [outcome.task, outcome.type, outcome.metric, f"{100 * outcome.score:.1f}", _range(result), seconds]
+        more = [name for name in _MORE.get(outcome.type, ()) if name in outcome.metrics]
+        also = ", ".join(f"{name} {100 * outcome.metrics[name]:.1f}" for name in more)
+        cells = [
+            outcome.task,
+            outcome.type,
+            outcome.metric,
+            f"{100 * outcome.score:.1f}",
+            _range(result),
+            seconds,
+            also,
+        ]
         table.add_row(*map(Text, cells))
     if results:
         table.add_section()
         for name, value in suite.means([result.outcome for result in results]).items():
-            table.add_row(f"mean {name}", "", "", f"{100 * value:.1f}", "", "", style="bold")
+            table.add_row(f"mean {name}", "", "", f"{100 * value:.1f}", "", "", "", style="bold")
     console = Console()
     console.print(table)
     for failure in failures:
@@ -127,12 +142,14 @@ def _mteb(
     results: list[Result] = []
     failures: list[Failure] = []
     try:
+        started = time.perf_counter()
         for number, found in enumerate(run_mteb(wrapped, tasks, out / "mteb"), start=1):
+            seconds, started = time.perf_counter() - started, time.perf_counter()
             if isinstance(found, Failure):
                 failures.append(found)
                 report(f"{number}/{len(tasks)} {found.task}: not run, {found.reason}")
             else:
-                results.append(Result(found, interval(found.score, draws(found)), 0.0, False))
+                results.append(Result(found, interval(found.score, draws(found)), seconds, False))
                 report(f"{number}/{len(tasks)} {found.task}: {100 * found.score:.1f}")
     finally:
         cached.close()
