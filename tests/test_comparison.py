@@ -442,6 +442,11 @@ def test_what_can_not_be_compared_is_refused_before_a_model_is_loaded(model: Pat
         ValueError, match=r"holds neither a model \(config.json\), an encoder \(modules.json\) nor a run"
     ):
         compare([str(tmp_path / "empty")], [str(pairs)], tmp_path / "out")
+    with pytest.raises(ValueError, match="a model is named twice"):
+        compare([str(model), str(model)], [str(pairs)], tmp_path / "out")
+    (tmp_path / "empty" / "modules.json").write_text("[]")
+    with pytest.raises(ValueError, match="says itself what its weights are held in"):
+        compare([str(tmp_path / "empty")], [str(pairs)], tmp_path / "out", dtype="float16")
     with pytest.raises(ValueError, match="no such file or folder"):
         compare([str(model)], [str(tmp_path / "none.jsonl")], tmp_path / "out")
     assert not (tmp_path / "out").exists()

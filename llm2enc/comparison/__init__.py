@@ -66,7 +66,7 @@ def compare(
     tasks, names = gather(sources, documents)
     if names or not tasks:
         raise ValueError(f"{', '.join(names)}: a comparison runs on local data; `llm2enc evaluate` runs tasks of mteb")
-    check(models, readings, max_text_tokens)
+    check(models, readings, max_text_tokens, dtype)
     out = Path(out)
     notes: list[str] = []
     candidates: list[Candidate] = []
@@ -197,7 +197,7 @@ def _facts(
         "docstrings": f"at most {documents} held-out ones of the installed packages"
         if "smoke" in sources
         else "not used",
-        "texts": f"cut after {max_text_tokens} tokens, for every reading alike",
+        "texts": f"cut after {max_text_tokens} tokens, for every reading alike; encoders and stages cut as they always do",
         "versions": ", ".join(f"{name} {version(name)}" for name in ("llm2enc", "torch", "transformers")),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
         + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"),

@@ -32,13 +32,17 @@ def is_encoder(model: str) -> bool:
     return model.startswith(SENTENCE_TRANSFORMER) or any((Path(model) / name).is_file() for name in files)
 
 
-def check(models: Sequence[str], names: Sequence[str] | None, max_text_tokens: int) -> None:
+def check(models: Sequence[str], names: Sequence[str] | None, max_text_tokens: int, dtype: LoadType = "auto") -> None:
     """ValueError for what can be seen to be wrong before any weight is loaded."""
     readings = find_readings(names or ())
+    if len(set(models)) < len(models):
+        raise ValueError(f"a model is named twice: {', '.join(models)}")
     for model in models:
         path = Path(model)
         if (path.is_absolute() or model.startswith(".")) and not path.exists():
             raise ValueError(f"{model}: no such directory")
+        if dtype != "auto" and (is_run(model) or is_encoder(model)):
+            raise ValueError(f"{model} says itself what its weights are held in; --dtype is for causal models")
         if is_run(model):
             load_recipe(path / "recipe.yaml")
         elif is_encoder(model):
