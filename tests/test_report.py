@@ -405,12 +405,12 @@ def test_the_console_table_has_the_numbers_and_no_markup() -> None:
     lines = [line for line in out.getvalue().splitlines() if line.strip()]
     for candidate in [*comparison.candidates, comparison.baseline]:
         mean = candidate.mean
-        (line,) = [line for line in lines if f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})" in line]
+        (line,) = [line for line in lines if f"{mean.value:.3f} ±{(mean.high - mean.low) / 2:.3f}" in line]
         assert line.lstrip().startswith(summary.plain(candidate.name)[:20]) and "\x1b" not in line
         assert f"{candidate.similarities.random.mean():.2f}" in line
     shown = table(comparison)
     assert [row.style for row in shown.rows] == ["bold", *[""] * 5, "dim"]
-    assert shown.columns[-1].header == "prefix" and table(bare()).columns[-1].header == "anisotropy"
+    assert shown.columns[-1].header == "prefix" and table(bare()).columns[-1].header == "random cosine"
 
 
 # --------------------------------------------------------------------------------------------------------- the browser
