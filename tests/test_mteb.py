@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import make_encoder, sentences
 
-from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, local_task, mteb_tasks, run_mteb
+from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks, run_mteb
+from llm2enc.evaluation.mteb_local import local_task
 from llm2enc.evaluation.scoring import score
 from llm2enc.evaluation.tasks import (
     BitextTask,

@@ -1,9 +1,8 @@
-"""mteb and llm2enc, in both directions. Needs `pip install 'llm2enc[mteb]'`.
+"""mteb's tasks for our encoders. Needs `pip install 'llm2enc[mteb]'`.
 
     tasks = mteb_tasks(["STS12", "NanoBEIR"])                tasks and benchmarks of mteb by name
     model = MtebEncoder(encoder, "me/my-encoder", revision)  an encoder of ours, for mteb
     for result in run_mteb(model, tasks, folder): ...        an Outcome or a Failure of each task
-    local_task(task)                                         a task of ours, scored by mteb without network
 
 Scores, metric names and result files are mteb's own; nothing of them is computed here.
 """
@@ -18,21 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm2enc.evaluation.scoring import Instructions
-from llm2enc.evaluation.suite import digest
-from llm2enc.evaluation.tasks import (
-    BitextTask,
-    ClassificationTask,
-    ClusteringTask,
-    Outcome,
-    PairClassificationTask,
-    RerankingTask,
-    RetrievalTask,
-    StsTask,
-    SummarizationTask,
-    Task,
-    TaskType,
-    TextEncoder,
-)
+from llm2enc.evaluation.tasks import Outcome, TaskType, TextEncoder
 
 if TYPE_CHECKING:
     from mteb import AbsTask, ResultCache, TaskMetadata, TaskResult
@@ -54,7 +39,11 @@ TYPES: dict[str, TaskType] = {
 _BATCH = 512  # texts that mteb hands over at a time; the encoder makes its own batches of all of them
 
 
-def _mteb() -> Any:
+def mteb_library() -> Any:
+    """The module mteb.
+
+    raises  ValueError with the remedy where it is not installed
+    """
     try:
         import mteb
     except ImportError:
@@ -87,7 +76,7 @@ class MtebEncoder:
                       `TASK`, `TYPE-query`, `TYPE`, `query`, the first that is there
         max_tokens, dimensions  facts for mteb's model_meta.json
         """
-        _mteb()
+        mteb_library()
         self.encoder, self.instructions, self.prompts = encoder, instructions, dict(prompts)
         self.mteb_model_meta = _model_meta(name, revision, instructions, max_tokens, dimensions)
 
@@ -176,7 +165,7 @@ def mteb_tasks(names: Sequence[str]) -> list["AbsTask"]:
 
     raises  ValueError for a name that mteb does not know, with similar ones
     """
-    mteb = _mteb()
+    mteb = mteb_library()
     found: dict[tuple, AbsTask] = {}
     for name in names:
         for task in _named(mteb, name):
@@ -223,7 +212,7 @@ def run_mteb(model: MtebEncoder, tasks: Iterable["AbsTask"], folder: Path) -> It
     Outcome has mteb's main score, the mean over splits and subsets, as its only item: mteb keeps no scores of rows, so
     its interval has no width and says nothing. Its language is mteb's (`eng`; `mul` for more than two).
     """
-    cache = _mteb().ResultCache(folder)
+    cache = mteb_library().ResultCache(folder)
     for task in tasks:
         yield _outcome_or_failure(model, task, cache)
 
@@ -250,7 +239,7 @@ def _result(model: MtebEncoder, task: "AbsTask", cache: "ResultCache") -> "TaskR
         if not task.is_aggregate:
             _load(task)
     try:
-        _mteb().evaluate(
+        mteb_library().evaluate(
             model, task, cache=cache, co2_tracker=False, show_progress_bar=False,
             encode_kwargs={"batch_size": _BATCH, "show_progress_bar": False},
             overwrite_strategy="only-missing" if same else "always",
@@ -293,155 +282,3 @@ def _outcome(task: "AbsTask", result: "TaskResult") -> Outcome:
         statistic="mean",
         items=np.array([score]),
     )
-
-
-# ---------------------------------------------------------------------------------------------------------- local tasks
-
-
-def local_task(task: Task) -> "AbsTask":
-    """A task of ours as one of mteb's, with its data in memory: mteb's own evaluators score it, without network.
-
-    Clustering is MTEB v1's; a classifier is fitted once, on all training rows; ties among the candidates of a reranking
-    query are broken against the positives, as in mteb's data.
-    """
-    _mteb()
-    from mteb import TaskMetadata
-
-    kind, base, main_score, data, more = _LOCAL[task.type](task)
-    languages = ["eng-Latn" if code == "en" else f"{code}-Zyyy" for code in task.language.split("-")]  # no script known
-
-    def load_data(self: "AbsTask", **_: Any) -> None:
-        self.dataset, self.data_loaded = data, True
-
-    metadata = TaskMetadata(
-        name=task.name,
-        description=f"{task.name}, from memory",
-        dataset={"path": task.name, "revision": digest(task)[:12]},
-        type=kind,
-        category="t2t",
-        eval_langs=languages,
-        main_score=main_score,
-        prompt=task.instruction,
-    )
-    # mteb wants metadata on the class, hence a class per task.
-    return type(f"Local{base.__name__}", (base,), {"metadata": metadata, "load_data": load_data, **more})()
-
-
-_Local = tuple[str, type, str, Any, dict[str, Any]]  # type in mteb, base class, main score, data, class attributes
-
-
-def _splits(**splits: Mapping[str, Sequence]) -> Any:
-    from datasets import Dataset, DatasetDict
-
-    return DatasetDict({name: Dataset.from_dict(dict(columns)) for name, columns in splits.items()})
-
-
-def _sts(task: StsTask) -> _Local:
-    from mteb.abstasks import AbsTaskSTS
-
-    scale = {"min_score": float(task.scores.min()), "max_score": float(task.scores.max())}
-    columns = {"sentence1": task.first, "sentence2": task.second, "score": task.scores.tolist()}
-    return "STS", AbsTaskSTS, "cosine_spearman", _splits(test=columns), scale
-
-
-def _pair_classification(task: PairClassificationTask) -> _Local:
-    from mteb.abstasks import AbsTaskPairClassification
-
-    columns = {"sentence1": task.first, "sentence2": task.second, "labels": task.labels.astype(int).tolist()}
-    return "PairClassification", AbsTaskPairClassification, "cosine_ap", _splits(test=columns), {}
-
-
-def _bitext(task: BitextTask) -> _Local:
-    from mteb.abstasks import AbsTaskBitextMining
-
-    columns = {"sentence1": task.first, "sentence2": task.second}
-    return "BitextMining", AbsTaskBitextMining, "f1", _splits(test=columns), {}
-
-
-def _classification(task: ClassificationTask) -> _Local:
-    from mteb.abstasks import AbsTaskClassification
-    from sklearn.linear_model import LogisticRegression
-
-    number = {label: place for place, label in enumerate(sorted({*task.train_labels, *task.test_labels}))}
-    data = _splits(
-        train={"text": task.train_texts, "label": [number[label] for label in task.train_labels]},
-        test={"text": task.test_texts, "label": [number[label] for label in task.test_labels]},
-    )
-    once = {
-        "samples_per_label": len(task.train_texts),
-        "n_experiments": 1,
-        "evaluator_model": LogisticRegression(max_iter=1000),  # mteb's 100 stop short of the optimum on many rows
-    }
-    return "Classification", AbsTaskClassification, "accuracy", data, once
-
-
-def _clustering(task: ClusteringTask) -> _Local:
-    from mteb.abstasks import AbsTaskClusteringLegacy
-
-    columns = {"sentences": [list(task.members)], "labels": [list(task.labels)]}  # one set to be clustered
-    return "Clustering", AbsTaskClusteringLegacy, "v_measure", _splits(test=columns), {}
-
-
-def _reranking(task: RerankingTask) -> _Local:
-    queries, documents = dict(enumerate(task.queries)), {}
-    judged: dict[str, dict[str, int]] = {}
-    for row in queries:
-        # Equal scores are ordered by id, descending: `negative` before `apositive`.
-        sides = (("apositive", task.positives[row], 1), ("negative", task.negatives[row], 0))
-        for word, texts, judgement in sides:
-            ids = [f"{word}-{row}-{place:06d}" for place in range(len(texts))]
-            documents |= zip(ids, texts, strict=True)
-            judged.setdefault(str(row), {}).update(dict.fromkeys(ids, judgement))
-    data = _rankable({str(row): text for row, text in queries.items()}, documents, judged)
-    data["top_ranked"] = {query: list(candidates) for query, candidates in judged.items()}
-    return "Reranking", _retrieval_class(), "map_at_1000", {"default": {"test": data}}, {}
-
-
-def _retrieval(task: RetrievalTask) -> _Local:
-    data = _rankable(task.queries, task.documents, task.judged)
-    return "Retrieval", _retrieval_class(), "ndcg_at_10", {"default": {"test": data}}, {}
-
-
-def _retrieval_class() -> type:
-    from mteb.abstasks import AbsTaskRetrieval
-
-    return AbsTaskRetrieval
-
-
-def _rankable(
-    queries: Mapping[str, str], documents: Mapping[str, str], judged: Mapping[str, Mapping[str, int]]
-) -> dict[str, Any]:
-    from datasets import Dataset
-
-    return {
-        "queries": Dataset.from_dict({"id": list(queries), "text": list(queries.values())}),
-        "corpus": Dataset.from_dict({"id": list(documents), "text": list(documents.values())}),
-        "relevant_docs": {query: dict(judged[query]) for query in queries},
-        "top_ranked": None,
-    }
-
-
-def _summarization(task: SummarizationTask) -> _Local:
-    from mteb.abstasks import AbsTaskSummarization
-
-    scores = [score for of_document in task.relevance for score in of_document]
-    columns = {
-        "text": [""] * len(task.human),  # mteb asks for the documents and does not read them
-        "human_summaries": task.human,
-        "machine_summaries": task.machine,
-        "relevance": task.relevance,
-    }
-    scale = {"min_score": min(scores), "max_score": max(scores)}
-    return "Summarization", AbsTaskSummarization, "cosine_spearman", _splits(test=columns), scale
-
-
-_LOCAL = {
-    "sts": _sts,
-    "pair_classification": _pair_classification,
-    "bitext": _bitext,
-    "classification": _classification,
-    "clustering": _clustering,
-    "reranking": _reranking,
-    "retrieval": _retrieval,
-    "summarization": _summarization,
-}
