@@ -16,13 +16,19 @@ def table(comparison: Comparison) -> "Table":
     from rich.text import Text
 
     types = list(dict.fromkeys(outcome.type for one in comparison.candidates for outcome in one.outcomes))
-    shown = Table(box=box.SIMPLE_HEAD, title=Text(plain(comparison.title)), title_justify="left", pad_edge=False, padding=(0, 1, 0, 0))
+    shown = Table(
+        box=box.SIMPLE_HEAD,
+        title=Text(plain(comparison.title)),
+        title_justify="left",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     shown.add_column("candidate", overflow="fold", min_width=20)
     shown.add_column("mean ± 95 %", justify="right", no_wrap=True)
     for type in types:
         shown.add_column(words(type), justify="right")
     shown.add_column("tokens", justify="right")
-    shown.add_column("random cosine", justify="right")
+    shown.add_column("random\ncosine", justify="right")
     tested = any(candidate.prefix for candidate in comparison.candidates)
     if tested:
         shown.add_column("prefix", justify="right")
