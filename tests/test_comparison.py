@@ -368,7 +368,12 @@ def test_several_models_are_told_apart_by_name(model: Path, pairs: Path, tmp_pat
         [str(tmp_path / "encoder"), str(model)], [str(pairs)], tmp_path / "out", layers=False, max_text_tokens=24
     )
     assert len(found.candidates) == 9
-    assert {c.name.rpartition(" ")[0] for c in found.candidates} == {f"{tmp_path / 'encoder'} as", str(model)}
+    assert {c.name.rpartition(" ")[0] for c in found.candidates} == {"encoder as", model.name}
+    twins = [str(tmp_path / one / "encoder") for one in "ab"]
+    for twin in twins:
+        make_encoder(pooling="mean" if twin == twins[0] else "last").save(twin)
+    found = compare(twins, [str(pairs)], tmp_path / "twins", layers=False)
+    assert {c.name for c in found.candidates} == {f"{twin} as saved" for twin in twins}
     with pytest.raises(ValueError, match="has its own reading; leave out --readings"):
         compare([str(tmp_path / "encoder")], [str(pairs)], tmp_path / "no", readings=["causal-mean"])
     assert not (tmp_path / "no").exists()

@@ -72,8 +72,9 @@ def compare(
     candidates: list[Candidate] = []
     found_layers: list[Layers] = []
     few = measures.few_texts(tasks, LAYER_TEXTS)
+    short = _short(models)
     for model in models:
-        owner = f"{model} " if len(models) > 1 else ""
+        owner = f"{short[model]} " if len(models) > 1 else ""
         for subject in subjects(model, readings, max_text_tokens, dtype, notes):
             name = f"{owner}{subject.name}"
             folder = out / "work" / _slug(name)
@@ -166,6 +167,12 @@ def _baseline(tasks: Sequence[Task]) -> Candidate:
 
 
 _COSINES = ("random", "related")
+
+
+def _short(models: Sequence[str]) -> dict[str, str]:
+    """The last part of each model's name, if that tells all of them apart."""
+    last = [Path(model).name for model in models]
+    return dict(zip(models, models if len(set(last)) < len(last) else last, strict=True))
 
 
 def _slug(name: str) -> str:
