@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from llm2enc.comparison import plots, summary
+from llm2enc.comparison.drawing import shorten, side_by_side
 from llm2enc.comparison.report import render, write_report
 from llm2enc.comparison.results import Candidate, Comparison, Difference, Layers, PrefixTest, Similarities
 from llm2enc.comparison.storage import from_json, to_json
@@ -351,17 +352,17 @@ def test_an_absent_part_is_not_drawn() -> None:
 
 
 def test_candidates_of_one_cost_stand_side_by_side_and_others_stay() -> None:
-    found = plots._beside([10.0, 80.0, 10.0, 10.2], 0, 100, 1000)  # 10 pixels to the unit, 9 between neighbours
+    found = side_by_side([10.0, 80.0, 10.0, 10.2], 0, 100, 1000)  # 10 pixels to the unit, 9 between neighbours
     assert found[1] == 80
     assert found[::2] + found[3:] == pytest.approx([10.0667 - 0.9, 10.0667, 10.0667 + 0.9], abs=1e-4)
-    many = sorted(plots._beside([1.0 + 0.001 * number for number in range(15)] + [1.1], 0, 1.5, 300))
+    many = sorted(side_by_side([1.0 + 0.001 * number for number in range(15)] + [1.1], 0, 1.5, 300))
     assert min(np.diff(many)) * 200 == pytest.approx(100 / 16), "groups that meet are one"
 
 
 def test_a_short_name_keeps_beginning_and_end() -> None:
-    text = plots.shorten("Qwen3-Embedding-0.6B bidirectional-weighted-mean", 150, 12)
+    text = shorten("Qwen3-Embedding-0.6B bidirectional-weighted-mean", 150, 12)
     assert text.startswith("Qwen") and text.endswith("mean") and text.count("…") == 1
-    assert plots.shorten("echo", 150, 12) == "echo"
+    assert shorten("echo", 150, 12) == "echo"
 
 
 def test_a_comparison_comes_back_from_json_as_it_was() -> None:
