@@ -141,6 +141,9 @@ def evaluate(
     instructions: Annotated[
         str, typer.Option(help="own: the encoder's `query` prompt for queries; task: the task's instruction; none.")
     ] = "own",
+    by_mteb: Annotated[
+        bool, typer.Option("--by-mteb", help="Local tasks too are scored by mteb, into its own result files.")
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Only say how long each rung of the ladder would take.")] = False,
     no_cache: NoCache = False,
     as_json: Json = False,
@@ -158,8 +161,9 @@ def evaluate(
     folder = out or Path("runs") / "evaluate" / _label(model)
     with _interruptible():
         results, failures = command.run(
-            model, sources, folder, _cache(no_cache), instructions, report=_say, show_progress=sys.stderr.isatty()
-        )
+            model, sources, folder, _cache(no_cache), instructions, by_mteb,
+            report=_say, show_progress=sys.stderr.isatty(),
+        )  # fmt: skip
     if as_json:
         print((folder / "results.json").read_text(encoding="utf-8") if results else "{}")
     else:

@@ -265,6 +265,21 @@ def test_a_task_of_mteb_without_its_data_is_reported_and_the_others_go_on(
     assert json.loads((tmp_path / "runs/evaluate/mine/results.json").read_text())["tasks"][0]["task"] == "pairs"
 
 
+def test_local_tasks_by_mteb_have_our_scores_and_its_files(
+    encoder_folder: Path, pairs: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    pytest.importorskip("mteb")
+    quick(monkeypatch, tmp_path)
+    scores = []
+    for more in ((), ("--by-mteb",)):
+        code, answer, _ = call(capsys, "evaluate", encoder_folder, "--tasks", pairs, "--json", "-o", "out", *more)
+        scores.append(json.loads(answer)["tasks"][0]["score"])
+        assert code == 0
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5)  # mteb rounds to five digits
+    (found,) = (tmp_path / "out" / "mteb" / "results").rglob("pairs.json")
+    assert json.loads(found.read_text())["scores"]["test"][0]["main_score"] == pytest.approx(scores[1])
+
+
 def test_ctrl_c_while_measuring_keeps_what_is_finished(encoder_folder, pairs, tmp_path, monkeypatch, capsys) -> None:
     quick(monkeypatch, tmp_path)
 

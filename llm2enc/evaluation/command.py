@@ -11,6 +11,7 @@ from llm2enc.evaluation.bootstrap import draws, interval
 from llm2enc.evaluation.cache import CachedEncoder
 from llm2enc.evaluation.docstrings import docstring_tasks
 from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks, run_mteb
+from llm2enc.evaluation.mteb_local import local_task
 from llm2enc.evaluation.opening import Opened, open_encoder
 from llm2enc.evaluation.scoring import Instructions
 from llm2enc.evaluation.sources import BENCHMARKS, gather
@@ -46,15 +47,20 @@ def run(
     out: Path,
     cache: Path | None,
     instructions: Instructions = "own",
+    by_mteb: bool = False,
     report: Callable[[str], None] = print,
     show_progress: bool = True,
 ) -> tuple[list[Result], list[Failure]]:
     """Results of everything that `sources` name, and the tasks of mteb that could not be run.
 
     Names, files and formats are checked before the model is loaded. Run again, finished tasks are not repeated.
+
+    by_mteb  local tasks are scored by mteb too, with its protocols and result files
     """
     tasks, names = gather(sources)
     asked = mteb_tasks(names) if names else []
+    if by_mteb:
+        asked, tasks = [*(local_task(task) for task in tasks), *asked], []
     encoder = open_encoder(model)
     results: list[Result] = []
     failures: list[Failure] = []
