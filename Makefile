@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # A torch that is there already, or the CPU build a mirror offers, spares gigabytes of CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-full lint quality bench bench-peers
+.PHONY: setup demo test test-full lint quality readings notebooks bench bench-peers
 
 setup: $(BIN)/llm2enc
 
@@ -31,6 +31,12 @@ lint: setup
 
 quality: setup  ## the real-data table; DATA=folder of ../shared/data's layout
 	$(BIN)/python -m benchmarks.quality --data $(DATA) -o runs/quality
+
+readings: setup  ## pooling x attention x stage of runs/pocket; DATA as above
+	$(BIN)/python -m benchmarks.readings runs/pocket --data $(DATA)/eval -o runs/readings
+
+notebooks: setup  ## run the notebooks and store their outputs
+	$(BIN)/python tests/test_notebooks.py
 
 bench: setup  ## speed and memory beside sentence-transformers and plain transformers
 	$(BIN)/python -m benchmarks --json runs/benchmarks/bench.json --markdown runs/benchmarks/bench.md

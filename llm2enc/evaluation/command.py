@@ -121,7 +121,8 @@ def print_results(results: Sequence[Result], failures: Sequence[Failure]) -> Non
 def _range(result: Result) -> str:
     if len(result.outcome.items) < 2:  # mteb gives no scores of rows
         return ""
-    return f"{100 * result.interval.low:.1f} to {100 * result.interval.high:.1f}"
+    low, high = (round(100 * bound, 1) + 0.0 for bound in (result.interval.low, result.interval.high))  # no -0.0
+    return f"{low:.1f} to {high:.1f}"
 
 
 def _speed(encoder: Opened, tasks: Sequence[Task]) -> tuple[int, float]:
