@@ -7,16 +7,13 @@ tokens) and is scored on the same rows. Run again after an interruption, it goes
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from llm2enc.backbone import quiet
-from llm2enc.comparison import compare
-from llm2enc.comparison.report import write_report
+from llm2enc.comparison import compare, save
 from llm2enc.comparison.results import Candidate, Comparison
-from llm2enc.comparison.storage import to_json
 from llm2enc.evaluation.bootstrap import Interval, difference
 
 # One or two tasks of every type in English, small enough for 32 cells on a CPU.
@@ -61,8 +58,7 @@ def main() -> None:
         cache=arguments.out / "vectors",
         report=lambda candidate: print(f"{candidate.name}: {100 * candidate.mean.value:.1f}", flush=True),
     )
-    (arguments.out / "compare.json").write_text(json.dumps(to_json(found)), encoding="utf-8")
-    write_report(found, arguments.out / "report.html")
+    save(found, arguments.out)
     text = f"{matrix(found)}\n\n{tasks(found)}\n\n{claims(found)}\n"
     (arguments.out / "readings.md").write_text(text, encoding="utf-8")
     print(text)

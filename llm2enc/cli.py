@@ -205,8 +205,7 @@ def compare(
     _check_choice("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     _quiet()
     from llm2enc.comparison import compare as run
-    from llm2enc.comparison.report import write_report
-    from llm2enc.comparison.storage import to_json
+    from llm2enc.comparison import save
 
     folder = out or Path("runs") / "compare" / "-".join(map(_label, models))
     with _interruptible(), _status(sys.stderr.isatty()) as advance:
@@ -214,11 +213,9 @@ def compare(
             models, data or ["smoke"], folder, readings=readings, layers=layers, max_text_tokens=max_text_tokens,
             dtype=dtype, cache=_cache(no_cache), advance=advance,
         )  # fmt: skip
-    plain = json.dumps(to_json(found))
-    (folder / "compare.json").write_text(plain, encoding="utf-8")
-    write_report(found, folder / "report.html")
+    save(found, folder)
     if as_json:
-        print(plain)
+        print((folder / "compare.json").read_text(encoding="utf-8"))
     else:
         _print_comparison(found)
         print(f"report: {folder / 'report.html'}")

@@ -319,7 +319,7 @@ def test_what_a_summary_says(tmp_path: Path):
     assert written["means"] == {"sts": 0.5, "retrieval": 0.25, "over tasks": 0.375, "over types": 0.375}
     assert written["tasks"][1] == {
         "task": "b", "type": "retrieval", "language": "en", "metric": "main", "score": 0.25,
-        "low": pytest.approx(0.155), "high": pytest.approx(0.345), "metrics": {"main": 0.25, "more": 0.25},
+        "interval": pytest.approx([0.155, 0.345]), "metrics": {"main": 0.25, "more": 0.25},
         "seconds": 1.23,
     }  # fmt: skip
     assert (tmp_path / "results.md").read_text().splitlines() == [
@@ -332,3 +332,10 @@ def test_what_a_summary_says(tmp_path: Path):
         "| mean over tasks | | | 37.5 | |",
         "| mean over types | | | 37.5 | |",
     ]
+
+
+def test_a_score_without_rows_has_no_interval(tmp_path: Path):
+    outcome = Outcome("m", "sts", "eng", "main", 0.5, {"main": 0.5}, "mean", np.array([0.5]))  # as mteb gives them
+    write_summary(tmp_path, [Result(outcome, interval(0.5, np.full(10, 0.5)), 1.0, False)], {})
+    assert json.loads((tmp_path / "results.json").read_text())["tasks"][0]["interval"] is None
+    assert "| m | sts | main | 50.0 |  |" in (tmp_path / "results.md").read_text()

@@ -1,7 +1,8 @@
 """Comparison: readings of models side by side on one's own data, and which of them to use.
 
-    found = compare(["pocket"], ["smoke"], Path("runs/compare"))
+    found = compare(["pocket"], ["smoke"], "runs/compare")
     found.advice[0]
+    save(found, "runs/compare")
 
 runs/compare/
   compare.json     everything that was measured, item by item
@@ -10,6 +11,7 @@ runs/compare/
 """
 
 import hashlib
+import json
 import platform
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -31,7 +33,7 @@ from llm2enc.evaluation.sources import gather
 from llm2enc.evaluation.tasks import Outcome, Task
 from llm2enc.evaluation.tfidf import Tfidf
 
-__all__ = ["Candidate", "Comparison", "compare"]
+__all__ = ["Candidate", "Comparison", "compare", "save"]
 
 LAYER_TEXTS = 5000  # texts whose states of every layer are held in memory
 MAX_TEXT_TOKENS = 256
@@ -102,6 +104,17 @@ def compare(
         notes=list(dict.fromkeys(notes)),
         facts=_facts(models, sources, readings, max_text_tokens, documents),
     )
+
+
+def save(found: Comparison, folder: str | Path) -> None:
+    """Write compare.json and report.html."""
+    from llm2enc.comparison.report import write_report
+    from llm2enc.comparison.storage import to_json
+
+    partial = Path(folder) / "compare.partial"
+    partial.write_text(json.dumps(to_json(found)), encoding="utf-8")
+    partial.replace(Path(folder) / "compare.json")
+    write_report(found, Path(folder) / "report.html")
 
 
 def _measure(

@@ -103,7 +103,7 @@ def print_results(results: Sequence[Result], failures: Sequence[Failure]) -> Non
             outcome.type,
             outcome.metric,
             f"{100 * outcome.score:.1f}",
-            _range(result),
+            suite.points(result),
             seconds,
             also,
         ]
@@ -116,13 +116,6 @@ def print_results(results: Sequence[Result], failures: Sequence[Failure]) -> Non
     console.print(table)
     for failure in failures:
         console.print(Text(f"not run: {failure.task}: {failure.reason}"), style="red")
-
-
-def _range(result: Result) -> str:
-    if len(result.outcome.items) < 2:  # mteb gives no scores of rows
-        return ""
-    low, high = (round(100 * bound, 1) + 0.0 for bound in (result.interval.low, result.interval.high))  # no -0.0
-    return f"{low:.1f} to {high:.1f}"
 
 
 def _speed(encoder: Opened, tasks: Sequence[Task]) -> tuple[int, float]:

@@ -117,20 +117,30 @@ def write_summary(out: Path, results: Sequence[Result], facts: dict[str, Any]) -
     rows = [
         {
             "task": result.outcome.task, "type": result.outcome.type, "language": result.outcome.language,
-            "metric": result.outcome.metric, "score": result.outcome.score, "low": result.interval.low,
-            "high": result.interval.high, "metrics": result.outcome.metrics, "seconds": round(result.seconds, 2),
+            "metric": result.outcome.metric, "score": result.outcome.score, "interval": bounds(result),
+            "metrics": result.outcome.metrics, "seconds": round(result.seconds, 2),
         }
         for result in results
     ]  # fmt: skip
     _write(out / "results.json", {**facts, "means": means(outcomes), "tasks": rows})
     lines = ["| task | type | metric | score | 95 % interval |", "| --- | --- | --- | ---: | ---: |"]
-    for row in rows:
+    for row, result in zip(rows, results, strict=True):
         lines.append(
-            f"| {row['task']} | {row['type']} | {row['metric']} | {100 * row['score']:.1f} | "
-            f"{100 * row['low']:.1f} to {100 * row['high']:.1f} |"
+            f"| {row['task']} | {row['type']} | {row['metric']} | {100 * row['score']:.1f} | {points(result)} |"
         )
     lines += [f"| mean {name} | | | {100 * value:.1f} | |" for name, value in means(outcomes).items()]
     (out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def bounds(result: Result) -> tuple[float, float] | None:
+    """The 95 % interval; None where the score has no rows to resample, as mteb's have not."""
+    return (result.interval.low, result.interval.high) if len(result.outcome.items) > 1 else None
+
+
+def points(result: Result) -> str:
+    """The interval in points of 100, or nothing."""
+    found = bounds(result)
+    return "" if found is None else " to ".join(f"{round(100 * bound, 1) + 0.0:.1f}" for bound in found)  # no -0.0
 
 
 def _stored(path: Path, key: str) -> Result | None:
