@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import struct
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -319,7 +320,10 @@ def test_wandb_keeps_an_offline_run(interrupted: bool, tmp_path: Path, monkeypat
         train(make_encoder(), stage, tmp_path / "run", seed=0, tracking=Tracking(wandb=True))
     assert wandb.run is None  # closed, however the stage ended
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
-    found = [(row["_step"], row["loss"], row["lr"]) for row in wandb_history(file)]
+    deadline = time.monotonic() + 30
+    while not (rows := wandb_history(file)) and time.monotonic() < deadline:
+        time.sleep(0.05)  # wandb's service writes its last block after `finish` has returned: 40 ms after, in one log
+    found = [(row["_step"], row["loss"], row["lr"]) for row in rows]
     assert found == [(line["step"], line["loss"], line["lr"]) for line in log(tmp_path / "run")]
     assert len(found) == 2
 
