@@ -293,6 +293,8 @@ def wandb_history(path: Path) -> list[dict]:
             place += left
             continue
         length, kind = struct.unpack("<HB", data[place + 4 : place + 7])
+        if place + 7 + length > len(data):
+            break  # still being written
         record += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):
@@ -321,7 +323,7 @@ def test_wandb_keeps_an_offline_run(interrupted: bool, tmp_path: Path, monkeypat
     assert wandb.run is None  # closed, however the stage ended
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
     deadline = time.monotonic() + 30
-    while not (rows := wandb_history(file)) and time.monotonic() < deadline:
+    while len(rows := wandb_history(file)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)  # wandb's service writes its last block after `finish` has returned: 40 ms after, in one log
     found = [(row["_step"], row["loss"], row["lr"]) for row in rows]
     assert found == [(line["step"], line["loss"], line["lr"]) for line in log(tmp_path / "run")]
