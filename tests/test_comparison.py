@@ -362,6 +362,16 @@ def test_an_interrupted_comparison_goes_on(model: Path, pairs: Path, tmp_path: P
     assert scores[0] == scores[1]
 
 
+def test_weights_are_hashed_once_for_each_candidate(model: Path, pairs: Path, tmp_path: Path, monkeypatch) -> None:
+    calls, fingerprint = [], Encoder.fingerprint
+    monkeypatch.setattr(Encoder, "fingerprint", lambda self: calls.append(1) or fingerprint(self))
+    compare(
+        [str(model)], [str(pairs)], tmp_path / "out", readings=["causal-mean", "echo-mean"], max_text_tokens=24,
+        cache=tmp_path / "vectors",
+    )  # fmt: skip
+    assert len(calls) == 2 == len(list((tmp_path / "vectors").iterdir()))
+
+
 def test_several_models_are_told_apart_by_name(model: Path, pairs: Path, tmp_path: Path) -> None:
     make_encoder().save(tmp_path / "encoder")
     found = compare(

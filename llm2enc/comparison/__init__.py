@@ -121,8 +121,9 @@ def _measure(
     name: str, subject: Subject, tasks: Sequence[Task], folder: Path, cache: Path | None, advance: Callable[[int], None]
 ) -> Candidate:
     encoder = subject.encoder
-    results = suite.measure(encoder, tasks, folder, cache, advance=advance)
-    cached = CachedEncoder(encoder, cache)
+    identity = encoder.fingerprint()
+    results = suite.measure(encoder, tasks, folder, cache, advance=advance, identity=identity)
+    cached = CachedEncoder(encoder, cache, identity=identity)
     try:
         similar = measures.similarities(cached, tasks)
     finally:

@@ -57,8 +57,9 @@ def check(models: Sequence[str], names: Sequence[str] | None, max_text_tokens: i
                     "(recipe.yaml)"
                 )
             spec = ModelSpec(name=model)
+            tokenizer, positions = load_tokenizer(spec), _positions(spec)
             for reading in readings or find_readings(DEFAULT):
-                input_spec(reading, load_tokenizer(spec), max_text_tokens, _positions(spec))
+                input_spec(reading, tokenizer, max_text_tokens, positions)
 
 
 def subjects(

@@ -26,14 +26,25 @@ def default_cache() -> Path:
 class CachedEncoder:
     """An encoder that looks its vectors up first. It is a `TextEncoder`."""
 
-    def __init__(self, encoder: Opened, folder: Path | None, advance: Callable[[int], None] = lambda count: None):
-        """folder: None keeps vectors in memory. advance: called with the number of texts that are done."""
+    def __init__(
+        self,
+        encoder: Opened,
+        folder: Path | None,
+        advance: Callable[[int], None] = lambda count: None,
+        identity: str | None = None,
+    ):
+        """An encoder and where its vectors are kept.
+
+        folder    None keeps vectors in memory
+        advance   called with the number of texts that are done
+        identity  the encoder's fingerprint, where the caller has it: to hash 14 GB of weights takes long
+        """
         self.encoder, self.advance = encoder, advance
         if folder is None:
             self._path = ":memory:"
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            self._path = str(folder / f"{encoder.fingerprint()[:32]}.sqlite")
+            self._path = str(folder / f"{(identity or encoder.fingerprint())[:32]}.sqlite")
         self._database = sqlite3.connect(self._path, timeout=60)
         self._database.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
 

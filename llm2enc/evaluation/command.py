@@ -62,6 +62,7 @@ def run(
     if by_mteb:
         asked, tasks = [*(local_task(task) for task in tasks), *asked], []
     encoder = open_encoder(model)
+    identity = encoder.fingerprint()
     results: list[Result] = []
     failures: list[Failure] = []
     if tasks:
@@ -72,12 +73,12 @@ def run(
             f"{len(tasks)} tasks, {rung.texts:,} texts: about {ladder.duration(seconds)} to encode what is not cached"
         )
         with _bar(sum(len(texts) for task in tasks for _, texts in task.texts()), show_progress) as advance:
-            results += suite.measure(encoder, tasks, out, cache, instructions, advance=advance)
+            results += suite.measure(encoder, tasks, out, cache, instructions, advance=advance, identity=identity)
     if asked:
-        mteb_results, failures = _mteb(encoder, model, asked, out, cache, instructions, report)
+        mteb_results, failures = _mteb(encoder, identity, model, asked, out, cache, instructions, report)
         results += mteb_results
     if results:
-        facts = {"model": model, "fingerprint": encoder.fingerprint(), "instructions": instructions}
+        facts = {"model": model, "fingerprint": identity, "instructions": instructions}
         suite.write_summary(out, results, facts)
     return results, failures
 
@@ -127,6 +128,7 @@ def _speed(encoder: Opened, tasks: Sequence[Task]) -> tuple[int, float]:
 
 def _mteb(
     encoder: Opened,
+    identity: str,
     model: str,
     tasks: "Sequence[AbsTask]",
     out: Path,
@@ -134,11 +136,9 @@ def _mteb(
     instructions: Instructions,
     report: Callable[[str], None],
 ) -> tuple[list[Result], list[Failure]]:
-    cached = CachedEncoder(encoder, cache)
+    cached = CachedEncoder(encoder, cache, identity=identity)
     name = Path(model).resolve().name if Path(model).is_dir() else model
-    wrapped = MtebEncoder(
-        cached, name, encoder.fingerprint()[:16], instructions, encoder.prompts, min(encoder.max_tokens, 2**20)
-    )
+    wrapped = MtebEncoder(cached, name, identity[:16], instructions, encoder.prompts, min(encoder.max_tokens, 2**20))
     results: list[Result] = []
     failures: list[Failure] = []
     try:

@@ -43,6 +43,7 @@ def measure(
     instructions: Instructions = "own",
     report: Callable[[Result], None] = lambda result: None,
     advance: Callable[[int], None] = lambda count: None,
+    identity: str | None = None,
 ) -> list[Result]:
     """The results of all tasks, in their order.
 
@@ -50,9 +51,10 @@ def measure(
     cache    folder of vectors; None keeps them in memory
     report   called with each result as it comes
     advance  called with the number of texts that are done, in all as many as the tasks' `texts` hold
+    identity the encoder's fingerprint, where the caller has it
     """
     (out / "tasks").mkdir(parents=True, exist_ok=True)
-    identity = encoder.fingerprint()
+    identity = identity or encoder.fingerprint()
     done = total = 0
 
     def count(texts: int) -> None:
@@ -60,7 +62,7 @@ def measure(
         done += texts
         advance(texts)
 
-    cached = CachedEncoder(encoder, cache, count)
+    cached = CachedEncoder(encoder, cache, count, identity)
     results = []
     try:
         for task in tasks:

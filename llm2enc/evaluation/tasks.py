@@ -3,6 +3,7 @@
 A task knows its texts and on which side each stands: a `query` asks, a `document` answers or is compared with its like.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
@@ -33,7 +34,7 @@ class TextEncoder(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
+class _Task(ABC):
     name: str
     instruction: str = ""
     """What a query of this task asks for, from its task.json."""
@@ -42,9 +43,9 @@ class _Task:
     symmetric: ClassVar[bool] = True
     """Whether both sides are of one kind, so that an instruction belongs to both or to neither."""
 
+    @abstractmethod
     def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
         """Every text that scoring encodes, by side; a text may come twice."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
