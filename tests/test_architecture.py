@@ -8,11 +8,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "llm2enc"
 ORDER = (
-    "recipe distributed tokens attention pooling losses layers backbone miniature proof inspection encoder "
-    "data gradcache objectives checkpoint export trainer evaluation verify comparison conversion cli"
+    "recipe hub distributed tokens attention pooling quantization losses layers backbone miniature proof inspection "
+    "encoder data gradcache objectives checkpoint export trainer evaluation verify merging comparison conversion cli"
 ).split()
 EXCEPTIONS = {("encoder", "export")}  # Encoder.load and Encoder.save, imported inside the functions
-TRANSFORMERS = {"layers", "backbone", "miniature", "export", "proof", "inspection", "attention", "tokens", "pocket"}
+TRANSFORMERS = set("layers backbone miniature export proof inspection attention tokens verify pocket".split())
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]  # the face may import anything
 
 
