@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from llm2enc.backbone import Backbone, evaluating, load_backbone, load_tokenizer
 from llm2enc.pooling import POOLERS, pooled_edges
+from llm2enc.quantization import Precision, check, layout, quantize
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, Role
 from llm2enc.tokens import InputFormat, Tokens, concatenate, mini_batches
 
@@ -134,6 +135,8 @@ class Encoder(nn.Module):
         batch_tokens: int | None = None,
         truncate_dim: int | None = None,
         dtype: OutputType = "float32",
+        precision: Precision = "float32",
+        ranges: np.ndarray | None = None,
         show_progress: bool = False,
     ) -> np.ndarray:
         """Vectors (B, D) of texts, in their order; (D,) of a single text. Unit length if `normalize`.
@@ -143,6 +146,8 @@ class Encoder(nn.Module):
         prompt_name   `query`, `document`, or the name of an instruction of the recipe
         batch_tokens  tokens per forward pass: 2048 on a CPU, where caches count, 65536 on a GPU
         truncate_dim  keep the first so many dimensions (Matryoshka) and normalise again
+        precision     codes of these vectors instead, for an index: see `llm2enc.quantization`
+        ranges        (2, D), which int8 and uint8 need, of vectors cut like these: `quantization.calibrate`
         """
         single = isinstance(texts, str)
         if single and not isinstance(instruction, str | None):
@@ -150,9 +155,10 @@ class Encoder(nn.Module):
         texts = [texts] if single else texts
         blocks = self.encode_blocks(
             texts, instruction=instruction, prompt_name=prompt_name, batch_tokens=batch_tokens,
-            truncate_dim=truncate_dim, dtype=dtype, show_progress=show_progress,
+            truncate_dim=truncate_dim, dtype=dtype, precision=precision, ranges=ranges, show_progress=show_progress,
         )  # fmt: skip
-        vectors = np.empty((length_hint(texts), truncate_dim or self.dimensions), dtype=dtype)
+        entries, kind = layout(truncate_dim or self.dimensions, precision)
+        vectors = np.empty((length_hint(texts), entries), dtype=dtype if precision == "float32" else kind)
         end = 0
         for block in blocks:
             start, end = end, end + len(block)
@@ -172,6 +178,8 @@ class Encoder(nn.Module):
         batch_tokens: int | None = None,
         truncate_dim: int | None = None,
         dtype: OutputType = "float32",
+        precision: Precision = "float32",
+        ranges: np.ndarray | None = None,
         show_progress: bool = False,
     ) -> Iterator[np.ndarray]:
         """The rows of `encode` in blocks (b, D), so that neither all texts nor all vectors need to fit into memory."""
@@ -183,10 +191,16 @@ class Encoder(nn.Module):
         width = self.dimensions
         if truncate_dim is not None and not 0 < truncate_dim <= width:
             raise ValueError(f"truncate_dim is {truncate_dim}; this encoder's vectors have {width} dimensions")
+        check(precision, ranges, truncate_dim or width)
+        if precision != "float32" and dtype != "float32":
+            raise ValueError(
+                f"dtype is {dtype} and precision {precision}; give one of them, codes have a type of their own"
+            )
         pairs = _pairs(texts, instruction)
         total = len(texts) if isinstance(texts, Sized) else None
         batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 65536)
-        return self._blocks(pairs, role, batch_tokens, truncate_dim, np.dtype(dtype), _progress(total, show_progress))
+        blocks = self._blocks(pairs, role, batch_tokens, truncate_dim, np.dtype(dtype), _progress(total, show_progress))
+        return blocks if precision == "float32" else map(lambda block: quantize(block, precision, ranges), blocks)
 
     def variant(
         self,
