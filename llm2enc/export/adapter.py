@@ -1,0 +1,341 @@
+"""One LoRA adapter on the original base that does what all stages of a run did.
+
+A run keeps an adapter per stage, each trained on the merged weights of the stage before. Merging only ever adds,
+
+    W_n = W_0 + s_1 B_1 A_1 + ... + s_n B_n A_n = W_0 + [s_1 B_1 ... s_n B_n] [A_1; ...; A_n]
+
+so the chain is one adapter whose rank is the sum of the ranks (LoRA: arXiv 2106.09685, eq. 3). `write` adds two forms of
+it to a directory:
+
+    adapter/              keys for the bare trunk (AutoModel), what `load` and sentence-transformers' trunk take
+    adapter-causal-lm/    the same tensors under the names of the ...ForCausalLM class, what serving engines want
+
+Both have one rank everywhere, with zero blocks where a stage left a module alone: several engines read `r` and
+`lora_alpha` and no pattern per module. A chain in 16 bits was rounded after every stage, this sum never is, so their
+vectors differ by that rounding.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm2enc.export import card
+from llm2enc.export import sentence_transformers as encoder_directory
+from llm2enc.recipe import LoraSpec, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from llm2enc.backbone import Backbone
+
+SUMMARY = "one LoRA adapter on the base model that equals all stages of a run (PEFT's layout)"
+FACTS = "llm2enc_adapter.json"
+FORMAT = 1
+TRUNK, CAUSAL_LM = "adapter", "adapter-causal-lm"
+
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<kind>lora|lora_embedding)_(?P<factor>[AB])(\.weight)?")
+# Settings of PEFT under which an adapter is not s B A alone, and the value that means "not so".
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian"),  # others, such as PiSSA, change the weights under the adapter
+    **dict.fromkeys(
+        "alora_invocation_tokens alpha_pattern layer_replication lora_bias modules_to_save monteclora_config "
+        "target_parameters trainable_token_indices use_bdlora use_dora use_qalora velora_config".split(),
+        (None, False, {}, []),
+    ),
+}  # fmt: skip
+
+
+def refusal(run: Path) -> str:
+    """Why the run in folder `run` can't become one adapter; empty if it can. Reads small files only."""
+    if not (run / "recipe.yaml").is_file():
+        return (
+            f"{run} is no run of llm2enc (it has no recipe.yaml), and an encoder alone does not say what was trained: give "
+            "the folder that `llm2enc convert -o` wrote"
+        )
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    if not recipe.stages:
+        return f"{run} trained no stage, so there is no adapter; share the base model and the recipe"
+    if recipe.model.weights == "random":
+        return f"{run} started from random weights, which nobody can load an adapter onto; share the model itself"
+    folders = _folders(run, recipe)
+    unfinished = [folder.name for folder in folders if not (folder / "finished.json").is_file()]
+    if unfinished:
+        return f"{run} is not finished ({', '.join(unfinished)}); go on with it: llm2enc convert ... --resume"
+    full = [folder.name for folder in folders if not (folder / "adapter" / "adapter_config.json").is_file()]
+    if full:
+        return (
+            f"{', '.join(full)} of {run} trained all weights, which no low-rank adapter holds; share the model itself"
+        )
+    return "; ".join([*_odd_settings(folders), *_breaks(folders)])
+
+
+def write(run: Path, folder: Path) -> list[Path]:
+    """`folder`/adapter and `folder`/adapter-causal-lm from the stages of `run`; the files.
+
+    raises  ValueError if `refusal` says so, if a stage's adapter does not fit the base model, or if one of the two
+            directories exists and was not written by this function
+    """
+    reason = refusal(run)
+    if reason:
+        raise ValueError(reason)
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    folders = _folders(run, recipe)
+    _check_target(folder, _finished(folders[-1])["result"])
+    tensors = stack([_stage(stage) for stage in folders])
+    trunk, model, prefix = _modules(recipe)
+    unknown = sorted({module for module, _ in tensors} - trunk)
+    if unknown:
+        raise ValueError(f"{run}: the base model {recipe.model.name} has no modules {unknown[:3]}; it has changed")
+    facts = _facts(recipe, folders, rank=len(next(iter(tensors.values()))[0]))
+    files = _write_form(folder / TRUNK, tensors, trunk, "", facts)
+    return files + _write_form(folder / CAUSAL_LM, tensors, model, prefix, facts)
+
+
+def load(backbone: "Backbone", folder: Path) -> None:
+    """Merge the adapter of `folder` (a written `adapter` directory) into the backbone, in float32.
+
+    raises  ValueError if the backbone's weights are not those the chain started from, or its direction is another
+    """
+    facts = _read_facts(folder)
+    own, attention = _dtype(backbone), "bidirectional" if backbone.bidirectional else "causal"
+    if attention != facts["attention"]:
+        raise ValueError(f"{folder} was trained with {facts['attention']} attention; this model is read as {attention}")
+    fingerprint = backbone.fingerprint()
+    if fingerprint != facts["parent"]:
+        stored = "" if own == facts["dtype"] else f". These are stored as {own}, those were loaded as {facts['dtype']}"
+        raise ValueError(
+            f"{folder} belongs on weights {facts['parent']}, but these are {fingerprint}: another base model or "
+            f"revision{stored}"
+        )
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    spec = LoraSpec(
+        r=config["r"], alpha=config["lora_alpha"], dropout=0.0, targets=tuple(config["target_modules"])
+    )  # fmt: skip
+    backbone.add_lora(spec, seed=0)
+    backbone.load_adapter(folder)
+    backbone.merge_lora()
+    backbone.model.requires_grad_(False)
+
+
+# --------------------------------------------------------------------------------------------------------------- stages
+
+
+def stack(stages: "list[dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]]") -> "dict[tuple[str, str], Any]":
+    """One adapter that is the sum of several: (module, kind) -> factors (A, B), all of the same rank R.
+
+    stages  for each stage, (module, kind) -> (A (r, inputs), s B (outputs, r)); a module may be missing
+    returns A (R, inputs) and B (outputs, R) with R the sum over stages of their largest r
+    """
+    import torch
+
+    ranks = [max(len(a) for a, _ in stage.values()) for stage in stages]
+    stacked = {}
+    for key in sorted({key for stage in stages for key in stage}):
+        a, b = next(stage[key] for stage in stages if key in stage)
+        whole_a, whole_b = torch.zeros(sum(ranks), a.size(1)), torch.zeros(b.size(0), sum(ranks))
+        start = 0
+        for stage, rank in zip(stages, ranks, strict=True):
+            if key in stage:
+                a, b = stage[key]
+                whole_a[start : start + len(a)] = a
+                whole_b[:, start : start + len(a)] = b
+            start += rank
+        stacked[key] = (whole_a, whole_b)
+    return stacked
+
+
+def _stage(folder: Path) -> "dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]":
+    """(module, kind) -> (A, s B) of a stage's adapter. ValueError for a tensor that is no factor of a matrix."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    factors: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(folder / "adapter" / "adapter_model.safetensors").items():
+        match = _KEY.fullmatch(name)
+        if match is None or tensor.dim() != 2:
+            raise ValueError(
+                f"{folder}/adapter: {name} {tuple(tensor.shape)} is no factor of a matrix; can't be stacked"
+            )
+        factors.setdefault((match["module"], match["kind"]), {})[match["factor"]] = tensor.float()
+    return {key: (pair["A"], pair["B"] * _scaling(config, len(pair["A"]))) for key, pair in factors.items()}
+
+
+def _scaling(config: dict[str, Any], rank: int) -> float:
+    """What PEFT multiplies B A with: alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
+    return config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _folders(run: Path, recipe: Recipe) -> list[Path]:
+    return [run / f"{index}-{stage.objective}" for index, stage in enumerate(recipe.stages)]
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "finished.json").read_text(encoding="utf-8"))
+
+
+def _odd_settings(folders: list[Path]) -> list[str]:
+    """What in the adapters' configurations makes them more than s B A."""
+    found = []
+    for folder in folders:
+        config = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+        odd = [
+            f"{name}: {config[name]!r}"
+            for name, plain in _PLAIN.items()
+            if name in config and config[name] not in plain
+        ]
+        if odd:
+            found.append(
+                f"{folder.name} has {', '.join(odd)}, which a sum of matrices can't hold; share the model itself"
+            )
+    return found
+
+
+def _breaks(folders: list[Path]) -> list[str]:
+    """Stages that do not stand on the result of the one before."""
+    facts = [_finished(folder) for folder in folders]
+    return [
+        f"{folder.name} was trained on weights {after['parent'][:12]}, but the stage before it made "
+        f"{before['result'][:12]}; train it again"
+        for folder, before, after in zip(folders[1:], facts, facts[1:], strict=False)
+        if after["parent"] != before["result"]
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------ base model
+
+
+def _modules(recipe: Recipe) -> tuple[set[str], set[str], str]:
+    """Names of the modules of the trunk, of the whole causal LM, and what stands before the trunk's names in it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from llm2enc.backbone import Backbone, load_config
+
+    with torch.device("meta"):  # names alone: no weight is read or made
+        model = AutoModelForCausalLM.from_config(
+            load_config(recipe.model), trust_remote_code=recipe.model.trust_remote_code
+        )
+    trunk = Backbone(model, bidirectional=recipe.model.attention == "bidirectional").trunk
+    prefix = next(name for name, module in model.named_modules() if module is trunk)
+    return {name for name, _ in trunk.named_modules()}, {name for name, _ in model.named_modules()}, f"{prefix}."
+
+
+def _targets(modules: set[str], names: set[str]) -> list[str]:
+    """The shortest `target_modules` that mean these modules among `names` and no other."""
+    short = {module.rpartition(".")[2] for module in modules}
+    meant = {name for name in names if name.rpartition(".")[2] in short}
+    return sorted(short if meant == modules else modules)
+
+
+def _dtype(backbone: "Backbone") -> str:
+    return str(next(backbone.trunk.parameters()).dtype).removeprefix("torch.")
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def _write_form(
+    folder: Path, tensors: "dict[tuple[str, str], Any]", names: set[str], prefix: str, facts: dict[str, Any]
+) -> list[Path]:
+    """One directory; `prefix` stands before the trunk's module names."""
+    from safetensors.torch import save_file
+
+    state, rank = {}, facts["rank"]
+    for (module, kind), (a, b) in tensors.items():
+        suffix = ".weight" if kind == "lora" else ""
+        state[f"base_model.model.{prefix}{module}.{kind}_A{suffix}"] = a
+        state[f"base_model.model.{prefix}{module}.{kind}_B{suffix}"] = b
+    config = {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION" if folder.name == TRUNK else "CAUSAL_LM",
+        "base_model_name_or_path": facts["base"],
+        "revision": facts["revision"],
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,  # the scalings are in B already
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": _targets({prefix + module for module, _ in tensors}, names),
+    }
+    with encoder_directory._beside(folder) as partial:
+        save_file(state, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        encoder_directory._write_json(partial / "adapter_config.json", config)
+        encoder_directory._write_json(partial / FACTS, {"format": FORMAT, "form": folder.name, **facts})
+        (partial / "README.md").write_text(_readme(folder.name, facts), encoding="utf-8")
+    return sorted(folder.iterdir())
+
+
+def _facts(recipe: Recipe, folders: list[Path], rank: int) -> dict[str, Any]:
+    return {
+        "base": card._base_model(recipe.model_dump(mode="json")) or "",
+        "revision": recipe.model.revision,
+        "dtype": recipe.model.dtype,
+        "attention": recipe.model.attention,
+        "parent": _finished(folders[0])["parent"],
+        "result": _finished(folders[-1])["result"],
+        "stages": [folder.name for folder in folders],
+        "rank": rank,
+    }
+
+
+def _readme(form: str, facts: dict[str, Any]) -> str:
+    """How to open the adapter rightly: no file of PEFT says that the base must read in both directions."""
+    base = facts["base"]
+    head = f"---\nlibrary_name: peft\n{f'base_model: {base}' + chr(10) if base else ''}tags: [llm2enc, lora]\n---\n"
+    name, model = base or "path/to/the/base", "AutoModel" if form == TRUNK else "AutoModelForCausalLM"
+    switch = "config.is_causal = False\n" if facts["attention"] == "bidirectional" else ""
+    warning = (
+        "The base must read in **both directions**. PEFT's files can't say so: opened without the line "
+        "`config.is_causal = False`, or by an engine that ignores it, this adapter gives other vectors and no error. "
+        "transformers 5.2 or newer is needed."
+        if switch
+        else "The base stays causal; nothing has to be switched."
+    )
+    return f"""{head}
+# LoRA adapter of a text encoder
+
+Rank {facts["rank"]}: the sum of the stages {", ".join(facts["stages"])} of one llm2enc run. {warning}
+
+```python
+from peft import PeftModel
+from transformers import AutoConfig, {model}
+
+config = AutoConfig.from_pretrained("{name}")
+{switch}base = {model}.from_pretrained("{name}", config=config, dtype="{facts["dtype"]}")
+model = PeftModel.from_pretrained(base, "path/to/this/directory")
+```
+
+It belongs on the weights whose SHA-256 is `{facts["parent"]}` (`{FACTS}`); `llm2enc.export.adapter.load` checks that.
+Templates, pooling and normalisation are those of the encoder that the run exported beside it.
+"""
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    path = folder / FACTS
+    if not path.is_file():
+        raise ValueError(f"{folder} is no adapter directory of llm2enc: it has no {FACTS}")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if facts.get("format") != FORMAT or facts.get("form") != TRUNK:
+        raise ValueError(
+            f"{folder} holds the form {facts.get('form')!r} in format {facts.get('format')!r}; expected {TRUNK!r} in "
+            f"format {FORMAT}: give the directory `{TRUNK}` beside it"
+        )
+    return facts
+
+
+def _check_target(folder: Path, result: str) -> None:
+    """ValueError if the files would replace what is not ours, or stand beside another model than they make."""
+    for path in (folder / TRUNK, folder / CAUSAL_LM):
+        if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / FACTS).is_file()):
+            raise ValueError(
+                f"{path} is in use and was not written by this export (no {FACTS}); choose another directory"
+            )
+    if (folder / encoder_directory.FACTS).is_file():
+        found = json.loads((folder / encoder_directory.FACTS).read_text(encoding="utf-8"))["fingerprint"]
+        if found != result:
+            raise ValueError(
+                f"{folder} holds an encoder with weights {found[:12]}, the run made {result[:12]}; choose another directory"
+            )
