@@ -58,7 +58,10 @@ def convert(
     if not distributed.is_main():
         return
     if as_json:
-        parity = [{"engine": p.engine, "cosine": p.cosine, "note": p.note} for p in result.parity]
+        parity = [
+            {"engine": p.engine, "cosine": p.cosine, "verdict": p.verdict, "note": p.note, "remedy": p.remedy}
+            for p in result.parity
+        ]
         answer = {"folder": str(result.folder), "history": result.history, "baselines": result.baselines}
         print(json.dumps({**answer, "parity": parity}))
     else:
@@ -421,7 +424,8 @@ def _print_result(result) -> None:
     console.print(table)
     for parity in result.parity:
         verdict = "not compared" if parity.cosine is None else f"cosine {parity.cosine:.6f}"
-        console.print(f"{parity.engine}: {verdict} {parity.note}".rstrip())
+        said = "; ".join(part for part in (parity.note, parity.remedy) if part)
+        console.print(f"{parity.engine}: {verdict} {said}".rstrip())
     console.print(f"encoder: {result.folder / 'model'}")
 
 

@@ -25,7 +25,7 @@ from llm2enc.export.sentence_transformers import write
 from llm2enc.recipe import ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.tokens import surrounding
 from llm2enc.trainer import train
-from llm2enc.verify import Parity, verify
+from llm2enc.verify import AT_THE_END_OF_A_CONVERSION, Parity, verify
 
 Row = dict[str, Any]  # {"stage": str, "scores": {metric: value}, "seconds": float}, of stages also parent and result
 
@@ -72,7 +72,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
     if distributed.is_main():
         scores = baselines(recipe.evaluation)
         write(encoder, out / "model", recipe=recipe, history=history.rows)
-        parity = verify(encoder, out / "model")
+        parity = verify(out / "model", AT_THE_END_OF_A_CONVERSION, encoder).rows
     distributed.barrier()
     return Result(out, encoder, history.rows, parity, scores)
 

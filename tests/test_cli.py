@@ -98,7 +98,7 @@ def test_training_free_encode_and_parity(tmp_path: Path) -> None:
     done = run("convert", tmp_path / "base", "--training-free", "-o", tmp_path / "run", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert {row["engine"] for row in answer["parity"]} == {"llm2enc", "sentence-transformers"}
+    assert {row["engine"] for row in answer["parity"]} == {"llm2enc", "sentence-transformers", "transformers"}
     assert all(row["cosine"] > 0.9999 for row in answer["parity"])
 
     (tmp_path / "texts.txt").write_text("one text\nanother text\n")

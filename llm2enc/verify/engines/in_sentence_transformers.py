@@ -1,0 +1,25 @@
+"""The directory in sentence-transformers, by its own `encode`."""
+
+import sentence_transformers
+from by_hand import Job, answer
+from sentence_transformers import SentenceTransformer
+
+
+def main() -> None:
+    job = Job()
+    model = SentenceTransformer(str(job.folder), device="cpu", model_kwargs={"dtype": "float32"})
+    job.prompts = model.prompts
+    own_side = model.tokenizer.padding_side
+    read = getattr(model, "preprocess", None) or model.tokenize  # the name before release 5.4
+
+    def embed(prompt: str, texts: list[str], side: str):
+        model.tokenizer.padding_side = side or own_side
+        return model.encode(texts, prompt=prompt, batch_size=len(texts), show_progress_bar=False)
+
+    def ids(text: str) -> list[int]:
+        return read([text])["input_ids"][0].tolist()
+
+    answer(job, sentence_transformers.__version__, embed, ids, notes=[], normalizes=True)
+
+
+main()
