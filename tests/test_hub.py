@@ -222,10 +222,10 @@ def test_what_is_no_export_is_refused(folder: Path, hub: HubServer) -> None:
 # Made up, and put together here, so that no scanner of this repository takes them for real.
 SECRETS = {
     "a Hugging Face token": "hf_" + "aB3" * 11,
-    "a wandb key": "wandb_api_key = " + "0a" * 20,
+    "a wandb key": "WANDB_API_KEY = " + "0a" * 20,
     "an AWS key": "AKIA" + "ABCD2345" * 2,
     "a GitHub token": "ghp_" + "a1" * 18,
-    "an API key": "sk-" + "proj-a1" * 6,
+    "an API key": "sk-" + "proj-" + "a1" * 12,
     "a private key": "-----BEGIN RSA " + "PRIVATE KEY-----",
     "a password in a URL": "https://me:" + "pass1@example.org/x",
     "a path into a home directory": "/home/" + "someone/data.jsonl",
