@@ -14,6 +14,7 @@ from conftest import make_encoder, sentences
 from test_recipes_run import make_model, shrink, tiny_data  # noqa: F401  (a fixture)
 
 from llm2enc import Encoder, cli
+from llm2enc.cli import encoding, making
 from llm2enc.conversion import Result
 from llm2enc.verify import Parity
 
@@ -112,9 +113,9 @@ def test_training_free_encode_and_parity(tmp_path: Path) -> None:
 
 def test_vectors_are_written_as_they_come(tmp_path: Path) -> None:
     blocks = [np.arange(6, dtype=np.float32).reshape(2, 3), np.full((1, 3), -1.5, dtype=np.float32)]
-    assert cli._save(iter(blocks), 3, tmp_path / "out.npy") == 3
+    assert encoding._save(iter(blocks), 3, tmp_path / "out.npy") == 3
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), [[0, 1, 2], [3, 4, 5], [-1.5, -1.5, -1.5]])
-    assert cli._save(iter([]), 3, tmp_path / "none.npy") == 0 and np.load(tmp_path / "none.npy").shape == (0, 3)
+    assert encoding._save(iter([]), 3, tmp_path / "none.npy") == 0 and np.load(tmp_path / "none.npy").shape == (0, 3)
 
     def broken():
         yield blocks[0]
@@ -122,7 +123,7 @@ def test_vectors_are_written_as_they_come(tmp_path: Path) -> None:
         raise ValueError("no more")
 
     with pytest.raises(ValueError, match="no more"):
-        cli._save(broken(), 3, tmp_path / "broken.npy")
+        encoding._save(broken(), 3, tmp_path / "broken.npy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["none.npy", "out.npy"]
 
 
@@ -156,7 +157,7 @@ def test_the_table_says_what_each_stage_gained(capsys: pytest.CaptureFixture[str
     result = Result(
         Path("runs/x"), None, history, [Parity("llm2enc", 1.0), Parity("other", None, "not here")], {"a": 0.3}
     )
-    cli._print_result(result)
+    making._print_result(result)
     lines = [line.strip("│ ").split() for line in capsys.readouterr().out.splitlines()]
     cells = {
         " ".join(w for w in words if w.isalpha() or ("-" in w and w[0].isalpha())): words for words in lines if words

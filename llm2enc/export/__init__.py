@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llm2enc.encoder import Encoder
 
 DIRECTORY = "sentence-transformers"
 
@@ -107,17 +111,20 @@ def summaries() -> dict[str, str]:
     return {name: _module(name).SUMMARY for name in FORMS}
 
 
-def refusals(encoder, facts: dict) -> dict[str, str]:
-    """Why an encoder can't have a form, by form; empty where it can. Without `adapter`, which is made of a run."""
-    return {form: _refusal(form, encoder, facts, None) for form in FORMS if form != "adapter"}
+def why_not(source: Source) -> dict[str, str]:
+    """Why a source can't have a form, by form; empty where it can."""
+    from llm2enc.encoder import Encoder
+
+    encoder, facts = Encoder.load(source.folder), _facts(source.folder)
+    return {form: _refusal(form, encoder, facts, source) for form in FORMS}
 
 
-def _refusal(form: str, encoder, facts: dict, source: Source | None) -> str:
+def _refusal(form: str, encoder: "Encoder", facts: dict[str, Any], source: Source) -> str:
     if form == DIRECTORY:
         return ""
     if form != "adapter":
         return _module(form).refusal(encoder, facts)
-    if source is None or source.run is None:
+    if source.run is None:
         return "an adapter is made of the stages of a run; give the run's folder, as `llm2enc convert` left it"
     return _module(form).refusal(source.run)
 
@@ -139,13 +146,13 @@ def _dtypes(forms: Sequence[str], asked: Sequence[str]) -> dict[str, tuple[str, 
     return chosen
 
 
-def _facts(folder: Path) -> dict:
+def _facts(folder: Path) -> dict[str, Any]:
     from llm2enc.export.sentence_transformers import FACTS
 
     return json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
 
-def _rewrite(encoder, facts: dict, folder: Path, dtypes: tuple[str, ...]) -> list[Path]:
+def _rewrite(encoder: "Encoder", facts: dict[str, Any], folder: Path, dtypes: tuple[str, ...]) -> list[Path]:
     """The directory once more, in another storage type if one is given."""
     from llm2enc.export.sentence_transformers import write
     from llm2enc.recipe import load_recipe
