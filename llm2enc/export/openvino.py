@@ -1,0 +1,113 @@
+"""The OpenVINO form of a directory: openvino/openvino_model.xml and .bin, or openvino_model_fp16 for float16 weights.
+
+Inputs and outputs are those of `graph`; the model is converted from the PyTorch module itself, so that nothing but the
+package openvino is needed. sentence-transformers 6.2 looks for openvino/openvino_model.xml with backend="openvino";
+`file_name` chooses another.
+
+Ask for float32 arithmetic when you open it:
+
+    openvino.Core().compile_model("openvino/openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    SentenceTransformer(DIR, backend="openvino", model_kwargs={"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}})
+
+Without the hint OpenVINO computes in bfloat16 or float16 on processors that can, whatever the weights are stored in:
+6e-2 of a vector's entry was seen on such a CPU. A model can't carry the hint: of the `runtime_options` that a model may
+have, the CPU plugin of 2026.4 reads the precision of caches, and neither this hint nor the number of threads.
+"""
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm2enc.export import graph
+from llm2enc.export.graph import INPUTS, OUTPUTS, Agreement, Run
+
+if TYPE_CHECKING:
+    from openvino import Model
+
+    from llm2enc.encoder import Encoder
+
+SUMMARY = "OpenVINO model for Intel processors, and sentence-transformers with backend='openvino'"
+FILES = {"float32": "openvino_model.xml", "float16": "openvino_model_fp16.xml"}
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+
+
+def refusal(encoder: "Encoder", facts: dict[str, Any]) -> str:
+    """Why this encoder can't have the form; empty if it can."""
+    return graph.refusal(encoder, facts)
+
+
+def write(
+    encoder: "Encoder", folder: Path, facts: dict[str, Any], *, dtypes: tuple[str, ...] = ("float32",)
+) -> list[Path]:
+    """Write the models into `folder`/openvino and return their files.
+
+    encoder  the encoder of `folder`
+    facts    the content of its llm2enc.json
+    dtypes   float32, float16: what the weights are stored in, one model each; arithmetic is what the caller asks for
+    raises   ValueError if the encoder can't have this form, a package is missing, the family can't be traced, or a model
+             gives other vectors than the encoder
+    """
+    reason = refusal(encoder, facts)
+    if reason:
+        raise ValueError(reason)
+    graph.check_dtypes(dtypes)
+    graph.need(("openvino",), "openvino")
+    import openvino
+
+    wanted = graph.expected(encoder, folder, facts)
+    model = _convert(folder, facts)
+    with graph.into(folder / "openvino") as partial:
+        for dtype in dtypes:
+            openvino.save_model(model, partial / FILES[dtype], compress_to_fp16=dtype == "float16")
+            agreement(partial / FILES[dtype], wanted, dtype)
+        names = sorted(path.name for path in partial.iterdir())
+    return [folder / "openvino" / name for name in names]
+
+
+def agreement(path: Path, wanted: graph.Expected, dtype: str) -> Agreement:
+    """How near the vectors of a model are to the encoder's. ValueError if too far."""
+    return graph.check(runner(path), wanted, dtype, f"openvino/{path.name}")
+
+
+def runner(path: Path) -> Run:
+    """The model in OpenVINO, on the CPU, in float32."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(path, "CPU", EXACT)
+
+    def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        result = compiled(dict(zip(INPUTS, (ids, mask), strict=True)))
+        hidden, vectors = (result[name].copy() for name in OUTPUTS)  # the next call writes into the same memory
+        return hidden, vectors
+
+    return run
+
+
+def _convert(folder: Path, facts: dict[str, Any]) -> "Model":
+    """The model in memory, in float32."""
+    import openvino
+    import torch
+
+    module = graph.open_graph(folder, facts)
+    dynamic = openvino.PartialShape([-1, -1])
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of branches of a trace: whether it holds for other inputs is measured
+            model = openvino.convert_model(
+                module,
+                input=[(name, dynamic, openvino.Type.i64) for name in INPUTS],
+                example_input=dict(zip(INPUTS, graph.example(module), strict=True)),
+            )
+    except Exception as error:  # whatever a family's code does that can't be traced
+        raise ValueError(
+            f"openvino can't convert a {facts['model_type']} ({type(error).__name__}: {str(error)[:300]}); serve the "
+            "directory with sentence-transformers or llm2enc instead"
+        ) from error
+    for port, name in zip((*model.inputs, *model.outputs), (*INPUTS, *OUTPUTS), strict=True):
+        port.get_tensor().set_names({name})
+    said = {"fingerprint": facts["fingerprint"], "pooling": facts["pooling"], "normalize": str(facts["normalize"])}
+    for key, value in said.items():
+        model.set_rt_info(value, ["llm2enc", key])
+    return model
