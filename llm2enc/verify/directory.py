@@ -19,7 +19,7 @@ import numpy as np
 from llm2enc.encoder import Encoder
 from llm2enc.verify import files
 from llm2enc.verify.diagnosis import Comparison, Reference, compare, remedy, where
-from llm2enc.verify.report import TOLERANCE, Parity, Report
+from llm2enc.verify.report import TOLERANCE, Parity, Report, Verdict
 from llm2enc.verify.running import Answer, ask
 from llm2enc.verify.texts import runs, texts
 
@@ -90,17 +90,17 @@ def verify(
 
 
 def contracts(folder: Path) -> list[Parity]:
-    """What engines that are not run here make of the directory, by what their source reads of it."""
-    from llm2enc.verify.contracts import check
+    """What engines that are not run here make of the directory, by what their sources read of it: one row each."""
+    from llm2enc.verify.contracts import check, verdicts
 
-    words = {"agrees": "should agree", "differs": "should differ"}
-    return [
-        Parity(
-            found.engine, None, found.message, verdict=words.get(found.verdict, found.verdict), remedy=found.remedy,
-            version=found.version,
-        )
-        for found in check(folder)
-    ]  # fmt: skip
+    words: dict[str, Verdict] = {"agrees": "should agree", "differs": "should differ"}
+    findings, rows = check(folder), []
+    for engine, worst in verdicts(findings).items():
+        own = [found for found in findings if found.engine == engine and found.verdict == worst]
+        note = "; ".join(dict.fromkeys(found.message.rstrip(".") for found in own))
+        hint = "; ".join(dict.fromkeys(found.remedy.rstrip(".") for found in own if found.remedy))
+        rows.append(Parity(engine, None, note, verdict=words.get(worst, worst), remedy=hint, version=own[0].version))
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------------------- llm2enc
