@@ -24,7 +24,7 @@ CHAIN = (
     {"r": 3, "alpha": 9, "targets": ["embed_tokens", "k_proj", "down_proj"]},
 )
 EVERYWHERE = ({"r": 2, "alpha": 3}, {"r": 4, "alpha": 2})
-LINEAR = {"llama": CHAIN, "gpt_neox": EVERYWHERE, "opt": EVERYWHERE, "gpt2": EVERYWHERE, "phi": EVERYWHERE}
+LINEAR = {"llama": CHAIN, "gpt_neox": EVERYWHERE, "opt": EVERYWHERE, "gpt2": EVERYWHERE, "gemma3": CHAIN}
 
 
 def stage(lora: dict | None) -> dict:
@@ -87,10 +87,12 @@ def open_by_peft(kind, base: Path, folder: Path) -> torch.nn.Module:
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(base)
-    config.is_causal = False
+    config.get_text_config().is_causal = False
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected).*keys")
-        model = PeftModel.from_pretrained(kind.from_pretrained(base, config=config, dtype="float32"), folder)
+        opened = kind.from_pretrained(base, config=config, dtype="float32")
+        inside = json.loads((folder / adapter.FACTS).read_text()).get("inside")
+        model = PeftModel.from_pretrained(opened.get_submodule(inside) if inside else opened, folder)
     loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
     assert_same(loaded, load_file(folder / "adapter_model.safetensors"))
     return model
@@ -111,6 +113,18 @@ def test_peft_opens_both_forms_and_gives_the_vectors_of_the_run(family: str, tmp
         found = hidden(open_by_peft(kind, tmp_path / "base", tmp_path / "out" / form))
         assert torch.allclose(found, expected, atol=1e-4)
         assert torch.cosine_similarity(found, expected, dim=-1).min() > 0.9999
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])  # of the second, AutoModel opens a model with vision
+@pytest.mark.parametrize("form", [adapter.TRUNK, adapter.CAUSAL_LM])
+def test_the_readme_can_be_run(form: str, family: str, tmp_path: Path) -> None:
+    run, backbone = make_run(tmp_path, family=family)
+    adapter.write(run, tmp_path / "out")
+    code = (tmp_path / "out" / form / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = code.replace("path/to/the/base", str(tmp_path / "base"))
+    found: dict = {}
+    exec(code.replace("path/to/this/directory", str(tmp_path / "out" / form)), found)
+    assert torch.allclose(hidden(found["model"]), own(backbone), atol=1e-4)
 
 
 def test_without_the_adapter_or_the_switch_the_vectors_are_others(tmp_path: Path) -> None:
@@ -258,7 +272,11 @@ def test_the_readme_says_how_to_open_it_and_a_hub_id_is_named(tmp_path: Path) ->
     run, _ = make_run(tmp_path)
     adapter.write(run, tmp_path / "out")
     text = (tmp_path / "out" / "adapter" / "README.md").read_text()
-    assert "config.is_causal = False" in text and "AutoModel.from_pretrained" in text and str(tmp_path) not in text
+    assert (
+        "config.get_text_config().is_causal = False" in text
+        and "AutoModel.from_pretrained" in text
+        and str(tmp_path) not in text
+    )
     assert (
         json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == ""
     )

@@ -7,7 +7,7 @@ A run keeps an adapter per stage, each trained on the merged weights of the stag
 so the chain is one adapter whose rank is the sum of the ranks (LoRA: arXiv 2106.09685, eq. 3). `write` adds two forms of
 it to a directory:
 
-    adapter/              keys for the bare trunk (AutoModel), what `load` and sentence-transformers' trunk take
+    adapter/              keys for the bare trunk (AutoModel), which `load` takes too
     adapter-causal-lm/    the same tensors under the names of the ...ForCausalLM class, what serving engines want
 
 Both have one rank everywhere, with zero blocks where a stage left a module alone: several engines read `r` and
@@ -19,7 +19,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm2enc.export import card
 from llm2enc.export import sentence_transformers as encoder_directory
@@ -85,13 +85,13 @@ def write(run: Path, folder: Path) -> list[Path]:
     folders = _folders(run, recipe)
     _check_target(folder, _finished(folders[-1])["result"])
     tensors = stack([_stage(stage) for stage in folders])
-    trunk, model, prefix = _modules(recipe)
-    unknown = sorted({module for module, _ in tensors} - trunk)
+    names = _names(recipe)
+    unknown = sorted({module for module, _ in tensors} - names.trunk)
     if unknown:
         raise ValueError(f"{run}: the base model {recipe.model.name} has no modules {unknown[:3]}; it has changed")
     facts = _facts(recipe, folders, rank=len(next(iter(tensors.values()))[0]))
-    files = _write_form(folder / TRUNK, tensors, trunk, "", facts)
-    return files + _write_form(folder / CAUSAL_LM, tensors, model, prefix, facts)
+    files = _write_form(folder / TRUNK, tensors, names.trunk, "", facts | {"inside": names.inside})
+    return files + _write_form(folder / CAUSAL_LM, tensors, names.model, names.prefix, facts)
 
 
 def load(backbone: "Backbone", folder: Path) -> None:
@@ -207,8 +207,19 @@ def _breaks(folders: list[Path]) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ base model
 
 
-def _modules(recipe: Recipe) -> tuple[set[str], set[str], str]:
-    """Names of the modules of the trunk, of the whole causal LM, and what stands before the trunk's names in it."""
+class _Names(NamedTuple):
+    """Modules of the base model by name."""
+
+    trunk: set[str]
+    model: set[str]
+    """Those of the whole causal LM."""
+    prefix: str
+    """What stands before the trunk's names there."""
+    inside: str
+    """Attribute of what AutoModel opens that is the trunk; empty where it opens just that (not so with vision)."""
+
+
+def _names(recipe: Recipe) -> _Names:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -220,7 +231,10 @@ def _modules(recipe: Recipe) -> tuple[set[str], set[str], str]:
         )
     trunk = Backbone(model, bidirectional=recipe.model.attention == "bidirectional").trunk
     prefix = next(name for name, module in model.named_modules() if module is trunk)
-    return {name for name, _ in trunk.named_modules()}, {name for name, _ in model.named_modules()}, f"{prefix}."
+    inner = next((name for name, module in model.base_model.named_modules() if module is trunk), "")
+    own = {name for name, _ in trunk.named_modules()}
+    whole = {name for name, _ in model.named_modules()}
+    return _Names(own, whole, f"{prefix}.", "" if inner == prefix else inner)
 
 
 def _targets(modules: set[str], names: set[str]) -> list[str]:
@@ -286,10 +300,11 @@ def _readme(form: str, facts: dict[str, Any]) -> str:
     base = facts["base"]
     head = f"---\nlibrary_name: peft\n{f'base_model: {base}' + chr(10) if base else ''}tags: [llm2enc, lora]\n---\n"
     name, model = base or "path/to/the/base", "AutoModel" if form == TRUNK else "AutoModelForCausalLM"
-    switch = "config.is_causal = False\n" if facts["attention"] == "bidirectional" else ""
+    inside = f".{facts['inside']}" if facts.get("inside") else ""
+    switch = "config.get_text_config().is_causal = False\n" if facts["attention"] == "bidirectional" else ""
     warning = (
         "The base must read in **both directions**. PEFT's files can't say so: opened without the line "
-        "`config.is_causal = False`, or by an engine that ignores it, this adapter gives other vectors and no error. "
+        "that sets `is_causal`, or by an engine that ignores it, this adapter gives other vectors and no error. "
         "transformers 5.2 or newer is needed."
         if switch
         else "The base stays causal; nothing has to be switched."
@@ -305,7 +320,7 @@ from transformers import AutoConfig, {model}
 
 config = AutoConfig.from_pretrained("{name}")
 {switch}base = {model}.from_pretrained("{name}", config=config, dtype="{facts["dtype"]}")
-model = PeftModel.from_pretrained(base, "path/to/this/directory")
+model = PeftModel.from_pretrained(base{inside}, "path/to/this/directory")
 ```
 
 It belongs on the weights whose SHA-256 is `{facts["parent"]}` (`{FACTS}`); `llm2enc.export.adapter.load` checks that.
