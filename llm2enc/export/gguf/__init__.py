@@ -108,6 +108,7 @@ def _checked(encoder: "Encoder", facts: dict[str, Any]) -> tuple[Layout, vocabul
             f"llama.cpp has no pooling {encoder.pooling!r}, only {', '.join(POOLINGS)}; train with `pooling: mean` instead"
         )
     families.family_of(backbone.config)
+    families.check_biases(backbone.trunk)
     families.window(backbone.config, backbone.bidirectional, limit)
     rope.metadata(backbone.trunk, limit)
     split = _template(encoder, facts)

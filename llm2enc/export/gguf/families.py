@@ -1,21 +1,25 @@
 """What llama.cpp does with each family: the name of its architecture, and where it differs from transformers.
 
-Read in llama.cpp's src/models and src/llama-model.cpp, July 2026. `{arch}.attention.causal` is read for every
-architecture since March 2026 (pull request 20973). An older llama.cpp ignores it and would give causal vectors without
-a word, so where there is an architecture made for bidirectional attention, it is taken: older releases stop at a name
-they don't know.
+Read in llama.cpp's src/models and src/llama-model.cpp, as packed in llama-cpp-python 0.3.36. `{arch}.attention.causal`
+is read for every architecture since March 2026 (pull request 20973). An older llama.cpp ignores it and would give causal
+vectors without a word, so where there is an architecture made for bidirectional attention, it is taken: older releases
+stop at a name they don't know.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 _SILU = ("silu", "swish")
 _GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # ggml has one, the tanh form, from a table of float16
-_QKV = ("attn_q", "attn_k", "attn_v")
+_QKV = ("q_proj", "k_proj", "v_proj")
+_NEOX = (
+    "input_layernorm", "post_attention_layernorm", "final_layer_norm", "query_key_value", "dense", "dense_h_to_4h",
+    "dense_4h_to_h",
+)  # fmt: skip
 
 
 class Unsupported(ValueError):
@@ -24,12 +28,12 @@ class Unsupported(ValueError):
 
 @dataclass(frozen=True)
 class Family:
-    """One model family. Names of tensors are llama.cpp's."""
+    """One model family."""
 
     causal: str  # architecture for an encoder that kept its causal attention
     bidirectional: str
     activations: tuple[str, ...]
-    biases: tuple[str, ...] = ()  # tensors whose bias it adds; a bias elsewhere would be dropped
+    biases: tuple[str, ...] = ()  # parts of transformers' model whose bias it adds; others it would drop
     prefix: str = "model."  # what `gguf` wants before the names of a bare trunk
     interleaved: bool = False  # rotary embedding turns neighbours (0, 1), not halves (0, d/2): rows of q and k move
     offset: bool = False  # transformers multiplies by 1 + weight in norms, llama.cpp by weight
@@ -44,7 +48,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(
         ("llama", "mistral"),
         Family(
-            "llama", "llama-embed", _SILU, (*_QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
+            "llama", "llama-embed", _SILU, (*_QKV, "o_proj", "gate_proj", "up_proj", "down_proj"),
             interleaved=True, factors=True,
         ),
     ),
@@ -57,8 +61,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "phi3": Family("phi3", "phi3", _SILU, square=True, partial=True, factors=True),
     "gpt_neox": Family(
-        "gptneox", "gptneox", _GELU,
-        ("attn_norm", "ffn_norm", "output_norm", "attn_qkv", "attn_output", "ffn_up", "ffn_down"),
+        "gptneox", "gptneox", _GELU, _NEOX,
         prefix="gpt_neox.", head=True, square=True, partial=True,
     ),
     "olmo2": Family("olmo2", "olmo2", _SILU, head=True, square=True),
@@ -84,8 +87,23 @@ def family_of(config: "PretrainedConfig") -> Family:
             f"{config.num_attention_heads} heads of {head_width(config)} make another width than the model's "
             f"{config.hidden_size}, which llama.cpp can't load for {model_type}"
         )
-    _check_scale(config, family)
+    _check_scale(config)
     return family
+
+
+def check_biases(trunk: "PreTrainedModel") -> None:
+    """Unsupported if the model adds a bias where llama.cpp does not, or lacks one that it needs."""
+    family, model_type = FAMILIES[trunk.config.model_type], trunk.config.model_type
+    found = {name.split(".")[-2] for name in trunk.state_dict() if name.endswith(".bias")}
+    if found - set(family.biases):
+        raise Unsupported(
+            f"{', '.join(sorted(found - set(family.biases)))} have a bias, which llama.cpp does not add in {model_type}; "
+            "export to ONNX instead"
+        )
+    if model_type == "gpt_neox" and set(family.biases) - found:
+        raise Unsupported(
+            f"{', '.join(sorted(set(family.biases) - found))} have no bias, and llama.cpp does not load gpt_neox without"
+        )
 
 
 def architecture(config: "PretrainedConfig", bidirectional: bool) -> str:
@@ -115,9 +133,8 @@ def window(config: "PretrainedConfig", bidirectional: bool, max_tokens: int) -> 
         return size, sliding  # i - j < size, as transformers counts a causal window
     if reached:
         raise Unsupported(
-            f"some layers read {size} tokens to either side and texts have up to {max_tokens}; llama.cpp's windows for "
-            f"{config.model_type} "
-            + ("look to the left only" if arch in family.windows else "are not built")
+            f"some layers have a window of {size} tokens, and texts up to {max_tokens}; llama.cpp "
+            + ("looks to the left only in it" if arch in family.windows else f"has no window for {config.model_type}")
             + f". Set `max_tokens: {size}` in the recipe's `input`, or export to ONNX"
         )
     return None
@@ -128,7 +145,7 @@ def _activation(config: "PretrainedConfig") -> str:
     return getattr(config, "hidden_activation", None) or config.hidden_act
 
 
-def _check_scale(config: "PretrainedConfig", family: Family) -> None:
+def _check_scale(config: "PretrainedConfig") -> None:
     """Gemma says what attention is scaled by; llama.cpp knows it by the number of layers."""
     scalar = getattr(config, "query_pre_attn_scalar", None)
     if scalar is None:

@@ -35,7 +35,8 @@ def metadata(trunk: "PreTrainedModel", max_tokens: int) -> dict[str, Any]:
     if settings["rope_type"] == "yarn" and FULL not in config.rope_parameters:
         return keys | _yarn(settings, config, attention)
     raise Unsupported(
-        f"llama.cpp does not know rotary scaling {settings['rope_type']!r} for {config.model_type}; export to ONNX instead"
+        f"llama.cpp can't turn by the frequencies of rotary kind {settings['rope_type']!r} for {config.model_type}; export "
+        "to ONNX instead"
     )
 
 

@@ -39,8 +39,7 @@ def items(trunk: "PreTrainedModel", arch: str, max_tokens: int) -> Iterator[Item
     names = gguf.get_tensor_name_map(known[arch], trunk.config.num_hidden_layers)
     for name, weight in trunk.state_dict().items():
         theirs = names.get_name(family.prefix + name, try_suffixes=(".weight", ".bias"))
-        stem = (theirs or "").removesuffix(".bias").split(".")[-1]
-        if theirs is None or (theirs.endswith(".bias") and stem not in family.biases):
+        if theirs is None:
             raise Unsupported(f"llama.cpp has no place for {name} in {arch}; export to ONNX instead")
         largest = float(weight.detach().abs().max()) if weight.ndim > 1 else 0.0
         yield Item(theirs, tuple(weight.shape), _arranger(weight, theirs, family, trunk.config), largest)

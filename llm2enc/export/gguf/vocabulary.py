@@ -75,10 +75,12 @@ def read(tokenizer_json: str, size: int) -> Vocabulary:
 
 
 def _names(ids: dict[str, int], size: int) -> list[str]:
-    """Every token by id; ids without one get names that no text contains."""
+    """Every token by id. Ids without one get a name that stands for nothing, and so do names with a NUL, at which
+    llama.cpp ends a string: a text with that character becomes other tokens."""
     tokens = [f"[PAD{number}]" for number in range(size)]
     for name, number in ids.items():
-        tokens[number] = name
+        if "\0" not in name:
+            tokens[number] = name
     if len(set(tokens)) < size or "" in tokens:
         raise Unsupported("the tokenizer has an empty token, or one named like [PAD7], which llama.cpp can't load")
     return tokens
