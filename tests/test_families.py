@@ -16,11 +16,9 @@ from llm2enc.tokens import Tokens
 # Windows, caps, sinks, experts, latent attention, grouped keys, parallel blocks, learned positions, scaled logits, masks.
 SPREAD = (
     "llama mistral mixtral qwen2 qwen3 gemma2 gemma3_text phi3 olmo2 gpt_neox granite cohere gpt_oss opt gpt2 falcon "
-    "deepseek_v3 qwen2_moe"
+    "deepseek_v3 qwen2_moe stablelm nemotron"
 ).split()
-REFUSED_SPREAD = (
-    "bloom falcon_h1 gpt_neo jamba lfm2 llama4_text mamba minimax nemotron qwen3_next stablelm zaya".split()
-)
+REFUSED_SPREAD = "bloom falcon_h1 gpt_neo jamba lfm2 llama4_text mamba minimax qwen3_next zaya".split()
 USABLE = [name for name, known in families().items() if known["verdict"] != "refused"]
 REFUSED = [name for name, known in families().items() if known["verdict"] == "refused"]
 LENGTHS = (7, 5, 7, 1, 12)  # longer than every window of 3; two of a length, one of a single token

@@ -23,16 +23,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm2enc.export import card as model_card
+from llm2enc.export import config as trunk_config
+from llm2enc.export import rules
 from llm2enc.export import tokenizer as exported
 from llm2enc.export.tokenizer import Difference
 
 if TYPE_CHECKING:
     from llm2enc.encoder import Encoder
     from llm2enc.recipe import Pooling, Recipe
+    from llm2enc.tokens import InputFormat
 
+SUMMARY = "the directory itself, which sentence-transformers, transformers, vLLM and text-embeddings-inference open"
 FACTS = "llm2enc.json"
 FORMAT = 1
 GOLDEN = ("The river runs through the old town.", "def area(r): return 3.14 * r ** 2", "Zürich, 東京 & Москва")
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 POOLING_MODES: dict["Pooling", str] = {
     "mean": "mean",
@@ -43,12 +49,6 @@ POOLING_MODES: dict["Pooling", str] = {
 # The releases that give our vectors. sentence-transformers checks them itself from 6.0 on.
 REQUIREMENTS = {"transformers": ">=5.4", "sentence-transformers": ">=5.5"}
 
-# Families for which text-embeddings-inference reads this key instead of is_causal; transformers ignores it there.
-_BIDIRECTIONAL_KEY = ("llama", "mistral", "qwen2", "qwen3", "phi3")
-# Families in which a layer's type decides its mask and nothing else, so that an unused window may be taken out. In
-# others it decides rotary settings too (Gemma 3, Cohere 2).
-_WINDOW_IS_ONLY_A_MASK = ("mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "starcoder2")
-
 
 def write(
     encoder: "Encoder",
@@ -57,14 +57,21 @@ def write(
     recipe: "Recipe | None" = None,
     history: list[dict[str, Any]] | None = None,
     card: str | None = None,
+    dtype: str | None = None,
 ) -> None:
-    """Write `encoder` to `folder`, in the storage type its weights have. One process calls it.
+    """Write `encoder` to `folder`. One process calls it.
 
     history  rows {"stage", "scores", "seconds"}: measurements of the run, for the card
     card     text of README.md; made from the facts by default
-    raises   ValueError if an adapter is not merged, or if `folder` holds something that is not an older export
+    dtype    storage type, one of DTYPES; that of the weights by default. Fingerprint and golden vectors are those of what
+             was written
+    raises   ValueError if an adapter is not merged, if `folder` holds something that is not an older export, or for a
+             type that can't hold the weights
     """
     from llm2enc.proof import prove
+
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype is {dtype!r}; weights are written as one of {', '.join(DTYPES)}")
 
     if encoder.backbone.has_adapter:
         raise ValueError(
@@ -79,7 +86,7 @@ def write(
     _check_target(folder)
     proof = prove(encoder.backbone)
     with _beside(folder) as partial:
-        notes = _write_trunk(encoder, partial)
+        notes = trunk_config.write(encoder, partial, dtype)
         sentence_transformers = _write_modules(encoder, partial)
         notes += sentence_transformers.pop("notes")
         facts = {
@@ -92,13 +99,14 @@ def write(
             "notes": notes,
             "model_type": encoder.backbone.config.model_type,
             "dimensions": encoder.backbone.width,
-            "fingerprint": encoder.backbone.fingerprint(),
             "proof": dataclasses.asdict(proof),
-            "golden": {"texts": list(GOLDEN), "vectors": _golden(encoder)},
             "versions": _versions(),
             "history": history or [],
             "recipe": recipe.model_dump(mode="json") if recipe else None,
         }
+        written = encoder if dtype is None else _open(partial, facts)
+        facts["fingerprint"] = written.backbone.fingerprint()
+        facts["golden"] = {"texts": list(GOLDEN), "vectors": _golden(written)}
         _write_json(partial / FACTS, facts)
         text = model_card.render(facts, encoder.input_format, REQUIREMENTS) if card is None else card
         (partial / "README.md").write_text(text, encoding="utf-8")
@@ -106,6 +114,10 @@ def write(
 
 def read(folder: Path, dtype: str = "auto") -> "Encoder":
     """The encoder that `write` wrote, proven again. ValueError if `folder` is not such a directory."""
+    return _open(folder, _read_facts(folder), dtype)
+
+
+def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> "Encoder":
     import torch
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -115,12 +127,14 @@ def read(folder: Path, dtype: str = "auto") -> "Encoder":
     from llm2enc.recipe import InputSpec
     from llm2enc.tokens import InputFormat
 
-    facts = _read_facts(folder)
     spec = InputSpec.model_validate_json(json.dumps(facts["input"]))
-    input_format = InputFormat(spec, AutoTokenizer.from_pretrained(folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if facts.get("tokenizer"):
+        tokenizer = rules.restore(tokenizer, facts["tokenizer"])
+    input_format = InputFormat(spec, tokenizer)
     config = AutoConfig.from_pretrained(folder)
-    if _is_gemma3(config.model_type) and config.use_bidirectional_attention:
-        # Our own switch is is_causal. Both together would widen the window by one; see _attention_keys.
+    if trunk_config.is_gemma3(config.model_type) and config.use_bidirectional_attention:
+        # Our own switch is is_causal. Both together would widen the window by one; see config.py.
         config.use_bidirectional_attention = False
         config.sliding_window -= 1
     model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, dtype=dtype)
@@ -131,132 +145,65 @@ def read(folder: Path, dtype: str = "auto") -> "Encoder":
     return Encoder(backbone, input_format, facts["pooling"], facts["normalize"]).eval()
 
 
-# --------------------------------------------------------------------------------------------------------------- trunk
-
-
-def _write_trunk(encoder: "Encoder", folder: Path) -> list[str]:
-    """Weights and config.json; what a reader should know about them."""
-    trunk = encoder.backbone.trunk
-    former = {name: getattr(trunk.config, name) for name in ("architectures", "dtype")}
-    trunk.save_pretrained(folder)
-    for name, value in former.items():  # saving sets both on the live model
-        setattr(trunk.config, name, value)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    window, notes = _unused_window(config, encoder.input_format.spec.max_tokens)
-    config |= window
-    config |= _legacy_rope(config)
-    config |= _attention_keys(config, encoder.backbone.bidirectional)
-    if not encoder.backbone.bidirectional or _is_gemma3(config["model_type"]):
-        config.pop("is_causal", None)
-    _write_json(folder / "config.json", config)
-    return notes
-
-
-def _attention_keys(config: dict[str, Any], bidirectional: bool) -> dict[str, Any]:
-    """The keys by which engines know the direction."""
-    if not bidirectional:
-        return {}
-    if _is_gemma3(config["model_type"]):
-        # Engines read only this key here, and transformers then halves the window and counts it exclusively: twice the
-        # window makes |i - j| <= W, which is what is_causal=False means everywhere else.
-        return {"use_bidirectional_attention": True, "sliding_window": 2 * config["sliding_window"]}
-    key = {"use_bidirectional_attention": True} if config["model_type"] in _BIDIRECTIONAL_KEY else {}
-    return {"is_causal": False, **key}
-
-
-def _is_gemma3(model_type: str) -> bool:
-    return model_type == "gemma3_text"
-
-
-def _unused_window(config: dict[str, Any], max_tokens: int) -> tuple[dict[str, Any], list[str]]:
-    """Changes that take out a sliding window no input can reach, and what to say about one that stays.
-
-    Engines disagree about a window by one token, so none is better than one without effect.
-    """
-    window, family = config.get("sliding_window"), config["model_type"]
-    if window is None:
-        return {}, []
-    if window < max_tokens:
-        return {}, [
-            f"Some layers read {window} tokens to either side. Flash-attention kernels count one token less than eager "
-            f"and SDPA do, so vectors of texts beyond {window} tokens differ a little between them."
-        ]
-    if family not in _WINDOW_IS_ONLY_A_MASK:
-        return {}, [f"config.json keeps a sliding window of {window} tokens, which no input of this model reaches."]
-    changes: dict[str, Any] = {"sliding_window": None}
-    if "use_sliding_window" in config:
-        changes["use_sliding_window"] = False
-    if config.get("layer_types"):
-        changes["layer_types"] = ["full_attention"] * len(config["layer_types"])
-    return changes, []
-
-
-def _legacy_rope(config: dict[str, Any]) -> dict[str, Any]:
-    """The rotary settings under the names that transformers 4 and other engines know; they ignore `rope_parameters`."""
-    parameters = config.get("rope_parameters") or {}
-    if _is_gemma3(config["model_type"]):
-        return {
-            **_flat_rope(parameters["full_attention"]),
-            "rope_local_base_freq": parameters["sliding_attention"]["rope_theta"],
-        }
-    return _flat_rope(parameters) if "rope_theta" in parameters else {}
-
-
-def _flat_rope(parameters: dict[str, Any]) -> dict[str, Any]:
-    scaling = {key: value for key, value in parameters.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    partial = {key: parameters[key] for key in ("partial_rotary_factor",) if key in parameters}
-    scaled = parameters.get("rope_type", "default") != "default"
-    return {"rope_theta": parameters["rope_theta"], **partial, "rope_scaling": scaling if scaled else None}
-
-
 # ------------------------------------------------------------------------------------------------------------- modules
 
 
 def _write_modules(encoder: "Encoder", folder: Path) -> dict[str, Any]:
     """Tokenizer and sentence-transformers' files; what they can say of this encoder and what not."""
-    from transformers import AutoTokenizer
-
     input_format, pooling = encoder.input_format, encoder.pooling
     split = exported.layout(input_format)
-    exported.save(input_format, split, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)  # as others open it: a family's own class could change it
-    by_name = exported.prompts(input_format, split)
-    found = {include: exported.compare(input_format, tokenizer, by_name, pooling, include) for include in (True, False)}
-    include_prompt = len(found[True]) <= len(found[False])
-    differences = [difference for difference in found[include_prompt] if difference.probe != "an empty text"]
+    written = exported.write(input_format, split, folder, pooling)
+    differences = exported.telling(written.differences)
     # A prompt that gives other ids for a plain text is left out: an error that names it is better than a wrong vector.
     broken = {d.prompt for d in differences if d.kind == "prompt" or (d.kind == "ids" and d.probe == "a plain text")}
-    prompts = {name: prompt for name, prompt in by_name.items() if prompt is not None and name not in broken}
+    prompts = {name: prompt for name, prompt in written.prompts.items() if prompt is not None and name not in broken}
     _write_json(folder / "modules.json", _modules(encoder.normalize))
     (folder / "1_Pooling").mkdir()
-    _write_json(folder / "1_Pooling" / "config.json", _pooling(encoder.backbone.width, pooling, include_prompt))
+    _write_json(folder / "1_Pooling" / "config.json", _pooling(encoder.backbone.width, pooling, written.include_prompt))
     if encoder.normalize:
         (folder / "2_Normalize").mkdir()
         _write_json(folder / "2_Normalize" / "config.json", {})  # an empty folder would not survive git
-    _write_json(folder / "sentence_bert_config.json", _transformer(exported.max_seq_length(input_format, split)))
+    _write_json(
+        folder / "sentence_bert_config.json",
+        _transformer(exported.max_seq_length(input_format, split), trunk_config.model_args(encoder)),
+    )
     _write_json(folder / "config_sentence_transformers.json", _top(prompts))
+    return {
+        "native": not differences,
+        "reason": _reason(differences, encoder, written.rules is not None) if differences else "",
+        "prompts": prompts,
+        "prefixes": {name: written.prefixes[name] for name in prompts},
+        "tokenizer": written.changed,
+        "differences": [dataclasses.asdict(difference) for difference in differences],
+        "notes": _notes(written, input_format, pooling),
+    }
+
+
+def _notes(written: exported.Written, input_format: "InputFormat", pooling: "Pooling") -> list[str]:
+    """What a user of other programs should know, although it is no difference or a rare one."""
     notes = []
-    if len(differences) < len(found[include_prompt]):
-        notes.append(
-            "An empty text is one token here, so that it has a vector; other programs may give it none, and fail."
-        )
-    if not include_prompt:
+    if len(exported.telling(written.differences)) < len(written.differences):
+        notes.append("An empty text has a vector here; other programs give it another one, or fail.")
+    if not written.include_prompt:
         notes.append(
             "The prompt is not pooled. Only sentence-transformers knows this rule (include_prompt: false); vLLM and "
-            "text-embeddings-inference pool the prompt too and give other vectors for texts with one."
+            "text-embeddings-inference pool the prompt too and give other vectors for texts with one. To be exact "
+            "there, train with `pool: true` on every part of both templates."
         )
-    if exported.cuts_inside_characters(input_format, tokenizer, by_name["document"] or ""):
+    if written.rules is not None:
+        notes.append(
+            f"`{rules.MARK}` in a prompt marks where the text begins. The tokenizer puts in its place what the template "
+            "has there; `prefixes` in llm2enc.json has it written out, for programs with a tokenizer of their own."
+        )
+    rare = exported.rare(input_format, written, pooling)
+    if rare:
+        notes.append(f"Other programs read these texts a little differently: {', '.join(rare)}.")
+    if exported.cuts_inside_characters(input_format, written.tokenizer, written.prompts["document"] or ""):
         notes.append(
             "A text beyond the limit is cut at a whole character by llm2enc, and inside one by other programs, if the "
             "limit falls inside a character of several tokens (emoji): up to three tokens differ."
         )
-    return {
-        "native": not differences,
-        "reason": _reason(differences, encoder) if differences else "",
-        "prompts": prompts,
-        "differences": [dataclasses.asdict(difference) for difference in differences],
-        "notes": notes,
-    }
+    return notes
 
 
 def _modules(normalize: bool) -> list[dict[str, Any]]:
@@ -269,7 +216,10 @@ def _modules(normalize: bool) -> list[dict[str, Any]]:
 
 
 def _pooling(width: int, pooling: "Pooling", include_prompt: bool) -> dict[str, Any]:
-    """1_Pooling/config.json in the old and the new schema."""
+    """1_Pooling/config.json in the new schema, and with the old keys that vLLM and text-embeddings-inference read.
+
+    Not with `word_embedding_dimension`: no engine needs it, and sentence-transformers would call it deprecated.
+    """
     mode = POOLING_MODES[pooling]
     old = {
         "pooling_mode_cls_token": "cls",
@@ -280,7 +230,6 @@ def _pooling(width: int, pooling: "Pooling", include_prompt: bool) -> dict[str, 
         "pooling_mode_lasttoken": "lasttoken",
     }
     return {
-        "word_embedding_dimension": width,
         "embedding_dimension": width,
         **{key: name == mode for key, name in old.items()},
         "pooling_mode": mode,
@@ -288,9 +237,10 @@ def _pooling(width: int, pooling: "Pooling", include_prompt: bool) -> dict[str, 
     }
 
 
-def _transformer(limit: int) -> dict[str, Any]:
-    """sentence_bert_config.json. Releases before 5.4, which may run a causal model, stop at the last three keys."""
+def _transformer(limit: int, model_args: dict[str, str]) -> dict[str, Any]:
+    """sentence_bert_config.json. Releases before 5.4, which may run a causal model, stop at `transformer_task` and on."""
     return {
+        **({"model_args": model_args} if model_args else {}),
         "max_seq_length": limit,
         "do_lower_case": False,
         "transformer_task": "feature-extraction",
@@ -315,8 +265,11 @@ def _top(prompts: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _reason(differences: list[Difference], encoder: "Encoder") -> str:
-    """What sentence-transformers can't do as we do, and what in the recipe would change that."""
+def _reason(differences: list[Difference], encoder: "Encoder", ruled: bool) -> str:
+    """What sentence-transformers can't do as we do, and what in the recipe would change that.
+
+    ruled  whether the prompts are left out of the pool by rules, so that only what depends on the text is left
+    """
     sentences = []
     unsaid = _names(d.prompt for d in differences if d.kind == "prompt")
     if unsaid:
@@ -325,12 +278,23 @@ def _reason(differences: list[Difference], encoder: "Encoder") -> str:
             "their input. Give both templates the same parts after the text, and Echo templates no instruction"
         )
     pooled = [d for d in differences if d.kind == "pool"]
-    if pooled:
-        echo = "; for Echo that is another method, so use `pooling: last` with a pooled EOS instead"
+    if pooled and ruled:
+        sentences.append(
+            f"whether the whitespace in front of the text is a token of its own, and left out of the pool, depends on the "
+            f"text ({_names(d.probe for d in pooled)}; prompts {_names(d.prompt for d in pooled)}), and it leaves out one "
+            "number of tokens for all; to make it exact, write that whitespace as a part of its own that is pooled, "
+            '`{literal: " ", pool: true}`'
+        )
+    elif pooled and _is_echo(encoder):
+        sentences.append(
+            "it pools both copies of the text, and we the second alone, which is what makes Echo work; use "
+            "llm2enc.encoder.Encoder.load for this directory, or train with `pooling: last` and a pooled EOS"
+        )
+    elif pooled:
         remedy = {"last": "the last part", "first": "the first part"}.get(encoder.pooling, "every part")
         sentences.append(
             f"it pools tokens that our template reads only ({_names(d.prompt for d in pooled)}); to make it exact, set "
-            f"`pool: true` on {remedy} of both templates" + (echo if _is_echo(encoder) else "")
+            f"`pool: true` on {remedy} of both templates"
         )
     ids = [d for d in differences if d.kind == "ids"]
     if ids:

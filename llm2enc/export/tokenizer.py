@@ -7,8 +7,8 @@ adds around both (its post-processor). A template is split between them:
                lead '----- prompt -----'  $A   suffix          one text slot
                '--------- lead -------'   $A   between  $A  suffix       Echo: no prompt, `$A` twice
 
-Not every template can be split so. `compare` opens the saved tokenizer as other programs do, and says for which texts and
-prompts ids or pooled tokens differ.
+Not every template can be split so. `write` opens the saved tokenizer as other programs do, `compare` says for which texts
+and prompts ids or pooled tokens differ, and where it finds any, `rules.py` may have a way.
 """
 
 import json
@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm2enc.export import rules
+from llm2enc.export.rules import Rules
 from llm2enc.recipe import Part, Pooling, Role
 from llm2enc.tokens import InputFormat
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SLOT = "\ue000"  # a private-use character: it stands for the text while a template is rendered
+EMPTY = "an empty text"  # the name of a probe
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789中国"  # some of them are one token in any vocabulary
 
 
@@ -49,6 +52,61 @@ class Difference:
     prompt: str
     probe: str
     kind: str  # prompt: it can't be said as a prefix; ids; pool
+
+
+@dataclass(frozen=True)
+class Written:
+    """The tokenizer as it stands in the directory, and how others read with it."""
+
+    tokenizer: "PreTrainedTokenizerBase"
+    prefixes: dict[str, str | None]
+    """What `prompts` gave."""
+    prompts: dict[str, str | None]
+    """What sentence-transformers has to put before a text; with rules not the prefix itself."""
+    include_prompt: bool
+    differences: tuple[Difference, ...]
+    rules: Rules | None
+
+    @property
+    def changed(self) -> dict[str, Any] | None:
+        """What `rules.restore` needs; None where there are no rules."""
+        if self.rules is None:
+            return None
+        return {"special": self.rules.special, "plain": dict(self.rules.plain)}
+
+
+def write(input_format: InputFormat, split: Layout, folder: Path, pooling: Pooling) -> Written:
+    """Write the tokenizer's files, with rules for prompts only if more texts are read as we read them then."""
+    prefixes = prompts(input_format, split)
+    best = _write(input_format, split, folder, pooling, prefixes, None)
+    if split.slots > 1 or not telling(best.differences):
+        return best
+    named = asked(input_format)
+    known = {name: (prefix, *named[name]) for name, prefix in prefixes.items() if prefix is not None}
+    found = rules.find(input_format, split.runs[-1], best.tokenizer, known)
+    if found is not None:
+        ruled = _write(input_format, split, folder, pooling, prefixes, found)
+        if len(telling(ruled.differences)) < len(telling(best.differences)):
+            return ruled
+        save(input_format, split, folder)
+    return best
+
+
+def telling(differences: Sequence[Difference]) -> list[Difference]:
+    """Those that count: an empty text is nobody's input, and gets a note."""
+    return [difference for difference in differences if difference.probe != EMPTY]
+
+
+def _write(input_format, split, folder, pooling, prefixes, found: Rules | None) -> Written:
+    from transformers import AutoTokenizer
+
+    save(input_format, split, folder, found)
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # as others open it: a family's own class could change it
+    by_name = prefixes if found is None else {name: found.prompts.get(name) for name in prefixes}
+    texts = probes(input_format.spec.max_tokens)
+    pooled = {include: compare(input_format, tokenizer, by_name, pooling, include, texts) for include in (True, False)}
+    include = len(pooled[True]) <= len(pooled[False])
+    return Written(tokenizer, prefixes, by_name, include, tuple(pooled[include]), found)
 
 
 def layout(input_format: InputFormat) -> Layout:
@@ -100,8 +158,8 @@ def prompts(input_format: InputFormat, split: Layout) -> dict[str, str | None]:
     return found
 
 
-def save(input_format: InputFormat, split: Layout, folder: Path) -> None:
-    """Write the tokenizer's files, with the template as its post-processor."""
+def save(input_format: InputFormat, split: Layout, folder: Path, found: Rules | None = None) -> None:
+    """Write the tokenizer's files, with the template as its post-processor and the rules in its normalizer."""
     tokenizer = input_format.tokenizer
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
@@ -109,11 +167,17 @@ def save(input_format: InputFormat, split: Layout, folder: Path) -> None:
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend.update(truncation=None, padding=None)
     backend["post_processor"] = _post_processor(backend["post_processor"], split, tokenizer)
+    if found is not None:
+        backend["normalizer"] = rules.normalizer(backend["normalizer"], found)
+        if found.special:
+            backend["added_tokens"].append(rules.added_token(tokenizer, found.special))
+            backend["added_tokens"].sort(key=lambda token: token["id"])
     path.write_text(json.dumps(backend, ensure_ascii=False, indent=1), encoding="utf-8")
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     # add_bos_token and add_eos_token, where present, would build another post-processor when it is opened.
-    for key in ("is_local", "local_files_only", "add_bos_token", "add_eos_token", "auto_map", "processor_class"):
+    unsaid = ("is_local", "local_files_only", "add_bos_token", "add_eos_token", "auto_map", "processor_class")
+    for key in (*unsaid, *(dict(found.plain) if found else {})):
         config.pop(key, None)
     config |= {
         # A family's own class rebuilds the tokenizer by its own rules; this one takes tokenizer.json as it stands, and
@@ -123,6 +187,7 @@ def save(input_format: InputFormat, split: Layout, folder: Path) -> None:
         "truncation_side": "right",
         "model_max_length": max_seq_length(input_format, split),
         "pad_token": tokenizer.pad_token or tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0),
+        **({"sep_token": found.special} if found and found.special else {}),
     }
     path.write_text(json.dumps(config, ensure_ascii=False, indent=1), encoding="utf-8")
 
@@ -184,7 +249,7 @@ def probes(max_tokens: int) -> dict[str, str]:
         "space before": "  river",
         "space after": "river  ",
         "a final newline": "river\n",
-        "an empty text": "",
+        EMPTY: "",
     }
 
 
@@ -194,20 +259,22 @@ def compare(
     by_name: dict[str, str | None],
     pooling: Pooling,
     include_prompt: bool,
+    texts: dict[str, str],
 ) -> list[Difference]:
-    """Every probe and prompt for which sentence-transformers reads or pools other tokens than we do.
+    """Every text and prompt for which sentence-transformers reads or pools other tokens than we do.
 
     tokenizer  the saved one, opened again
-    by_name    what `prompts` gave
+    by_name    what is put before a text, None where nothing can be
+    texts      by what to call them
     """
-    texts = probes(input_format.spec.max_tokens)
     found = []
     for name, (instruction, role) in asked(input_format).items():
         prompt = by_name[name]
         if prompt is None:
             found.append(Difference(name, "every text", "prompt"))
             continue
-        skipped = 0 if include_prompt else _prompt_length(tokenizer, prompt)
+        counts = prompt and not include_prompt  # without a prompt nothing is left out
+        skipped = rules.length(tokenizer, prompt, set(tokenizer.all_special_ids)) if counts else 0
         for probe, text in texts.items():
             tokens = input_format.pack([text], instruction, role)
             theirs = tokenizer(prompt + text, truncation="longest_first")["input_ids"]
@@ -220,6 +287,20 @@ def compare(
     return found
 
 
+def rare(input_format: InputFormat, written: Written, pooling: Pooling) -> list[str]:
+    """Kinds of texts that hardly occur and are read otherwise by other programs. Not judged as differences."""
+    names = written.tokenizer.special_tokens_map.values()
+    texts = {
+        "texts that begin with a line break": "\nriver",
+        "texts that spell out a special token": " ".join(
+            ["The", *(name for name in names if isinstance(name, str)), "river"]
+        ),
+    }
+    said = {name: prompt for name, prompt in written.prompts.items() if prompt is not None}
+    found = compare(input_format, written.tokenizer, written.prompts, pooling, written.include_prompt, texts)
+    return list(dict.fromkeys(difference.probe for difference in found if difference.prompt in said))
+
+
 def cuts_inside_characters(input_format: InputFormat, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> bool:
     """Whether a long text of many-byte characters is cut elsewhere: we keep whole characters, other programs bytes.
 
@@ -228,15 +309,6 @@ def cuts_inside_characters(input_format: InputFormat, tokenizer: "PreTrainedToke
     texts = ["a" * start + "🦜" * input_format.spec.max_tokens for start in range(4)]
     ours = [input_format.pack([text]).ids.tolist() for text in texts]
     return ours != [tokenizer(prompt + text, truncation="longest_first")["input_ids"] for text in texts]
-
-
-def _prompt_length(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> int:
-    """How many tokens sentence-transformers leaves out for a prompt, counted its way: special tokens in front included,
-    one behind not."""
-    if not prompt:
-        return 0
-    ids: Sequence[int] = tokenizer(prompt)["input_ids"]
-    return len(ids) - (ids[-1] in tokenizer.all_special_ids)
 
 
 def _same_pooling(pool: np.ndarray, skipped: int, pooling: Pooling) -> bool:
