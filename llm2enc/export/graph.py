@@ -85,10 +85,15 @@ def pooling_weights(mask: Tensor, count: Tensor, pooling: "Pooling") -> Tensor:
 
 def open_graph(folder: Path, facts: dict[str, Any]) -> Graph:
     """The graph of a directory, in float32 and evaluation mode, on the CPU."""
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type == "gemma3_text" and config.use_bidirectional_attention:
+        # Its mask is made of functions that can't be traced; this one is the same mask, see sentence_transformers.read.
+        config.use_bidirectional_attention, config.is_causal = False, False
+        config.sliding_window -= 1
     trunk = AutoModel.from_pretrained(
-        folder, use_safetensors=True, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        folder, config=config, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
     )
     return Graph(trunk, facts["pooling"], facts["normalize"]).eval()
 
@@ -145,6 +150,14 @@ def check_dtypes(dtypes: tuple[str, ...]) -> None:
     """ValueError unless there is at least one type, and each is a type that weights can be stored in."""
     if not dtypes or any(dtype not in FLOORS for dtype in dtypes):
         raise ValueError(f"dtypes is {dtypes!r}; weights of a graph are stored as one or both of {', '.join(FLOORS)}")
+
+
+def half(weight: np.ndarray, name: str) -> np.ndarray:
+    """The weight in float16. ValueError if it does not fit."""
+    largest = float(np.abs(weight).max())
+    if largest > float(np.finfo(np.float16).max):
+        raise ValueError(f"the weight {name} has an entry of {largest:.3g}, and float16 ends at 65504; ask for float32")
+    return weight.astype(np.float16)
 
 
 # --------------------------------------------------------------------------------------------------------------- check

@@ -190,10 +190,8 @@ def halve(content: "GraphProto") -> None:
     matrices = _matrices(content)
     for tensor in content.initializer:
         if tensor.name in matrices:
-            values = numpy_helper.to_array(tensor)
-            if np.abs(values).max() > np.finfo(np.float16).max:
-                raise ValueError(f"the weight {tensor.name} has entries beyond 65504, float16's largest; use float32")
-            tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+            values = graph.half(numpy_helper.to_array(tensor), tensor.name)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     nodes = [new for node in content.node for new in _halved(node, matrices)]
     del content.node[:]
     content.node.extend(nodes)
