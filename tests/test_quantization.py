@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from conftest import make_encoder, sentences
 
+from benchmarks.quantization import qualities, recall, searches, table
 from llm2enc import cli
 from llm2enc.cli import encoding
 from llm2enc.encoder import Encoder
+from llm2enc.evaluation.metrics import unit
+from llm2enc.evaluation.tasks import RetrievalTask
 from llm2enc.quantization import calibrate, layout, quantize
 
 PRECISIONS = ("int8", "uint8", "binary", "ubinary")
@@ -186,3 +189,53 @@ def test_options_that_do_not_fit_are_told_before_the_model_is_loaded(folder: Pat
     with pytest.raises(ValueError, match=r"out.ranges.npy exists already"):
         encode(monkeypatch, folder, "documents.txt", tmp_path / "out.npy", "--precision", "int8", *texts)
     assert not (tmp_path / "out.npy").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ benchmark
+
+
+# Eight dimensions. Document 0 has two signs other than the query, both tiny: cosine 0.87, Hamming distance 2. Document 1
+# has one, with nearly all of its length: cosine 0, distance 1. Document 2 is the opposite: cosine -1, distance 8.
+QUERIES = unit(np.ones((1, 8), dtype=np.float32))
+DOCUMENTS = unit(
+    np.array([[1, 1, 1, 1, 1, 1, -0.01, -0.01], [1, 1, 1, 1, 1, 1, 1, -7], [-1] * 8], dtype=np.float32),
+)
+
+
+def test_searches_by_hand() -> None:
+    found = searches(QUERIES, DOCUMENTS, depth=2, rescored=2)
+    rankings = {name: one.ranking.tolist() for name, one in found.items()}
+    assert rankings["float32"] == rankings["float x int8"] == [[0, 1]]
+    assert rankings["bits"] == [[1, 0]] and rankings["bits, 2 rescored"] == [[0, 1]]
+    assert rankings["D/2"] == rankings["D/4"] == rankings["D/8"] == [[0, 1]]  # equal there: the first stands first
+    sizes = {name: one.bytes for name, one in found.items()}
+    assert sizes == {
+        "float32": 32, "int8 x int8": 8, "float x int8": 8, "bits": 1, "bits, 2 rescored": 1, "D/2": 16, "D/4": 8,
+        "D/8": 4,
+    }  # fmt: skip
+    # One place: by bits document 1, where float32 has document 0. Two of them rescored have it again.
+    first = {name: one.ranking[:, :1] for name, one in found.items()}
+    assert recall(first["bits"], first["float32"]) == 0 and recall(first["bits, 2 rescored"], first["float32"]) == 1
+
+
+def test_inner_products_of_codes_are_those_of_integers() -> None:
+    queries, documents = unit(random_vectors(4)), unit(random_vectors(30, seed=1))
+    ranges = calibrate(documents)
+    codes = [quantize(side, "int8", ranges).astype(int).tolist() for side in (queries, documents)]
+    products = [[sum(a * b for a, b in zip(q, d, strict=True)) for d in codes[1]] for q in codes[0]]
+    wanted = [sorted(range(30), key=lambda d: (-row[d], d))[:5] for row in products]
+    assert searches(queries, documents, depth=5)["int8 x int8"].ranking.tolist() == wanted
+
+
+def test_quality_by_hand() -> None:
+    """The relevant document is 0: first with float32, nDCG 1; second by bits, 1 / log2(3)."""
+    task = RetrievalTask(
+        name="t", queries={"q": "q"}, documents={"a": "a", "b": "b", "c": "c"}, judged={"q": {"a": 1}}
+    )  # fmt: skip
+    found = qualities(task, QUERIES, DOCUMENTS)
+    assert found["float32"].ndcg == 1 and found["float32"].recall == 1
+    assert found["bits"].ndcg == pytest.approx(1 / np.log2(3)) and found["bits"].recall == 1  # all three are found
+    assert recall(np.array([[2, 9], [4, 3]]), np.array([[1, 2], [3, 4]])) == 0.75
+    shown = table({"t": found, "u": found}).splitlines()
+    assert shown[0] == "| vectors | bytes | recall@10 | nDCG@10 | t | u |"
+    assert shown[5] == "| bits | 1 | 1.000 | 0.631 | 1.000 / 0.631 | 1.000 / 0.631 |"
