@@ -243,8 +243,12 @@ def test_an_adapter_that_is_more_than_a_product_is_refused(change: dict, message
     assert message in adapter.refusal(run) and "1-clm" in adapter.refusal(run)
 
 
-def test_a_broken_chain_and_a_run_that_is_not_finished_are_refused(tmp_path: Path) -> None:
+def test_a_run_that_is_broken_or_not_finished_is_refused(tmp_path: Path) -> None:
     run, _ = make_run(tmp_path)
+    tensors = run / "2-clm" / "adapter" / "adapter_model.safetensors"
+    tensors.rename(run / "elsewhere")
+    assert f"the adapter of {run / '2-clm'} is missing" in adapter.refusal(run)
+    (run / "elsewhere").rename(tensors)
     path = run / "1-clm" / "finished.json"
     facts = json.loads(path.read_text())
     path.write_text(json.dumps(facts | {"parent": "0" * 64}))
@@ -264,6 +268,10 @@ def test_nothing_of_others_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds an encoder with weights 111111111111, the run made"):
         adapter.write(run, other)
     assert [path.name for path in other.iterdir()] == ["llm2enc.json"]
+    result = json.loads((run / "2-clm" / "finished.json").read_text())["result"]
+    for facts in ({"fingerprint": result}, {"fingerprint": "1" * 64, "history": [{}, {"result": result}]}):
+        (other / "llm2enc.json").write_text(json.dumps(facts))
+        assert adapter.write(run, other)  # the run's own encoder, as trained or in another storage type
     first = adapter.write(run, tmp_path / "out")
     assert adapter.write(run, tmp_path / "out") == first
 

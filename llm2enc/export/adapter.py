@@ -64,11 +64,14 @@ def refusal(run: Path) -> str:
     unfinished = [folder.name for folder in folders if not (folder / "finished.json").is_file()]
     if unfinished:
         return f"{run} is not finished ({', '.join(unfinished)}); go on with it: llm2enc convert ... --resume"
-    full = [folder.name for folder in folders if not (folder / "adapter" / "adapter_config.json").is_file()]
+    full = [folder.name for folder, stage in zip(folders, recipe.stages, strict=True) if stage.trainable == "full"]
     if full:
         return (
             f"{', '.join(full)} of {run} trained all weights, which no low-rank adapter holds; share the model itself"
         )
+    bare = [str(folder) for folder in folders if not (folder / "adapter" / "adapter_model.safetensors").is_file()]
+    if bare:
+        return f"the adapter of {', '.join(bare)} is missing; train the stage again"
     return "; ".join([*_odd_settings(folders), *_breaks(folders)])
 
 
@@ -349,8 +352,10 @@ def _check_target(folder: Path, result: str) -> None:
                 f"{path} is in use and was not written by this export (no {FACTS}); choose another directory"
             )
     if (folder / encoder_directory.FACTS).is_file():
-        found = json.loads((folder / encoder_directory.FACTS).read_text(encoding="utf-8"))["fingerprint"]
-        if found != result:
+        facts = json.loads((folder / encoder_directory.FACTS).read_text(encoding="utf-8"))
+        # Stored in another type, the encoder has another fingerprint; its history still names the run's.
+        if result not in {facts["fingerprint"], *(row.get("result") for row in facts.get("history", []))}:
             raise ValueError(
-                f"{folder} holds an encoder with weights {found[:12]}, the run made {result[:12]}; choose another directory"
+                f"{folder} holds an encoder with weights {facts['fingerprint'][:12]}, the run made {result[:12]}; choose "
+                "another directory"
             )
