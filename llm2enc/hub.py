@@ -80,7 +80,7 @@ def push(
     from huggingface_hub import HfApi
 
     check_repo(repo)
-    token = _token(token)
+    token = check_login(token)
     check_folder(folder, token)
     api = HfApi(token=token, library_name="llm2enc")
     with _explaining(repo, token):
@@ -109,6 +109,23 @@ def check_repo(repo: str) -> None:
         )
 
 
+def check_login(token: str | None = None) -> str:
+    """The token given, or HF_TOKEN, or what `hf auth login` stored. ValueError if there is none, or none that can be."""
+    from huggingface_hub import get_token
+
+    token = (token or get_token() or "").strip()
+    if not token:
+        raise ValueError(
+            f"there is no token for the hub; make one with the right to write at {_TOKENS_PAGE}, and set HF_TOKEN or run "
+            "`hf auth login`"
+        )
+    if not re.fullmatch(r"[!-~]+", token):
+        raise ValueError(
+            f"the token for the hub holds spaces or characters that no token has; copy it from {_TOKENS_PAGE}"
+        )
+    return token
+
+
 def check_folder(folder: Path, token: str = "") -> None:
     """ValueError unless `folder` is an export of ours that may be published: it names file and kind, never the secret.
 
@@ -134,22 +151,6 @@ def check_folder(folder: Path, token: str = "") -> None:
             f"nothing was sent: {folder} holds what should not be published: {', '.join(found)}. Remove it; a local path "
             "comes from the recipe, so use a relative path or a hub id there and export again"
         )
-
-
-def _token(given: str | None) -> str:
-    from huggingface_hub import get_token
-
-    token = (given or get_token() or "").strip()
-    if not token:
-        raise ValueError(
-            f"there is no token for the hub; make one with the right to write at {_TOKENS_PAGE}, and set HF_TOKEN or run "
-            "`hf auth login`"
-        )
-    if not re.fullmatch(r"[!-~]+", token):
-        raise ValueError(
-            f"the token for the hub holds spaces or characters that no token has; copy it from {_TOKENS_PAGE}"
-        )
-    return token
 
 
 # -------------------------------------------------------------------------------------------------------------- secrets

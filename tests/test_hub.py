@@ -15,7 +15,7 @@ from hub_server import HubServer
 
 from llm2enc.encoder import Encoder
 from llm2enc.export.sentence_transformers import FACTS
-from llm2enc.hub import check_folder, push
+from llm2enc.hub import check_folder, check_login, push
 from llm2enc.recipe import InputSpec, Part
 
 TOKEN = "hf_" + "StandInToken" * 3  # made up
@@ -183,7 +183,10 @@ def test_no_network_is_said(export: Path, hub: HubServer, monkeypatch) -> None:
 
 
 def test_without_a_token_the_remedy_is_named(export: Path, hub: HubServer, monkeypatch) -> None:
+    assert check_login() == TOKEN
     monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match="there is no token"):
+        check_login()
     with pytest.raises(ValueError, match="set HF_TOKEN or run `hf auth login`"):
         push(export, REPO)
     with pytest.raises(ValueError, match="spaces or characters that no token has") as caught:
