@@ -117,6 +117,7 @@ CASES = {
     "weighted": lambda: Case(make_encoder(pooling="weighted_mean")),
     "first": lambda: Case(make_encoder(pooling="first")),
     "wrap": lambda: Case(make_encoder("llama", WRAP)),
+    "stablelm": lambda: Case(make_encoder("stablelm")),  # eager alone is bidirectional there
     "text-only": lambda: Case(make_encoder("llama", TEXT_ONLY)),
     **{
         name: lambda name=name, family=family: Case(of_recipe(name, family))
@@ -213,12 +214,50 @@ def test_the_number_type_is_chosen_at_loading(opened) -> None:
         Encoder.load(root / name, dtype="int4")
 
 
-def test_a_directory_written_twice_is_the_same(opened, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gemma3_text", "llama-2-7b", "sheared-llama-1.3b"])
+def test_a_directory_written_twice_is_the_same(opened, tmp_path: Path, name: str) -> None:
     _, root, _ = opened
-    write(read(root / "gemma3_text"), tmp_path / "again")
+    write(read(root / name), tmp_path / "again")
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "1_Pooling/config.json"):
-        one, other = (json.loads((folder / file).read_text()) for folder in (root / "gemma3_text", tmp_path / "again"))
+        one, other = (json.loads((folder / file).read_text()) for folder in (root / name, tmp_path / "again"))
         assert one == other, file
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_another_storage_type_is_one_rounding_of_the_weights(tmp_path: Path, dtype: str) -> None:
+    encoder = make_encoder()
+    before = encoder.encode(TEXTS)
+    write(encoder, tmp_path / "out", dtype=dtype)
+    stored, narrow = load_file(tmp_path / "out" / "model.safetensors"), getattr(torch, dtype)
+    live = encoder.backbone.trunk.state_dict()
+    assert stored.keys() == live.keys()
+    assert all(torch.equal(tensor, live[name].to(narrow)) for name, tensor in stored.items())
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
+    again, facts = read(tmp_path / "out"), facts_of(tmp_path / "out")
+    assert facts["fingerprint"] == again.backbone.fingerprint() != encoder.backbone.fingerprint()
+    np.testing.assert_allclose(again.encode(facts["golden"]["texts"]), facts["golden"]["vectors"], atol=2e-6)
+    np.testing.assert_array_equal(encoder.encode(TEXTS), before)
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+    assert encoder.backbone.config.dtype in (None, torch.float32)
+
+
+def test_a_storage_type_that_can_not_hold_the_weights_is_refused(tmp_path: Path) -> None:
+    encoder = make_encoder()
+    with torch.no_grad():
+        encoder.backbone.trunk.layers[0].mlp.up_proj.weight[0, 0] = 1e5
+    with pytest.raises(ValueError, match=r"up_proj.weight has values that float16 can't hold"):
+        write(encoder, tmp_path / "out", dtype="float16")
+    with pytest.raises(ValueError, match="'int8'; weights are written as one of float32, bfloat16, float16"):
+        write(encoder, tmp_path / "out", dtype="int8")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_family_that_needs_eager_attention_says_so(opened) -> None:
+    _, root, _ = opened
+    for name in ("stablelm", "llama"):
+        settings = json.loads((root / name / "sentence_bert_config.json").read_text())
+        assert settings.get("model_args") == ({"attn_implementation": "eager"} if name == "stablelm" else None)
+    assert any("attn_implementation='eager'" in note for note in facts_of(root / "stablelm")["notes"])
 
 
 def test_weights_are_the_bare_trunk(opened) -> None:

@@ -61,7 +61,7 @@ def sentencepiece(*special: str, normalizer=None, pre_tokenizer=None) -> Tokeniz
     return tokenizer
 
 
-def named(tokenizer: Tokenizer, **names: str) -> PreTrainedTokenizerFast:
+def named(tokenizer: Tokenizer, **names: str | list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
@@ -76,7 +76,8 @@ def llama_3() -> PreTrainedTokenizerFast:
 def qwen() -> PreTrainedTokenizerFast:
     tokenizer = byte_level("<|endoftext|>", "<|im_start|>", "<|im_end|>", normalizer=normalizers.NFC())
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    return named(tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    extra = ["<|im_start|>", "<|im_end|>"]
+    return named(tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", extra_special_tokens=extra)
 
 
 def llama_2() -> PreTrainedTokenizerFast:
@@ -214,6 +215,7 @@ def test_the_rules_are_taken_back(name: str, tmp_path) -> None:
     for part in ("normalizer", "pre_tokenizer", "model", "added_tokens"):
         assert after[part] == before[part], part
     assert again.bos_token == input_format.tokenizer.bos_token and again.sep_token is None
+    assert again.all_special_tokens == input_format.tokenizer.all_special_tokens
     assert InputFormat(input_format.spec, again).identity() == input_format.identity()
 
 

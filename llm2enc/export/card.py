@@ -1,12 +1,16 @@
 """The model card: what the model is, how to use it, what it scored in this very run, what it can't do."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from llm2enc.tokens import InputFormat
+
+# Between these the table of engines stands, so that a newer one can take its place; cards show neither.
+ENGINES_BEGIN, ENGINES_END = "<!-- llm2enc: engines -->", "<!-- llm2enc: end of engines -->"
 
 EXAMPLE = "The river runs through the old town."
 
@@ -21,6 +25,44 @@ def render(facts: dict[str, Any], input_format: InputFormat, requirements: dict[
     if facts["history"]:
         sections.append(_scores(facts["history"]))
     return "\n\n".join([*sections, _limits(facts)]) + "\n"
+
+
+def engines_section(rows: Sequence[dict[str, Any]]) -> str:
+    """What other programs made of the directory, as a section of the card.
+
+    rows  {"engine", "cosine", "difference", "verdict", "remedy"}; cosine and difference are the worst of all texts, None
+          where vectors could not be compared
+    """
+    lines = [["engine", "verdict", "smallest cosine", "largest difference", "what to do"], ["---"] * 2 + ["---:"] * 2]
+    lines[1].append("---")
+    for row in rows:
+        cosine = "" if row["cosine"] is None else f"{row['cosine']:.6f}"
+        difference = "" if row["difference"] is None else f"{row['difference']:.1e}"
+        lines.append([_cell(row["engine"]), _cell(row["verdict"]), cosine, difference, _cell(row["remedy"])])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return (
+        f"{ENGINES_BEGIN}\n## Engines\n\nVectors of the same texts, with and without prompts, alone and in batches, "
+        f"compared with llm2enc's own.\n\n{table}\n{ENGINES_END}"
+    )
+
+
+def with_engines(text: str, rows: Sequence[dict[str, Any]]) -> str:
+    """The card `text` with the section of `engines_section` in the place of an older one, before the limits, or at the
+    end. Without rows an older section is taken out."""
+    section = engines_section(rows) if rows else ""
+    old = re.search(rf"\n*{re.escape(ENGINES_BEGIN)}.*?{re.escape(ENGINES_END)}\n*", text, re.DOTALL)
+    if old:
+        before, after = text[: old.start()], text[old.end() :]
+    else:
+        place = re.search(r"^## Limits$", text, re.MULTILINE)
+        cut = place.start() if place else len(text)
+        before, after = text[:cut], text[cut:]
+    parts = [part.strip("\n") for part in (before, section, after)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _header(facts: dict[str, Any]) -> str:
@@ -56,11 +98,6 @@ def _title(facts: dict[str, Any]) -> str:
 
 def _use(facts: dict[str, Any], requirements: dict[str, str]) -> str:
     needs = ", ".join(f"`{name}{specifier}`" for name, specifier in requirements.items())
-    other = (
-        "gives the same vectors"
-        if facts["native"]
-        else "opens this directory but does **not** give the same vectors for every input (see Limits)"
-    )
     causal = (
         "transformers before 5.2 ignores the switch for bidirectional attention and would run this model as a causal one. "
         "sentence-transformers before 5.4 therefore stops with a TypeError about `transformer_task`, and recent releases "
@@ -81,7 +118,7 @@ documents = encoder.encode(["{EXAMPLE}"])
 queries = encoder.encode(["Where does the river run?"], prompt_name="query")
 ```
 
-sentence-transformers {other}:
+{_native(facts)}
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -90,7 +127,22 @@ model = SentenceTransformer("path/to/this/directory")
 documents = model.encode(["{EXAMPLE}"]){query}
 ```
 
-It needs {needs}. {causal}"""
+It needs {needs}. {causal}
+
+Commands for vLLM, text-embeddings-inference and llama.cpp are in the README of llm2enc; `llm2enc verify` compares their
+vectors with these."""
+
+
+def _native(facts: dict[str, Any]) -> str:
+    """How far sentence-transformers agrees."""
+    if facts["native"]:
+        return "sentence-transformers gives the same vectors, without code of llm2enc:"
+    left_out = sorted({d["prompt"] for d in facts["differences"]} - facts["prompts"].keys())
+    lacks = f" It lacks the prompts {', '.join(left_out)}." if left_out else ""
+    return (
+        "sentence-transformers opens this directory but does **not** give the same vectors for every input (see Limits): "
+        f"for those, use llm2enc as above.{lacks}"
+    )
 
 
 def _input(facts: dict[str, Any], input_format: InputFormat) -> str:

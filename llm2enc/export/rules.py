@@ -131,10 +131,11 @@ def restore(tokenizer: "PreTrainedTokenizerBase", changed: dict[str, Any]) -> "P
     backend["normalizer"] = former[0] if former else None
     backend["added_tokens"] = [token for token in backend["added_tokens"] if token["content"] != changed["special"]]
     names = {name: token for name, token in tokenizer.special_tokens_map.items() if token != changed["special"]}
+    others = {name: getattr(tokenizer, name, None) for name in ("chat_template", "extra_special_tokens")}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
-        chat_template=tokenizer.chat_template,
         model_max_length=tokenizer.model_max_length,
+        **{name: value for name, value in others.items() if value},
         **{**names, **changed["plain"]},
     )
 
