@@ -17,11 +17,6 @@ sentence_transformers = pytest.importorskip("sentence_transformers")
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
 
 
-@pytest.fixture(autouse=True)
-def _TEMPORARY(monkeypatch):
-    monkeypatch.setattr(foreign, "contracts", lambda folder: [])
-
-
 def save(model: PreTrainedModel, folder: Path, pooling: str = "mean", normalize: bool = True, **config) -> Path:
     """A plain directory of sentence-transformers; `config` is written into config.json afterwards."""
     model.save_pretrained(folder / "trunk")

@@ -30,12 +30,17 @@ class Reference:
 
     @staticmethod
     def of(encoder: Encoder, texts: dict[str, str], prompts: list[str]) -> "Reference":
-        given = list(texts.values())
-        vectors = {prompt: encoder.encode(given, prompt_name=prompt) for prompt in prompts}
-        known, ids = asked(encoder.input_format), {}
-        for prompt in prompts:
-            packed = encoder.input_format.pack(given, *known[prompt])
-            ids[prompt] = [part.tolist() for part in packed.ids.split(packed.lengths.tolist())]
+        known = asked(encoder.input_format)
+        packed = {prompt: encoder.input_format.pack(list(texts.values()), *known[prompt]) for prompt in prompts}
+        # The limit may fall inside a character of several tokens, where programs cut differently: llm2enc.json says so.
+        cut = np.any([tokens.truncated.numpy() for tokens in packed.values()], axis=0)
+        kept = [number for number, text in enumerate(texts.values()) if text.isascii() or not cut[number]]
+        texts = {kind: text for number, (kind, text) in enumerate(texts.items()) if number in kept}
+        vectors = {prompt: encoder.encode(list(texts.values()), prompt_name=prompt) for prompt in prompts}
+        ids = {}
+        for prompt, tokens in packed.items():
+            rows = tokens.ids.split(tokens.lengths.tolist())
+            ids[prompt] = [rows[number].tolist() for number in kept]
         return Reference(encoder, texts, vectors, ids)
 
     def absolute_positions(self) -> bool:
@@ -140,6 +145,9 @@ def remedy(found: Comparison, answer: Answer, runs: list[Run], engine: str, form
     if not found.bad:
         return again or "put 2_Normalize back into modules.json, or normalise the vectors yourself"
     modes = {mode for _, mode, _ in found.bad}
+    limit = _shorter_limit(found, answer)
+    if limit and not form:
+        return f"it cuts texts at {limit} tokens: correct max_seq_length in sentence_bert_config.json"
     if found.ids:
         files = "tokenizer.json and tokenizer_config.json are not as they were written; save the directory again"
         return again or files
@@ -158,6 +166,17 @@ def remedy(found: Comparison, answer: Answer, runs: list[Run], engine: str, form
     if like:
         return f"these are the vectors of {like} pooling: " + (again or "correct 1_Pooling/config.json")
     return again or f"{engine} computes other states from the same weights: compare its release with the tested ones"
+
+
+def _shorter_limit(found: Comparison, answer: Answer) -> int:
+    """The number of tokens at which the engine cuts texts that we read to a greater length; 0 if that is not all."""
+    kinds = list(found.reference.texts)
+    lengths = {
+        (len(answer.ids[prompt][kinds.index(kind)]), len(found.reference.ids[prompt][kinds.index(kind)]))
+        for prompt, kind in found.ids
+    }
+    limits = {theirs for theirs, _ in lengths}
+    return limits.pop() if len(limits) == 1 and all(theirs < ours for theirs, ours in lengths) else 0
 
 
 def _reading(found: Comparison, answer: Answer, runs: list[Run]) -> str:

@@ -67,17 +67,15 @@ def verify(
         raise ValueError(f"{folder} has no llm2enc.json: verify_foreign looks at other encoders")
     facts = json.loads((folder / "llm2enc.json").read_text(encoding="utf-8"))
     wanted = [name for name in ENGINES if engines is None or name in engines]
-    rows: list[Parity] = []
+    rows = [files.check(folder, facts)] if "files" in wanted else []
     started = time.perf_counter()
     try:
         reopened = Encoder.load(folder)
     except Exception as error:  # whatever was done to the directory: the report says that it can't be opened
         text = " ".join(str(error).split())
         again = "write the directory again with the encoder it came from"
-        rows = [Parity("llm2enc", None, f"does not open it: {text}", verdict="failed", remedy=again)]
+        rows.append(Parity("llm2enc", None, f"does not open it: {text}", verdict="failed", remedy=again))
         return Report(str(folder), rows, asked)
-    if "files" in wanted:
-        rows.append(files.check(folder, facts, reopened))
     if "llm2enc" in wanted:
         row = _own(reopened, facts, encoder)
         rows.append(replace(row, seconds=time.perf_counter() - started))
@@ -138,11 +136,10 @@ class _Measure:
     def __init__(self, folder: Path, facts: dict[str, Any], encoder: Encoder, seconds: float):
         self.folder, self.facts, self.seconds = folder, facts, seconds
         encoder.float()
-        self.texts = texts(encoder.max_tokens)
         # Two names of one reading need one run; that their strings are right is seen in the files.
         readings = {encoder.reading(prompt_name=name): name for name in reversed(facts["prompts"])}
         self.prompts = list(dict.fromkeys(readings.values()))[::-1]
-        self.reference = Reference.of(encoder, self.texts, self.prompts) if facts["native"] else None
+        self.reference = Reference.of(encoder, texts(encoder.max_tokens), self.prompts) if facts["native"] else None
 
     def rows(self, name: str) -> list[Parity]:
         """One row for each form that the engine opens."""
@@ -162,8 +159,9 @@ class _Measure:
 
     def _row(self, name: str, engine: Engine, form: Path | None) -> Parity:
         started = time.perf_counter()
-        planned = runs(self.prompts, engine.modes)
-        answer = ask(engine.script, self.folder, form, list(self.texts.values()), planned, self.seconds)
+        given = list(self.reference.texts.values())
+        planned = runs(self.prompts, engine.modes, len(given))
+        answer = ask(engine.script, self.folder, form, given, planned, self.seconds)
         label, dtype = (str(form.relative_to(self.folder)), _dtype(form)) if form else ("", "float32")
         took = time.perf_counter() - started
         row = Parity(name, None, dtype=dtype, form=label, version=answer.version, seconds=round(took, 1))

@@ -41,18 +41,24 @@ def ask(script: str, folder: Path, form: Path | None, texts: list[str], runs: li
     with tempfile.TemporaryDirectory(prefix="llm2enc-verify-") as name:
         here = Path(name)
         (here / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        command = [sys.executable, str(_SCRIPTS / f"{script}.py"), "job.json", "answer.npz"]
-        try:
-            # Run by its path: sys.path begins with the script's folder, not with the one we stand in.
-            done = subprocess.run(command, cwd=here, capture_output=True, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return Answer(failure=f"gave no answer within {seconds:.0f} seconds")
-        if done.returncode or not (here / "answer.npz").is_file():
-            return Answer(failure=_last_lines(done.stderr, done.returncode))
+        failure = _run(_SCRIPTS / f"{script}.py", here, seconds)
+        if failure:
+            return Answer(failure=failure)
         with np.load(here / "answer.npz") as found:
             about = json.loads(str(found["about"]))
             arrays = {number: found[f"vectors{number}"] for number in range(len(runs)) if f"vectors{number}" in found}
     return Answer(**about, vectors=arrays)
+
+
+def _run(script: Path, here: Path, seconds: float) -> str:
+    """Run a script on job.json of a folder; why it left no answer there, or nothing."""
+    command = [sys.executable, str(script), "job.json", "answer.npz"]
+    try:
+        # Run by its path: sys.path begins with the script's folder, not with the one we stand in.
+        done = subprocess.run(command, cwd=here, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"gave no answer within {seconds:g} seconds"
+    return "" if not done.returncode and (here / "answer.npz").is_file() else _last_lines(done.stderr, done.returncode)
 
 
 def _last_lines(stderr: bytes, code: int) -> str:

@@ -59,14 +59,14 @@ def texts(max_tokens: int) -> dict[str, str]:
     return TEXTS | {LONG: "A river runs through the old town. " * (max_tokens // 4 + 8)}
 
 
-def runs(prompts: list[str], modes: tuple[str, ...]) -> list[Run]:
-    """Every prompt in every mode. The longest text, which takes longest, is read with the first prompt only."""
-    count = len(TEXTS)
-    short = list(range(count))
+def runs(prompts: list[str], modes: tuple[str, ...], count: int) -> list[Run]:
+    """Every prompt in every mode, for `count` texts. The last of them, which takes longest, is read with the first prompt
+    only."""
+    *short, long = range(count)
     found = []
     for number, prompt in enumerate(prompts):
-        alone = [[index] for index in range(count + (number == 0))]
+        alone = [[index] for index in (short if number else [*short, long])]
         # A short text beside the longest is nearly all padding.
-        together = [short] if number else [short, [0, count, 2]]
+        together = [short] if number else [short, [0, long, 2]]
         found += [Run(prompt, mode, alone if mode == "alone" else together) for mode in modes]
     return found

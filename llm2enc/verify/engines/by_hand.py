@@ -27,7 +27,7 @@ class Job:
         self.texts: list[str] = asked["texts"]
         self.runs: list[dict] = asked["runs"]
         pooling = self._read("1_Pooling/config.json")
-        self.pooling: str = pooling["pooling_mode"]
+        self.pooling = pooling.get("pooling_mode") or _old_mode(pooling)
         self.include_prompt: bool = pooling.get("include_prompt", True)
         self.normalize = any(module["type"].endswith(".Normalize") for module in self._read("modules.json"))
         self.prompts: dict[str, str] = self._read("config_sentence_transformers.json")["prompts"]
@@ -98,6 +98,13 @@ def pooled(job: Job, states: np.ndarray, mask: np.ndarray, skipped: int) -> np.n
             raise ValueError(f"1_Pooling/config.json asks for {job.pooling!r}, which no directory of llm2enc does")
     found = np.stack(vectors)
     return found / np.linalg.norm(found, axis=1, keepdims=True) if job.normalize else found
+
+
+def _old_mode(pooling: dict) -> str:
+    """The mode in the schema of sentence-transformers before release 6: one key for each."""
+    names = {"cls_token": "cls", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean", "lasttoken": "lasttoken"}
+    chosen = [mode for name, mode in names.items() if pooling.get(f"pooling_mode_{name}")]
+    return "+".join(chosen) or "nothing"
 
 
 def unpooled(job: Job, prompt: str, encode: Callable[[str], list[int]], special: set[int]) -> int:

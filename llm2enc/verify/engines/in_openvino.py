@@ -16,7 +16,7 @@ def main() -> None:
 
     graph = Graph(job, run)
     graph.notes.append("compiled with INFERENCE_PRECISION_HINT f32")
-    answer(job, openvino.__version__, graph.embed, graph.ids, notes=graph.notes, normalizes=True)
+    answer(job, openvino.__version__.partition("-")[0], graph.embed, graph.ids, notes=graph.notes, normalizes=True)
 
 
 main()
