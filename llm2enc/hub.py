@@ -166,8 +166,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _why_not(path: Path, folder: Path, token: str) -> Iterator[str]:
     """Kinds of things in a file that must not be published."""
-    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
-        yield "a link to a file elsewhere"
+    if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(folder.resolve())):
+        yield "a link to elsewhere"
         return
     if path.name not in _MAY_BE_HIDDEN and any(part.startswith(".") for part in path.relative_to(folder).parts):
         yield "a hidden file"

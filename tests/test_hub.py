@@ -250,6 +250,7 @@ def test_more_that_must_not_leave(folder: Path, hub: HubServer, monkeypatch) -> 
     (folder / "onnx" / "model.onnx").write_bytes(b"\0\1" + str(Path.home() / "work" / "x.py").encode() + b"\0")
     (folder / ".env").write_text("A=1")
     (folder / "link.txt").symlink_to("/etc/hostname")
+    (folder / "folder").symlink_to(folder / "onnx")
     monkeypatch.setenv("MY_SERVICE_API_KEY", "correct horse battery")
     (folder / "notes.txt").write_text("the key is correct horse battery")
     (folder / "config.json").write_text(json.dumps({"token": TOKEN}))
@@ -258,7 +259,8 @@ def test_more_that_must_not_leave(folder: Path, hub: HubServer, monkeypatch) -> 
     for said in (
         "onnx/model.onnx (a path into a home directory)",
         ".env (a hidden file)",
-        "link.txt (a link to a file elsewhere)",
+        "link.txt (a link to elsewhere)",
+        "folder (a link to elsewhere)",
         "notes.txt (the value of MY_SERVICE_API_KEY)",
         "config.json (a Hugging Face token)",
         "config.json (the token of this push)",

@@ -154,6 +154,19 @@ def test_documents_and_queries_are_written_with_the_same_ranges(folder: Path, tm
     np.testing.assert_array_equal(np.load(tmp_path / "queries.ranges.npy"), ranges)
 
 
+def test_an_encoding_that_breaks_off_leaves_no_ranges(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    def broken(self, texts, **keywords):
+        raise ValueError("no more") if list(tmp_path.glob("*.ranges.npy")) else AssertionError("ranges come first")
+        yield
+
+    monkeypatch.setattr(Encoder, "encode_blocks", broken)
+    np.save(tmp_path / "given.npy", np.zeros((2, 32), dtype=np.float32))
+    options = ("--precision", "int8", "--ranges", tmp_path / "given.npy")
+    with pytest.raises(ValueError, match="no more"):
+        encode(monkeypatch, folder, "documents.txt", tmp_path / "out.npy", *options)
+    assert [path.name for path in tmp_path.iterdir()] == ["given.npy"]
+
+
 def test_bits_are_written_without_ranges(folder: Path, tmp_path: Path, monkeypatch) -> None:
     encode(monkeypatch, folder, "documents.txt", tmp_path / "bits.npy", "--precision", "ubinary")
     expected = Encoder.load(folder / "model").encode(sentences(40), precision="ubinary")

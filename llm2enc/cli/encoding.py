@@ -61,9 +61,15 @@ def encode(
     blocks = encoder.encode_blocks(texts, precision=precision, ranges=found, show_progress=True, **reading)
     width = truncate_dim or encoder.backbone.width
     entries, kind = layout(width, precision)
-    if ranges_out is not None:
+    if ranges_out is not None:  # before the vectors, which mean nothing without them
         _save(iter([found]), width, ranges_out)
-    say(f"{out}: {_save(blocks, entries, out, kind.str)} vectors of {width} dimensions in {precision}")
+    try:
+        count = _save(blocks, entries, out, kind.str)
+    except BaseException:
+        if ranges_out is not None:
+            ranges_out.unlink()
+        raise
+    say(f"{out}: {count} vectors of {width} dimensions in {precision}")
 
 
 def _check_ranges(precision: str, calibrate: Path | None, ranges: Path | None) -> None:
