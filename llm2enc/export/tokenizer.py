@@ -104,9 +104,12 @@ def _write(input_format, split, folder, pooling, prefixes, found: Rules | None) 
     tokenizer = AutoTokenizer.from_pretrained(folder)  # as others open it: a family's own class could change it
     by_name = prefixes if found is None else {name: found.prompts.get(name) for name in prefixes}
     texts = probes(input_format.spec.max_tokens)
-    pooled = {include: compare(input_format, tokenizer, by_name, pooling, include, texts) for include in (True, False)}
-    include = len(pooled[True]) <= len(pooled[False])
-    return Written(tokenizer, prefixes, by_name, include, tuple(pooled[include]), found)
+    found_with = compare(input_format, tokenizer, by_name, pooling, True, texts)
+    if not any(difference.kind == "pool" for difference in found_with):  # ids don't depend on what is pooled
+        return Written(tokenizer, prefixes, by_name, True, tuple(found_with), found)
+    found_without = compare(input_format, tokenizer, by_name, pooling, False, texts)
+    include = len(found_with) <= len(found_without)
+    return Written(tokenizer, prefixes, by_name, include, tuple(found_with if include else found_without), found)
 
 
 def layout(input_format: InputFormat) -> Layout:
@@ -243,6 +246,8 @@ def probes(max_tokens: int) -> dict[str, str]:
         "other languages": "Zürich – naïve café, 東京 и Москва 🦜!",
         "code": "def area(r):\n    return 3.14 * r ** 2",
         "lines": "first line\n\nsecond line\tafter a tab",
+        "digits first": "1848 was a year of floods",
+        "another script first": "東京の川は長い",
         "punctuation first": ': (quoted) "text" [1]',
         "a text beyond the limit": many,
         "a text beyond the limit in lines": many.replace(" ", "\n"),
@@ -296,9 +301,9 @@ def rare(input_format: InputFormat, written: Written, pooling: Pooling) -> list[
             ["The", *(name for name in names if isinstance(name, str)), "river"]
         ),
     }
-    said = {name: prompt for name, prompt in written.prompts.items() if prompt is not None}
+    judged = {difference.prompt for difference in telling(written.differences)}
     found = compare(input_format, written.tokenizer, written.prompts, pooling, written.include_prompt, texts)
-    return list(dict.fromkeys(difference.probe for difference in found if difference.prompt in said))
+    return list(dict.fromkeys(difference.probe for difference in found if difference.prompt not in judged))
 
 
 def cuts_inside_characters(input_format: InputFormat, tokenizer: "PreTrainedTokenizerBase", prompt: str) -> bool:
