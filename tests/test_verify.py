@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_export import make_encoder
 
+from llm2enc.encoder import Encoder
 from llm2enc.recipe import InputSpec, Part
-from llm2enc.verify import ENGINES, Parity, Report, directory, running, verify
+from llm2enc.verify import ENGINES, Parity, Report, directory, running, verify, write_card
 from llm2enc.verify.table import show
 from llm2enc.verify.texts import LONG, TEXTS, runs, texts
 
@@ -90,7 +91,7 @@ def test_the_scripts_know_nothing_of_llm2enc() -> None:
 def test_every_text_is_read_alone_and_beside_others_with_every_prompt() -> None:
     given = texts(80)
     assert len(given) == len(TEXTS) + 1 >= 24 and all(given.values()) and len(given[LONG]) > 80 * 7
-    planned = runs(["query", "document"], ("alone", "right", "left"), len(given))
+    planned = runs(["query", "document"], ("alone", "right", "left"), len(given), 80)
     assert [(run.prompt, run.mode, run.side) for run in planned] == [
         (prompt, mode, side)
         for prompt in ("query", "document")
@@ -99,6 +100,8 @@ def test_every_text_is_read_alone_and_beside_others_with_every_prompt() -> None:
     assert all(set(run.order) == set(range(len(given))) for run in planned[:3])
     assert all(set(run.order) == set(range(len(TEXTS))) for run in planned[3:])
     assert max(map(len, planned[0].batches)) == 1 < max(map(len, planned[1].batches))
+    heavy = runs(["query"], ("alone", "right"), len(given), 8192)
+    assert all(set(run.order) == set(range(len(TEXTS))) for run in heavy)
 
 
 @pytest.mark.parametrize("pooling", ["weighted_mean", "last", "first"])
@@ -138,6 +141,53 @@ def test_absolute_positions_excuse_padding_in_front_only(tmp_path: Path, in_proc
     change(tmp_path / "model" / "tokenizer_config.json", padding_side="left")
     row = rows(verify(tmp_path / "model", ("sentence-transformers",)))["sentence-transformers"]
     assert row.verdict == "differs" and "in a batch" in row.note, row
+
+
+# ---------------------------------------------------------------------------------------------------------- other forms
+
+
+@pytest.fixture(scope="module")
+def forms(good: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories that have the form `onnx` too: a good one, and one whose graph was made of the causal model."""
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("llm2enc.export.onnx")
+    folder, found = tmp_path_factory.mktemp("forms"), {}
+    for name, bidirectional in (("good", True), ("causal", False)):
+        make_encoder(bidirectional=bidirectional).save(folder / "plain")
+        facts = json.loads((folder / "plain" / "llm2enc.json").read_text())
+        onnx.write(Encoder.load(folder / "plain"), folder / "plain", facts)
+        found[name] = shutil.copytree(good, folder / name)
+        shutil.move(folder / "plain" / "onnx", found[name] / "onnx")
+        shutil.rmtree(folder / "plain")
+    return found
+
+
+def test_graphs_of_onnx_and_openvino_agree(forms: dict[str, Path], in_process: None) -> None:
+    openvino = pytest.importorskip("openvino")
+    (forms["good"] / "openvino").mkdir()
+    graph = openvino.convert_model(str(forms["good"] / "onnx" / "model.onnx"))
+    openvino.save_model(graph, forms["good"] / "openvino" / "openvino_model.xml", compress_to_fp16=False)
+    report = verify(forms["good"], ("onnx", "openvino"))
+    assert report.agrees and len(report.rows) == 2, report.rows
+    assert all(row.cosine > 0.99999 and row.form for row in report.rows)
+
+
+def test_a_graph_of_the_causal_model_is_recognised(forms: dict[str, Path], in_process: None) -> None:
+    (row,) = verify(forms["causal"], ("onnx",)).rows
+    assert row.verdict == "differs" and row.form == "onnx/model.onnx"
+    assert "token ids are equal" in row.note
+    assert "of the causal model: write onnx/model.onnx again: llm2enc export DIR --to onnx" in row.remedy
+
+
+def test_llama_cpp_agrees_within_its_types(good: Path, tmp_path: Path, in_process: None) -> None:
+    pytest.importorskip("llama_cpp")
+    gguf = pytest.importorskip("llm2enc.export.gguf")
+    copy = shutil.copytree(good, tmp_path / "copy")
+    facts = json.loads((copy / "llm2enc.json").read_text())
+    gguf.write(Encoder.load(copy), copy, facts, dtypes=("float32", "q8_0"))
+    report = verify(copy, ("llama.cpp",))
+    assert report.agrees and [row.dtype for row in report.rows] == ["float32", "q8_0"], report.rows
+    assert all(LONG in row.note for row in report.rows)
 
 
 # ---------------------------------------------------------------------------------------------------------- damaged ones
@@ -205,6 +255,15 @@ def test_damage_is_found_and_named(
         assert where in found[engine].note and remedy in found[engine].remedy, found[engine]
 
 
+def test_a_text_too_long_to_be_run_is_compared_by_its_ids(copy: Path, in_process: None, monkeypatch) -> None:
+    monkeypatch.setattr("llm2enc.verify.texts.MOST_TOKENS", 79)
+    (row,) = verify(copy, ("transformers",)).rows
+    assert row.agrees and row.verdict == "agrees"
+    change(copy / "sentence_bert_config.json", max_seq_length=79)
+    (row,) = verify(copy, ("transformers",)).rows
+    assert row.verdict == "differs" and "it cuts texts at 79 tokens" in row.remedy, row
+
+
 def test_padding_on_the_other_side_is_named_though_rotary_positions_bear_it(copy: Path, in_process: None) -> None:
     change(copy / "tokenizer_config.json", padding_side="left")
     found = rows(verify(copy, HERE))
@@ -246,6 +305,29 @@ def test_an_unreadable_small_file_is_named(copy: Path) -> None:
     (copy / "modules.json").write_text("[")
     (row,) = verify(copy, ("files",)).rows
     assert row.verdict == "differs" and "modules.json" in row.note
+
+
+# ------------------------------------------------------------------------------------------------------------------ card
+
+
+def test_the_rows_go_into_the_card_and_the_facts(copy: Path) -> None:
+    before = {name: (copy / name).read_text(encoding="utf-8") for name in ("README.md", "llm2enc.json")}
+    rows = [
+        Parity("transformers", 0.999999, difference=2.5e-7, version="5.23.0", seconds=3.0),
+        Parity("onnx", 0.5, "for every text", "float16", "differs", "write it again", 0.3, "onnx/model_fp16.onnx"),
+        Parity("openvino", None, "no openvino/model.xml", verdict="missing"),
+    ]
+    for _ in range(2):  # the second time it takes the place of the first
+        write_card(copy, Report(str(copy), rows))
+        card = (copy / "README.md").read_text(encoding="utf-8")
+        assert card.count("transformers 5.23.0") == 1 and "write it again" in card and "openvino" not in card
+        facts = json.loads((copy / "llm2enc.json").read_text(encoding="utf-8"))
+        assert [row["engine"] for row in facts["verification"]["rows"]] == ["transformers", "onnx", "openvino"]
+        assert facts["verification"]["agrees"] is False and "folder" not in facts["verification"]
+    assert {**json.loads(before["llm2enc.json"]), "verification": facts["verification"]} == facts
+    assert all(line in card for line in before["README.md"].splitlines())
+    assert not list(copy.glob(".*partial*"))
+    assert Encoder.load(copy).encode("a").shape == (32,)
 
 
 # ------------------------------------------------------------------------------------------------- engines that can't run

@@ -160,7 +160,7 @@ class _Measure:
     def _row(self, name: str, engine: Engine, form: Path | None) -> Parity:
         started = time.perf_counter()
         given = list(self.reference.texts.values())
-        planned = runs(self.prompts, engine.modes, len(given))
+        planned = runs(self.prompts, engine.modes, len(given), self.reference.encoder.max_tokens)
         answer = ask(engine.script, self.folder, form, given, planned, self.seconds)
         label, dtype = (str(form.relative_to(self.folder)), _dtype(form)) if form else ("", "float32")
         took = time.perf_counter() - started

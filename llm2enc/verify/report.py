@@ -80,6 +80,7 @@ def write_card(folder: Path, report: Report) -> None:
             "remedy": row.remedy,
         }
         for row in report.rows
+        if row.verdict not in ("missing", "not installed")  # says something of this machine, not of the model
     ]
     text = with_engines(card.read_text(encoding="utf-8") if card.is_file() else "", rows)
     _replace(card, text)

@@ -33,6 +33,7 @@ TEXTS = {
     "a final newline": "the river\n",
 }
 LONG = "a text beyond the limit"
+MOST_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,16 @@ def texts(max_tokens: int) -> dict[str, str]:
     return TEXTS | {LONG: "A river runs through the old town. " * (max_tokens // 4 + 8)}
 
 
-def runs(prompts: list[str], modes: tuple[str, ...], count: int) -> list[Run]:
+def runs(prompts: list[str], modes: tuple[str, ...], count: int, max_tokens: int) -> list[Run]:
     """Every prompt in every mode, for `count` texts. The last of them, which takes longest, is read with the first prompt
-    only."""
+    only, and never by a model of more than MOST_TOKENS: eager attention would take gigabytes. Its ids are still compared.
+    """
     *short, long = range(count)
     found = []
     for number, prompt in enumerate(prompts):
-        alone = [[index] for index in (short if number else [*short, long])]
+        reads_long = number == 0 and max_tokens <= MOST_TOKENS
+        alone = [[index] for index in ([*short, long] if reads_long else short)]
         # A short text beside the longest is nearly all padding.
-        together = [short] if number else [short, [0, long, 2]]
+        together = [short, [0, long, 2]] if reads_long else [short]
         found += [Run(prompt, mode, alone if mode == "alone" else together) for mode in modes]
     return found

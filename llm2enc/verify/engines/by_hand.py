@@ -31,6 +31,10 @@ class Job:
         self.include_prompt: bool = pooling.get("include_prompt", True)
         self.normalize = any(module["type"].endswith(".Normalize") for module in self._read("modules.json"))
         self.prompts: dict[str, str] = self._read("config_sentence_transformers.json")["prompts"]
+        # The prompts once more, for programs with a tokenizer of their own: in `prompts` a mark that the directory's
+        # tokenizer understands may stand for what the template has there.
+        prefixes = self._read("llm2enc.json").get("prefixes", self.prompts)
+        self.prefixes: dict[str, str] = {name: prefix for name, prefix in prefixes.items() if prefix is not None}
         self.limit: int = self._read("sentence_bert_config.json")["max_seq_length"]
 
     def pad_token(self) -> str:

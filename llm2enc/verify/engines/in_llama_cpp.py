@@ -7,6 +7,7 @@ from by_hand import Job, answer
 
 def main() -> None:
     job = Job()
+    job.prompts = job.prefixes
     # llama.cpp aborts the process if a text does not fit into n_ubatch, so a batch must hold the longest.
     room = max(job.limit, 512)
     model = llama_cpp.Llama(
