@@ -92,10 +92,10 @@ def write(
 
 
 def _accepted(encoder: "Encoder", facts: dict[str, Any]) -> tuple[Layout, vocabulary.Vocabulary]:
-    reason = refusal(encoder, facts)
-    if reason:
-        raise ValueError(reason)
-    return _checked(encoder, facts)
+    try:
+        return _checked(encoder, facts)
+    except Unsupported as reason:
+        raise ValueError(f"no GGUF: {reason}") from None
 
 
 def _checked(encoder: "Encoder", facts: dict[str, Any]) -> tuple[Layout, vocabulary.Vocabulary]:
