@@ -5,8 +5,9 @@ python -m benchmarks.quantization DIR --data FOLDER --markdown FILE  the table i
 
 Search is exact. Rows:
 
-int8 x int8        inner product of the codes, as an index over int8 computes it
-float x int8       the float query with documents decoded to the middle of their step
+int8 x int8        inner product of the codes, as an index over int8 computes it; all dimensions with one range
+float x int8       the float query with documents decoded to the middle of their step, likewise
+..., a range each  the same with the smallest and largest value of each dimension
 bits               Hamming distance of the signs; of equal ones the document that stands first
 bits, 40 rescored  the 40 nearest by bits, put in order by their float32 vectors, which stay on disk
 D/2, D/4, D/8      the first dimensions, normalised again
@@ -86,12 +87,12 @@ def searches(
     exact = queries @ documents.T  # (Q, N)
     found = {"float32": Search(4 * width, best(exact, depth))}
 
-    ranges = calibrate(documents)
-    codes = [quantize(side, "int8", ranges).astype(np.float64) for side in (queries, documents)]  # exact sums
-    step = (ranges[1] - ranges[0]) / 255
-    decoded = ranges[0] + (codes[1] + 128.5) * step
-    found["int8 x int8"] = Search(width, best(codes[0] @ codes[1].T, depth))
-    found["float x int8"] = Search(width, best(queries @ decoded.T, depth))
+    for shared, suffix in ((True, ""), (False, ", a range each")):
+        ranges = calibrate(documents, shared)
+        codes = [quantize(side, "int8", ranges).astype(np.float64) for side in (queries, documents)]  # exact sums
+        decoded = ranges[0] + (codes[1] + 128.5) * (ranges[1] - ranges[0]) / 255
+        found[f"int8 x int8{suffix}"] = Search(width, best(codes[0] @ codes[1].T, depth))
+        found[f"float x int8{suffix}"] = Search(width, best(queries @ decoded.T, depth))
 
     bits = [np.unpackbits(quantize(side, "ubinary"), axis=1).astype(np.float32) for side in (queries, documents)]
     distance = bits[0].sum(axis=1)[:, None] + bits[1].sum(axis=1) - 2 * bits[0] @ bits[1].T

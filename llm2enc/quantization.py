@@ -1,6 +1,6 @@
 """Vectors in 8 bits or in 1 bit per dimension, for an index that takes 4 or 32 times less room. NumPy only.
 
-    ranges = calibrate(encoder.encode(texts))         smallest and largest value of every dimension
+    ranges = calibrate(encoder.encode(texts), shared=True)
     codes = quantize(vectors, "int8", ranges)         (B, D) int8
     codes = quantize(vectors, "ubinary")              (B, ceil(D / 8)) uint8, one sign per bit
 
@@ -47,16 +47,24 @@ def layout(dimensions: int, precision: Precision) -> tuple[int, np.dtype]:
     return entries, np.dtype({"binary": "int8", "ubinary": "uint8"}.get(precision, precision))
 
 
-def calibrate(vectors: np.ndarray) -> np.ndarray:
+def calibrate(vectors: np.ndarray, shared: bool = False) -> np.ndarray:
     """Ranges (2, D) float32: the smallest and the largest value of each dimension in vectors (N, D).
 
     A later value outside becomes the nearest code, so a thousand texts like those of the index, or more, are wanted.
+
+    shared  one range for all dimensions, from -m to m. The codes are then the vectors on another scale, so that inner
+            products of int8 codes rank as those of the vectors do. With a range each they don't: dimensions that vary
+            little weigh as much as others, and such codes are to be decoded before they are compared
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or len(vectors) < 2:
         raise ValueError(f"ranges come from two vectors (N, D) at least, got an array of shape {vectors.shape}")
     _check_finite(vectors)
-    return np.stack([vectors.min(axis=0), vectors.max(axis=0)]).astype(np.float32)
+    low, high = vectors.min(axis=0), vectors.max(axis=0)
+    if shared:
+        high = np.full_like(high, max(-low.min(), high.max()))
+        low = -high
+    return np.stack([low, high]).astype(np.float32)
 
 
 def quantize(vectors: np.ndarray, precision: Quantized, ranges: np.ndarray | None = None) -> np.ndarray:

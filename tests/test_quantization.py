@@ -56,6 +56,7 @@ def test_codes_by_hand() -> None:
     assert quantize(signs, "ubinary").tolist() == [[0b10100001, 0b10000000]]
     assert quantize(signs, "binary").tolist() == [[0b10100001 - 128, 0]]
     assert calibrate(np.array([[1.0, 5], [3, 4], [2, 9]])).tolist() == [[1, 4], [3, 9]]
+    assert calibrate(np.array([[1.0, -5], [3, 4]]), shared=True).tolist() == [[-5, -5], [5, 5]]
 
 
 def test_the_hamming_distance_of_codes_counts_signs_that_differ() -> None:
@@ -143,7 +144,7 @@ def test_documents_and_queries_are_written_with_the_same_ranges(folder: Path, tm
     encoder = Encoder.load(folder / "model")
     vectors = encoder.encode(texts, truncate_dim=24)
     ranges = np.load(tmp_path / "documents.ranges.npy")
-    np.testing.assert_allclose(ranges, calibrate(vectors), atol=1e-6)
+    np.testing.assert_allclose(ranges, calibrate(vectors, shared=True), atol=1e-6)
     documents = np.load(out)
     assert documents.dtype == np.int8
     np.testing.assert_array_equal(documents, encoder.encode(texts, precision="int8", ranges=ranges, truncate_dim=24))
@@ -181,7 +182,7 @@ def test_calibration_takes_texts_from_the_whole_file(folder: Path, tmp_path: Pat
     options = ("--precision", "uint8", "--calibrate", folder / "documents.txt")
     encode(monkeypatch, folder, "documents.txt", tmp_path / "out.npy", *options)
     chosen = Encoder.load(folder / "model").encode(sentences(40)[::4])
-    np.testing.assert_allclose(np.load(tmp_path / "out.ranges.npy"), calibrate(chosen), atol=1e-6)
+    np.testing.assert_allclose(np.load(tmp_path / "out.ranges.npy"), calibrate(chosen, shared=True), atol=1e-6)
 
 
 def test_options_that_do_not_fit_are_told_before_the_model_is_loaded(folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -218,13 +219,13 @@ DOCUMENTS = unit(
 def test_searches_by_hand() -> None:
     found = searches(QUERIES, DOCUMENTS, depth=2, rescored=2)
     rankings = {name: one.ranking.tolist() for name, one in found.items()}
-    assert rankings["float32"] == rankings["float x int8"] == [[0, 1]]
+    assert rankings["float32"] == rankings["float x int8"] == rankings["float x int8, a range each"] == [[0, 1]]
     assert rankings["bits"] == [[1, 0]] and rankings["bits, 2 rescored"] == [[0, 1]]
     assert rankings["D/2"] == rankings["D/4"] == rankings["D/8"] == [[0, 1]]  # equal there: the first stands first
     sizes = {name: one.bytes for name, one in found.items()}
     assert sizes == {
-        "float32": 32, "int8 x int8": 8, "float x int8": 8, "bits": 1, "bits, 2 rescored": 1, "D/2": 16, "D/4": 8,
-        "D/8": 4,
+        "float32": 32, "int8 x int8": 8, "float x int8": 8, "int8 x int8, a range each": 8,
+        "float x int8, a range each": 8, "bits": 1, "bits, 2 rescored": 1, "D/2": 16, "D/4": 8, "D/8": 4,
     }  # fmt: skip
     # One place: by bits document 1, where float32 has document 0. Two of them rescored have it again.
     first = {name: one.ranking[:, :1] for name, one in found.items()}
@@ -233,11 +234,24 @@ def test_searches_by_hand() -> None:
 
 def test_inner_products_of_codes_are_those_of_integers() -> None:
     queries, documents = unit(random_vectors(4)), unit(random_vectors(30, seed=1))
-    ranges = calibrate(documents)
-    codes = [quantize(side, "int8", ranges).astype(int).tolist() for side in (queries, documents)]
-    products = [[sum(a * b for a, b in zip(q, d, strict=True)) for d in codes[1]] for q in codes[0]]
-    wanted = [sorted(range(30), key=lambda d: (-row[d], d))[:5] for row in products]
-    assert searches(queries, documents, depth=5)["int8 x int8"].ranking.tolist() == wanted
+    found = searches(queries, documents, depth=5)
+    for shared, name in ((True, "int8 x int8"), (False, "int8 x int8, a range each")):
+        ranges = calibrate(documents, shared)
+        codes = [quantize(side, "int8", ranges).astype(int).tolist() for side in (queries, documents)]
+        products = [[sum(a * b for a, b in zip(q, d, strict=True)) for d in codes[1]] for q in codes[0]]
+        wanted = [sorted(range(30), key=lambda d: (-row[d], d))[:5] for row in products]
+        assert found[name].ranking.tolist() == wanted
+
+
+def test_codes_of_one_range_are_compared_as_they_are() -> None:
+    """Dimensions of unlike spread, as encoders have: a range each makes a tenth of the length weigh like the rest."""
+    spread = np.where(np.arange(32) < 16, 1.0, 0.1)
+    queries, documents = unit(random_vectors(40, 32) * spread), unit(random_vectors(300, 32, seed=1) * spread)
+    found = searches(queries, documents)
+    wanted = found["float32"].ranking
+    assert recall(found["int8 x int8"].ranking, wanted) > 0.95
+    assert recall(found["float x int8, a range each"].ranking, wanted) > 0.95
+    assert recall(found["int8 x int8, a range each"].ranking, wanted) < 0.8
 
 
 def test_quality_by_hand() -> None:
@@ -251,4 +265,4 @@ def test_quality_by_hand() -> None:
     assert recall(np.array([[2, 9], [4, 3]]), np.array([[1, 2], [3, 4]])) == 0.75
     shown = table({"t": found, "u": found}).splitlines()
     assert shown[0] == "| vectors | bytes | recall@10 | nDCG@10 | t | u |"
-    assert shown[5] == "| bits | 1 | 1.000 | 0.631 | 1.000 / 0.631 | 1.000 / 0.631 |"
+    assert shown[7] == "| bits | 1 | 1.000 | 0.631 | 1.000 / 0.631 | 1.000 / 0.631 |"

@@ -57,7 +57,8 @@ def encode(
     reading = {"instruction": instruction, "prompt_name": prompt_name, "truncate_dim": truncate_dim}
     if samples is not None:
         every = -(-len(samples) // CALIBRATION_TEXTS)  # from the whole file, which may be sorted
-        found = ranges_of(encoder.encode(samples[::every], show_progress=True, **reading))
+        # Shared, because an index compares int8 codes as they are.
+        found = ranges_of(encoder.encode(samples[::every], show_progress=True, **reading), shared=True)
     blocks = encoder.encode_blocks(texts, precision=precision, ranges=found, show_progress=True, **reading)
     width = truncate_dim or encoder.backbone.width
     entries, kind = layout(width, precision)
