@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from llm2enc.encoder import Encoder
 
-SUMMARY = "GGUF files for llama.cpp, Ollama's and LM Studio's engine: one file with weights, tokenizer and pooling"
+SUMMARY = "GGUF files for llama.cpp: weights, tokenizer and pooling in one file, in 32, 16 or 8 bits"
 
 # Type of the file: its suffix, and llama.cpp's number for it.
 FILE_TYPES = {"float32": ("f32", 0), "float16": ("f16", 1), "q8_0": ("q8_0", 7)}
@@ -80,9 +80,12 @@ def write(
         raise ValueError(f"dtypes is {list(dtypes)}; GGUF files are written in {', '.join(FILE_TYPES)}")
     split, words = _accepted(encoder, facts)
     try:
-        import gguf  # noqa: F401
+        import gguf
     except ImportError:
         raise ValueError("GGUF files are written by the package gguf: pip install 'llm2enc[gguf]'") from None
+    arch = families.architecture(encoder.backbone.config, encoder.backbone.bidirectional)
+    if arch not in gguf.MODEL_ARCH_NAMES.values():
+        raise ValueError(f"this release of gguf does not know {arch!r}: pip install -U 'llm2enc[gguf]' (0.18 or later)")
     target = folder / "gguf"
     target.mkdir(parents=True, exist_ok=True)
     return [_write(encoder, facts, split, words, target, dtype) for dtype in dict.fromkeys(dtypes)]
