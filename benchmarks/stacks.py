@@ -128,7 +128,7 @@ def build(stack: Stack, folder: Path) -> Path:
     else:
         site = next(target.glob("lib/python*/site-packages"))
         (site / "shared-torch.pth").write_text(f"{shared}\n", encoding="utf-8")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--quiet", *requirements], check=True)
     receipt.write_text(contents, encoding="utf-8")
     return python
 
@@ -185,7 +185,7 @@ def look(stack: Stack, program: str, python: Path, directory: Path) -> Outcome:
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """Markdown, a row per program of a stack."""
+    """Markdown, a row per program of a stack; stacks that share a program's release and outcome share the row."""
     rows = ["| program | with | outcome | alone | in a batch | message |", "| --- | --- | --- | --- | --- | --- |"]
     for outcome in outcomes:
         versions = dict(outcome.versions)
@@ -198,7 +198,7 @@ def table(outcomes: list[Outcome]) -> str:
             program, others = f"transformers {own} (AutoModel)", ""
         cells = [program, others, outcome.verdict, *cosines, f"`{_short(message)}`" if message else ""]
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
+    return "\n".join(dict.fromkeys(rows))
 
 
 def _short(message: str, limit: int = 260) -> str:

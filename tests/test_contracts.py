@@ -130,6 +130,14 @@ def test_an_onnx_file_lets_tei_run_any_family_on_the_cpu(exports: dict[str, Path
     assert verdicts(check(folder))["tei"] == "agrees"
 
 
+def test_an_onnx_file_does_not_help_where_the_last_token_is_pooled(tmp_path: Path) -> None:
+    """OrtBackend::new refuses last-token pooling, and candle, tried next, has no Phi 3."""
+    folder = exported(tmp_path / "last", "phi3", "last")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").touch()
+    assert only(folder, "tei", "not built in").verdict == "unsupported"
+
+
 # ------------------------------------------------------------------------------------------------------------- damages
 
 

@@ -63,7 +63,7 @@ class Layout:
     def limit(self) -> int | None:
         """Tokens of a text at most, as sentence-transformers cuts it; None where the files don't say."""
         own = (self.transformer_config or {}).get("max_seq_length")
-        return own or self.config.get("max_position_embeddings")
+        return own or self.config.get("max_position_embeddings") or self.config.get("n_positions")
 
     @property
     def include_prompt(self) -> bool:

@@ -36,8 +36,8 @@ _ONNX = ("model.onnx", "onnx/model.onnx")  # in the order in which they are look
 
 
 def check(layout: Layout) -> list[Finding]:
-    # Images for CPUs try an ONNX file first; what the model is then no longer matters.
-    by_onnx = any(layout.has(name) for name in _ONNX)
+    # Images for CPUs try an ONNX file first, and their other backend if they can't pool its output so.
+    by_onnx = layout.pooling in ("mean", "first") and any(layout.has(name) for name in _ONNX)
     points = [_router, _pooling, _normalize, _prompts, _limit]
     points += [_onnx] if by_onnx else []
     points += [_model] if not by_onnx or layout.model_type in _NEEDED else []
@@ -158,14 +158,8 @@ def _window(layout: Layout) -> Iterator[Finding]:
 
 
 def _onnx(layout: Layout) -> Iterator[Finding]:
-    """Images for CPUs. The graph's own output, last_hidden_state, is pooled there."""
-    if layout.pooling in ("mean", "first"):
-        yield _finding("agrees", "images for CPUs run the ONNX file, in whose graph the attention is fixed")
-    else:
-        message = f"images for CPUs pool the ONNX file's output by mean or first token only; {layout.pooling} is meant"
-        yield _finding(
-            "unsupported" if layout.pooling == "last" else "differs", message, "take onnx/ out of the folder"
-        )
+    """The output last_hidden_state of the graph is what is pooled."""
+    yield _finding("agrees", "images for CPUs run the ONNX file, in whose graph the attention is fixed")
 
 
 def _pooling(layout: Layout) -> Iterator[Finding]:
