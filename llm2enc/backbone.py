@@ -138,8 +138,8 @@ def refusal(model_type: str, reason: str) -> str:
 
 # Where a model comes from, how it is stored, and its direction, which an encoder may override.
 _NO_SETTINGS = {
-    "_name_or_path", "architectures", "dtype", "is_causal", "transformers_version", "use_bidirectional_attention",
-    "use_cache",
+    "_name_or_path", "architectures", "dtype", "is_causal", "pruned_heads", "transformers_version",
+    "use_bidirectional_attention", "use_cache",
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------ backbone

@@ -256,7 +256,8 @@ def test_a_family_that_needs_eager_attention_says_so(opened) -> None:
     _, root, _ = opened
     for name in ("stablelm", "llama"):
         settings = json.loads((root / name / "sentence_bert_config.json").read_text())
-        assert settings.get("model_args") == ({"attn_implementation": "eager"} if name == "stablelm" else None)
+        eager = {"attn_implementation": "eager"} if name == "stablelm" else {}
+        assert settings["model_args"] == {**eager, "allow_all_kernels": False}
     assert any("attn_implementation='eager'" in note for note in facts_of(root / "stablelm")["notes"])
 
 

@@ -21,7 +21,6 @@ from llm2enc.backbone import Backbone
 from llm2enc.encoder import Encoder
 from llm2enc.evaluation import command, score
 from llm2enc.evaluation.sources import gather
-from llm2enc.export import sentence_transformers as exported
 from llm2enc.merging import merge, scores, table
 from llm2enc.merging.arithmetic import METHODS, Method, average, slerp
 from llm2enc.merging.weights import INDEX, WEIGHTS, Weights, fingerprint
@@ -395,7 +394,7 @@ def test_a_failure_leaves_what_was_there(
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    place, name = {"load": (Encoder, "load"), "write": (exported, "write"), "card": (merging, "describe")}[moment]
+    place, name = {"load": (Encoder, "load"), "write": (merging, "write"), "card": (merging, "describe")}[moment]
     monkeypatch.setattr(place, name, fail)
     for out in ("out", "new"):
         with pytest.raises(KeyboardInterrupt):

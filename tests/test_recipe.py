@@ -51,23 +51,23 @@ INSTRUCTIONS = {
     "trivia_qa": READING,
 }
 # What the model reads for instruction I and text T, pooled parts in braces: (query, document).
-INST = ("<bos>[INST] I; {T}{ [/INST]}", "<bos>[INST] {T}{ [/INST]}")
-QWEN = ("<|im_start|>user\nI; {T}{<|im_end|>}", "<|im_start|>user\n{T}{<|im_end|>}")
-GEMMA = ("<bos><start_of_turn>user\nI; {T}{<end_of_turn>}", "<bos><start_of_turn>user\n{T}{<end_of_turn>}")
+INST = ("<bos>[INST] I;{ }{T}{ [/INST]}", "<bos>[INST]{ }{T}{ [/INST]}")
+QWEN = ("<|im_start|>user\nI;{ }{T}{<|im_end|>}", "<|im_start|>user\n{T}{<|im_end|>}")
+GEMMA = ("<bos><start_of_turn>user\nI;{ }{T}{<end_of_turn>}", "<bos><start_of_turn>user\n{T}{<end_of_turn>}")
 HEADER = "<bos><|start_header_id|>user<|end_header_id|>\n\n"
 ECHO = ("<bos>Instruct:I,\nQuery:T\nQuery again:{T}{<eos>}", "<bos>Document:T\nDocument again:{T}{<eos>}")
 TEMPLATES = {
     "echo-mistral-7b": ECHO,
     "gemma-2-9b": GEMMA,
     "llama-2-7b": INST,
-    "llama-3-8b": (HEADER + "I; {T}{<|eot_id|>}", HEADER + "{T}{<|eot_id|>}"),
+    "llama-3-8b": (HEADER + "I;{ }{T}{<|eot_id|>}", HEADER + "{T}{<|eot_id|>}"),
     "mistral-7b": INST,
     "pocket": ("{<bos>}{I}{: }{T}{<eos>}", "{<bos>}{T}{<eos>}"),
     "pocket-echo": ECHO,
     "qwen2.5-7b": QWEN,
     "qwen3-0.6b": QWEN,
     "qwen3-8b": QWEN,
-    "sheared-llama-1.3b": ("<bos>I; {T}", "<bos>{T}"),
+    "sheared-llama-1.3b": ("<bos>I;{ }{T}", "<bos>{T}"),
 }
 
 

@@ -72,7 +72,7 @@ def verify(
             "default. Repeatable.",
         ),
     ] = None,
-    card: Annotated[bool, typer.Option(help="Write the table into README.md and llm2enc.json.")] = True,
+    card: Annotated[bool, typer.Option(help="Write the table of all engines into README.md and llm2enc.json.")] = True,
     as_json: Json = False,
 ) -> None:
     """Say whether every engine gives the same vectors; of someone else's model, whether it is what it claims to be."""
@@ -91,7 +91,7 @@ def verify(
     else:
         with interruptible():
             report = check(folder, engines)
-        if card:
+        if card and not engines:  # a table of some engines would take the place of the whole one
             write_card(folder, report)
     if as_json:
         print(json.dumps(report.to_json()))

@@ -9,13 +9,14 @@ Each form is a module with SUMMARY, `refusal` and `write`. A form that an encode
 before anything is written.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from llm2enc.export.files import FACTS, read_facts
 
 if TYPE_CHECKING:
     from llm2enc.encoder import Encoder
@@ -58,8 +59,6 @@ class Source:
     @staticmethod
     def of(path: Path) -> "Source":
         """The source that a directory or a run's folder stands for. ValueError if it is neither."""
-        from llm2enc.export.sentence_transformers import FACTS
-
         folder = path if (path / FACTS).is_file() else path / "model"
         if not (folder / FACTS).is_file():
             raise ValueError(
@@ -85,7 +84,7 @@ def export(source: Path, forms: Sequence[str], out: Path | None = None, dtypes: 
     found = Source.of(source)
     if DIRECTORY in forms and out is None:
         raise ValueError(f"{found.folder} is such a directory already; say where to write another one with -o")
-    facts = _facts(found.folder)
+    facts = read_facts(found.folder)
     encoder = Encoder.load(found.folder)
     reasons = [f"{form}: {why}" for form in forms if (why := _refusal(form, encoder, facts, found))]
     if reasons:
@@ -96,7 +95,7 @@ def export(source: Path, forms: Sequence[str], out: Path | None = None, dtypes: 
         folder = out
         if DIRECTORY in forms:
             written += _rewrite(encoder, facts, folder, chosen[DIRECTORY] if dtypes else ())
-            facts, encoder = _facts(folder), Encoder.load(folder)
+            facts, encoder = read_facts(folder), Encoder.load(folder)
     for form in forms:
         if form == "adapter":
             written += _module(form).write(found.run, folder)
@@ -115,7 +114,7 @@ def why_not(source: Source) -> dict[str, str]:
     """Why a source can't have a form, by form; empty where it can."""
     from llm2enc.encoder import Encoder
 
-    encoder, facts = Encoder.load(source.folder), _facts(source.folder)
+    encoder, facts = Encoder.load(source.folder), read_facts(source.folder)
     return {form: _refusal(form, encoder, facts, source) for form in FORMS}
 
 
@@ -144,12 +143,6 @@ def _dtypes(forms: Sequence[str], asked: Sequence[str]) -> dict[str, tuple[str, 
         known = "; ".join(f"{form}: {', '.join(FORMS[form].dtypes) or 'no choice'}" for form in forms)
         raise ValueError(f"{', '.join(lost)}: not a storage type of the forms asked for ({known})")
     return chosen
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    from llm2enc.export.sentence_transformers import FACTS
-
-    return json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
 
 def _rewrite(encoder: "Encoder", facts: dict[str, Any], folder: Path, dtypes: tuple[str, ...]) -> list[Path]:

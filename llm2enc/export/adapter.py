@@ -21,8 +21,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm2enc.export import card
-from llm2enc.export import sentence_transformers as encoder_directory
+from llm2enc.export import card, files
+from llm2enc.export.files import beside, write_json
 from llm2enc.recipe import LoraSpec, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -277,17 +277,17 @@ def _write_form(
         "bias": "none",
         "target_modules": _targets({prefix + module for module, _ in tensors}, names),
     }
-    with encoder_directory._beside(folder) as partial:
+    with beside(folder) as partial:
         save_file(state, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-        encoder_directory._write_json(partial / "adapter_config.json", config)
-        encoder_directory._write_json(partial / FACTS, {"format": FORMAT, "form": folder.name, **facts})
+        write_json(partial / "adapter_config.json", config)
+        write_json(partial / FACTS, {"format": FORMAT, "form": folder.name, **facts})
         (partial / "README.md").write_text(_readme(folder.name, facts), encoding="utf-8")
     return sorted(folder.iterdir())
 
 
 def _facts(recipe: Recipe, folders: list[Path], rank: int) -> dict[str, Any]:
     return {
-        "base": card._base_model(recipe.model_dump(mode="json")) or "",
+        "base": card.base_model(recipe.model_dump(mode="json")) or "",
         "revision": recipe.model.revision,
         "dtype": recipe.model.dtype,
         "attention": recipe.model.attention,
@@ -351,8 +351,8 @@ def _check_target(folder: Path, result: str) -> None:
             raise ValueError(
                 f"{path} is in use and was not written by this export (no {FACTS}); choose another directory"
             )
-    if (folder / encoder_directory.FACTS).is_file():
-        facts = json.loads((folder / encoder_directory.FACTS).read_text(encoding="utf-8"))
+    if (folder / files.FACTS).is_file():
+        facts = json.loads((folder / files.FACTS).read_text(encoding="utf-8"))
         # Stored in another type, the encoder has another fingerprint; its history still names the run's.
         if result not in {facts["fingerprint"], *(row.get("result") for row in facts.get("history", []))}:
             raise ValueError(

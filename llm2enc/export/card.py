@@ -71,13 +71,13 @@ def _header(facts: dict[str, Any]) -> str:
         "pipeline_tag": "feature-extraction",
         "tags": ["sentence-transformers", "feature-extraction", "llm2enc"],
     }
-    base = _base_model(facts["recipe"])
+    base = base_model(facts["recipe"])
     if base:
         fields["base_model"] = base
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
 
 
-def _base_model(recipe: dict[str, Any] | None) -> str | None:
+def base_model(recipe: dict[str, Any] | None) -> str | None:
     """The hub id of the model the run started from; a directory means nothing to a reader."""
     name = recipe["model"]["name"] if recipe else ""
     return name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else None
@@ -87,7 +87,7 @@ def _title(facts: dict[str, Any]) -> str:
     recipe = facts["recipe"]
     name = recipe["name"] if recipe else "Text encoder"
     about = f"{recipe['description']}.\n\n" if recipe and recipe["description"] else ""
-    base = _base_model(recipe)
+    base = base_model(recipe)
     source = f" made from [{base}](https://huggingface.co/{base})" if base else ""
     return (
         f"# {name}\n\n{about}A text encoder{source} by llm2enc {facts['versions']['llm2enc']}: a {facts['model_type']} "

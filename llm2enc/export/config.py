@@ -17,6 +17,11 @@ _WINDOW_IS_ONLY_A_MASK = ("mistral", "mixtral", "phi3", "qwen2", "qwen2_moe", "q
 # Families whose decoder layer does not tell its attention that it is bidirectional: with sdpa a batch without padding would
 # be read as causal. Eager attention obeys the mask alone.
 _EAGER_ONLY = ("nemotron", "stablelm")
+# transformers 4 reads this key as layer numbers, so a sentence in its place is what its error says; 5 has no use for it.
+_GUARD = (
+    "this encoder is bidirectional and transformers before 5.2 would run it as causal: pip install -U transformers; or "
+    "take pruned_heads out of config.json for a program that reads is_causal itself"
+)
 
 
 def write(encoder: "Encoder", folder: Path, dtype: str | None) -> list[str]:
@@ -35,8 +40,13 @@ def write(encoder: "Encoder", folder: Path, dtype: str | None) -> list[str]:
     config |= _attention_keys(config, encoder.backbone.bidirectional)
     if not encoder.backbone.bidirectional or is_gemma3(config["model_type"]):
         config.pop("is_causal", None)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        # text-embeddings-inference reads a number, or no such key. Several EOS tokens are for what generates.
+        found = config.pop(name, None)
+        if found not in (None, []):
+            config[name] = found[0] if isinstance(found, list) else found
     (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if model_args(encoder):
+    if needs_eager(encoder):
         notes.append(
             f"{config['model_type']} is bidirectional with attn_implementation='eager' alone. sentence-transformers knows "
             "(sentence_bert_config.json); for transformers, give it to from_pretrained. Programs without this choice "
@@ -45,10 +55,19 @@ def write(encoder: "Encoder", folder: Path, dtype: str | None) -> list[str]:
     return notes
 
 
-def model_args(encoder: "Encoder") -> dict[str, str]:
-    """How sentence-transformers has to load the trunk; empty where its own choice is right."""
-    eager = encoder.backbone.bidirectional and encoder.backbone.config.model_type in _EAGER_ONLY
-    return {"attn_implementation": "eager"} if eager else {}
+def model_args(encoder: "Encoder") -> dict[str, Any]:
+    """How sentence-transformers has to load the trunk; empty for a causal one."""
+    if not encoder.backbone.bidirectional:
+        return {}
+    eager = needs_eager(encoder)
+    # The default of an argument that transformers has since 5.3: releases before, some of which would run the model as
+    # causal under a sentence-transformers that only warns, stop at it.
+    return {**({"attn_implementation": "eager"} if eager else {}), "allow_all_kernels": False}
+
+
+def needs_eager(encoder: "Encoder") -> bool:
+    """Whether only eager attention is bidirectional in every batch."""
+    return encoder.backbone.bidirectional and encoder.backbone.config.model_type in _EAGER_ONLY
 
 
 def _rounded(trunk: "nn.Module", dtype: str) -> "dict[str, Tensor]":
@@ -64,15 +83,16 @@ def _rounded(trunk: "nn.Module", dtype: str) -> "dict[str, Tensor]":
 
 
 def _attention_keys(config: dict[str, Any], bidirectional: bool) -> dict[str, Any]:
-    """The keys by which engines know the direction."""
+    """The keys by which engines know the direction, and the one at which those that know none stop."""
     if not bidirectional:
         return {}
+    guard = {"pruned_heads": {_GUARD: []}}
     if is_gemma3(config["model_type"]):
         # Engines read only this key here, and transformers then halves the window and counts it exclusively: twice the
         # window makes |i - j| <= W, which is what is_causal=False means everywhere else.
-        return {"use_bidirectional_attention": True, "sliding_window": 2 * config["sliding_window"]}
+        return {"use_bidirectional_attention": True, "sliding_window": 2 * config["sliding_window"], **guard}
     key = {"use_bidirectional_attention": True} if config["model_type"] in _BIDIRECTIONAL_KEY else {}
-    return {"is_causal": False, **key}
+    return {"is_causal": False, **key, **guard}
 
 
 def is_gemma3(model_type: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm2enc.export.card import _base_model
+from llm2enc.export.card import base_model
 
 if TYPE_CHECKING:
     from llm2enc.encoder import Encoder
@@ -96,7 +96,7 @@ def _source(encoder: "Encoder", folder: Path, facts: dict[str, Any], name: str |
         "framework": repr(_frameworks(folder, facts["native"])),
         "similarity_fn_name": "ScoringFunction.COSINE",
         "use_instructions": str(_reads_instructions(encoder, facts)),
-        "adapted_from": repr(_base_model(recipe)),
+        "adapted_from": repr(base_model(recipe)),
         "training_datasets": f"{_tasks(known, unknown)}{_comments(unknown)}",
     }
     lines = [f"    {key}={value}" + ("" if "  #" in value else ",") for key, value in fields.items()]

@@ -12,10 +12,7 @@ which would open the model as causal without a word, stop with an error.
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +23,7 @@ from llm2enc.export import card as model_card
 from llm2enc.export import config as trunk_config
 from llm2enc.export import rules
 from llm2enc.export import tokenizer as exported
+from llm2enc.export.files import FACTS, FORMAT, beside, check_target, read_facts, write_json
 from llm2enc.export.tokenizer import Difference
 
 if TYPE_CHECKING:
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from llm2enc.tokens import InputFormat
 
 SUMMARY = "the directory itself, which sentence-transformers, transformers, vLLM and text-embeddings-inference open"
-FACTS = "llm2enc.json"
-FORMAT = 1
 GOLDEN = ("The river runs through the old town.", "def area(r): return 3.14 * r ** 2", "Zürich, 東京 & Москва")
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -83,9 +79,9 @@ def write(
             "the encoder is a variant that reads another layer or direction than its model, which no directory can say; "
             "save the encoder that it was made of"
         )
-    _check_target(folder)
+    check_target(folder)
     proof = prove(encoder.backbone)
-    with _beside(folder) as partial:
+    with beside(folder) as partial:
         notes = trunk_config.write(encoder, partial, dtype)
         sentence_transformers = _write_modules(encoder, partial)
         notes += sentence_transformers.pop("notes")
@@ -107,14 +103,14 @@ def write(
         written = encoder if dtype is None else _open(partial, facts)
         facts["fingerprint"] = written.backbone.fingerprint()
         facts["golden"] = {"texts": list(GOLDEN), "vectors": _golden(written)}
-        _write_json(partial / FACTS, facts)
+        write_json(partial / FACTS, facts)
         text = model_card.render(facts, encoder.input_format, REQUIREMENTS) if card is None else card
         (partial / "README.md").write_text(text, encoding="utf-8")
 
 
 def read(folder: Path, dtype: str = "auto") -> "Encoder":
     """The encoder that `write` wrote, proven again. ValueError if `folder` is not such a directory."""
-    return _open(folder, _read_facts(folder), dtype)
+    return _open(folder, read_facts(folder), dtype)
 
 
 def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> "Encoder":
@@ -152,22 +148,23 @@ def _write_modules(encoder: "Encoder", folder: Path) -> dict[str, Any]:
     """Tokenizer and sentence-transformers' files; what they can say of this encoder and what not."""
     input_format, pooling = encoder.input_format, encoder.pooling
     split = exported.layout(input_format)
-    written = exported.write(input_format, split, folder, pooling)
+    rows = encoder.backbone.trunk.get_input_embeddings().num_embeddings
+    written = exported.write(input_format, split, folder, pooling, rows)
     differences = exported.telling(written.differences)
     # A prompt that gives other ids for a plain text is left out: an error that names it is better than a wrong vector.
     broken = {d.prompt for d in differences if d.kind == "prompt" or (d.kind == "ids" and d.probe == "a plain text")}
     prompts = {name: prompt for name, prompt in written.prompts.items() if prompt is not None and name not in broken}
-    _write_json(folder / "modules.json", _modules(encoder.normalize))
+    write_json(folder / "modules.json", _modules(encoder.normalize))
     (folder / "1_Pooling").mkdir()
-    _write_json(folder / "1_Pooling" / "config.json", _pooling(encoder.backbone.width, pooling, written.include_prompt))
+    write_json(folder / "1_Pooling" / "config.json", _pooling(encoder.backbone.width, pooling, written.include_prompt))
     if encoder.normalize:
         (folder / "2_Normalize").mkdir()
-        _write_json(folder / "2_Normalize" / "config.json", {})  # an empty folder would not survive git
-    _write_json(
+        write_json(folder / "2_Normalize" / "config.json", {})  # an empty folder would not survive git
+    write_json(
         folder / "sentence_bert_config.json",
         _transformer(exported.max_seq_length(input_format, split), trunk_config.model_args(encoder)),
     )
-    _write_json(folder / "config_sentence_transformers.json", _top(prompts))
+    write_json(folder / "config_sentence_transformers.json", _top(prompts))
     return {
         "native": not differences,
         "reason": _reason(differences, encoder, written.rules is not None) if differences else "",
@@ -237,7 +234,7 @@ def _pooling(width: int, pooling: "Pooling", include_prompt: bool) -> dict[str, 
     }
 
 
-def _transformer(limit: int, model_args: dict[str, str]) -> dict[str, Any]:
+def _transformer(limit: int, model_args: dict[str, Any]) -> dict[str, Any]:
     """sentence_bert_config.json. Releases before 5.4, which may run a causal model, stop at `transformer_task` and on."""
     return {
         **({"model_args": model_args} if model_args else {}),
@@ -339,53 +336,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # a source tree that was never installed
             found[name] = "unknown"
     return found
-
-
-def _read_facts(folder: Path) -> dict[str, Any]:
-    path = folder / FACTS
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} is not a directory written by llm2enc: it has no {FACTS}. Convert a model first: "
-            "llm2enc convert NAME -o DIR"
-        )
-    facts = json.loads(path.read_text(encoding="utf-8"))
-    if facts.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} has format {facts.get('format')!r}, this llm2enc reads format {FORMAT}; install the release that "
-            f"wrote it ({facts.get('versions', {}).get('llm2enc', 'unknown')}), or a newer one"
-        )
-    return facts
-
-
-def _check_target(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give a directory")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS).is_file():
-        raise ValueError(
-            f"{folder} is not empty and no export of llm2enc ({FACTS} is missing); choose another directory"
-        )
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """An empty directory beside `folder` that takes its place in the end, or is removed if anything goes wrong."""
-    folder = folder.absolute()
-    partial, former = (folder.with_name(f".{folder.name}.{state}-{os.getpid()}") for state in ("partial", "former"))
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if folder.exists():
-            folder.rename(former)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if former.exists():
-                former.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(former, ignore_errors=True)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

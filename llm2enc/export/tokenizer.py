@@ -75,20 +75,24 @@ class Written:
         return {"special": self.rules.special, "plain": dict(self.rules.plain)}
 
 
-def write(input_format: InputFormat, split: Layout, folder: Path, pooling: Pooling) -> Written:
-    """Write the tokenizer's files, with rules for prompts only if more texts are read as we read them then."""
+def write(input_format: InputFormat, split: Layout, folder: Path, pooling: Pooling, rows: int | None = None) -> Written:
+    """Write the tokenizer's files, with rules for prompts only if more texts are read as we read them then.
+
+    rows  of the embeddings, if known: a pad token beyond them is replaced
+    """
     prefixes = prompts(input_format, split)
-    best = _write(input_format, split, folder, pooling, prefixes, None)
+    pad = _pad_token(input_format.tokenizer, rows)
+    best = _write(input_format, split, folder, pooling, prefixes, None, pad)
     if split.slots > 1 or not telling(best.differences):
         return best
     named = asked(input_format)
     known = {name: (prefix, *named[name]) for name, prefix in prefixes.items() if prefix is not None}
     found = rules.find(input_format, split.runs[-1], best.tokenizer, known)
     if found is not None:
-        ruled = _write(input_format, split, folder, pooling, prefixes, found)
+        ruled = _write(input_format, split, folder, pooling, prefixes, found, pad)
         if len(telling(ruled.differences)) < len(telling(best.differences)):
             return ruled
-        save(input_format, split, folder)
+        save(input_format, split, folder, None, pad)
     return best
 
 
@@ -97,10 +101,10 @@ def telling(differences: Sequence[Difference]) -> list[Difference]:
     return [difference for difference in differences if difference.probe != EMPTY]
 
 
-def _write(input_format, split, folder, pooling, prefixes, found: Rules | None) -> Written:
+def _write(input_format, split, folder, pooling, prefixes, found: Rules | None, pad: str) -> Written:
     from transformers import AutoTokenizer
 
-    save(input_format, split, folder, found)
+    save(input_format, split, folder, found, pad)
     tokenizer = AutoTokenizer.from_pretrained(folder)  # as others open it: a family's own class could change it
     by_name = prefixes if found is None else {name: found.prompts.get(name) for name in prefixes}
     texts = probes(input_format.spec.max_tokens)
@@ -161,7 +165,14 @@ def prompts(input_format: InputFormat, split: Layout) -> dict[str, str | None]:
     return found
 
 
-def save(input_format: InputFormat, split: Layout, folder: Path, found: Rules | None = None) -> None:
+def _pad_token(tokenizer: "PreTrainedTokenizerBase", rows: int | None) -> str:
+    """The token that batches are padded with. Many tokenizers were given a pad token that the model has no row for."""
+    known = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
+    found = next(token for token in known if token is not None and (rows is None or token < rows))
+    return tokenizer.convert_ids_to_tokens(found)
+
+
+def save(input_format: InputFormat, split: Layout, folder: Path, found: Rules | None, pad: str) -> None:
     """Write the tokenizer's files, with the template as its post-processor and the rules in its normalizer."""
     tokenizer = input_format.tokenizer
     tokenizer.save_pretrained(folder)
@@ -189,7 +200,7 @@ def save(input_format: InputFormat, split: Layout, folder: Path, found: Rules | 
         "padding_side": "right",
         "truncation_side": "right",
         "model_max_length": max_seq_length(input_format, split),
-        "pad_token": tokenizer.pad_token or tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0),
+        "pad_token": pad,
         **({"sep_token": found.special} if found and found.special else {}),
     }
     path.write_text(json.dumps(config, ensure_ascii=False, indent=1), encoding="utf-8")

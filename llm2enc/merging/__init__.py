@@ -27,7 +27,8 @@ from torch import Tensor
 
 from llm2enc.backbone import resolve
 from llm2enc.encoder import Encoder
-from llm2enc.export import sentence_transformers as exported
+from llm2enc.export.files import FACTS, beside, check_target, read_facts, write_json
+from llm2enc.export.sentence_transformers import write
 from llm2enc.merging.arithmetic import METHODS, Method, average
 from llm2enc.merging.checks import differences, names_in_base, unlike_base, wrong_arguments
 from llm2enc.merging.measuring import Row, scores, table
@@ -55,8 +56,8 @@ def merge(
     places, out = [Path(folder) for folder in folders], Path(out)
     shares = [1.0] * len(places) if weights is None else [float(weight) for weight in weights]
     _raise(wrong_arguments(places, out, method, shares, base, towards))
-    exported._check_target(out)
-    facts = [exported._read_facts(place) for place in places]
+    check_target(out)
+    facts = [read_facts(place) for place in places]
     parents = [Weights(place) for place in places]
     ground = None if base is None else Weights(Path(resolve(str(base))))
     faults = [fault for n in range(1, len(places)) for fault in differences(parents, facts, n)]
@@ -127,10 +128,10 @@ def _write_merged(parent: Weights, folder: Path, merged: Callable[[str], Tensor]
 
 def _export(encoder: Encoder, out: Path, record: dict[str, Any]) -> None:
     """The encoder's directory with `record` in its facts and card; it takes the place of `out` as a whole."""
-    with exported._beside(out) as partial:
-        exported.write(encoder, partial)
-        facts = json.loads((partial / exported.FACTS).read_text(encoding="utf-8"))
-        exported._write_json(partial / exported.FACTS, facts | {"merge": record})
+    with beside(out) as partial:
+        write(encoder, partial)
+        facts = json.loads((partial / FACTS).read_text(encoding="utf-8"))
+        write_json(partial / FACTS, facts | {"merge": record})
         with (partial / "README.md").open("a", encoding="utf-8") as card:
             card.write("\n" + describe(record))
 

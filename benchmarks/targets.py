@@ -1,0 +1,132 @@
+"""Which family leaves the house in which form: every form is written, opened in its engine, and compared with ours.
+
+    python -m benchmarks.targets -o FOLDER [--families llama,qwen3] [--markdown FILE]
+
+Each family is a tiny random model of its own configuration class with the packaged tokenizer and a template of BOS, text
+and EOS. A cell is what `llm2enc verify` says: ✓ the smallest cosine is at least 0.9999 in float32, ✗ it is not, – refused
+by us or unsupported there, · not installed here. vLLM and TEI are judged by their files' contracts. An interrupted table
+goes on where it was.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+COMMON = (
+    "llama mistral mixtral qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text phi phi3 gpt_neox gpt2 opt olmo olmo2 "
+    "olmo3 granite cohere cohere2 smollm3 starcoder2 exaone4 glm4 gpt_oss deepseek_v3 falcon stablelm nemotron"
+).split()
+WRITTEN = {"onnx": "float32", "openvino": "float32", "gguf": "float32"}
+COLUMNS = ("sentence-transformers", "transformers", "onnx", "openvino", "llama.cpp", "vllm", "tei")
+POSITIONS, WINDOW = 512, 1024  # beyond max_tokens, as in real models: a window no text reaches is taken out
+INPUT = {
+    "query": [{"special": "bos", "pool": True}, {"slot": "text", "pool": True}, {"special": "eos", "pool": True}],
+    "document": [{"special": "bos", "pool": True}, {"slot": "text", "pool": True}, {"special": "eos", "pool": True}],
+    "max_tokens": 128,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the directories and results")
+    parser.add_argument("--families", default=",".join(COMMON), help="model types with commas between them")
+    parser.add_argument("--markdown", type=Path, help="write the table here too")
+    arguments = parser.parse_args()
+    families = arguments.families.split(",")
+    rows = {family: result(family, arguments.out) for family in families}
+    text = table(rows)
+    print(text)
+    if arguments.markdown:
+        arguments.markdown.write_text(text, encoding="utf-8")
+
+
+def result(family: str, out: Path) -> dict[str, Any]:
+    """Verdicts by column, from disk if they are there."""
+    path = out / f"{family}.json"
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    print(f"{family} ...", flush=True)
+    try:
+        found = measure(family, out / family)
+    except Exception as error:  # a family that can't even be built is a row of the table too
+        found = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    return found
+
+
+def measure(family: str, folder: Path) -> dict[str, Any]:
+    """Every form of a tiny model of `family`, written into `folder` and verified."""
+    from llm2enc.encoder import Encoder
+    from llm2enc.export import Source, export, why_not
+    from llm2enc.verify import verify
+
+    encoder(family).save(folder)
+    source = Source.of(folder)
+    refused = why_not(source)
+    for form, dtype in WRITTEN.items():
+        if not refused[form]:
+            try:
+                export(folder, [form], dtypes=[dtype])
+            except ValueError as error:  # what only the writing finds out
+                refused[form] = " ".join(str(error).split())
+    report = verify(folder)
+    cells: dict[str, Any] = {"native": Encoder.load(folder).backbone.route, "reasons": {}}
+    for row in report.rows:
+        if row.engine in COLUMNS:
+            form = "gguf" if row.engine == "llama.cpp" else row.engine
+            verdict = "refused" if row.verdict == "missing" else row.verdict
+            cells[row.engine] = {"verdict": verdict, "cosine": row.cosine, "difference": row.difference}
+            reason = refused.get(form, "") if verdict == "refused" else f"{row.note}. {row.remedy}"
+            if verdict not in ("agrees", "should agree"):
+                cells["reasons"][row.engine] = reason
+    return cells
+
+
+def encoder(family: str):
+    """A tiny random encoder of a family."""
+    from transformers import CONFIG_MAPPING
+
+    from llm2enc.backbone import Backbone, load_tokenizer
+    from llm2enc.encoder import Encoder
+    from llm2enc.miniature import miniature
+    from llm2enc.recipe import InputSpec, ModelSpec
+    from llm2enc.tokens import InputFormat
+
+    tokenizer = load_tokenizer(ModelSpec(name="pocket"))
+    config = CONFIG_MAPPING[family]()
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": POSITIONS, "n_positions": POSITIONS}
+    sizes |= {name: WINDOW for name in ("sliding_window",) if getattr(config, name, None)}
+    model = miniature(config, 0, **{name: size for name, size in sizes.items() if hasattr(config, name)})
+    spec = InputSpec.model_validate_json(json.dumps(INPUT))
+    return Encoder(Backbone(model, bidirectional=True), InputFormat(spec, tokenizer), "mean").eval()
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a row per family, and below it why a cell is not ✓."""
+    marks = {
+        "agrees": "✓",
+        "should agree": "✓",
+        "differs": "✗",
+        "failed": "✗",
+        "should differ": "✗",
+        "not installed": "·",
+    }
+    lines = ["| family | " + " | ".join(COLUMNS) + " |", "| --- |" + " :---: |" * len(COLUMNS)]
+    reasons: dict[str, list[str]] = {}
+    for family, found in rows.items():
+        if "failed" in found:
+            lines.append(f"| {family} |" + " |" * len(COLUMNS))
+            reasons.setdefault(f"not built: {found['failed']}", []).append(family)
+            continue
+        cells = [marks.get(found[column]["verdict"], "–") for column in COLUMNS]
+        lines.append(f"| {family} | " + " | ".join(cells) + " |")
+        for column, reason in found["reasons"].items():
+            reasons.setdefault(f"{column}: {reason}", []).append(family)
+    notes = [f"- {', '.join(families)}: {reason}" for reason, families in reasons.items()]
+    return "\n".join([*lines, "", *notes]) + "\n"
+
+
+if __name__ == "__main__":
+    main()

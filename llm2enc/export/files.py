@@ -1,0 +1,77 @@
+"""An exported directory as files: its facts, and how one is written beside its place."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FACTS = "llm2enc.json"
+FORMAT = 1
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The content of llm2enc.json. ValueError if `folder` is not an export that this release reads."""
+    path = folder / FACTS
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not a directory written by llm2enc: it has no {FACTS}. Convert a model first: "
+            "llm2enc convert NAME -o DIR"
+        )
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    if facts.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {facts.get('format')!r}, this llm2enc reads format {FORMAT}; install the release that "
+            f"wrote it ({facts.get('versions', {}).get('llm2enc', 'unknown')}), or a newer one"
+        )
+    return facts
+
+
+def check_target(folder: Path) -> None:
+    """ValueError if `folder` holds something that is not an older export."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a directory")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS).is_file():
+        raise ValueError(
+            f"{folder} is not empty and no export of llm2enc ({FACTS} is missing); choose another directory"
+        )
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """An empty directory beside `folder` that takes its place in the end, or is removed if anything goes wrong."""
+    folder = folder.absolute()
+    partial, former = (folder.with_name(f".{folder.name}.{state}-{os.getpid()}") for state in ("partial", "former"))
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _share(partial)
+        if folder.exists():
+            folder.rename(former)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if former.exists():
+                former.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as JSON that people can read."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _share(folder: Path) -> None:
+    """Give all files the rights that the umask gives: safetensors makes its own readable to their owner alone."""
+    probe = folder / ".rights"
+    probe.touch()
+    rights = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(rights)
