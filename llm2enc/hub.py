@@ -3,7 +3,8 @@
     url = push(Path("runs/pocket/model"), "me/my-encoder", private=True)
 
 Files go by huggingface_hub: large ones as LFS or Xet objects, so a push that broke off sends again only what the hub
-does not have, and unchanged files are left out of the commit.
+does not have, and unchanged files are left out of the commit. Forms that are no longer in the directory (an ONNX graph of
+former weights) go from the repository too; other files there stay.
 """
 
 import itertools
@@ -55,6 +56,8 @@ _KINDS: dict[str, tuple[bytes, ...]] = {
 _SECRET_VARIABLES = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)(?:_ID)?$")
 # Bytes of a file of weights that are searched: what can be text stands in front.
 _HEADS = {".safetensors": 2**22, ".gguf": 2**26, ".bin": 2**22}
+# Forms of an encoder: where the folder has another one or none, what the hub has of them belongs to former weights.
+_FORMS = ["*.safetensors*", "onnx/*", "openvino/*", "gguf/*", "adapter/*", "adapter-causal-lm/*"]
 _MAY_BE_HIDDEN = {".gitattributes", ".gitignore"}
 
 
@@ -94,8 +97,9 @@ def push(
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, revision=revision, commit_message=message or "Upload by llm2enc"
-        )
+            repo_id=repo, folder_path=folder, revision=revision, commit_message=message or "Upload by llm2enc",
+            delete_patterns=_FORMS,
+        )  # fmt: skip
     return str(commit.commit_url)
 
 

@@ -214,6 +214,8 @@ def _committed(hub: HubServer, files: Files, body: bytes) -> tuple[Files, str]:
             files[value["path"]] = base64.b64decode(value["content"])
         elif key == "lfsFile":
             files[value["path"]] = hub.blobs[value["oid"]]
+        elif key == "deletedFile":
+            del files[value["path"]]
         else:
             raise _Refusal(400, f"no {key} here")
     return files, message

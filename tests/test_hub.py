@@ -117,6 +117,15 @@ def test_a_second_push_sends_what_changed_only(folder: Path, hub: HubServer) -> 
     assert changed == ["README.md"] and hub.repos[REPO].files()["README.md"] == b"# Another card\n"
 
 
+def test_forms_of_former_weights_go_and_other_files_stay(folder: Path, hub: HubServer) -> None:
+    push(folder, REPO)
+    hub.repos[REPO].files().update(
+        {"onnx/model.onnx": b"of former weights", "LICENSE": b"text", "gguf/model-f16.gguf": b""}
+    )
+    push(folder, REPO)
+    assert hub.repos[REPO].files().keys() == {*contents(folder), ".gitattributes", "LICENSE"}
+
+
 def test_a_push_that_broke_off_is_repeated_without_sending_weights_again(export: Path, hub: HubServer) -> None:
     hub.failures["/commit/"] = (500, "out of disk")
     with pytest.raises(ValueError, match=r"fault of its own \(500\); push again later.*it says: out of disk"):

@@ -48,13 +48,15 @@ def export(
     if push:
         check_push(push)
     quiet()
-    from llm2enc.export import DIRECTORY, Source
+    from llm2enc.export import DIRECTORY, Source, notes
     from llm2enc.export import export as write
 
     folder = Source.of(model).folder
     if to:
-        for path in write(model, to, out, dtype or []):
+        for path in write(model, to, out, dtype or [], push):
             say(f"wrote {path}")
+        for note in notes(model, to):
+            say(f"note: {note}")
         if out is not None and DIRECTORY in to:
             folder = out
         say(f"compare with ours: llm2enc verify {folder}")

@@ -69,12 +69,19 @@ class Source:
         return Source(folder, above if (above / "recipe.yaml").is_file() else None)
 
 
-def export(source: Path, forms: Sequence[str], out: Path | None = None, dtypes: Sequence[str] = ()) -> list[Path]:
+def export(
+    source: Path,
+    forms: Sequence[str],
+    out: Path | None = None,
+    dtypes: Sequence[str] = (),
+    repo: str | None = None,
+) -> list[Path]:
     """Write `forms` of an exported directory or a run, into the directory itself or into `out`.
 
     forms    names of FORMS
     out      where to; it gets what is asked for, so a whole directory only if DIRECTORY is among the forms
     dtypes   storage types; without any, each form's default, and for DIRECTORY the type that the weights have
+    repo     USER/NAME on the hub, for what names the model there
     returns  the files written
     raises   CannotExport with every reason, ValueError for unusable arguments; nothing is written then
     """
@@ -100,7 +107,8 @@ def export(source: Path, forms: Sequence[str], out: Path | None = None, dtypes: 
         if form == "adapter":
             written += _module(form).write(found.run, folder)
         elif form != DIRECTORY:
-            keywords = {"dtypes": chosen[form]} if chosen[form] else {}
+            keywords: dict[str, Any] = {"dtypes": chosen[form]} if chosen[form] else {}
+            keywords |= {"name": repo} if form == "mteb" else {}
             written += _module(form).write(encoder, folder, facts, **keywords)
     return written
 
@@ -108,6 +116,16 @@ def export(source: Path, forms: Sequence[str], out: Path | None = None, dtypes: 
 def summaries() -> dict[str, str]:
     """One line on each form."""
     return {name: _module(name).SUMMARY for name in FORMS}
+
+
+def notes(source: Path, forms: Sequence[str]) -> list[str]:
+    """What whoever opens these forms should know, beyond the card."""
+    from llm2enc.encoder import Encoder
+
+    if "gguf" not in forms:
+        return []
+    folder = Source.of(source).folder
+    return _module("gguf").notes(Encoder.load(folder), read_facts(folder))
 
 
 def why_not(source: Source) -> dict[str, str]:
