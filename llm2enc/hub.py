@@ -57,7 +57,7 @@ _SECRET_VARIABLES = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)(?:
 # Bytes of a file of weights that are searched: what can be text stands in front.
 _HEADS = {".safetensors": 2**22, ".gguf": 2**26, ".bin": 2**22}
 # Forms of an encoder: where the folder has another one or none, what the hub has of them belongs to former weights.
-_FORMS = ["*.safetensors*", "onnx/*", "openvino/*", "gguf/*", "adapter/*", "adapter-causal-lm/*"]
+_FORMS = ["*.safetensors*", "onnx/*", "openvino/*", "gguf/*", "adapter/*", "adapter-causal-lm/*", "mteb_model.py"]
 _MAY_BE_HIDDEN = {".gitattributes", ".gitignore"}
 
 

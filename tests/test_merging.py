@@ -21,9 +21,13 @@ from llm2enc.backbone import Backbone
 from llm2enc.encoder import Encoder
 from llm2enc.evaluation import command, score
 from llm2enc.evaluation.sources import gather
-from llm2enc.merging import merge, scores, table
+from llm2enc.export import card
+from llm2enc.export.files import read_facts, recipes_of
+from llm2enc.export.sentence_transformers import write
+from llm2enc.merging import check_sources, merge, scores, table
 from llm2enc.merging.arithmetic import METHODS, Method, average, slerp
 from llm2enc.merging.weights import INDEX, WEIGHTS, Weights, fingerprint
+from llm2enc.recipe import load_recipe
 
 X, Y, Z = torch.eye(3)
 
@@ -178,7 +182,8 @@ def test_one_model_with_itself_is_itself(method: Method, parents: list[Path], tm
     assert_same(state(tmp_path / "out"), state(parents[0]), tolerance=0 if method == "average" else 1e-6)
     for name in ("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"):
         assert read_json(tmp_path / "out" / name) == read_json(parents[0] / name)
-    assert record["parents"][2] == {"fingerprint": Encoder.load(parents[0]).backbone.fingerprint(), "weight": 0.1}
+    fingerprint = Encoder.load(parents[0]).backbone.fingerprint()
+    assert record["parents"][2] == {"fingerprint": fingerprint, "weight": 0.1, "recipes": [None]}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -196,9 +201,9 @@ def test_the_result_is_an_encoder_with_the_merged_weights(method: Method, parent
         golden, json.loads((parents[0] / "llm2enc.json").read_text())["golden"]["vectors"], atol=0.01
     )
     assert record["method"] == method and record["base"] is None and record["towards"] == 0
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "## Merged" in card and all(f"`{parent['fingerprint'][:12]}`" in card for parent in record["parents"])
-    assert "| 0.333 |" in card and ("SLERP" in card) == (method == "slerp")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "## Merged" in text and all(f"`{parent['fingerprint'][:12]}`" in text for parent in record["parents"])
+    assert "| 0.333 |" in text and ("SLERP" in text) == (method == "slerp")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -224,6 +229,21 @@ def test_a_merged_encoder_merges_again(parents: list[Path], tmp_path: Path) -> N
     merge([tmp_path / "two", parents[2]], tmp_path / "again", weights=[2, 1])
     merge(parents, tmp_path / "three")
     assert_same(state(tmp_path / "again"), state(tmp_path / "three"), tolerance=1e-6)
+
+
+def test_a_merged_encoder_keeps_the_recipes_of_all_that_are_in_it(tmp_path: Path) -> None:
+    recipe = load_recipe("mistral-7b")
+    other = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": "me/other"})})
+    runs = []
+    for name, made in (("a", recipe), ("b", recipe), ("c", other)):
+        runs.append(tmp_path / name)
+        write(make_encoder(), runs[-1], recipe=made)
+    merge(runs[:2], tmp_path / "ab")
+    merge([tmp_path / "ab", runs[2]], tmp_path / "abc")
+    names = {out: [r["model"]["name"] for r in recipes_of(read_facts(tmp_path / out))] for out in ("ab", "abc")}
+    assert names == {"ab": [recipe.model.name] * 2, "abc": [recipe.model.name] * 2 + ["me/other"]}
+    assert f"base_model: {recipe.model.name}" in (tmp_path / "ab" / "README.md").read_text()
+    assert "base_model" not in (tmp_path / "abc" / "README.md").read_text()  # no one model that all started from
 
 
 def test_a_family_whose_configuration_is_rewritten_stays_what_it_was(tmp_path: Path) -> None:
@@ -370,6 +390,10 @@ def test_places_that_hold_something_else_are_refused(parents: list[Path], tmp_pa
     (tmp_path / "used" / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="not empty and no export of llm2enc"):
         merge(parents, tmp_path / "used")
+    with pytest.raises(ValueError, match="is to be merged and to be written"):  # a base that would be lost
+        merge(parents[:1], parents[1], base=parents[1], towards=0.5)
+    with pytest.raises(ValueError, match="no such file or folder"):
+        check_sources([str(tmp_path / "none.csv")])
     with pytest.raises(ValueError, match="is not a directory written by llm2enc"):
         merge([parents[0], tmp_path / "used"], tmp_path / "out")
     shutil.copytree(parents[0], tmp_path / "bare")
@@ -394,7 +418,7 @@ def test_a_failure_leaves_what_was_there(
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    place, name = {"load": (Encoder, "load"), "write": (merging, "write"), "card": (merging, "describe")}[moment]
+    place, name = {"load": (Encoder, "load"), "write": (merging, "write"), "card": (card, "merged")}[moment]
     monkeypatch.setattr(place, name, fail)
     for out in ("out", "new"):
         with pytest.raises(KeyboardInterrupt):

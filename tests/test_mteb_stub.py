@@ -93,7 +93,7 @@ def test_the_facts_are_those_of_the_model(tmp_path: Path) -> None:
     assert meta.use_instructions is True and meta.framework[0] == "Sentence Transformers"
     assert defined["model_prompts"] == {"query": "Find the answer: ", "document": ""}
     assert meta.license is meta.languages is meta.adapted_from is None
-    assert meta.training_datasets == set()  # not trained
+    assert meta.training_datasets is None  # saved without a recipe: trained on nobody knows what
     assert [path.name for path in (tmp_path / "model").glob("*mteb*")] == ["mteb_model.py"]
 
 
@@ -116,14 +116,17 @@ def test_training_data_are_told_by_the_names_of_mteb_and_the_others_left_to_the_
 def test_names_of_data_sets() -> None:
     def found(**data) -> tuple[list[str], list[str]]:
         source = {"kind": "files", "name": None} | data
-        return stub.training_tasks({"stages": [{"data": [source]}]})
+        return stub.training_tasks([{"stages": [{"data": [source]}]}])
 
     assert found(path="/home/me/sets/NQ-train.jsonl.gz") == (["NQ"], [])
     assert found(kind="hub", path="sentence-transformers/natural-questions") == (["NQ"], [])
     assert found(path=["a/msmarco_passage.parquet", "b/own.txt"]) == (["MSMARCO"], ["own.txt"])
     assert found(path="part-1.jsonl", name="HotpotQA") == (["HotpotQA"], [])
     assert found(kind="hub", path="me/things") == ([], ["me/things"])
-    assert found(kind="docstrings") == ([], []) == stub.training_tasks(None)
+    assert found(kind="docstrings") == ([], []) == stub.training_tasks([{"stages": []}])
+    merged = [{"stages": [{"data": [{"kind": "files", "name": name, "path": "x.txt"}]}]} for name in ("NQ", "fever")]
+    assert stub.training_tasks(merged) == (["FEVER", "NQ"], [])
+    assert stub.training_tasks([*merged, None]) == (["FEVER", "NQ"], [stub._UNRECORDED])
 
 
 def test_every_task_named_is_one_of_mteb() -> None:

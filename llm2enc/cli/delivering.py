@@ -26,7 +26,10 @@ def export(
     model: Annotated[Path | None, typer.Argument(help="Directory of an encoder, or of a run.")] = None,
     to: Annotated[
         list[str] | None,
-        typer.Option("--to", help="sentence-transformers, onnx, openvino, gguf, mteb or adapter. Repeatable."),
+        typer.Option(
+            "--to",
+            help="sentence-transformers (the default with -o), onnx, openvino, gguf, adapter or mteb. Repeatable.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Where to; by default into the encoder's directory.")
@@ -39,27 +42,34 @@ def export(
     private: Private = False,
     forms: Annotated[bool, typer.Option("--list", help="List the forms, and which MODEL can have.")] = False,
 ) -> None:
-    """Write an encoder in the forms that other programs open, and send it to the hub. Each file is checked first."""
+    """Write an encoder in the forms that other programs open, and send it to the hub."""
     if forms:
         _list_forms(model)
         return
-    if model is None or not (to or push):
+    if model is None or not (to or out or push):
         raise ValueError("say what to export and how: llm2enc export DIR --to onnx, or --push USER/NAME; see --list")
+    if dtype and not (to or out):
+        raise ValueError("--dtype is for what is written; say in which form (--to) or where (-o)")
     if push:
         check_push(push)
     quiet()
     from llm2enc.export import DIRECTORY, Source, notes
     from llm2enc.export import export as write
+    from llm2enc.export.files import FACTS
 
-    folder = Source.of(model).folder
+    folder = out or Source.of(model).folder
+    if out and not to:
+        to = [DIRECTORY]
+    whole = DIRECTORY in (to or []) or (folder / FACTS).is_file()
+    if push and not whole:
+        raise ValueError(f"{folder} would hold no whole directory to push; add --to sentence-transformers")
     if to:
         for path in write(model, to, out, dtype or [], push):
             say(f"wrote {path}")
         for note in notes(model, to):
             say(f"note: {note}")
-        if out is not None and DIRECTORY in to:
-            folder = out
-        say(f"compare with ours: llm2enc verify {folder}")
+        if whole:
+            say(f"compare with ours: llm2enc verify {folder}")
     if push:
         send(folder, push, private)
 
@@ -126,10 +136,12 @@ def merge(
         check_push(push)
     quiet()
     from llm2enc.export import Source
+    from llm2enc.merging import check_sources, scores
     from llm2enc.merging import merge as run
-    from llm2enc.merging import scores
 
     folders = [Source.of(model).folder for model in models]
+    if tasks:
+        check_sources(tasks)
     record = run(folders, out, method=method, weights=shares, base=base, towards=towards)
     say(f"encoder: {out}")
     rows = []
@@ -156,6 +168,7 @@ def _numbers(text: str) -> list[float]:
 
 def _list_forms(model: Path | None) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from llm2enc.export import FORMS, Source, summaries, why_not
@@ -166,7 +179,7 @@ def _list_forms(model: Path | None) -> None:
         reasons = why_not(Source.of(model))
     table = Table("form", "storage types", "what it is", *(["can it?"] if model else []))
     for name, summary in summaries().items():
-        answer = [f"no: {reasons[name]}" if reasons[name] else "yes"] if model else []
+        answer = [f"no: {escape(reasons[name])}" if reasons[name] else "yes"] if model else []
         table.add_row(name, ", ".join(FORMS[name].dtypes), summary, *answer)
     Console().print(table)
 

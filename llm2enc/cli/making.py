@@ -124,7 +124,9 @@ def _print_result(result) -> None:
     for parity in result.parity:
         verdict = "not compared" if parity.cosine is None else f"cosine {parity.cosine:.6f}"
         said = "; ".join(part for part in (parity.note, parity.remedy) if part)
-        console.print(f"{parity.engine}: {verdict} {said}".rstrip())
+        console.print(
+            f"{parity.engine}: {verdict} {said}".rstrip(), markup=False
+        )  # remedies name extras, `llm2enc[gguf]`
     console.print(f"encoder: {result.folder / 'model'}")
 
 

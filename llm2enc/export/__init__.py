@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from llm2enc.export.files import FACTS, read_facts
+from llm2enc.export.files import FACTS, check_target, read_facts
 
 if TYPE_CHECKING:
     from llm2enc.encoder import Encoder
@@ -35,16 +35,20 @@ class Form:
     module: str
     dtypes: tuple[str, ...] = ()
     """Storage types it is written in, the default first; empty where there is no choice."""
+    alone: bool = False
+    """Whether it is of use without the directory around it."""
 
 
 FORMS = {
     DIRECTORY: Form("sentence_transformers", ("float32", "bfloat16", "float16")),
     "onnx": Form("onnx", ("float32", "float16")),
     "openvino": Form("openvino", ("float32", "float16")),
-    "gguf": Form("gguf", ("float16", "float32", "q8_0")),
-    "mteb": Form("mteb"),
-    "adapter": Form("adapter"),
+    "gguf": Form("gguf", ("float16", "float32", "q8_0"), alone=True),
+    "adapter": Form("adapter", alone=True),
+    "mteb": Form("mteb"),  # the last to be written: it lists the others
 }
+# What says that two directories hold one encoder: weights and configuration, and how they are read.
+_SAME = ("fingerprint", "input", "pooling", "normalize")
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,21 @@ def export(
     """Write `forms` of an exported directory or a run, into the directory itself or into `out`.
 
     forms    names of FORMS
-    out      where to; it gets what is asked for, so a whole directory only if DIRECTORY is among the forms
-    dtypes   storage types; without any, each form's default, and for DIRECTORY the type that the weights have
+    out      where to: a new directory if DIRECTORY is among the forms, otherwise another one of this very encoder; forms
+             that stand alone may go anywhere
+    dtypes   storage types; where none is one of a form's own, its default, and for DIRECTORY the type of the weights
     repo     USER/NAME on the hub, for what names the model there
     returns  the files written
-    raises   CannotExport with every reason, ValueError for unusable arguments; nothing is written then
+    raises   CannotExport with every reason, ValueError for unusable arguments; nothing is written then. ValueError also
+             for a missing package, or a form that gives other vectors: forms written before it stay
     """
     from llm2enc.encoder import Encoder
 
     chosen = _dtypes(forms, dtypes)
+    forms = list(chosen)
     found = Source.of(source)
-    if DIRECTORY in forms and out is None:
-        raise ValueError(f"{found.folder} is such a directory already; say where to write another one with -o")
     facts = read_facts(found.folder)
+    _check_out(found, facts, forms, out)
     encoder = Encoder.load(found.folder)
     reasons = [f"{form}: {why}" for form in forms if (why := _refusal(form, encoder, facts, found))]
     if reasons:
@@ -101,7 +107,7 @@ def export(
     if out is not None:
         folder = out
         if DIRECTORY in forms:
-            written += _rewrite(encoder, facts, folder, chosen[DIRECTORY] if dtypes else ())
+            written += _rewrite(encoder, facts, folder, chosen[DIRECTORY])
             facts, encoder = read_facts(folder), Encoder.load(folder)
     for form in forms:
         if form == "adapter":
@@ -151,16 +157,45 @@ def _module(form: str) -> ModuleType:
 
 
 def _dtypes(forms: Sequence[str], asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Storage types by form. ValueError for an unknown form, or a type that none of the forms knows."""
+    """Storage types by form, in the order of FORMS. ValueError for what is unknown to all, or can't be told apart."""
     unknown = [form for form in forms if form not in FORMS]
     if unknown:
         raise ValueError(f"no form {', '.join(unknown)}; expected {', '.join(FORMS)}")
-    chosen = {form: tuple(d for d in FORMS[form].dtypes if d in asked) or FORMS[form].dtypes[:1] for form in forms}
-    lost = [dtype for dtype in asked if not any(dtype in FORMS[form].dtypes for form in forms)]
+    known = {form: FORMS[form].dtypes for form in FORMS if form in forms}
+    chosen = {form: tuple(dtype for dtype in types if dtype in asked) for form, types in known.items()}
+    lost = [dtype for dtype in asked if not any(dtype in types for types in known.values())]
     if lost:
-        known = "; ".join(f"{form}: {', '.join(FORMS[form].dtypes) or 'no choice'}" for form in forms)
-        raise ValueError(f"{', '.join(lost)}: not a storage type of the forms asked for ({known})")
-    return chosen
+        choice = "; ".join(f"{form}: {', '.join(types) or 'no choice'}" for form, types in known.items())
+        raise ValueError(f"{', '.join(lost)}: not a storage type of the forms asked for ({choice})")
+    if len(chosen.get(DIRECTORY, ())) > 1:
+        raise ValueError(f"one directory holds one storage type, got {', '.join(chosen[DIRECTORY])}")
+    return {form: own or (() if form == DIRECTORY else known[form][:1]) for form, own in chosen.items()}
+
+
+def _check_out(source: Source, facts: dict[str, Any], forms: Sequence[str], out: Path | None) -> None:
+    """ValueError if `out` would lose something, or hold files that belong to another encoder or to none."""
+    if DIRECTORY in forms:
+        if out is None:
+            raise ValueError(f"{source.folder} is such a directory already; say where to write another one with -o")
+        if out.resolve() == source.folder.resolve():
+            raise ValueError(
+                f"{out} is the directory to be exported, and would lose its other forms; choose another one with -o"
+            )
+        check_target(out)
+    elif out is not None and (out / FACTS).is_file():
+        theirs = read_facts(out)
+        # An adapter's weights are those of a run, whose encoder may stand there in another type; it looks by itself.
+        if list(forms) != ["adapter"] and any(theirs[name] != facts[name] for name in _SAME):
+            raise ValueError(f"{out} holds another encoder than {source.folder}; choose another directory")
+    elif out is not None:
+        parts = [form for form in forms if not FORMS[form].alone]
+        if parts:
+            raise ValueError(
+                f"{', '.join(parts)}: of no use in {out} without the tokenizer and the settings of the directory; add "
+                "--to sentence-transformers, or leave -o out"
+            )
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out} is a file; give a directory")
 
 
 def _rewrite(encoder: "Encoder", facts: dict[str, Any], folder: Path, dtypes: tuple[str, ...]) -> list[Path]:
@@ -168,8 +203,7 @@ def _rewrite(encoder: "Encoder", facts: dict[str, Any], folder: Path, dtypes: tu
     from llm2enc.export.sentence_transformers import write
     from llm2enc.recipe import load_recipe
 
-    if len(dtypes) > 1:
-        raise ValueError(f"one directory holds one storage type, got {', '.join(dtypes)}")
     recipe = load_recipe(facts["recipe"]) if facts["recipe"] else None
-    write(encoder, folder, recipe=recipe, history=facts["history"], dtype=dtypes[0] if dtypes else None)
+    dtype = dtypes[0] if dtypes else None
+    write(encoder, folder, recipe=recipe, history=facts["history"], merge=facts.get("merge"), dtype=dtype)
     return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -287,7 +287,7 @@ def _write_form(
 
 def _facts(recipe: Recipe, folders: list[Path], rank: int) -> dict[str, Any]:
     return {
-        "base": card.base_model(recipe.model_dump(mode="json")) or "",
+        "base": card.base_model([recipe.model_dump(mode="json")]) or "",
         "revision": recipe.model.revision,
         "dtype": recipe.model.dtype,
         "attention": recipe.model.attention,

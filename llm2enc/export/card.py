@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from llm2enc.export.files import recipes_of
 from llm2enc.tokens import InputFormat
 
 # Between these the table of engines stands, so that a newer one can take its place; cards show neither.
@@ -24,6 +25,8 @@ def render(facts: dict[str, Any], input_format: InputFormat, requirements: dict[
     sections = [_header(facts), _title(facts), _use(facts, requirements), _input(facts, input_format)]
     if facts["history"]:
         sections.append(_scores(facts["history"]))
+    if "merge" in facts:
+        sections.append(merged(facts["merge"]))
     return "\n\n".join([*sections, _limits(facts)]) + "\n"
 
 
@@ -71,15 +74,16 @@ def _header(facts: dict[str, Any]) -> str:
         "pipeline_tag": "feature-extraction",
         "tags": ["sentence-transformers", "feature-extraction", "llm2enc"],
     }
-    base = base_model(facts["recipe"])
+    base = base_model(recipes_of(facts))
     if base:
         fields["base_model"] = base
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
 
 
-def base_model(recipe: dict[str, Any] | None) -> str | None:
-    """The hub id of the model the run started from; a directory means nothing to a reader."""
-    name = recipe["model"]["name"] if recipe else ""
+def base_model(recipes: Sequence[dict[str, Any] | None]) -> str | None:
+    """The hub id of the one model that all runs started from; a directory means nothing to a reader."""
+    names = {recipe["model"]["name"] if recipe else "" for recipe in recipes}
+    name = names.pop() if len(names) == 1 else ""
     return name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else None
 
 
@@ -87,7 +91,7 @@ def _title(facts: dict[str, Any]) -> str:
     recipe = facts["recipe"]
     name = recipe["name"] if recipe else "Text encoder"
     about = f"{recipe['description']}.\n\n" if recipe and recipe["description"] else ""
-    base = base_model(recipe)
+    base = base_model(recipes_of(facts))
     source = f" made from [{base}](https://huggingface.co/{base})" if base else ""
     return (
         f"# {name}\n\n{about}A text encoder{source} by llm2enc {facts['versions']['llm2enc']}: a {facts['model_type']} "
@@ -175,6 +179,25 @@ def _scores(history: list[dict[str, Any]]) -> str:
     lines.insert(1, ["---"] + ["---:"] * (len(metrics) + 1))
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"## Scores\n\nMeasured in the run that made this model.\n\n{table}"
+
+
+def merged(record: dict[str, Any]) -> str:
+    """What was merged and how, from the record that `llm2enc.merging.merge` returns."""
+    total = sum(parent["weight"] for parent in record["parents"])
+    how = {"average": "the weighted average of", "slerp": "the spherical interpolation (SLERP), in this order, of"}
+    lines = [
+        "## Merged",
+        "",
+        f"The weights are {how[record['method']]} those of these encoders (fingerprints as in their `llm2enc.json`):",
+        "",
+        "| weights | share |",
+        "| --- | ---: |",
+        *(f"| `{parent['fingerprint'][:12]}` | {parent['weight'] / total:.3f} |" for parent in record["parents"]),
+    ]
+    if record["base"]:
+        share = f"{record['towards']:.3f}"
+        lines += ["", f"Then taken back towards the base model `{record['base'][:12]}`, whose share is {share}."]
+    return "\n".join(lines)
 
 
 def _limits(facts: dict[str, Any]) -> str:

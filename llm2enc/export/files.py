@@ -20,13 +20,23 @@ def read_facts(folder: Path) -> dict[str, Any]:
             f"{folder} is not a directory written by llm2enc: it has no {FACTS}. Convert a model first: "
             "llm2enc convert NAME -o DIR"
         )
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is damaged: it is not valid JSON. Export the directory again") from None
     if facts.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {facts.get('format')!r}, this llm2enc reads format {FORMAT}; install the release that "
             f"wrote it ({facts.get('versions', {}).get('llm2enc', 'unknown')}), or a newer one"
         )
     return facts
+
+
+def recipes_of(facts: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """The recipe that made an encoder, or those of all that were merged into it; None for one that is not known."""
+    if "merge" not in facts:
+        return [facts["recipe"]]
+    return [recipe for parent in facts["merge"]["parents"] for recipe in parent["recipes"]]
 
 
 def check_target(folder: Path) -> None:

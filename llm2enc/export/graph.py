@@ -139,17 +139,18 @@ def _unpooled_prompts(encoder: "Encoder", facts: dict[str, Any]) -> list[str]:
     return found
 
 
-def need(packages: tuple[str, ...], extra: str) -> None:
-    """ValueError if one of the packages is missing."""
+def check_request(
+    encoder: "Encoder", facts: dict[str, Any], dtypes: tuple[str, ...], packages: tuple[str, ...], extra: str
+) -> None:
+    """ValueError, before anything heavy, for an encoder or a storage type that no graph has, or without the packages."""
+    reason = refusal(encoder, facts)
+    if reason:
+        raise ValueError(reason)
+    if not dtypes or any(dtype not in FLOORS for dtype in dtypes):
+        raise ValueError(f"dtypes is {dtypes!r}; weights of a graph are stored as one or both of {', '.join(FLOORS)}")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} is not installed; pip install 'llm2enc[{extra}]'")
-
-
-def check_dtypes(dtypes: tuple[str, ...]) -> None:
-    """ValueError unless there is at least one type, and each is a type that weights can be stored in."""
-    if not dtypes or any(dtype not in FLOORS for dtype in dtypes):
-        raise ValueError(f"dtypes is {dtypes!r}; weights of a graph are stored as one or both of {', '.join(FLOORS)}")
 
 
 def half(weight: np.ndarray, name: str) -> np.ndarray:

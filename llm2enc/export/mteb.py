@@ -6,13 +6,15 @@
 sentence-transformers runs it where that gives our vectors, llm2enc otherwise. What only the author can know is None.
 """
 
+import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2enc.export.card import base_model
+from llm2enc.export.files import recipes_of
 
 if TYPE_CHECKING:
     from llm2enc.encoder import Encoder
@@ -52,6 +54,7 @@ _TASKS: dict[str, tuple[str, ...]] = {
     "t2ranking": ("T2Retrieval", "T2Reranking"),
     "wikitext": (),
 }
+_UNRECORDED = "whatever this encoder saw in training: it was saved without a recipe"
 
 
 def refusal(encoder: "Encoder", facts: dict[str, Any]) -> str:
@@ -77,7 +80,7 @@ def _source(encoder: "Encoder", folder: Path, facts: dict[str, Any], name: str |
     recipe = facts["recipe"]
     parameters = list(encoder.backbone.trunk.parameters())
     embeddings = encoder.backbone.trunk.get_input_embeddings().weight
-    known, unknown = training_tasks(recipe)
+    known, unknown = training_tasks(recipes_of(facts))
     fields = {
         "loader": "load",
         "name": repr(name or f"your-name/{recipe['name'] if recipe else 'my-encoder'}"),
@@ -96,7 +99,7 @@ def _source(encoder: "Encoder", folder: Path, facts: dict[str, Any], name: str |
         "framework": repr(_frameworks(folder, facts["native"])),
         "similarity_fn_name": "ScoringFunction.COSINE",
         "use_instructions": str(_reads_instructions(encoder, facts)),
-        "adapted_from": repr(base_model(recipe)),
+        "adapted_from": repr(base_model(recipes_of(facts))),
         "training_datasets": f"{_tasks(known, unknown)}{_comments(unknown)}",
     }
     lines = [f"    {key}={value}" + ("" if "  #" in value else ",") for key, value in fields.items()]
@@ -144,11 +147,11 @@ def load(name, revision=None, **_):
 '''
 
 
-def training_tasks(recipe: dict[str, Any] | None) -> tuple[list[str], list[str]]:
-    """Tasks of mteb that a recipe trains on, and names of its data sets of which that is not known."""
+def training_tasks(recipes: Sequence[dict[str, Any] | None]) -> tuple[list[str], list[str]]:
+    """Tasks of mteb that the recipes train on, and names of data of which that is not known (a recipe of None's too)."""
     known: dict[str, None] = {}
-    unknown: dict[str, None] = {}
-    for label, names in _data_sets(recipe):
+    unknown = dict.fromkeys([_UNRECORDED] if None in recipes else [])
+    for label, names in itertools.chain.from_iterable(_data_sets(recipe) for recipe in recipes if recipe):
         found = [_TASKS[name] for name in names if name in _TASKS]
         known |= dict.fromkeys(task for tasks in found for task in tasks)
         if not found:
@@ -156,9 +159,9 @@ def training_tasks(recipe: dict[str, Any] | None) -> tuple[list[str], list[str]]
     return sorted(known), list(unknown)
 
 
-def _data_sets(recipe: dict[str, Any] | None) -> Iterator[tuple[str, list[str]]]:
+def _data_sets(recipe: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Each data set of the stages by its label, a file's without its folder, and the names it may be known by."""
-    for source in (data for stage in (recipe["stages"] if recipe else []) for data in stage["data"]):
+    for source in (data for stage in recipe["stages"] for data in stage["data"]):
         if source["kind"] == "docstrings":  # of installed packages: in no task
             continue
         paths = [source["path"]] if isinstance(source["path"], str) else source["path"]

@@ -67,11 +67,7 @@ def write(
     raises   ValueError if the encoder can't have this form, a package is missing, the family can't be traced, or a graph
              gives other vectors than the encoder
     """
-    reason = refusal(encoder, facts)
-    if reason:
-        raise ValueError(reason)
-    graph.check_dtypes(dtypes)
-    graph.need(("onnx", "onnxruntime"), "onnx")
+    graph.check_request(encoder, facts, dtypes, ("onnx", "onnxruntime"), "onnx")
     wanted = graph.expected(encoder, folder, facts)
     with graph.into(folder / "onnx") as partial:
         traced = partial / "traced"

@@ -50,11 +50,7 @@ def write(
     raises   ValueError if the encoder can't have this form, a package is missing, the family can't be traced, or a model
              gives other vectors than the encoder
     """
-    reason = refusal(encoder, facts)
-    if reason:
-        raise ValueError(reason)
-    graph.check_dtypes(dtypes)
-    graph.need(("openvino",), "openvino")
+    graph.check_request(encoder, facts, dtypes, ("openvino",), "openvino")
     import openvino
 
     wanted = graph.expected(encoder, folder, facts)

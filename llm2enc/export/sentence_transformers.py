@@ -52,12 +52,14 @@ def write(
     *,
     recipe: "Recipe | None" = None,
     history: list[dict[str, Any]] | None = None,
+    merge: dict[str, Any] | None = None,
     card: str | None = None,
     dtype: str | None = None,
 ) -> None:
     """Write `encoder` to `folder`. One process calls it.
 
     history  rows {"stage", "scores", "seconds"}: measurements of the run, for the card
+    merge    what `llm2enc.merging.merge` returns, of an encoder that was merged from others
     card     text of README.md; made from the facts by default
     dtype    storage type, one of DTYPES; that of the weights by default. Fingerprint and golden vectors are those of what
              was written
@@ -99,6 +101,7 @@ def write(
             "versions": _versions(),
             "history": history or [],
             "recipe": recipe.model_dump(mode="json") if recipe else None,
+            **({"merge": merge} if merge else {}),
         }
         written = encoder if dtype is None else _open(partial, facts)
         facts["fingerprint"] = written.backbone.fingerprint()

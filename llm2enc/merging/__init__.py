@@ -27,14 +27,14 @@ from torch import Tensor
 
 from llm2enc.backbone import resolve
 from llm2enc.encoder import Encoder
-from llm2enc.export.files import FACTS, beside, check_target, read_facts, write_json
+from llm2enc.export.files import check_target, read_facts, recipes_of
 from llm2enc.export.sentence_transformers import write
 from llm2enc.merging.arithmetic import METHODS, Method, average
 from llm2enc.merging.checks import differences, names_in_base, unlike_base, wrong_arguments
-from llm2enc.merging.measuring import Row, scores, table
+from llm2enc.merging.measuring import Row, check_sources, scores, table
 from llm2enc.merging.weights import WEIGHTS, Weights, fingerprint
 
-__all__ = ["Method", "Row", "describe", "merge", "scores", "table"]
+__all__ = ["Method", "Row", "check_sources", "merge", "scores", "table"]
 
 
 def merge(
@@ -70,35 +70,19 @@ def merge(
 
     record = {
         "method": method,
-        "parents": [{"fingerprint": f["fingerprint"], "weight": w} for f, w in zip(facts, shares, strict=True)],
+        "parents": [
+            {"fingerprint": fact["fingerprint"], "weight": share, "recipes": recipes_of(fact)}
+            for fact, share in zip(facts, shares, strict=True)
+        ],
         "base": None if ground is None else fingerprint(ground, names, parents[0]),
         "towards": float(towards),
     }
-    beside = out.absolute().parent
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.merged-", dir=beside) as folder:
+    above = out.absolute().parent
+    above.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.merged-", dir=above) as folder:
         _write_merged(parents[0], Path(folder), merged)
-        _export(Encoder.load(Path(folder)), out, record)
+        write(Encoder.load(Path(folder)), out, merge=record)
     return record
-
-
-def describe(record: dict[str, Any]) -> str:
-    """A section of the model card: what was merged and how."""
-    total = sum(parent["weight"] for parent in record["parents"])
-    how = {"average": "the weighted average of", "slerp": "the spherical interpolation (SLERP), in this order, of"}
-    lines = [
-        "## Merged",
-        "",
-        f"The weights are {how[record['method']]} those of these encoders (fingerprints as in their `llm2enc.json`):",
-        "",
-        "| weights | share |",
-        "| --- | ---: |",
-        *(f"| `{parent['fingerprint'][:12]}` | {parent['weight'] / total:.3f} |" for parent in record["parents"]),
-    ]
-    if record["base"]:
-        share = f"{record['towards']:.3f}"
-        lines += ["", f"Then taken back towards the base model `{record['base'][:12]}`, whose share is {share}."]
-    return "\n".join(lines) + "\n"
 
 
 def _merged(
@@ -124,16 +108,6 @@ def _write_merged(parent: Weights, folder: Path, merged: Callable[[str], Tensor]
     for file in sorted(set(parent.files.values())):
         names = [name for name, place in parent.files.items() if place == file]
         save_file({name: merged(name) for name in names}, folder / file, metadata={"format": "pt"})
-
-
-def _export(encoder: Encoder, out: Path, record: dict[str, Any]) -> None:
-    """The encoder's directory with `record` in its facts and card; it takes the place of `out` as a whole."""
-    with beside(out) as partial:
-        write(encoder, partial)
-        facts = json.loads((partial / FACTS).read_text(encoding="utf-8"))
-        write_json(partial / FACTS, facts | {"merge": record})
-        with (partial / "README.md").open("a", encoding="utf-8") as card:
-            card.write("\n" + describe(record))
 
 
 def _raise(faults: list[str]) -> None:

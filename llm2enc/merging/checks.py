@@ -38,9 +38,8 @@ def wrong_arguments(
         faults.append(f"towards is {towards}; it is the share of the base, 0 to 1")
     if (base is None) != (towards == 0):
         faults.append(f"base is {base} and towards is {towards}: give both or neither")
-    used = [str(folder) for folder in folders if folder.resolve() == out.resolve()]
-    if used:
-        faults.append(f"{used[0]} is to be merged and to be written; choose another directory for the result")
+    if out.resolve() in {Path(place).resolve() for place in (*folders, *([] if base is None else [base]))}:
+        faults.append(f"{out} is to be merged and to be written; choose another directory for the result")
     return faults
 
 

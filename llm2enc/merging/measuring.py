@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from llm2enc.evaluation import command, suite
+from llm2enc.evaluation.mteb_adapter import mteb_tasks
+from llm2enc.evaluation.sources import gather
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,13 @@ class Row:
     def gain(self) -> float:
         """What merging added to the best parent; negative where it cost something."""
         return self.merged - max(self.parents)
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """ValueError for sources that `scores` would refuse, to be told before anything is merged."""
+    _, names = gather(sources)
+    if names:
+        mteb_tasks(names)
 
 
 def scores(
