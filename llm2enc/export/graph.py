@@ -114,7 +114,7 @@ def refusal(encoder: "Encoder", facts: dict[str, Any]) -> str:
     if not facts["native"]:
         return (
             f"a graph reads what the exported tokenizer gives, as sentence-transformers does, and {facts['reason']} "
-            "Until then only llm2enc and its server give this encoder's vectors"
+            "Until then only llm2enc gives this encoder's vectors"
         )
     unpooled = _unpooled_prompts(encoder, facts)
     if unpooled:

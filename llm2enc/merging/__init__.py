@@ -15,7 +15,6 @@ opposite or zero tensors) it is the average. More than two are taken in one afte
 so far, so their order matters. Sums are float64 and are rounded once, to the type the models are stored in.
 """
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
