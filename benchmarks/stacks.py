@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.environments import TORCH
 
 SAME = 1e-4  # of cosine to 1: golden vectors are rounded to six digits
+SECONDS = 600  # that a program may take; a server's threads may never end
 _OPENING = Path(__file__).with_name("opening.py")
 
 
@@ -72,7 +73,7 @@ class Outcome:
 
     @property
     def same(self) -> bool:
-        return self.alone is not None and self.batch is not None and min(self.alone, self.batch) >= 1 - SAME
+        return all(cosine is not None and cosine >= 1 - SAME for cosine in (self.alone, self.batch))
 
     @property
     def verdict(self) -> str:
@@ -96,6 +97,9 @@ def main() -> None:
         parser.error(f"--only {arguments.only!r} names none of: {'; '.join(stack.name for stack in STACKS)}")
     if not (arguments.directory / "llm2enc.json").is_file():
         parser.error(f"{arguments.directory} has no llm2enc.json, so there is nothing to compare with; export it first")
+    pooling = json.loads((arguments.directory / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
+    if not pooling["include_prompt"]:
+        parser.error(f"{arguments.directory} leaves prompts out of the pool, which opening.py does not do by hand")
     outcomes = []
     for stack in stacks:
         python = build(stack, arguments.out)
@@ -176,7 +180,18 @@ def look(stack: Stack, program: str, python: Path, directory: Path) -> Outcome:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "DO_NOT_TRACK": "1"}
     command = [str(python), str(_OPENING), program, str(directory.absolute())]
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=directory)
+    try:
+        process = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=directory,
+            timeout=SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome(stack.name, program, {program: ""}, f"no answer within {SECONDS} seconds")
     lines = [line for line in process.stdout.splitlines() if line.startswith("FOUND ")]
     if not lines:
         raise ValueError(f"{stack.name}: {program} ended with {process.returncode} and no answer:\n{process.stderr}")

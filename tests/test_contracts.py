@@ -123,19 +123,23 @@ def test_what_vllm_runs_as_causal_has_no_flag_that_helps(exports: dict[str, Path
 
 
 def test_an_onnx_file_lets_tei_run_any_family_on_the_cpu(exports: dict[str, Path], tmp_path: Path) -> None:
-    """backends/ort pools `last_hidden_state` of onnx/model.onnx by mean or first token; the family is not asked."""
-    folder = shutil.copytree(exports["olmo2"], tmp_path / "copy")
-    (folder / "onnx").mkdir()
-    (folder / "onnx" / "model.onnx").touch()
-    assert verdicts(check(folder))["tei"] == "agrees"
+    """backends/ort pools `last_hidden_state` of onnx/model.onnx, by the last token too; the family is not asked."""
+    for folder in (
+        shutil.copytree(exports["olmo2"], tmp_path / "copy"),
+        exported(tmp_path / "last", "phi3", "last"),
+    ):
+        assert only(folder, "tei", "not built in").verdict == "unsupported"
+        (folder / "onnx").mkdir()
+        (folder / "onnx" / "model.onnx").touch()
+        assert verdicts(check(folder))["tei"] == "agrees"
 
 
-def test_an_onnx_file_does_not_help_where_the_last_token_is_pooled(tmp_path: Path) -> None:
-    """OrtBackend::new refuses last-token pooling, and candle, tried next, has no Phi 3."""
-    folder = exported(tmp_path / "last", "phi3", "last")
+def test_an_onnx_file_is_asked_for_only_where_there_is_none(exports: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(exports["llama"], tmp_path / "copy")
+    assert only(folder, "tei", "in float16 only").remedy == "for a CPU, add onnx/model.onnx"
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").touch()
-    assert only(folder, "tei", "not built in").verdict == "unsupported"
+    assert only(folder, "tei", "in float16 only").remedy == ""
 
 
 # ------------------------------------------------------------------------------------------------------------- damages

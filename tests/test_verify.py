@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,13 +18,16 @@ from test_export import make_encoder
 from llm2enc.encoder import Encoder
 from llm2enc.recipe import InputSpec, Part
 from llm2enc.verify import ENGINES, Parity, Report, directory, running, verify, write_card
+from llm2enc.verify.diagnosis import Comparison, Reference, compare, remedy, where
+from llm2enc.verify.running import Answer
 from llm2enc.verify.table import show
-from llm2enc.verify.texts import LONG, TEXTS, runs, texts
+from llm2enc.verify.texts import LONG, TEXTS, Run, runs, texts
 
 pytest.importorskip("sentence_transformers")
 
 BOTH = ("sentence-transformers", "transformers")
 HERE = ("files", "llm2enc", *BOTH)
+LED = (Part(special="bos", pool=True), Part(literal="passage: ", pool=True), Part(slot="text", pool=True))
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +233,10 @@ def short(folder: Path) -> None:
     change(folder / "sentence_bert_config.json", max_seq_length=20)
 
 
+def long(folder: Path) -> None:
+    change(folder / "sentence_bert_config.json", max_seq_length=90)
+
+
 @pytest.mark.parametrize(
     ("damage", "file", "where", "remedy"),
     [
@@ -239,6 +247,7 @@ def short(folder: Path) -> None:
         (no_eos, "", "its last 1 are missing", "tokenizer.json"),
         (no_prompt, "config_sentence_transformers.json: prompts", "no prompt named", "llm2enc.json"),
         (short, "", "token ids differ for", "it cuts texts at 20 tokens"),
+        (long, "", "token ids differ for", "it cuts texts at 90 tokens"),
     ],
     ids=lambda value: getattr(value, "__name__", None) or "",
 )
@@ -303,8 +312,57 @@ def test_a_directory_that_does_not_open_is_a_failure(copy: Path) -> None:
 
 def test_an_unreadable_small_file_is_named(copy: Path) -> None:
     (copy / "modules.json").write_text("[")
+    found = rows(verify(copy, ("files", "contracts")))
+    assert found["files"].verdict == "differs" and "modules.json" in found["files"].note
+    assert found["contracts"].verdict == "failed" and "modules.json is not JSON" in found["contracts"].note
+
+
+def test_a_default_prompt_that_was_taken_out_is_named(tmp_path: Path) -> None:
+    """No engine shows it: each is given its prompts by name."""
+    spec = InputSpec(query=LED, document=LED, max_tokens=80)
+    make_encoder(spec=spec).save(tmp_path / "model")
+    assert verify(tmp_path / "model", ("files",)).agrees
+    change(tmp_path / "model" / "config_sentence_transformers.json", default_prompt_name=None)
+    (row,) = verify(tmp_path / "model", ("files",)).rows
+    assert row.verdict == "differs" and "default_prompt_name is None, expected 'document'" in row.note
+
+
+def test_a_guard_that_was_taken_out_is_a_note_and_no_fault(copy: Path) -> None:
+    content = json.loads((copy / "config.json").read_text())
+    del content["pruned_heads"]
+    (copy / "config.json").write_text(json.dumps(content))
+    change(copy / "sentence_bert_config.json", model_args={})
     (row,) = verify(copy, ("files",)).rows
-    assert row.verdict == "differs" and "modules.json" in row.note
+    assert row.agrees and row.verdict == "agrees" and "old releases" in row.note
+    assert "pruned_heads" in row.note and "allow_all_kernels" in row.note and "transformer_task" not in row.note
+
+
+def test_a_directory_of_an_earlier_release_is_read_without_its_prefixes(copy: Path, in_process: None) -> None:
+    facts = json.loads((copy / "llm2enc.json").read_text(encoding="utf-8"))
+    del facts["prefixes"], facts["tokenizer"]
+    (copy / "llm2enc.json").write_text(json.dumps(facts))
+    assert verify(copy, HERE).agrees
+
+
+def test_vectors_that_are_no_numbers_are_not_taken_for_texts_left_out() -> None:
+    """As a graph in float16 gives them whose states are too large."""
+    ones = np.eye(2, dtype=np.float32)
+    reference = Reference(None, {"short": "a", "long": "b"}, {"query": ones}, {"query": [[1], [2]]})
+    planned = [Run("query", "alone", [[0], [1]])]
+
+    def asked(second: float, ids: list[int] | None) -> Comparison:
+        vectors = np.stack([ones[0], np.full(2, second, np.float32)])
+        return compare(reference, Answer(ids={"query": [[1], ids]}, vectors={0: vectors}), planned, "float16")
+
+    left_out = asked(np.nan, None)
+    assert left_out.agrees and left_out.left_out == ["long"] and left_out.cosine == 1
+    for number in (np.nan, np.inf, 0):
+        found = asked(number, [2])
+        assert not found.agrees and found.broken == ["long"] and found.cosine == 1
+        assert "float32" in remedy(found, Answer(), planned, "onnx", "onnx/model_fp16.onnx")
+        assert "NaN" in where(found, planned, Answer())
+    nothing = compare(reference, Answer(ids={"query": [None, None]}, vectors={0: ones}), planned, "float32")
+    assert not nothing.agrees and nothing.cosine is None
 
 
 # ------------------------------------------------------------------------------------------------------------------ card
@@ -316,13 +374,15 @@ def test_the_rows_go_into_the_card_and_the_facts(copy: Path) -> None:
         Parity("transformers", 0.999999, difference=2.5e-7, version="5.23.0", seconds=3.0),
         Parity("onnx", 0.5, "for every text", "float16", "differs", "write it again", 0.3, "onnx/model_fp16.onnx"),
         Parity("openvino", None, "no openvino/model.xml", verdict="missing"),
+        Parity("vllm", None, verdict="should agree", version="0.33.0"),
     ]
     for _ in range(2):  # the second time it takes the place of the first
         write_card(copy, Report(str(copy), rows))
         card = (copy / "README.md").read_text(encoding="utf-8")
         assert card.count("transformers 5.23.0") == 1 and "write it again" in card and "openvino" not in card
+        assert "| vllm 0.33.0 | should agree (read, not run) |" in card
         facts = json.loads((copy / "llm2enc.json").read_text(encoding="utf-8"))
-        assert [row["engine"] for row in facts["verification"]["rows"]] == ["transformers", "onnx", "openvino"]
+        assert [row["engine"] for row in facts["verification"]["rows"]] == ["transformers", "onnx", "openvino", "vllm"]
         assert facts["verification"]["agrees"] is False and "folder" not in facts["verification"]
     assert {**json.loads(before["llm2enc.json"]), "verification": facts["verification"]} == facts
     assert all(line in card for line in before["README.md"].splitlines())

@@ -166,3 +166,11 @@ def test_static_embeddings_have_no_direction(tmp_path: Path) -> None:
 def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such directory"):
         verify_foreign(tmp_path / "nothing" / "here")
+
+
+def test_a_slip_in_a_path_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(foreign, "open_encoder", lambda name: pytest.fail("the hub would be asked"))
+    with pytest.raises(ValueError, match="runs/pockte: no such directory, although runs is one"):
+        verify_foreign("runs/pockte")

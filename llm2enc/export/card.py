@@ -45,7 +45,8 @@ def engines_section(rows: Sequence[dict[str, Any]]) -> str:
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return (
         f"{ENGINES_BEGIN}\n## Engines\n\nVectors of the same texts, with and without prompts, alone and in batches, "
-        f"compared with llm2enc's own.\n\n{table}\n{ENGINES_END}"
+        "compared with llm2enc's own. What was read, not run, is what the sources of that release make of these files."
+        f"\n\n{table}\n{ENGINES_END}"
     )
 
 

@@ -58,8 +58,9 @@ class Comparison:
 
     reference: Reference
     dtype: str
-    cosine: float = 1.0
-    difference: float = 0.0
+    cosine: float | None = None
+    """None if no text could be measured."""
+    difference: float | None = None
     length: float = 1.0
     """The length of one of its vectors over that of ours, of the text where they differ most."""
     bad: list[tuple[str, str, str]] = field(default_factory=list)
@@ -68,12 +69,14 @@ class Comparison:
     """(prompt, kind of text) with other token ids."""
     left_out: list[str] = field(default_factory=list)
     """Kinds of text that it can't take."""
+    broken: list[str] = field(default_factory=list)
+    """Kinds of text for which it gives no numbers (NaN)."""
     shifted: bool = False
     """Only padding in front moves its vectors, and positions are absolute: no fault of the directory."""
 
     @property
     def agrees(self) -> bool:
-        return not self.bad and abs(self.length - 1) <= LENGTHS
+        return self.cosine is not None and not self.bad and abs(self.length - 1) <= LENGTHS
 
 
 def compare(reference: Reference, answer: Answer, runs: list[Run], dtype: str) -> Comparison:
@@ -81,11 +84,15 @@ def compare(reference: Reference, answer: Answer, runs: list[Run], dtype: str) -
     found = Comparison(reference, dtype)
     kinds, cosines = list(reference.texts), {}
     for run, text, ours, theirs in _pairs(reference, answer, runs):
-        if np.isnan(theirs).any():
+        place = (run.prompt, run.mode, kinds[text])
+        if answer.ids[run.prompt][text] is None:
             found.left_out += [kinds[text]] * (kinds[text] not in found.left_out)
             continue
+        if not (np.isfinite(theirs).all() and theirs.any()):
+            found.broken += [kinds[text]] * (kinds[text] not in found.broken)
+            found.bad.append(place)
+            continue
         lengths = np.linalg.norm(ours), np.linalg.norm(theirs)
-        place = (run.prompt, run.mode, kinds[text])
         one, other = ours / lengths[0], theirs / lengths[1]
         cosines[place] = (float(one @ other), float(np.abs(one - other).max()))
         ratio = float(lengths[1] / lengths[0])
@@ -95,9 +102,9 @@ def compare(reference: Reference, answer: Answer, runs: list[Run], dtype: str) -
     if bad and all(mode == "left" for _, mode, _ in bad) and reference.absolute_positions():
         found.shifted, bad = True, []
         cosines = {place: numbers for place, numbers in cosines.items() if place[1] != "left"}
-    found.bad = bad
-    found.cosine = min(cosine for cosine, _ in cosines.values()) if cosines else float("nan")
-    found.difference = max((difference for _, difference in cosines.values()), default=float("nan"))
+    found.bad += bad
+    found.cosine = min((cosine for cosine, _ in cosines.values()), default=None)
+    found.difference = max((difference for _, difference in cosines.values()), default=None)
     found.ids = [
         (prompt, kind)
         for prompt, rows in answer.ids.items()
@@ -121,10 +128,14 @@ def _pairs(reference: Reference, answer: Answer, runs: list[Run]) -> Iterator[tu
 
 def where(found: Comparison, runs: list[Run], answer: Answer) -> str:
     """Which texts, prompts and batches, and whether the token ids are already others."""
+    if found.cosine is None and not found.bad:
+        return "it takes none of the texts"
     if not found.bad:
         return f"vectors are {found.length:.3g} times as long as ours; they point the same way"
     parts = []
-    if found.ids:
+    if found.broken:
+        parts.append(f"no numbers (NaN, infinity or nothing but zeros) for {_some(found.broken)}")
+    elif found.ids:
         prompt, kind = found.ids[0]
         text = list(found.reference.texts).index(kind)
         ours, theirs = found.reference.ids[prompt][text], answer.ids[prompt][text]
@@ -144,10 +155,14 @@ def where(found: Comparison, runs: list[Run], answer: Answer) -> str:
 def remedy(found: Comparison, answer: Answer, runs: list[Run], engine: str, form: str) -> str:
     """What to do about it. Our encoder is read in other ways until one gives the engine's vectors."""
     again = f"write {form} again: llm2enc export DIR --to {form.partition('/')[0]}" if form else ""
+    if found.broken and form and found.dtype != "float32":
+        return f"{found.dtype} can't hold the states of this model: use the file in float32"
+    if found.broken or found.cosine is None:
+        return again or f"compare the release of {engine} with the tested ones"
     if not found.bad:
         return again or "put 2_Normalize back into modules.json, or normalise the vectors yourself"
     modes = {mode for _, mode, _ in found.bad}
-    limit = _shorter_limit(found, answer)
+    limit = _other_limit(found, answer)
     if limit and not form:
         return f"it cuts texts at {limit} tokens: correct max_seq_length in sentence_bert_config.json"
     if found.ids:
@@ -170,15 +185,17 @@ def remedy(found: Comparison, answer: Answer, runs: list[Run], engine: str, form
     return again or f"{engine} computes other states from the same weights: compare its release with the tested ones"
 
 
-def _shorter_limit(found: Comparison, answer: Answer) -> int:
-    """The number of tokens at which the engine cuts texts that we read to a greater length; 0 if that is not all."""
+def _other_limit(found: Comparison, answer: Answer) -> int:
+    """The number of tokens at which the engine cuts the texts that we cut elsewhere; 0 if that is not all."""
     kinds = list(found.reference.texts)
     lengths = {
         (len(answer.ids[prompt][kinds.index(kind)]), len(found.reference.ids[prompt][kinds.index(kind)]))
         for prompt, kind in found.ids
     }
-    limits = {theirs for theirs, _ in lengths}
-    return limits.pop() if len(limits) == 1 and all(theirs < ours for theirs, ours in lengths) else 0
+    theirs, ours = ({pair[side] for pair in lengths} for side in (0, 1))
+    shorter = len(theirs) == 1 and all(one < other for one, other in lengths)
+    longer = len(ours) == 1 and all(one > other for one, other in lengths)
+    return max(theirs) if shorter or longer else 0
 
 
 def _reading(found: Comparison, answer: Answer, runs: list[Run]) -> str:

@@ -62,6 +62,12 @@ def verify_foreign(name: str | Path) -> ForeignReport:
     raises  ValueError if it is none
     """
     name = str(name)
+    if not Path(name).exists() and "/" in name and Path(name).parent.is_dir():
+        # A path with a slip in it looks like a hub id, and asking the hub takes half a minute without a network.
+        raise ValueError(
+            f"{name}: no such directory, although {Path(name).parent} is one; for a model on the hub of that "
+            "name, call this from another directory"
+        )
     try:
         opened = open_encoder(name)
     except (ImportError, OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:

@@ -9,8 +9,11 @@ from typing import Any, Literal
 
 Verdict = Literal[
     "agrees", "differs", "not comparable", "not installed", "missing", "failed",  # of what was run here
-    "should agree", "should differ", "unsupported", "unknown",  # of what was only read: file contracts
+    "should agree", "should differ", "unsupported", "unknown",  # READ
 ]  # fmt: skip
+
+# Of what was not run but read of the files: contracts.
+READ: tuple[Verdict, ...] = ("should agree", "should differ", "unsupported", "unknown")
 
 # Cosine to 1, by what the vectors were computed in or the weights stored in: rounding, of alone against batch too.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-3, "bfloat16": 2e-2, "q8_0": 1e-2, "int8": 5e-2}
@@ -76,7 +79,7 @@ def write_card(folder: Path, report: Report) -> None:
             "engine": " ".join(word for word in (row.engine, row.version, row.form) if word),
             "cosine": row.cosine,
             "difference": row.difference,
-            "verdict": row.verdict,
+            "verdict": f"{row.verdict} (read, not run)" if row.verdict in READ else row.verdict,
             "remedy": row.remedy,
         }
         for row in report.rows

@@ -55,7 +55,8 @@ def _run(script: Path, here: Path, seconds: float) -> str:
     command = [sys.executable, str(script), "job.json", "answer.npz"]
     try:
         # Run by its path: sys.path begins with the script's folder, not with the one we stand in.
-        done = subprocess.run(command, cwd=here, capture_output=True, timeout=seconds)
+        # Without a terminal to ask at: programs that want to know whether they may run code stop instead.
+        done = subprocess.run(command, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return f"gave no answer within {seconds:g} seconds"
     return "" if not done.returncode and (here / "answer.npz").is_file() else _last_lines(done.stderr, done.returncode)

@@ -40,8 +40,10 @@ def _opens(layout: Layout) -> Iterator[Finding]:
         if layout.attention == "bidirectional":
             message += ", as it should: its transformers 4 would run the model as causal"
         yield _finding("unsupported", message, _SAFE)
-    elif layout.config.get("pruned_heads"):
+    elif any(not str(layer).isdecimal() for layer in layout.config.get("pruned_heads") or {}):
         yield _finding("unsupported", "transformers 4 stops at pruned_heads in config.json", _SAFE)
+    elif "allow_all_kernels" in ((layout.transformer_config or {}).get("model_args") or {}):
+        yield _finding("unsupported", "transformers 4 stops at allow_all_kernels in sentence_bert_config.json", _SAFE)
     elif layout.attention == "bidirectional" and layout.model_type not in ENCODERS:
         message = "transformers 4 ignores is_causal and would run the model as causal, and no error"
         yield _finding("differs", message, "export it by llm2enc, which writes keys that stop old releases")

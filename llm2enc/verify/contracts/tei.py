@@ -1,15 +1,16 @@
 """text-embeddings-inference 1.9.3: what `text-embeddings-router --model-id DIR` would run.
 
 Read in its sources: router/src/{lib,main}.rs, backends/candle/src/lib.rs, models/{llama,mistral,qwen2,qwen3,gemma3}.rs,
-flash_{mistral,qwen3}.rs, layers/rotary.rs (commit 1a7f78be), backends/ort/src/lib.rs (commit 265deb2a). Its parser stops
-where a field is missing or of another type, and passes over fields it does not know.
+flash_{mistral,qwen3}.rs, layers/rotary.rs (commit 1a7f78be), backends/ort/src/lib.rs (commit 04a02158, which may be newer
+than the release; it pools the last token since pull request 664 of June 2025). Its parser stops where a field is missing or
+of another type, and passes over fields it does not know.
 """
 
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from llm2enc.verify.contracts.findings import Finding
+from llm2enc.verify.contracts.findings import Finding, pooled_prompts
 from llm2enc.verify.contracts.layout import ENCODERS, Layout
 
 ENGINE, VERSION = "tei", "1.9.3"
@@ -36,8 +37,8 @@ _ONNX = ("model.onnx", "onnx/model.onnx")  # in the order in which they are look
 
 
 def check(layout: Layout) -> list[Finding]:
-    # Images for CPUs try an ONNX file first, and their other backend if they can't pool its output so.
-    by_onnx = layout.pooling in ("mean", "first") and any(layout.has(name) for name in _ONNX)
+    # Images for CPUs try an ONNX file first, and their other backend if that fails.
+    by_onnx = _has_onnx(layout)
     points = [_router, _pooling, _normalize, _prompts, _limit]
     points += [_onnx] if by_onnx else []
     points += [_model] if not by_onnx or layout.model_type in _NEEDED else []
@@ -84,8 +85,8 @@ def _model(layout: Layout) -> Iterator[Finding]:
     yield from _rope(layout)
     yield from _window(layout)
     if model_type in _CUDA_FLOAT16_ONLY:
-        message = f"{model_type} runs on CUDA in float16 only, the default there"
-        yield _finding("agrees", message, "for a CPU, add onnx/model.onnx")
+        message = f"{model_type} without ONNX runs on CUDA in float16 only, the default there"
+        yield _finding("agrees", message, "" if _has_onnx(layout) else "for a CPU, add onnx/model.onnx")
     if model_type == "gemma3_text":
         yield from _gemma3(layout)
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
@@ -157,6 +158,10 @@ def _window(layout: Layout) -> Iterator[Finding]:
         )
 
 
+def _has_onnx(layout: Layout) -> bool:
+    return any(layout.has(name) for name in _ONNX)
+
+
 def _onnx(layout: Layout) -> Iterator[Finding]:
     """The output last_hidden_state of the graph is what is pooled."""
     yield _finding("agrees", "images for CPUs run the ONNX file, in whose graph the attention is fixed")
@@ -198,10 +203,7 @@ def _normalize(layout: Layout) -> Iterator[Finding]:
 
 
 def _prompts(layout: Layout) -> Iterator[Finding]:
-    if not layout.include_prompt and layout.pooling == "mean" and layout.prompts:
-        yield _finding(
-            "differs", "the prompt's tokens are pooled, which is not meant", "serve it by sentence-transformers"
-        )
+    yield from pooled_prompts(layout, _finding)
     if layout.default_prompt:
         name = layout.top_config["default_prompt_name"]
         message = f"no prompt is put before a text; sentence-transformers puts {layout.default_prompt!r} by default"

@@ -7,7 +7,7 @@ transformers/base.py, transformers_utils/config.py, config/{model,pooler}.py, v1
 from collections.abc import Iterator
 from functools import partial
 
-from llm2enc.verify.contracts.findings import Finding
+from llm2enc.verify.contracts.findings import Finding, pooled_prompts
 from llm2enc.verify.contracts.layout import ENCODERS, Layout
 
 ENGINE, VERSION = "vllm", "0.33.0"
@@ -172,10 +172,7 @@ def _rope(layout: Layout) -> Iterator[Finding]:
 
 
 def _prompts(layout: Layout) -> Iterator[Finding]:
-    if not layout.include_prompt and layout.pooling == "mean" and layout.prompts:
-        yield _finding(
-            "differs", "the prompt's tokens are pooled, which is not meant", "serve it by sentence-transformers"
-        )
+    yield from pooled_prompts(layout, _finding)
     if layout.default_prompt:
         yield _finding(
             "differs",

@@ -10,10 +10,10 @@ def main() -> None:
     session = onnxruntime.InferenceSession(job.form, providers=["CPUExecutionProvider"])
 
     def run(ids, mask):
-        return session.run(["last_hidden_state", "sentence_embedding"], {"input_ids": ids, "attention_mask": mask})
+        return session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": mask})[0]
 
     graph = Graph(job, run)
-    answer(job, onnxruntime.__version__, graph.embed, graph.ids, notes=graph.notes, normalizes=True)
+    answer(job, onnxruntime.__version__, graph.embed, graph.ids, notes=[], normalizes=True)
 
 
 main()

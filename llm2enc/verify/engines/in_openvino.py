@@ -11,12 +11,11 @@ def main() -> None:
     model = openvino.Core().compile_model(job.form, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(ids, mask):
-        found = model({"input_ids": ids, "attention_mask": mask})
-        return found["last_hidden_state"], found["sentence_embedding"]
+        return model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
 
     graph = Graph(job, run)
-    graph.notes.append("compiled with INFERENCE_PRECISION_HINT f32")
-    answer(job, openvino.__version__.partition("-")[0], graph.embed, graph.ids, notes=graph.notes, normalizes=True)
+    notes = ["compiled with INFERENCE_PRECISION_HINT f32"]
+    answer(job, openvino.__version__.partition("-")[0], graph.embed, graph.ids, notes=notes, normalizes=True)
 
 
 main()
