@@ -306,12 +306,15 @@ def test_infinity_runs_a_directory_without_guards_as_causal(damaged: Callable[..
     """Run for real: with neither file's newer keys, its vectors were at cosine 0.94 of the right ones, without a word."""
     file = "sentence_bert_config.json"
     assert "transformer_task" in only(damaged("llama", file), "infinity", "stops").message
-    newer = dict.fromkeys(("transformer_task", "modality_config", "module_output_name", "model_args", "model_kwargs"))
-    damaged("llama", file, **newer)
+    damaged("llama", file, **dict.fromkeys(("transformer_task", "modality_config", "module_output_name")))
     folder = damaged("llama", "1_Pooling/config.json")
     assert "embedding_dimension" in only(folder, "infinity", "stops").message
     damaged("llama", "1_Pooling/config.json", embedding_dimension=None)
-    folder = damaged("llama", "config.json", pruned_heads=None)
+    assert "pruned_heads" in only(folder, "infinity", "stops").message
+    # Heads that were really pruned are numbers, and stop nothing.
+    damaged("llama", "config.json", pruned_heads={"1": [0]})
+    assert "allow_all_kernels" in only(folder, "infinity", "stops").message
+    damaged("llama", file, model_args=None)
     assert only(folder, "infinity", "as causal").verdict == "differs"
 
 
