@@ -81,6 +81,14 @@ def test_a_form_that_the_encoder_can_not_have_gives_three(tmp_path: Path, capsys
     assert files(tmp_path) == before
 
 
+def test_a_form_that_turns_out_to_give_other_vectors_gives_three(native: Path, monkeypatch, capsys) -> None:
+    pytest.importorskip("onnxruntime")
+    before = files(native)
+    monkeypatch.setattr("llm2enc.export.graph.FLOORS", {"float32": 1.1, "float16": 1.1})
+    code, _, said = call(capsys, "export", native, "--to", "onnx")
+    assert code == 3 and "does not give this encoder's vectors" in said and files(native) == before
+
+
 def test_a_folder_without_an_encoder_is_named(tmp_path: Path, capsys) -> None:
     code, _, said = call(capsys, "export", tmp_path, "--to", "onnx")
     assert code == 2 and f"{tmp_path} is neither a directory written by llm2enc nor a run" in said

@@ -120,7 +120,7 @@ def test_a_second_push_sends_what_changed_only(folder: Path, hub: HubServer) -> 
 def test_forms_of_former_weights_go_and_other_files_stay(folder: Path, hub: HubServer) -> None:
     push(folder, REPO)
     hub.repos[REPO].files().update(
-        {"onnx/model.onnx": b"of former weights", "LICENSE": b"text", "gguf/model-f16.gguf": b""}
+        {"onnx/model.onnx": b"of former weights", "LICENSE": b"text", "gguf/model-f16.gguf": b"", "mteb_model.py": b""}
     )
     push(folder, REPO)
     assert hub.repos[REPO].files().keys() == {*contents(folder), ".gitattributes", "LICENSE"}

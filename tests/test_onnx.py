@@ -206,6 +206,17 @@ def test_an_encoder_that_no_other_program_reads_is_refused_with_its_reason(tmp_p
     assert "the prompts query are left out." in target.refusal(encoder, facts)
 
 
+def test_an_encoder_of_16_bits_becomes_the_graph_of_its_own_weights(tmp_path: Path) -> None:
+    encoder, _ = saved(tmp_path / "single")
+    encoder.backbone.to(torch.bfloat16)
+    encoder.save(tmp_path / "half")
+    facts = json.loads((tmp_path / "half" / "llm2enc.json").read_text())
+    (path,) = target.write(Encoder.load(tmp_path / "half"), tmp_path / "half", facts)
+    _, vectors = target.runner(path)(*inputs(tmp_path / "half", TEXTS))
+    ours = Encoder.load(tmp_path / "half", dtype="float32").encode(TEXTS)
+    np.testing.assert_allclose(vectors, ours, atol=1e-5)
+
+
 def test_missing_packages_and_unknown_types_are_refused(tmp_path: Path, monkeypatch) -> None:
     encoder, facts = saved(tmp_path / "model")
     for dtypes in ((), ("bfloat16",), ("float32", "int8")):

@@ -16,16 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from llm2enc.export.files import FACTS, check_target, read_facts
+from llm2enc.export.files import FACTS, CannotExport, check_target, read_facts
 
 if TYPE_CHECKING:
     from llm2enc.encoder import Encoder
 
 DIRECTORY = "sentence-transformers"
-
-
-class CannotExport(ValueError):
-    """An encoder that a form can't hold; the message says why, and what can be done."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +84,9 @@ def export(
     dtypes   storage types; where none is one of a form's own, its default, and for DIRECTORY the type of the weights
     repo     USER/NAME on the hub, for what names the model there
     returns  the files written
-    raises   CannotExport with every reason, ValueError for unusable arguments; nothing is written then. ValueError also
-             for a missing package, or a form that gives other vectors: forms written before it stay
+    raises   CannotExport with every reason, ValueError for unusable arguments; nothing is written then. A package that is
+             missing (ValueError) or a form that turns out to give other vectors (CannotExport) shows on the way only:
+             forms written before it stay
     """
     from llm2enc.encoder import Encoder
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm2enc.export import card, files
-from llm2enc.export.files import beside, write_json
+from llm2enc.export.files import CannotExport, beside, write_json
 from llm2enc.recipe import LoraSpec, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -78,12 +78,12 @@ def refusal(run: Path) -> str:
 def write(run: Path, folder: Path) -> list[Path]:
     """`folder`/adapter and `folder`/adapter-causal-lm from the stages of `run`; the files.
 
-    raises  ValueError if `refusal` says so, if a stage's adapter does not fit the base model, or if one of the two
-            directories exists and was not written by this function
+    raises  CannotExport if `refusal` says so; ValueError if a stage's adapter does not fit the base model, or if one of
+            the two directories exists and was not written by this function
     """
     reason = refusal(run)
     if reason:
-        raise ValueError(reason)
+        raise CannotExport(reason)
     recipe = load_recipe(str(run / "recipe.yaml"))
     folders = _folders(run, recipe)
     _check_target(folder, _finished(folders[-1])["result"])

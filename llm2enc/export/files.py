@@ -12,6 +12,10 @@ FACTS = "llm2enc.json"
 FORMAT = 1
 
 
+class CannotExport(ValueError):
+    """An encoder that a form can't hold; the message says why, and what can be done."""
+
+
 def read_facts(folder: Path) -> dict[str, Any]:
     """The content of llm2enc.json. ValueError if `folder` is not an export that this release reads."""
     path = folder / FACTS

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm2enc.export.files import CannotExport
 from llm2enc.export.tokenizer import asked
 
 if TYPE_CHECKING:
@@ -142,10 +143,10 @@ def _unpooled_prompts(encoder: "Encoder", facts: dict[str, Any]) -> list[str]:
 def check_request(
     encoder: "Encoder", facts: dict[str, Any], dtypes: tuple[str, ...], packages: tuple[str, ...], extra: str
 ) -> None:
-    """ValueError, before anything heavy, for an encoder or a storage type that no graph has, or without the packages."""
+    """CannotExport for an encoder that no graph holds; ValueError for a storage type that none has, or missing packages."""
     reason = refusal(encoder, facts)
     if reason:
-        raise ValueError(reason)
+        raise CannotExport(reason)
     if not dtypes or any(dtype not in FLOORS for dtype in dtypes):
         raise ValueError(f"dtypes is {dtypes!r}; weights of a graph are stored as one or both of {', '.join(FLOORS)}")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
@@ -154,10 +155,12 @@ def check_request(
 
 
 def half(weight: np.ndarray, name: str) -> np.ndarray:
-    """The weight in float16. ValueError if it does not fit."""
+    """The weight in float16. CannotExport if it does not fit."""
     largest = float(np.abs(weight).max())
     if largest > float(np.finfo(np.float16).max):
-        raise ValueError(f"the weight {name} has an entry of {largest:.3g}, and float16 ends at 65504; ask for float32")
+        raise CannotExport(
+            f"the weight {name} has an entry of {largest:.3g}, and float16 ends at 65504; ask for float32"
+        )
     return weight.astype(np.float16)
 
 
@@ -208,7 +211,7 @@ def expected(encoder: "Encoder", folder: Path, facts: dict[str, Any]) -> Expecte
 
 
 def check(run: Run, wanted: Expected, dtype: str, name: str) -> Agreement:
-    """How well a file agrees with the encoder. ValueError with the numbers if it does not.
+    """How well a file agrees with the encoder. CannotExport with the numbers if it does not.
 
     run    the file in its runtime
     dtype  what its weights are stored in: sets the floor
@@ -234,7 +237,7 @@ def check(run: Run, wanted: Expected, dtype: str, name: str) -> Agreement:
         compare(hidden[mask == 1], np.concatenate(list(states.values())))
     agreement = Agreement(min(cosines, key=_nan_lowest), float(np.max(differences)))
     if not agreement.cosine >= FLOORS[dtype]:
-        raise ValueError(
+        raise CannotExport(
             f"{name} does not give this encoder's vectors: the lowest cosine over {len(wanted.rows)} texts, alone and "
             f"padded on either side, is {agreement.cosine:.6f} where {FLOORS[dtype]} is asked for, and the largest "
             f"difference {agreement.difference:.1e} of a vector's length. The file was not kept; "
@@ -255,7 +258,7 @@ def padded(rows: list[np.ndarray], side: str, padding: int) -> tuple[np.ndarray,
 
 
 def _check_direction(run: Run, wanted: Expected, name: str) -> None:
-    """ValueError unless the first token's state moves with the last token exactly in a bidirectional model.
+    """CannotExport unless the first token's state moves with the last token exactly in a bidirectional model.
 
     Three tokens, so that every sliding window reaches from end to end.
     """
@@ -266,7 +269,7 @@ def _check_direction(run: Run, wanted: Expected, name: str) -> None:
     one, two = (run(ids[None], mask)[0][0, 0].astype(np.float64) for ids in (row, other))
     moved = float(np.abs(one - two).max() / np.abs(one).max())
     if (moved > _MOVED) != wanted.bidirectional:
-        raise ValueError(
+        raise CannotExport(
             f"{name} is {'causal' if wanted.bidirectional else 'bidirectional'} and the encoder is not: when the last of "
             f"three tokens changes, the first one's state moves by {moved:.1e} of its largest entry. The file was not kept"
         )

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm2enc.export import graph
+from llm2enc.export.files import CannotExport
 from llm2enc.export.graph import INPUTS, OUTPUTS, Agreement, Run
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def write(
     encoder  the encoder of `folder`
     facts    the content of its llm2enc.json
     dtypes   float32, float16: what the matrices are stored in, one graph each
-    raises   ValueError if the encoder can't have this form, a package is missing, the family can't be traced, or a graph
-             gives other vectors than the encoder
+    raises   CannotExport if the encoder can't have this form, the family can't be traced, or a graph gives other vectors
+             than the encoder; ValueError for a missing package
     """
     graph.check_request(encoder, facts, dtypes, ("onnx", "onnxruntime"), "onnx")
     wanted = graph.expected(encoder, folder, facts)
@@ -85,7 +86,7 @@ def write(
 
 
 def agreement(path: Path, wanted: graph.Expected, dtype: str) -> Agreement:
-    """How near the vectors of a graph are to the encoder's. ValueError if too far, or if the graph is no valid one."""
+    """How near the vectors of a graph are to the encoder's. CannotExport if too far, or if the graph is no valid one."""
     import onnx
 
     onnx.checker.check_model(str(path))
@@ -124,7 +125,7 @@ def _trace(folder: Path, facts: dict[str, Any], path: Path) -> None:
                 input_names=list(INPUTS), output_names=list(OUTPUTS), dynamic_axes=axes,
             )  # fmt: skip
     except Exception as error:  # whatever a family's code does that can't be traced
-        raise ValueError(
+        raise CannotExport(
             f"torch.onnx can't trace a {facts['model_type']} ({type(error).__name__}: {str(error)[:300]}); serve the "
             "directory with sentence-transformers or llm2enc instead"
         ) from error
@@ -186,7 +187,7 @@ def halve(content: "GraphProto") -> None:
     A matrix is a weight of two dimensions or more that is used by products and table look-ups only. Everything else,
     biases and rotary frequencies included, stays as it is, and every value that leaves a product is float32 again.
 
-    raises  ValueError for a weight beyond float16's 65504
+    raises  CannotExport for a weight beyond float16's 65504
     """
     from onnx import numpy_helper
 

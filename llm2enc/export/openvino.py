@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm2enc.export import graph
+from llm2enc.export.files import CannotExport
 from llm2enc.export.graph import INPUTS, OUTPUTS, Agreement, Run
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def write(
     encoder  the encoder of `folder`
     facts    the content of its llm2enc.json
     dtypes   float32, float16: what the weights are stored in, one model each; arithmetic is what the caller asks for
-    raises   ValueError if the encoder can't have this form, a package is missing, the family can't be traced, or a model
-             gives other vectors than the encoder
+    raises   CannotExport if the encoder can't have this form, the family can't be traced, or a model gives other vectors
+             than the encoder; ValueError for a missing package
     """
     graph.check_request(encoder, facts, dtypes, ("openvino",), "openvino")
     import openvino
@@ -66,7 +67,7 @@ def write(
 
 
 def agreement(path: Path, wanted: graph.Expected, dtype: str) -> Agreement:
-    """How near the vectors of a model are to the encoder's. ValueError if too far."""
+    """How near the vectors of a model are to the encoder's. CannotExport if too far."""
     return graph.check(runner(path), wanted, dtype, f"openvino/{path.name}")
 
 
@@ -90,7 +91,7 @@ def halve(model: "Model") -> None:
     openvino's own compression takes every constant, rotary frequencies included, which turns positions by up to 5e-4 of
     their angle: states of a Llama moved 20 times further than by halved matrices alone.
 
-    raises  ValueError for a weight beyond float16's 65504
+    raises  CannotExport for a weight beyond float16's 65504
     """
     import openvino
     from openvino import opset13
@@ -122,7 +123,7 @@ def _convert(folder: Path, facts: dict[str, Any]) -> "Model":
                 example_input=dict(zip(INPUTS, graph.example(module), strict=True)),
             )
     except Exception as error:  # whatever a family's code does that can't be traced
-        raise ValueError(
+        raise CannotExport(
             f"openvino can't convert a {facts['model_type']} ({type(error).__name__}: {str(error)[:300]}); serve the "
             "directory with sentence-transformers or llm2enc instead"
         ) from error

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm2enc.export.files import CannotExport
 from llm2enc.export.gguf import families, rope, tensors, vocabulary
 from llm2enc.export.gguf.families import Unsupported
 from llm2enc.export.tokenizer import Layout, asked, layout
@@ -48,7 +49,7 @@ def refusal(encoder: "Encoder", facts: dict[str, Any]) -> str:
 
 
 def notes(encoder: "Encoder", facts: dict[str, Any]) -> list[str]:
-    """What whoever serves the files should know. ValueError as `write`."""
+    """What whoever serves the files should know. CannotExport as `write`."""
     _, words = _accepted(encoder, facts)
     limit, bidirectional = encoder.max_tokens, encoder.backbone.bidirectional
     found = [
@@ -71,7 +72,7 @@ def notes(encoder: "Encoder", facts: dict[str, Any]) -> list[str]:
 def write(
     encoder: "Encoder", folder: Path, facts: dict[str, Any], *, dtypes: Sequence[str] = ("float16",)
 ) -> list[Path]:
-    """Write gguf/model-*.gguf into `folder`, one file per type, and return them. ValueError if `refusal` has a reason.
+    """Write gguf/model-*.gguf into `folder`, one file per type. CannotExport if `refusal` has a reason.
 
     dtypes  of float32, float16, q8_0 (8 bits, a scale per 32 weights). Norms and biases are float32 in all of them
     """
@@ -98,7 +99,7 @@ def _accepted(encoder: "Encoder", facts: dict[str, Any]) -> tuple[Layout, vocabu
     try:
         return _checked(encoder, facts)
     except Unsupported as reason:
-        raise ValueError(f"no GGUF: {reason}") from None
+        raise CannotExport(f"no GGUF: {reason}") from None
 
 
 def _checked(encoder: "Encoder", facts: dict[str, Any]) -> tuple[Layout, vocabulary.Vocabulary]:

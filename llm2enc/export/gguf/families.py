@@ -9,6 +9,8 @@ stop at a name they don't know.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from llm2enc.export.files import CannotExport
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -22,7 +24,7 @@ _NEOX = (
 )  # fmt: skip
 
 
-class Unsupported(ValueError):
+class Unsupported(CannotExport):
     """llama.cpp can't do this; the message says what, and what would change that."""
 
 
