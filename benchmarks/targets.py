@@ -10,6 +10,7 @@ goes on where it was.
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ COMMON = (
 ).split()
 WRITTEN = {"onnx": "float32", "openvino": "float32", "gguf": "float32"}
 COLUMNS = ("sentence-transformers", "transformers", "onnx", "openvino", "llama.cpp", "vllm", "tei")
-POSITIONS, WINDOW = 512, 1024  # beyond max_tokens, as in real models: a window no text reaches is taken out
+# As in real models, where miniatures are not: positions and windows beyond max_tokens (a window that no text reaches is
+# taken out), scores scaled by the width of a head, and layers of both kinds in the pattern that the configuration names.
+SIZES = {"max_position_embeddings": 512, "n_positions": 512, "sliding_window": 1024, "query_pre_attn_scalar": 8}
+PATTERNS = {"gemma3_text": {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}}
 INPUT = {
     "query": [{"special": "bos", "pool": True}, {"slot": "text", "pool": True}, {"special": "eos", "pool": True}],
     "document": [{"special": "bos", "pool": True}, {"slot": "text", "pool": True}, {"special": "eos", "pool": True}],
@@ -95,12 +99,24 @@ def encoder(family: str):
     from llm2enc.tokens import InputFormat
 
     tokenizer = load_tokenizer(ModelSpec(name="pocket"))
+    if family == "qwen2":  # transformers reads any tokenizer beside a qwen2 configuration with this class
+        tokenizer = _qwen2_tokenizer(tokenizer)
     config = CONFIG_MAPPING[family]()
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": POSITIONS, "n_positions": POSITIONS}
-    sizes |= {name: WINDOW for name in ("sliding_window",) if getattr(config, name, None)}
-    model = miniature(config, 0, **{name: size for name, size in sizes.items() if hasattr(config, name)})
+    sizes = {name: size for name, size in SIZES.items() if getattr(config, name, None)}
+    sizes |= {"vocab_size": len(tokenizer)} | PATTERNS.get(family, {})
+    model = miniature(config, 0, **sizes)
     spec = InputSpec.model_validate_json(json.dumps(INPUT))
     return Encoder(Backbone(model, bidirectional=True), InputFormat(spec, tokenizer), "mean").eval()
+
+
+def _qwen2_tokenizer(tokenizer):
+    """The tokenizer with Qwen's own rules for digits, punctuation and normal forms."""
+    from transformers import Qwen2Tokenizer
+
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in model["merges"]]
+    names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token, "unk_token": None}
+    return Qwen2Tokenizer(vocab=model["vocab"], merges=merges, pad_token=tokenizer.eos_token, **names)
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -123,9 +139,14 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         cells = [marks.get(found[column]["verdict"], "–") for column in COLUMNS]
         lines.append(f"| {family} | " + " | ".join(cells) + " |")
         for column, reason in found["reasons"].items():
-            reasons.setdefault(f"{column}: {reason}", []).append(family)
+            reasons.setdefault(f"{column}: {_general(reason, family)}", []).append(family)
     notes = [f"- {', '.join(families)}: {reason}" for reason, families in reasons.items()]
     return "\n".join([*lines, "", *notes]) + "\n"
+
+
+def _general(reason: str, family: str) -> str:
+    """A reason without the family's names, so that families share it."""
+    return re.sub(rf"\b[A-Z]\w*Model\b|'{family}'|\ba {family}\b", "it", reason).replace("model_type it", "it")
 
 
 if __name__ == "__main__":

@@ -41,11 +41,12 @@ def write(encoder: "Encoder", folder: Path, dtype: str | None) -> list[str]:
     if not encoder.backbone.bidirectional or is_gemma3(config["model_type"]):
         config.pop("is_causal", None)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        # text-embeddings-inference reads a number, or no such key (of some families it wants the number of EOS). Several
-        # EOS tokens are for what generates.
-        found = config.pop(name, None) or getattr(encoder.input_format.tokenizer, name)
-        if found is not None:
+        # text-embeddings-inference reads a number, or no such key. Several EOS tokens are for what generates.
+        found = config.pop(name, None)
+        if found not in (None, []):
             config[name] = found[0] if isinstance(found, list) else found
+    if "eos_token_id" not in config and encoder.input_format.tokenizer.eos_token_id is not None:
+        config["eos_token_id"] = encoder.input_format.tokenizer.eos_token_id  # which it needs for some families
     (folder / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if needs_eager(encoder):
         notes.append(
