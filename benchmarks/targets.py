@@ -66,7 +66,8 @@ def measure(family: str, folder: Path) -> dict[str, Any]:
     from llm2enc.export import Source, export, why_not
     from llm2enc.verify import verify
 
-    encoder(family).save(folder)
+    made = encoder(family)
+    made.save(folder)
     source = Source.of(folder)
     refused = why_not(source)
     for form, dtype in WRITTEN.items():
@@ -75,7 +76,10 @@ def measure(family: str, folder: Path) -> dict[str, Any]:
                 export(folder, [form], dtypes=[dtype])
             except ValueError as error:  # what only the writing finds out
                 refused[form] = " ".join(str(error).split())
-    report = verify(folder)
+    report = verify(folder, encoder=made)
+    wrong = [f"{row.engine}: {row.note}" for row in report.rows if row.engine not in COLUMNS and not row.agrees]
+    if wrong:  # what the others were compared with is itself not right
+        raise ValueError("; ".join(wrong))
     cells: dict[str, Any] = {"native": Encoder.load(folder).backbone.route, "reasons": {}}
     for row in report.rows:
         if row.engine in COLUMNS:

@@ -33,9 +33,12 @@ def _show_ours(report: Report, console: "Console") -> None:
         cells = ["" if value is None else form.format(value) for form, value in numbers]
         table.add_row(f"{row.engine} {row.version}".rstrip(), row.form, *cells, _verdict(row.verdict))
     console.print(table)
+    said: dict[tuple[str, str], list[str]] = {}
     for row in report.rows:
         name = " ".join(word for word in (row.engine, row.version, row.form) if word)
-        _say(console, name, row.note, row.remedy)
+        said.setdefault((row.note, row.remedy), []).append(name)
+    for (note, remedy), names in said.items():
+        _say(console, ", ".join(names), note, remedy)
 
 
 def _show_foreign(report: ForeignReport, console: "Console") -> None:
