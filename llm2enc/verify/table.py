@@ -25,9 +25,10 @@ def show(report: Report | ForeignReport, console: "Console | None" = None) -> No
 
 
 def _show_ours(report: Report, console: "Console") -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("engine", "file", "cosine", "difference", "s", "verdict", title=report.folder)
+    names = [Column(name, overflow="fold") for name in ("engine", "file")]  # cut names would not say which file it was
+    table = Table(*names, "cosine", "difference", "s", "verdict", title=report.folder)
     for row in report.rows:
         numbers = ("{:.6f}", row.cosine), ("{:.1e}", row.difference), ("{:.0f}", row.seconds or None)
         cells = ["" if value is None else form.format(value) for form, value in numbers]
