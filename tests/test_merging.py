@@ -256,6 +256,16 @@ def test_a_family_whose_configuration_is_rewritten_stays_what_it_was(tmp_path: P
     assert np.array_equal(Encoder.load(tmp_path / "out").encode(sentences(5)), encoder.encode(sentences(5)))
 
 
+def test_keys_for_other_programs_alone_keep_nobody_apart(parents: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(parents[0], tmp_path / "older")
+    config = read_json(tmp_path / "older" / "config.json")
+    del config["pruned_heads"], config["eos_token_id"]  # as older releases of ours wrote it
+    (tmp_path / "older" / "config.json").write_text(json.dumps(config))
+    merge([tmp_path / "older", parents[1]], tmp_path / "out")
+    merge(parents[:2], tmp_path / "same")
+    assert_same(state(tmp_path / "out"), state(tmp_path / "same"))
+
+
 def test_shards_are_read_as_one_file(parents: list[Path], tmp_path: Path) -> None:
     merge(parents, tmp_path / "whole", method="slerp")
     sharded = [shard(parents[0], tmp_path / "s0"), parents[1], shard(parents[2], tmp_path / "s2")]

@@ -9,11 +9,14 @@ from typing import Any
 from llm2enc.merging.arithmetic import METHODS
 from llm2enc.merging.weights import Weights
 
-# Of config.json: where a model comes from and how it is stored.
-_HARMLESS = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+# Of config.json: where a model comes from, how it is stored, what other programs look for. No state depends on these.
+_HARMLESS = {
+    "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "pad_token_id", "pruned_heads",
+    "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
 # What an export or a conversion changes in the configuration of the base.
 _CONVERTED = {
-    "attention_dropout", "bos_token_id", "eos_token_id", "is_causal", "layer_types", "max_window_layers", "pad_token_id",
+    "attention_dropout", "is_causal", "layer_types", "max_window_layers",
     "rope_local_base_freq", "rope_parameters", "rope_scaling", "sliding_window", "tie_word_embeddings",
     "use_bidirectional_attention", "use_sliding_window",
 }  # fmt: skip
