@@ -189,6 +189,16 @@ def test_a_family_that_cant_be_traced_is_refused_by_name(tmp_path: Path, monkeyp
     assert not (tmp_path / "model" / "onnx").exists()
 
 
+def test_a_family_whose_trace_does_not_hold_is_exported_by_torch_export(tmp_path: Path, capfd) -> None:
+    """Cohere's rotary embedding is traced with the lengths of the example; GLM-4's is not traced at all."""
+    encoder, facts = saved(tmp_path / "model", "cohere")
+    files = target.write(encoder, tmp_path / "model", facts, dtypes=("float32", "float16"))
+    wanted = graph.expected(encoder, tmp_path / "model", facts)
+    for file, dtype in zip(files, ("float32", "float16"), strict=True):
+        assert target.agreement(file, wanted, dtype).cosine > 0.999
+    assert "Torch IR graph" not in capfd.readouterr().out
+
+
 def test_prompts_that_are_not_pooled_are_refused(tmp_path: Path) -> None:
     encoder, facts = saved(tmp_path / "model", spec=TEXT_ONLY)
     assert facts["native"] and not json.loads((tmp_path / "model/1_Pooling/config.json").read_text())["include_prompt"]

@@ -15,8 +15,9 @@ Inputs and outputs are those of `graph`. Names and types are what these programs
 So outputs are float32 in both files. In the float16 one, matrices are stored and multiplied in float16 and the token
 table is stored so; norms, rotary angles, scores, softmax and the residual stream stay float32.
 
-The graph is traced by torch's TorchScript exporter, which torch 2.13 calls old. It is exact to 1e-6 for the nine families
-that were tried; on four of them the new one was no nearer, took twenty times as long, and it needs one package more.
+The graph is traced by torch's TorchScript exporter, which torch 2.13 calls old. It is exact to 1e-6 for most families
+(benchmarks/engines.md). Where it fails or gives other vectors (Cohere, GLM-4) torch.export makes the graph; where both do
+it is no nearer and takes twenty times as long.
 
 optimum is not used to write: optimum-onnx 0.1 pins a transformers that ignores config.is_causal, and would write a causal
 graph without a word. It reads these files well: sentence-transformers 5.5.1 with transformers 4.57.6, which runs the
@@ -25,8 +26,11 @@ weights themselves as a causal model, gives the golden vectors to 5e-7 with back
 
 import logging
 import math
+import os
+import shutil
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +43,12 @@ from llm2enc.export.graph import INPUTS, OUTPUTS, Agreement, Run
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
+    from torch import Tensor
 
     from llm2enc.encoder import Encoder
+    from llm2enc.export.graph import Graph
+
+Exporter = Callable[["Graph", "tuple[Tensor, Tensor]", Path], None]
 
 SUMMARY = "ONNX graphs for ONNX Runtime, text-embeddings-inference, transformers.js and sentence-transformers"
 FILES = {"float32": "model.onnx", "float16": "model_fp16.onnx"}
@@ -71,18 +79,35 @@ def write(
     graph.check_request(encoder, facts, dtypes, ("onnx", "onnxruntime"), "onnx")
     wanted = graph.expected(encoder, folder, facts)
     with graph.into(folder / "onnx") as partial:
-        traced = partial / "traced"
-        traced.mkdir()
-        _trace(folder, facts, traced / "model.onnx")
-        for dtype in dtypes:
-            _save(_model(traced / "model.onnx", facts, dtype), partial / FILES[dtype])
-            agreement(partial / FILES[dtype], wanted, dtype)
-        _remove(traced)
+        faults = []
+        for exporter in (_script, _program):
+            try:
+                _graphs(exporter, folder, facts, wanted, dtypes, partial)
+                break
+            except CannotExport as error:
+                faults.append(error)
+        else:
+            raise faults[0]
         names = sorted(path.name for path in partial.iterdir())
     for dtype in dtypes:
         if f"{FILES[dtype]}_data" not in names:  # left by an older graph of this name
             (folder / "onnx" / f"{FILES[dtype]}_data").unlink(missing_ok=True)
     return [folder / "onnx" / name for name in names]
+
+
+def _graphs(
+    exporter: Exporter, folder: Path, facts: dict[str, Any], wanted: graph.Expected, dtypes: tuple[str, ...], out: Path
+) -> None:
+    """Write the graphs that `exporter` makes into `out`. CannotExport if it can't, or if one of them does not agree."""
+    traced = out / "traced"
+    traced.mkdir()
+    try:
+        _trace(exporter, folder, facts, traced / "model.onnx")
+        for dtype in dtypes:
+            _save(_model(traced / "model.onnx", facts, dtype), out / FILES[dtype])
+            agreement(out / FILES[dtype], wanted, dtype)
+    finally:
+        shutil.rmtree(traced)
 
 
 def agreement(path: Path, wanted: graph.Expected, dtype: str) -> Agreement:
@@ -98,11 +123,15 @@ def runner(path: Path) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only: it warns of initializers that it folds away
+    options.log_severity_level = 4  # it warns of initializers that it folds away, and says errors twice
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        hidden, vectors = session.run(OUTPUTS, dict(zip(INPUTS, (ids, mask), strict=True)))
+        try:
+            hidden, vectors = session.run(OUTPUTS, dict(zip(INPUTS, (ids, mask), strict=True)))
+        except Exception as error:  # it has one class per kind of failure, none of which says more than its text
+            text = " ".join(str(error).split())[:300]
+            raise CannotExport(f"ONNX Runtime fails on {path.name}, with {ids.shape} ids: {text}") from error
         return hidden, vectors
 
     return run
@@ -111,24 +140,56 @@ def runner(path: Path) -> Run:
 # --------------------------------------------------------------------------------------------------------------- graph
 
 
-def _trace(folder: Path, facts: dict[str, Any], path: Path) -> None:
-    """Write the float32 graph to `path`; weights beyond 2 GiB in files beside it, one per tensor."""
+def _trace(exporter: Exporter, folder: Path, facts: dict[str, Any], path: Path) -> None:
+    """Write the float32 graph to `path`; weights beyond 2 GiB in files beside it."""
     import torch
 
     module = graph.open_graph(folder, facts)
-    rows = {0: "batch", 1: "sequence"}
-    axes = {**dict.fromkeys((*INPUTS, OUTPUTS[0]), rows), OUTPUTS[1]: {0: "batch"}}
     try:
         with torch.no_grad(), _quiet():
-            torch.onnx.export(
-                module, graph.example(module), str(path), dynamo=False, opset_version=OPSET,
-                input_names=list(INPUTS), output_names=list(OUTPUTS), dynamic_axes=axes,
-            )  # fmt: skip
+            exporter(module, graph.example(module), path)
     except Exception as error:  # whatever a family's code does that can't be traced
         raise CannotExport(
             f"torch.onnx can't trace a {facts['model_type']} ({type(error).__name__}: {str(error)[:300]}); serve the "
             "directory with sentence-transformers or llm2enc instead"
         ) from error
+
+
+def _script(module: "Graph", example: "tuple[Tensor, Tensor]", path: Path) -> None:
+    import torch
+
+    rows = {0: "batch", 1: "sequence"}
+    axes = {**dict.fromkeys((*INPUTS, OUTPUTS[0]), rows), OUTPUTS[1]: {0: "batch"}}
+    with _without_prints():
+        torch.onnx.export(
+            module, example, str(path), dynamo=False, opset_version=OPSET,
+            input_names=list(INPUTS), output_names=list(OUTPUTS), dynamic_axes=axes,
+        )  # fmt: skip
+
+
+def _program(module: "Graph", example: "tuple[Tensor, Tensor]", path: Path) -> None:
+    import torch
+
+    # Dimensions are named alike, or the graph would ask for a batch of its own for every input.
+    rows = {0: torch.export.Dim("batch", max=2**20), 1: torch.export.Dim("sequence", max=2**20)}
+    torch.onnx.export(
+        module, example, str(path), dynamo=True, opset_version=OPSET, verbose=False,
+        input_names=list(INPUTS), output_names=list(OUTPUTS), dynamic_shapes=(rows, rows),
+    )  # fmt: skip
+
+
+@contextmanager
+def _without_prints() -> Iterator[None]:
+    """torch 2.13 prints a graph that it can't export from C++, thousands of lines, whatever its log is set to."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager
@@ -170,12 +231,6 @@ def _save(model: "ModelProto", path: Path) -> None:
         model, path, save_as_external_data=True, all_tensors_to_one_file=True, location=f"{path.name}_data",
         size_threshold=1024,
     )  # fmt: skip
-
-
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
 
 
 # ------------------------------------------------------------------------------------------------------------- float16
