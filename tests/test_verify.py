@@ -65,6 +65,15 @@ def rows(report: Report) -> dict[str, Parity]:
 # ------------------------------------------------------------------------------------------------------------- a good one
 
 
+def test_transformers_is_opened_as_the_directory_asks(tmp_path: Path, in_process: None) -> None:
+    """StableLM is bidirectional in eager attention alone; sdpa, the default, reads single texts as causal."""
+    make_encoder("stablelm").save(tmp_path / "out")
+    row = rows(verify(tmp_path / "out", ["transformers"]))["transformers"]
+    assert row.verdict == "agrees" and "attn_implementation='eager'" in row.note
+    change(tmp_path / "out" / "sentence_bert_config.json", model_args={"allow_all_kernels": False})
+    assert rows(verify(tmp_path / "out", ["transformers"]))["transformers"].verdict == "differs"
+
+
 def test_a_good_directory_agrees_in_a_fresh_process(good: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "transformers.py").write_text("raise RuntimeError('taken from the folder one stands in')")
     monkeypatch.chdir(tmp_path)

@@ -35,7 +35,9 @@ class Job:
         # tokenizer understands may stand for what the template has there.
         prefixes = self._read("llm2enc.json").get("prefixes", self.prompts)
         self.prefixes: dict[str, str] = {name: prefix for name, prefix in prefixes.items() if prefix is not None}
-        self.limit: int = self._read("sentence_bert_config.json")["max_seq_length"]
+        settings = self._read("sentence_bert_config.json")
+        self.limit: int = settings["max_seq_length"]
+        self.attention: str | None = settings.get("model_args", {}).get("attn_implementation")
 
     def pad_token(self) -> str:
         token = self._read("tokenizer_config.json")["pad_token"]

@@ -9,7 +9,8 @@ from transformers import AutoModel, AutoTokenizer
 def main() -> None:
     job = Job()
     tokenizer = AutoTokenizer.from_pretrained(job.folder)
-    model = AutoModel.from_pretrained(job.folder, dtype=torch.float32).eval()
+    choice = {"attn_implementation": job.attention} if job.attention else {}
+    model = AutoModel.from_pretrained(job.folder, dtype=torch.float32, **choice).eval()
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, truncation=True, max_length=job.limit)["input_ids"]
@@ -21,7 +22,8 @@ def main() -> None:
         skipped = unpooled(job, prompt, ids, set(tokenizer.all_special_ids))
         return pooled(job, states.numpy(), mask, skipped)
 
-    answer(job, transformers.__version__, embed, ids, notes=[], normalizes=True)
+    notes = [f"opened with {name}={value!r}, without which it gives other vectors" for name, value in choice.items()]
+    answer(job, transformers.__version__, embed, ids, notes=notes, normalizes=True)
 
 
 main()
