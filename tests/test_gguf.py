@@ -13,7 +13,7 @@ import torch
 from conftest import make_tokenizer
 from gguf.quants import dequantize
 from tiny import tiny_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llm2enc.backbone import Backbone
 from llm2enc.encoder import Encoder
@@ -344,6 +344,17 @@ def test_what_the_facts_or_an_adapter_forbid_is_refused(tmp_path: Path) -> None:
     encoder.backbone.add_lora(LoraSpec(r=2, alpha=4.0, targets=("q_proj",)), seed=0)
     with pytest.raises(ValueError, match="merge_lora"):
         target.write(encoder, tmp_path, FACTS)
+
+
+def test_prompts_are_those_written_out(tmp_path: Path) -> None:
+    """`prompts` may hold a mark in place of what the template has there, which llama.cpp would read as a character."""
+    facts = FACTS | {"prompts": FACTS["prompts"] | {"ask": "Find:␣"}, "prefixes": FACTS["prompts"]}
+    (path,) = target.write(make(), tmp_path, facts)
+    assert json.loads(fields(path)["llm2enc.prompts"])["ask"] == "Find: "
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens([AddedToken("Find:", lstrip=True)])
+    facts = FACTS | {"prompts": {"ask": "␣"}, "prefixes": {"ask": "Find: "}}
+    assert "prompts contain Find:, which takes whitespace" in target.refusal(make(tokenizer=tokenizer), facts)
 
 
 def test_types_and_the_missing_package_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

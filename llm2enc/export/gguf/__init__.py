@@ -3,7 +3,8 @@
     gguf/model-f32.gguf, model-f16.gguf, model-q8_0.gguf
 
 `{arch}.attention.causal` and `{arch}.pooling_type` make llama.cpp give our vectors; it reads both for every architecture
-since March 2026. Prompts are strings that the client puts before the text (`llm2enc.prompts` in the file, a JSON object).
+since March 2026. Prompts are strings that the client puts before the text, written out (`llm2enc.prompts` in the file, a
+JSON object).
 
 A whole text must fit into one physical batch, or llama.cpp stops with a failed assertion (llama-server: with an error):
 
@@ -139,13 +140,18 @@ def _template(encoder: "Encoder", facts: dict[str, Any]) -> Layout:
     flagged = [
         token.content
         for token in encoder.input_format.tokenizer.added_tokens_decoder.values()
-        if (token.lstrip or token.rstrip) and any(token.content in prompt for prompt in facts["prompts"].values())
+        if (token.lstrip or token.rstrip) and any(token.content in prompt for prompt in _prompts(facts).values())
     ]
     if flagged:
         raise Unsupported(
             f"prompts contain {', '.join(flagged)}, which takes whitespace beside it along; llama.cpp does not"
         )
     return split
+
+
+def _prompts(facts: dict[str, Any]) -> dict[str, str]:
+    """Prompts by name, written out: `prompts` may hold a mark that only the directory's own tokenizer understands."""
+    return facts.get("prefixes", facts["prompts"])  # directories of earlier releases have no prefixes, and no mark
 
 
 def _pools_what_llama_pools(encoder: "Encoder") -> bool:
@@ -201,7 +207,7 @@ def _add_metadata(writer: "GGUFWriter", encoder: "Encoder", facts: dict[str, Any
     name = (facts.get("recipe") or {}).get("name") or config.model_type
     writer.add_name("encoder" if _MEANINGFUL_NAME.search(name) else name)
     writer.add_string("llm2enc.fingerprint", facts["fingerprint"])
-    writer.add_string("llm2enc.prompts", json.dumps(facts["prompts"], ensure_ascii=False))
+    writer.add_string("llm2enc.prompts", json.dumps(_prompts(facts), ensure_ascii=False))
     # Not the model's: llama-server refuses longer texts by this number instead of reading what llm2enc would cut.
     writer.add_context_length(encoder.max_tokens)
     writer.add_vocab_size(config.vocab_size)
