@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PretrainedConfig
 
     from llm2enc.encoder import Encoder
 
@@ -55,6 +56,21 @@ def write(encoder: "Encoder", folder: Path, dtype: str | None) -> list[str]:
             "read single texts, and batches of equal lengths, as a causal model would."
         )
     return notes
+
+
+def read(folder: Path) -> "PretrainedConfig":
+    """The configuration of a directory, with which our own code opens its trunk by AutoModel.from_pretrained.
+
+    Gemma 3 has the switch of all other families, is_causal, in place of the key that engines read (`_attention_keys`):
+    both together would widen the window by one, and the mask that the key makes is of functions that can't be traced.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    if is_gemma3(config.model_type) and config.use_bidirectional_attention:
+        config.use_bidirectional_attention, config.is_causal = False, False
+        config.sliding_window -= 1  # transformers has halved what the file says, and counted exclusively
+    return config
 
 
 def model_args(encoder: "Encoder") -> dict[str, Any]:

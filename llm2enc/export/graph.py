@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm2enc.export import config as trunk_config
 from llm2enc.export.files import CannotExport
 from llm2enc.export.tokenizer import asked
 
@@ -86,15 +87,10 @@ def pooling_weights(mask: Tensor, count: Tensor, pooling: "Pooling") -> Tensor:
 
 def open_graph(folder: Path, facts: dict[str, Any]) -> Graph:
     """The graph of a directory, in float32 and evaluation mode, on the CPU."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
-    config = AutoConfig.from_pretrained(folder)
-    if config.model_type == "gemma3_text" and config.use_bidirectional_attention:
-        # Its mask is made of functions that can't be traced; this one is the same mask, see sentence_transformers.read.
-        config.use_bidirectional_attention, config.is_causal = False, False
-        config.sliding_window -= 1
     trunk = AutoModel.from_pretrained(
-        folder, config=config, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
+        folder, config=trunk_config.read(folder), use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
     )
     return Graph(trunk, facts["pooling"], facts["normalize"]).eval()
 

@@ -118,7 +118,7 @@ def read(folder: Path, dtype: str = "auto") -> "Encoder":
 
 def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> "Encoder":
     import torch
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
 
     from llm2enc.backbone import Backbone
     from llm2enc.encoder import Encoder
@@ -131,12 +131,7 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> "Encoder"
     if facts.get("tokenizer"):
         tokenizer = rules.restore(tokenizer, facts["tokenizer"])
     input_format = InputFormat(spec, tokenizer)
-    config = AutoConfig.from_pretrained(folder)
-    if trunk_config.is_gemma3(config.model_type) and config.use_bidirectional_attention:
-        # Our own switch is is_causal. Both together would widen the window by one; see config.py.
-        config.use_bidirectional_attention = False
-        config.sliding_window -= 1
-    model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, dtype=dtype)
+    model = AutoModel.from_pretrained(folder, config=trunk_config.read(folder), use_safetensors=True, dtype=dtype)
     backbone = Backbone(model, bidirectional=facts["attention"] == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")
