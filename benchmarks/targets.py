@@ -62,7 +62,6 @@ def result(family: str, out: Path) -> dict[str, Any]:
 
 def measure(family: str, folder: Path) -> dict[str, Any]:
     """Every form of a tiny model of `family`, written into `folder` and verified."""
-    from llm2enc.encoder import Encoder
     from llm2enc.export import Source, export, why_not
     from llm2enc.verify import verify
 
@@ -80,7 +79,7 @@ def measure(family: str, folder: Path) -> dict[str, Any]:
     wrong = [f"{row.engine}: {row.note}" for row in report.rows if row.engine not in COLUMNS and not row.agrees]
     if wrong:  # what the others were compared with is itself not right
         raise ValueError("; ".join(wrong))
-    cells: dict[str, Any] = {"native": Encoder.load(folder).backbone.route, "reasons": {}}
+    cells: dict[str, Any] = {"reasons": {}}
     for row in report.rows:
         if row.engine in COLUMNS:
             form = "gguf" if row.engine == "llama.cpp" else row.engine
