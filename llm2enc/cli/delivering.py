@@ -53,7 +53,7 @@ def export(
     if push:
         check_push(push)
     quiet()
-    from llm2enc.export import DIRECTORY, Source, notes
+    from llm2enc.export import DIRECTORY, Source
     from llm2enc.export import export as write
     from llm2enc.export.files import FACTS
 
@@ -64,9 +64,10 @@ def export(
     if push and not whole:
         raise ValueError(f"{folder} would hold no whole directory to push; add --to sentence-transformers")
     if to:
-        for path in write(model, to, out, dtype or [], push):
+        written = write(model, to, out, dtype or [], push)
+        for path in written.files:
             say(f"wrote {path}")
-        for note in notes(model, to):
+        for note in written.notes:
             say(f"note: {note}")
         if whole:
             say(f"compare with ours: llm2enc verify {folder}")

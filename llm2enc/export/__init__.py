@@ -69,13 +69,22 @@ class Source:
         return Source(folder, above if (above / "recipe.yaml").is_file() else None)
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What `export` wrote."""
+
+    files: list[Path]
+    notes: list[str]
+    """What whoever opens these forms should know, beyond the card."""
+
+
 def export(
     source: Path,
     forms: Sequence[str],
     out: Path | None = None,
     dtypes: Sequence[str] = (),
     repo: str | None = None,
-) -> list[Path]:
+) -> Exported:
     """Write `forms` of an exported directory or a run, into the directory itself or into `out`.
 
     forms    names of FORMS
@@ -83,7 +92,6 @@ def export(
              that stand alone may go anywhere
     dtypes   storage types; where none is one of a form's own, its default, and for DIRECTORY the type of the weights
     repo     USER/NAME on the hub, for what names the model there
-    returns  the files written
     raises   CannotExport with every reason, ValueError for unusable arguments; nothing is written then. A package that is
              missing (ValueError) or a form that turns out to give other vectors (CannotExport) shows on the way only:
              forms written before it stay
@@ -99,36 +107,28 @@ def export(
     reasons = [f"{form}: {why}" for form in forms if (why := _refusal(form, encoder, facts, found))]
     if reasons:
         raise CannotExport("; ".join(reasons))
-    written: list[Path] = []
+    files: list[Path] = []
+    notes: list[str] = []
     folder = found.folder
     if out is not None:
         folder = out
         if DIRECTORY in forms:
-            written += _rewrite(encoder, facts, folder, chosen[DIRECTORY])
+            files += _rewrite(encoder, facts, folder, chosen[DIRECTORY])
             facts, encoder = read_facts(folder), Encoder.load(folder)
     for form in forms:
         if form == "adapter":
-            written += _module(form).write(found.run, folder)
+            files += _module(form).write(found.run, folder)
         elif form != DIRECTORY:
             keywords: dict[str, Any] = {"dtypes": chosen[form]} if chosen[form] else {}
             keywords |= {"name": repo} if form == "mteb" else {}
-            written += _module(form).write(encoder, folder, facts, **keywords)
-    return written
+            files += _module(form).write(encoder, folder, facts, **keywords)
+            notes += _module(form).notes(encoder, facts) if form == "gguf" else []
+    return Exported(files, notes)
 
 
 def summaries() -> dict[str, str]:
     """One line on each form."""
     return {name: _module(name).SUMMARY for name in FORMS}
-
-
-def notes(source: Path, forms: Sequence[str]) -> list[str]:
-    """What whoever opens these forms should know, beyond the card."""
-    from llm2enc.encoder import Encoder
-
-    if "gguf" not in forms:
-        return []
-    folder = Source.of(source).folder
-    return _module("gguf").notes(Encoder.load(folder), read_facts(folder))
 
 
 def why_not(source: Source) -> dict[str, str]:
