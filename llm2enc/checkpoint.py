@@ -11,7 +11,6 @@ adapter means something on the weights it was trained on only: the fingerprint o
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from llm2enc import distributed
 from llm2enc.backbone import Backbone
+from llm2enc.files import replace_text
 
 FULL = "full.safetensors"
 CHECKPOINTS = ("checkpoint", "checkpoint.former")  # newest first
@@ -78,7 +78,8 @@ def finish(folder: Path, backbone: Backbone, parent: str, facts: dict) -> None:
         backbone.merge_lora()
     backbone.model.requires_grad_(False)
     if distributed.is_main():
-        _write_json(folder / "finished.json", {**facts, "parent": parent, "result": backbone.fingerprint()})
+        facts = {**facts, "parent": parent, "result": backbone.fingerprint()}
+        replace_text(folder / "finished.json", json.dumps(facts, indent=1))
         for name in CHECKPOINTS:
             shutil.rmtree(folder / name, ignore_errors=True)
     distributed.barrier()
@@ -130,15 +131,6 @@ def _replace(new: Path, target: Path) -> None:
         target.rename(former)
     new.rename(target)
     shutil.rmtree(former, ignore_errors=True)
-
-
-def _write_json(path: Path, value: dict) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -1,8 +1,6 @@
 """The comparison as one HTML file that stands alone: no script, nothing to load, the same on a phone and on paper."""
 
-import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from html import escape
@@ -32,6 +30,7 @@ from llm2enc.comparison.summary import (
     tokens,
     words,
 )
+from llm2enc.files import replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,19 +118,8 @@ def write_report(comparison: Comparison, path: Path) -> None:
 
     OSError if the folder does not exist or can't be written.
     """
-    path = Path(path)
-    text = render(comparison)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's file is the owner's alone
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    text = render(comparison).encode(errors="replace").decode()  # a name may hold what is no Unicode
+    replace_text(path, text)
 
 
 def render(comparison: Comparison) -> str:

@@ -20,6 +20,7 @@ from llm2enc.evaluation.cache import CachedEncoder
 from llm2enc.evaluation.opening import Opened
 from llm2enc.evaluation.scoring import Instructions, score
 from llm2enc.evaluation.tasks import Outcome, Task
+from llm2enc.files import replace_text
 
 SCORING = 1  # raised when a change of scoring makes old results wrong
 
@@ -73,7 +74,9 @@ def measure(
                 started = time.perf_counter()
                 outcome = score(cached, task, instructions)
                 result = Result(outcome, interval(outcome.score, draws(outcome)), time.perf_counter() - started, False)
-                _write(path, {"key": key, "seconds": result.seconds} | outcome_to_json(outcome))
+                replace_text(
+                    path, json.dumps({"key": key, "seconds": result.seconds} | outcome_to_json(outcome), indent=1)
+                )
             total += sum(len(texts) for _, texts in task.texts())
             count(total - done)  # a text that comes twice is encoded once, and those of a stored result not at all
             report(result)
@@ -124,14 +127,14 @@ def write_summary(out: Path, results: Sequence[Result], facts: dict[str, Any]) -
         }
         for result in results
     ]  # fmt: skip
-    _write(out / "results.json", {**facts, "means": means(outcomes), "tasks": rows})
+    replace_text(out / "results.json", json.dumps({**facts, "means": means(outcomes), "tasks": rows}, indent=1))
     lines = ["| task | type | metric | score | 95 % interval |", "| --- | --- | --- | ---: | ---: |"]
     for row, result in zip(rows, results, strict=True):
         lines.append(
             f"| {row['task']} | {row['type']} | {row['metric']} | {100 * row['score']:.1f} | {points(result)} |"
         )
     lines += [f"| mean {name} | | | {100 * value:.1f} | |" for name, value in means(outcomes).items()]
-    (out / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replace_text(out / "results.md", "\n".join(lines) + "\n")
 
 
 def bounds(result: Result) -> tuple[float, float] | None:
@@ -157,9 +160,3 @@ def _stored(path: Path, key: str) -> Result | None:
         return None
     outcome = outcome_from_json(data)
     return Result(outcome, interval(outcome.score, draws(outcome)), data["seconds"], True)
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    partial.replace(path)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm2enc.files import replace_text
+
 FACTS = "llm2enc.json"
 FORMAT = 1
 
@@ -76,8 +78,8 @@ def beside(folder: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as JSON that people can read."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """`value` as JSON that people can read; the file is replaced whole."""
+    replace_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def _share(folder: Path) -> None:

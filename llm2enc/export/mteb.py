@@ -7,7 +7,6 @@ sentence-transformers runs it where that gives our vectors, llm2enc otherwise. W
 """
 
 import itertools
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm2enc.export.card import base_model
 from llm2enc.export.files import recipes_of
+from llm2enc.files import replace_text
 
 if TYPE_CHECKING:
     from llm2enc.encoder import Encoder
@@ -67,12 +67,8 @@ def write(encoder: "Encoder", folder: Path, facts: dict[str, Any], *, name: str 
 
     name  USER/NAME on the hub; `your-name/` and the recipe's name by default
     """
-    path, partial = folder / FILE, folder / f".{FILE}.partial"
-    try:
-        partial.write_text(_source(encoder, folder, facts, name), encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    path = folder / FILE
+    replace_text(path, _source(encoder, folder, facts, name))
     return [path]
 
 

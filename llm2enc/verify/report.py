@@ -1,11 +1,12 @@
 """What was found: one row per engine and form, and where it is kept."""
 
 import dataclasses
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from llm2enc.export.files import FACTS, read_facts, write_json
+from llm2enc.files import replace_text
 
 Verdict = Literal[
     "agrees", "differs", "not comparable", "not installed", "missing", "failed",  # of what was run here
@@ -71,7 +72,7 @@ def write_card(folder: Path, report: Report) -> None:
     """Put the table into README.md and the rows into llm2enc.json of the directory; each file is replaced whole."""
     from llm2enc.export.card import with_engines
 
-    facts = json.loads((folder / "llm2enc.json").read_text(encoding="utf-8"))
+    facts = read_facts(folder)
     facts["verification"] = {key: value for key, value in report.to_json().items() if key != "folder"}
     card = folder / "README.md"
     rows = [
@@ -86,14 +87,5 @@ def write_card(folder: Path, report: Report) -> None:
         if row.verdict not in ("missing", "not installed")  # says something of this machine, not of the model
     ]
     text = with_engines(card.read_text(encoding="utf-8") if card.is_file() else "", rows)
-    _replace(card, text)
-    _replace(folder / "llm2enc.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_text(card, text)
+    write_json(folder / FACTS, facts)
