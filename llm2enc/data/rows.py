@@ -20,6 +20,8 @@ class Pair:
     """Instruction of the query; may be empty."""
     document_instruction: str
     """The same instruction if both sides are of one kind (`symmetric`), else empty."""
+    others: tuple[str, ...] = ()
+    """Further right answers; each step draws one of them or `positive`, and none is ever a negative of this row."""
 
 
 @dataclass(frozen=True)
