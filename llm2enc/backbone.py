@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llm2enc import attention
+from llm2enc import attention, positions
 from llm2enc.attention import NAME, Packing, allowed, packed_call
 from llm2enc.layers import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
 from llm2enc.recipe import LoraSpec, ModelSpec
@@ -66,15 +66,8 @@ def one_sided_by_config(config: "PretrainedConfig") -> str:
 
 def config_notes(config: "PretrainedConfig") -> list[str]:
     """Conditions under which a conversion holds, one sentence each."""
-    notes = []
-    if isinstance(getattr(config, "index_topk", None), int):
-        notes.append(f"a top-k indexer picks the keys: every token reaches every other only up to {config.index_topk}")
-    rotary = getattr(config, "rope_parameters", None) or {}
-    kinds = [rotary, *(value for value in rotary.values() if isinstance(value, dict))]
-    if any(kind.get("rope_type") in ("longrope", "dynamic") for kind in kinds):
-        limit = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
-        notes.append(f"positions are rescaled by the longest text of a batch: keep input.max_tokens at most {limit}")
-    return notes
+    limit = positions.limit(config)
+    return [] if limit is None else [f"inputs of more than {limit.tokens} tokens are refused: {limit.why}"]
 
 
 def text_config(config: "PretrainedConfig") -> "PretrainedConfig":
@@ -105,10 +98,13 @@ def load_config(spec: ModelSpec) -> "PretrainedConfig":
     )
 
 
-def load_backbone(spec: ModelSpec, seed: int = 0) -> "Backbone":
+def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | None] | None = None) -> "Backbone":
     """The backbone of a causal LM, bidirectional if the recipe says so.
 
-    A known family that can't be converted raises CannotConvert before any weight is read. `seed` is for `random` weights.
+    seed     for `random` weights
+    lengths  tokens of the longest inputs, by the key that asks for them
+    raises   before any weight is read: CannotConvert for a known family that can't be converted, ValueError for inputs
+             that are too long for the model
     """
     from transformers import AutoModelForCausalLM
 
@@ -116,6 +112,7 @@ def load_backbone(spec: ModelSpec, seed: int = 0) -> "Backbone":
     reason = one_sided_by_config(text_config(config)) if spec.attention == "bidirectional" else ""
     if reason:
         raise CannotConvert(refusal(text_config(config).model_type, reason))
+    positions.check(text_config(config), lengths or {})
     attention.register()
     kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
     if spec.weights == "random":

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm2enc import checkpoint, distributed
-from llm2enc.backbone import load_tokenizer
+from llm2enc import checkpoint, distributed, positions
+from llm2enc.backbone import load_config, load_tokenizer, text_config
 from llm2enc.encoder import Encoder
 from llm2enc.evaluation import baselines, evaluate
 from llm2enc.export.sentence_transformers import write
-from llm2enc.recipe import ModelSpec, Pooling, Recipe, load_recipe
+from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.tokens import surrounding
 from llm2enc.trainer import train
 from llm2enc.verify import AT_THE_END_OF_A_CONVERSION, Parity, verify
@@ -80,17 +80,19 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
 def training_free(model: str) -> Recipe:
     """The recipe that only converts, proves and exports `model` (hub id or directory), with mean pooling.
 
-    Special tokens are those the model's own tokenizer puts around a text.
+    Special tokens are those the model's own tokenizer puts around a text; inputs are as long as usual, or as the model's
+    positions allow.
     """
     tokenizer = load_tokenizer(ModelSpec(name=model))
+    limit = positions.limit(text_config(load_config(ModelSpec(name=model))))
     begins, ends = surrounding(tokenizer)
     before = [{"special": "bos", "pool": True}] if begins else []
     after = [{"special": "eos", "pool": True}] if ends else []
     template = [*before, {"slot": "text", "pool": True}, *after]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-._") or "model"
-    return load_recipe(
-        {"name": name, "model": {"name": model}, "input": {"query": template, "document": template}, "pooling": "mean"}
-    )
+    usual = InputSpec.model_fields["max_tokens"].default
+    input = {"query": template, "document": template, "max_tokens": min(usual, limit.tokens) if limit else usual}
+    return load_recipe({"name": name, "model": {"name": model}, "input": input, "pooling": "mean"})
 
 
 def gains(history: list[Row]) -> list[Row]:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llm2enc import positions
 from llm2enc.backbone import Backbone, evaluating, load_backbone, load_tokenizer
 from llm2enc.pooling import POOLERS, pooled_edges
 from llm2enc.quantization import Precision, check, layout, quantize
@@ -59,24 +60,36 @@ class Encoder(nn.Module):
         normalize: bool = True,
         seed: int = 0,
     ) -> "Encoder":
-        """An encoder from a causal LM, converted and proven. CannotConvert if its attention stays one-sided.
+        """An encoder from a causal LM, converted and proven.
 
-        model  a ModelSpec, or a hub id, directory or `pocket` with the spec's defaults
+        model   a ModelSpec, or a hub id, directory or `pocket` with the spec's defaults
+        raises  CannotConvert if its attention stays one-sided, ValueError if `input` asks for more tokens than it takes
         """
+        spec = ModelSpec(name=model) if isinstance(model, str) else model
+        return Encoder._converted(spec, input, pooling, normalize, seed, {"input.max_tokens": input.max_tokens})
+
+    @staticmethod
+    def from_recipe(recipe: Recipe) -> "Encoder":
+        """The untrained encoder of a recipe, whose model takes the inputs of every stage. Raises as `from_causal_lm`."""
+        blocks = {
+            f"stages.{number}.block_tokens": getattr(stage, "block_tokens", None)
+            for number, stage in enumerate(recipe.stages)
+        }
+        lengths = {"input.max_tokens": recipe.input.max_tokens, **blocks}
+        return Encoder._converted(recipe.model, recipe.input, recipe.pooling, recipe.normalize, recipe.seed, lengths)
+
+    @staticmethod
+    def _converted(
+        spec: ModelSpec, input: InputSpec, pooling: Pooling, normalize: bool, seed: int, lengths: dict[str, int | None]
+    ) -> "Encoder":
         from llm2enc.proof import prove
 
-        spec = ModelSpec(name=model) if isinstance(model, str) else model
         input_format = InputFormat(input, load_tokenizer(spec))  # cheap, and it may refuse: before any weight
-        backbone = load_backbone(spec, seed)
+        backbone = load_backbone(spec, seed, lengths)
         if torch.cuda.is_available():
             backbone.to("cuda")
         prove(backbone)
         return Encoder(backbone, input_format, pooling, normalize).eval()
-
-    @staticmethod
-    def from_recipe(recipe: Recipe) -> "Encoder":
-        """The untrained encoder of a recipe."""
-        return Encoder.from_causal_lm(recipe.model, recipe.input, recipe.pooling, recipe.normalize, recipe.seed)
 
     @staticmethod
     def load(folder: str | Path, dtype: LoadType = "auto") -> "Encoder":
@@ -216,6 +229,8 @@ class Encoder(nn.Module):
         """
         if layer is not None and not 0 <= layer <= self.backbone.depth:
             raise ValueError(f"layer is {layer}; this model has layers 0 (the embeddings) to {self.backbone.depth}")
+        if input is not None:
+            positions.check(self.backbone.config, {"input.max_tokens": input.max_tokens})
         other = copy.copy(self)
         other.causal = self.causal if causal is None else causal
         other.pooling = pooling or self.pooling

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from llm2enc import positions
 from llm2enc.backbone import (
     Backbone,
     CannotConvert,
@@ -67,6 +68,8 @@ class Inspection:
     layers: tuple[Layer, ...]
     sliding_window: int | None
     max_positions: int | None
+    max_tokens: int | None
+    """The longest input that is exact; more is refused, for the reason in `notes`. None: positions have no end."""
     hidden_size: int | None
     vocabulary: int | None
     parameters: int | None
@@ -95,6 +98,7 @@ def inspect(name: str | Path, revision: str | None = None) -> Inspection:
         verdict = "refused" if one_sided else known["verdict"]
         reason = one_sided or known["reason"]
         route = "alone" if one_sided else "packed" if known["packed"] else "mask"
+    limit = positions.limit(config)
     notes = [*config_notes(config), *([f"no outline: {fault}"] if fault else [])]
     return Inspection(
         name=str(name),
@@ -105,7 +109,8 @@ def inspect(name: str | Path, revision: str | None = None) -> Inspection:
         attention_route=route,
         layers=_layers(config, trunk),
         sliding_window=_window(config),
-        max_positions=_size(config, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"),
+        max_positions=_size(config, *positions.SIZES),
+        max_tokens=None if limit is None else limit.tokens,
         hidden_size=_size(config, "hidden_size", "n_embd", "d_model"),
         vocabulary=_size(config, "vocab_size"),
         parameters=parameters,

@@ -131,4 +131,4 @@ def test_alibi_by_configuration() -> None:
 
 
 def test_conditions_are_told() -> None:
-    assert "2048" in prove(Backbone(tiny_model("deepseek_v32"), True)).notes[0]
+    assert "48" in prove(Backbone(tiny_model("deepseek_v32", index_topk=48), True)).notes[0]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm2enc import checkpoint
+from llm2enc import checkpoint, positions
 from llm2enc.backbone import CannotConvert, load_config, load_tokenizer, text_config
 from llm2enc.comparison.readings import DEFAULT, Reading, find_readings, input_spec
 from llm2enc.encoder import Encoder, LoadType
@@ -132,7 +132,8 @@ def _positions(spec: ModelSpec) -> int:
 
 
 def _limit(config) -> int:
-    return getattr(config, "max_position_embeddings", None) or 2**31  # none: positions without a table
+    limit = positions.limit(config)
+    return 2**31 if limit is None else limit.tokens
 
 
 def _stored(dtype: LoadType) -> str:

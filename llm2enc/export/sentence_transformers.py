@@ -120,6 +120,7 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> "Encoder"
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from llm2enc import positions
     from llm2enc.backbone import Backbone
     from llm2enc.encoder import Encoder
     from llm2enc.proof import prove
@@ -127,11 +128,13 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> "Encoder"
     from llm2enc.tokens import InputFormat
 
     spec = InputSpec.model_validate_json(json.dumps(facts["input"]))
+    config = trunk_config.read(folder)
+    positions.check(config, {"input.max_tokens": spec.max_tokens})
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if facts.get("tokenizer"):
         tokenizer = rules.restore(tokenizer, facts["tokenizer"])
     input_format = InputFormat(spec, tokenizer)
-    model = AutoModel.from_pretrained(folder, config=trunk_config.read(folder), use_safetensors=True, dtype=dtype)
+    model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, dtype=dtype)
     backbone = Backbone(model, bidirectional=facts["attention"] == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")
