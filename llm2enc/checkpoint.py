@@ -1,7 +1,7 @@
 """Stage folders on disk: checkpoints to resume from, finished stages to build on.
 
     0-mntp/
-      checkpoint/        trained weights, optimizer, random states, step; replaced as a whole
+      checkpoint/        trained weights, the optimizer's moments, step; replaced as a whole
       adapter/           the finished adapter in PEFT's layout, or full.safetensors
       finished.json      steps, fingerprints of the weights before and after; written last
       metrics.jsonl      one line per logged step
@@ -19,26 +19,28 @@ from safetensors.torch import load_file, save_file
 
 from llm2enc import distributed
 from llm2enc.backbone import Backbone
-from llm2enc.files import replace_text
+from llm2enc.files import replace_text, sync
 
-FULL = "full.safetensors"
+FULL, TRAINED, OPTIMIZER = "full.safetensors", "trained.safetensors", "optimizer.safetensors"
 CHECKPOINTS = ("checkpoint", "checkpoint.former")  # newest first
 
 
 def save(folder: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer) -> None:
-    """Everything that step `step` (the next to run) needs."""
-    target, partial = folder / "checkpoint", folder / "checkpoint.partial"
+    """Everything that step `step` (the next to run) needs; its noise depends on its number alone."""
     if distributed.is_main():
+        target, partial = folder / "checkpoint", folder / "checkpoint.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        trained = {name: parameter.detach().contiguous() for name, parameter in backbone.trained().items()}
-        save_file(trained, partial / "trained.safetensors")
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-        (partial / "step.json").write_text(json.dumps({"step": step, "processes": distributed.world_size()}))
-    distributed.barrier()
-    torch.save(_random_state(backbone.device), partial / f"random-{distributed.rank()}.pt")
-    distributed.barrier()
-    if distributed.is_main():
+        trained = backbone.trained()
+        save_file({name: parameter.detach().contiguous() for name, parameter in trained.items()}, partial / TRAINED)
+        moments = {
+            f"{name}.{moment}": tensor.detach().contiguous()
+            for name, parameter in trained.items()
+            for moment, tensor in optimizer.state[parameter].items()
+        }
+        save_file(moments, partial / OPTIMIZER)
+        (partial / "step.json").write_text(json.dumps({"step": step}))
+        sync(partial)
         _replace(partial, target)
     distributed.barrier()
 
@@ -49,7 +51,7 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer) -
     if source is None:
         return 0
     facts = json.loads((source / "step.json").read_text())
-    trained, saved = backbone.trained(), load_file(source / "trained.safetensors")
+    trained, saved = backbone.trained(), load_file(source / TRAINED)
     if trained.keys() != saved.keys() or any(trained[n].shape != saved[n].shape for n in trained):
         raise ValueError(
             f"the checkpoint in {source} trains other weights than the recipe does now; resume with the recipe it was "
@@ -58,10 +60,10 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer) -
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(saved[name])
-    optimizer.load_state_dict(torch.load(source / "optimizer.pt", map_location=backbone.device, weights_only=True))
-    own = source / f"random-{distributed.rank()}.pt"
-    if own.exists():  # with another number of processes dropout goes on from the seed instead
-        _set_random_state(torch.load(own, weights_only=True), backbone.device)
+    for name, tensor in load_file(source / OPTIMIZER).items():
+        name, _, moment = name.rpartition(".")
+        # Adam counts its steps on the CPU wherever the weights are.
+        optimizer.state[trained[name]][moment] = tensor if moment == "step" else tensor.to(trained[name].device)
     return facts["step"]
 
 
@@ -131,16 +133,3 @@ def _replace(new: Path, target: Path) -> None:
         target.rename(former)
     new.rename(target)
     shutil.rmtree(former, ignore_errors=True)
-
-
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -6,7 +6,7 @@ gradient of the global batch, so nothing is ever multiplied or divided by the nu
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -42,24 +42,23 @@ def barrier() -> None:
         dist.barrier()
 
 
-def share(count: int) -> range:
-    """The rows of `count` that are this process's: a consecutive stretch, lengths differ by one at most."""
+def share(count: int, process: int | None = None) -> range:
+    """Which of `count` things belong to a process, this one by default: neighbours, one more or less than others have."""
+    process = rank() if process is None else process
     size, extra = divmod(count, world_size())
-    start = rank() * size + min(rank(), extra)
-    return range(start, start + size + (rank() < extra))
+    start = process * size + min(process, extra)
+    return range(start, start + size + (process < extra))
 
 
-def gather(rows: Tensor, total: int) -> Tensor:
-    """(total, D) the rows of every process's `share(total)`, in order, without gradient."""
+def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """(sum of counts, D) the rows of every process, in order, without gradient. `counts`: how many each one has."""
     if world_size() == 1:
         return rows.detach()
-    longest = -(-total // world_size())
-    padded = rows.new_zeros(longest, *rows.shape[1:])
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
-    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
-    size, extra = divmod(total, world_size())
-    return torch.cat([part[: size + (number < extra)] for number, part in enumerate(parts)])
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

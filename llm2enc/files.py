@@ -1,6 +1,11 @@
-"""Text files that are replaced whole: a killed program or a power cut leaves the old file or the new one."""
+"""Files that are there whole or not at all: a killed program or a power cut leaves the old one or the new one."""
 
+import errno
 import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,12 +18,107 @@ def replace_text(path: Path, text: str) -> None:
     OSError if the folder does not exist or can't be written. What stood at `path` is then still there, and nothing new.
     """
     # A part of the name is enough to tell files apart, and keeps a long one within what file systems take.
-    partial = path.with_name(f".{path.name[:50]}.partial-{os.getpid()}")
+    short = path.with_name(path.name[:50])
+    sweep(short)
+    partial = part(short)
     try:
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with naming(path):
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Bring every file of a folder onto the disk, before the folder is renamed into its place."""
+    for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
+        sync_one(path)
+
+
+def sync_one(path: Path) -> None:
+    """Bring a file onto the disk, or the names in a folder."""
+    if os.name == "nt" and path.is_dir():  # Windows opens no folders, and writes names down by itself
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def part(place: Path, kind: str = "partial") -> Path:
+    """Where this process prepares what will stand at `place`: `.NAME.KIND-PID` beside it."""
+    return place.with_name(f".{place.name}.{kind}-{os.getpid()}")
+
+
+def leftovers(place: Path, kind: str = "partial") -> list[Path]:
+    """What killed processes left beside `place`: `.NAME.KIND-PID` of processes that are gone.
+
+    Of this process's own number too, which an earlier one may have had: in a container all numbers come again.
+    """
+    form = re.compile(rf"\.{re.escape(place.name)}\.{re.escape(kind)}-(\d+)")
+    try:
+        names = sorted(os.listdir(place.parent))
+    except OSError:  # no such folder, or one that tells no names
+        return []
+    found = [match for name in names if (match := form.fullmatch(name))]
+    return [place.with_name(match[0]) for match in found if int(match[1]) == os.getpid() or not alive(int(match[1]))]
+
+
+def sweep(place: Path, kind: str = "partial") -> None:
+    """Remove what killed processes left beside `place`."""
+    for path in leftovers(place, kind):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def alive(process: int) -> bool:
+    """Whether a process of this number runs on this machine; True where that can't be told."""
+    if os.name == "nt":  # there, os.kill with any signal ends a process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def check_room(place: Path, size: int = 0) -> None:
+    """OSError, with the folder as its file name, unless files can be written at `place` and `size` bytes have room.
+
+    A file is written and removed again, because rights say too little: of root, of a mount that is read-only, of a quota.
+
+    place  a folder, or a file in one; neither need exist
+    """
+    folder = next(path for path in [place.absolute(), *place.absolute().parents] if path.is_dir())
+    probe = part(folder / "llm2enc")
+    sweep(folder / "llm2enc")
+    try:
+        try:
+            probe.write_bytes(b"0")
+        finally:
+            probe.unlink(missing_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+    if free < size:
+        words = f"{size / 1e9:,.2f} GB are needed and {free / 1e9:,.2f} GB are free"
+        raise OSError(errno.ENOSPC, words, str(folder))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from inside says which file it is about: that of a failed `write` does not know."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -214,6 +214,9 @@ class _Stage(_Strict):
     """Type of the matrix products in forward and backward; weights that train and the loss stay float32."""
     mini_batch_tokens: _POSITIVE_INT = 16384
     """Tokens that go through the model at once, per process. Memory and speed only: the gradient does not change."""
+    shards: _POSITIVE_INT = 8
+    """Pieces that a batch is cut into. Each is computed by one process, with dropout of its own: a step is the same on
+    any number of processes up to this one. More processes need more shards."""
     graph_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens per step and process whose activations are kept instead of being computed again (contrastive, SimCSE)."""
     gradient_checkpointing: bool = False

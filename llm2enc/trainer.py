@@ -56,18 +56,18 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     distributed.start()
     folder.mkdir(parents=True, exist_ok=True)
     objective, backbone = OBJECTIVES[stage.objective], encoder.backbone
-    if distributed.world_size() > stage.batch_size:
-        raise ValueError(f"batch_size {stage.batch_size} is smaller than the number of processes")
+    _check_processes(stage)
     parent = backbone.fingerprint()
     _prepare(encoder, stage, seed)
     parameters = list(backbone.trained().values())
     optimizer = torch.optim.AdamW(
         parameters, lr=stage.lr, betas=stage.adam_betas, eps=stage.adam_eps, weight_decay=stage.weight_decay
     )
-    torch.manual_seed(seed + distributed.rank())  # dropout must differ between processes
     start = checkpoint.resume(folder, backbone, optimizer)
     _forget(folder / "metrics.jsonl", start)
     with (
+        # A notebook's own random numbers go on as if nothing had been drawn.
+        torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []),
         _interruptible() as stop,
         _prefetched(objective, stage, encoder, seed, start) as batches,
         _trackers(stage, folder, tracking) as trackers,
@@ -95,6 +95,17 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
                 checkpoint.save(folder, step + 1, backbone, optimizer)
     _restore(encoder)
     checkpoint.finish(folder, backbone, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
+
+
+def _check_processes(stage: Stage) -> None:
+    """ValueError if a process would have nothing to do."""
+    processes = distributed.world_size()
+    if processes > min(stage.shards, stage.batch_size):
+        raise ValueError(
+            f"{processes} processes share a batch of {stage.batch_size} rows in {stage.shards} shards: some would have "
+            "nothing to do. Start fewer, or set `shards` (which changes the dropout noise) and `batch_size` to at least "
+            f"{processes} in the recipe"
+        )
 
 
 def _prepare(encoder: Encoder, stage: Stage, seed: int) -> None:

@@ -60,16 +60,14 @@ def finished(stage: ClmStage, folder: Path) -> dict[str, torch.Tensor]:
 
 
 @STAGES
-def test_a_checkpoint_restores_weights_optimizer_and_random_state(stage: ClmStage, tmp_path: Path) -> None:
+def test_a_checkpoint_restores_weights_and_optimizer(stage: ClmStage, tmp_path: Path) -> None:
     encoder, optimizer = start(stage)
     assert checkpoint.resume(tmp_path, encoder.backbone, optimizer) == 0
     move(encoder, optimizer, 1)
     checkpoint.save(tmp_path, 5, encoder.backbone, optimizer)
-    drawn = torch.rand(3)
     move(encoder, optimizer, 2)
     other, other_optimizer = start(stage)
     assert checkpoint.resume(tmp_path, other.backbone, other_optimizer) == 5
-    assert torch.equal(torch.rand(3), drawn)
     move(other, other_optimizer, 2)  # equal only with the moments of the first step
     assert_same(weights(other), weights(encoder))
 

@@ -11,6 +11,7 @@ from llm2enc.encoder import Encoder
 from llm2enc.gradcache import cached_backward
 from llm2enc.losses import info_nce
 from llm2enc.recipe import LoraSpec
+from llm2enc.splitting import Split
 from llm2enc.tokens import Tokens
 
 # Query, positive and 2, 0, 1 hard negatives.
@@ -43,11 +44,11 @@ def direct(encoder: Encoder, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]
     return value.detach(), gradients(encoder)
 
 
-def cached(encoder: Encoder, tokens: Tokens, mini: int, graph: int, seed: int = 0):
-    """Loss, gradients, and the next random number that anyone would draw."""
-    torch.manual_seed(seed)
-    value = cached_backward(encoder, tokens, len(tokens), loss, mini, graph)
-    return value, gradients(encoder), torch.rand(())
+def cached(encoder: Encoder, tokens: Tokens, mini: int, graph: int, seed: int = 0, shards: int = 1):
+    """Loss and gradients."""
+    torch.rand(3)  # whatever was drawn before plays no role
+    value = cached_backward(encoder, tokens, Split(len(tokens), shards, seed, 5), loss, mini, graph)
+    return value, gradients(encoder)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -59,9 +60,10 @@ def test_every_split_gives_the_direct_gradient(trainable: str, checkpointing: bo
     assert sum(part.abs().sum() > 0 for part in expected_gradients.values()) == len(expected_gradients)
     for mini in (1, 20, every // 2, every):  # one text at a time ... everything at once
         for graph in (0, every // 3, every):
-            value, found, _ = cached(encoder, tokens, mini, graph)
-            assert torch.allclose(value, expected, rtol=1e-5), (mini, graph)
-            assert_same(found, expected_gradients, 2e-5)
+            for shards in (1, 2, 4, 100):
+                value, found = cached(encoder, tokens, mini, graph, shards=shards)
+                assert torch.allclose(value, expected, rtol=1e-5), (mini, graph, shards)
+                assert_same(found, expected_gradients, 2e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -70,12 +72,13 @@ def test_the_second_pass_draws_the_dropout_of_the_first(trainable: str, checkpoi
     encoder, tokens = training_encoder(trainable, dropout=0.3, checkpointing=checkpointing)
     every = len(tokens.ids)
     for mini in (1, 20, every):
-        value, expected, after = cached(encoder, tokens, mini, graph=every)  # every graph kept: plain autograd
-        for graph in (0, every // 3):
-            again, found, later = cached(encoder, tokens, mini, graph)
-            assert torch.equal(again, value) and torch.equal(later, after)
-            assert_same(found, expected)
-    other, found, _ = cached(encoder, tokens, every, graph=every, seed=1)
+        for shards in (1, 4):
+            value, expected = cached(encoder, tokens, mini, graph=every, shards=shards)  # all kept: plain autograd
+            for graph in (0, every // 3):
+                again, found = cached(encoder, tokens, mini, graph, shards=shards)
+                assert torch.equal(again, value)
+                assert_same(found, expected)
+    other, found = cached(encoder, tokens, every, graph=every, seed=1)
     assert not torch.equal(other, value) and not torch.equal(next(iter(found.values())), next(iter(expected.values())))
 
 
@@ -83,11 +86,12 @@ def test_dropout_of_the_whole_batch_is_plain_autograd() -> None:
     encoder, tokens = training_encoder("lora", dropout=0.3)
     order = torch.argsort(tokens.lengths, descending=True, stable=True)  # the one mini-batch is sorted by length
     sorted_tokens = tokens.select(order)
-    torch.manual_seed(0)
+    (whole,) = Split(len(tokens), 1, 0, 5).mini_batches(tokens.lengths, len(tokens.ids))
+    whole.start_noise()
     value = loss(encoder(sorted_tokens)[torch.argsort(order)])
     value.backward()
     expected = gradients(encoder)
-    found, found_gradients, _ = cached(encoder, tokens, len(tokens.ids), 0)
+    found, found_gradients = cached(encoder, tokens, len(tokens.ids), 0)
     assert torch.equal(found, value.detach())
     assert_same(found_gradients, expected, 1e-6)
 
@@ -103,15 +107,15 @@ def test_only_as_many_graphs_as_asked_for_are_kept() -> None:
 
     sizes = sorted(tokens.lengths.tolist(), reverse=True)
     kept = sum(sizes[:2])
-    cached_backward(encode, tokens, len(tokens), loss, 1, graph_tokens=kept)
+    cached_backward(encode, tokens, Split(len(tokens), 1, 0, 0), loss, 1, graph_tokens=kept)
     assert calls == [True] * 2 + [False] * 7 + [True] * 7
 
 
 def test_gradients_are_added_to_what_is_there() -> None:
     encoder, tokens = training_encoder("full", dropout=0.0)
-    cached_backward(encoder, tokens, len(tokens), loss, 20)
+    cached_backward(encoder, tokens, Split(len(tokens), 2, 0, 0), loss, 20)
     once = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
-    cached_backward(encoder, tokens, len(tokens), loss, 20)
+    cached_backward(encoder, tokens, Split(len(tokens), 2, 0, 0), loss, 20)
     assert_same(gradients(encoder), {name: 2 * gradient for name, gradient in once.items()}, 1e-6)
 
 
@@ -132,6 +136,6 @@ def test_double_precision_stays_double() -> None:
     expected.backward()
     exact = gradients(table)
     for mini, graph in ((1, 0), (20, 30), (1000, 0)):
-        value = cached_backward(encode, tokens, len(tokens), cosine_loss, mini, graph)
+        value = cached_backward(encode, tokens, Split(len(tokens), 3, 0, 0), cosine_loss, mini, graph)
         assert value.dtype == torch.float64 and torch.allclose(value, expected, rtol=1e-13)
         assert_same(gradients(table), exact, 1e-12)

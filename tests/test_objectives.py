@@ -47,7 +47,7 @@ def texts_of(batch) -> list[str]:
 
 def test_layout_of_a_batch() -> None:
     batch = contrastive_batch(PAIRS)
-    assert texts_of(batch) == ["q0", "p0", "n00", "q1", "p1", "n10", "n11", "q2", "p2"] and batch.total == 9
+    assert texts_of(batch) == ["q0", "p0", "n00", "q1", "p1", "n10", "n11", "q2", "p2"] and batch.split.total == 9
     assert batch.queries.tolist() == [0, 3, 7]
     assert batch.documents.tolist() == [1, 2, 4, 5, 6, 8]
     assert batch.positives.tolist() == [0, 2, 5]  # columns of p0, p1, p2
@@ -153,7 +153,7 @@ def test_every_text_stands_twice() -> None:
     batch = simcse.collate(
         rows(["one", "two", "three"]), SimcseStage(objective="simcse", **COMMON), make_encoder().input_format, 0
     )
-    assert texts_of(batch) == ["one", "one", "two", "two", "three", "three"] and batch.total == 6
+    assert texts_of(batch) == ["one", "one", "two", "two", "three", "three"] and batch.split.total == 6
     assert (batch.queries.tolist(), batch.documents.tolist()) == ([0, 2, 4], [1, 3, 5])
 
 

@@ -14,6 +14,7 @@ from llm2enc.data.batches import RowBatch
 from llm2enc.objectives import contrastive, mntp, simcse
 from llm2enc.objectives.token_loss import token_batch
 from llm2enc.recipe import ContrastiveStage, DocstringsData, InputSpec, LoraSpec, MntpStage, ModelSpec, SimcseStage
+from llm2enc.splitting import Split
 
 Run = Callable[[], dict[str, np.ndarray]]
 TEXT = [{"slot": "text", "pool": True}]
@@ -58,7 +59,12 @@ def mntp_step(job: dict[str, Any]) -> Run:
     targets = np.full(blocks["labels"].shape, -100)
     targets[:, :-1] = blocks["labels"][:, 1:]  # a token is predicted from the state before it
     stage = MntpStage(objective="mntp", batch_size=len(targets), mask_rate=0.2, mask_policy="all", **stage_fields(job))
-    return step(encoder, lambda: mntp.backward(encoder, token_batch(blocks["input_ids"], targets, "benchmark"), stage))
+    split = Split(len(targets), stage.shards, 0, 0)
+
+    def backward() -> dict[str, torch.Tensor]:
+        return mntp.backward(encoder, token_batch(blocks["input_ids"], targets, "benchmark", split), stage)
+
+    return step(encoder, backward)
 
 
 def contrastive_step(job: dict[str, Any]) -> Run:

@@ -9,6 +9,7 @@ from llm2enc.data import RowBatch
 from llm2enc.encoder import Encoder
 from llm2enc.objectives.token_loss import TokenBatch, blocks_of, token_backward, token_batch
 from llm2enc.recipe import ClmStage
+from llm2enc.splitting import Split
 from llm2enc.tokens import InputFormat
 
 
@@ -22,7 +23,7 @@ def collate(rows: RowBatch, stage: ClmStage, input_format: InputFormat, seed: in
     blocks = np.stack(rows.rows)
     targets = np.full(blocks.shape, -100, dtype=np.int64)
     targets[:, :-1] = blocks[:, 1:]
-    return token_batch(blocks, targets, rows.source)
+    return token_batch(blocks, targets, rows.source, Split(len(blocks), stage.shards, seed, rows.step))
 
 
 def backward(encoder: Encoder, batch: TokenBatch, stage: ClmStage) -> dict[str, Tensor]:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from llm2enc import distributed
 from llm2enc.data import Pair, RowBatch, pair_batches
 from llm2enc.encoder import Encoder
 from llm2enc.gradcache import cached_backward
 from llm2enc.losses import info_nce
 from llm2enc.recipe import ContrastiveStage
+from llm2enc.splitting import Split
 from llm2enc.tokens import InputFormat, Tokens, concatenate
 
 PIECE = 256  # texts tokenized at a time: what a tokenizer returns takes far more memory than the tokens
@@ -31,7 +31,7 @@ class ContrastiveBatch:
     """This process's texts, and how all texts of the global batch relate."""
 
     tokens: Tokens
-    total: int  # texts over all processes
+    split: Split  # of all texts over the processes
     queries: Tensor  # (Q,) which of them are queries
     documents: Tensor  # (N,) which are documents
     positives: Tensor  # (Q,) the document of each query, as an index into `documents`
@@ -58,12 +58,12 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
             "to learn from; add negatives, raise hard_negatives, or allow in-batch negatives"
         )
     texts, instructions, is_query = _lay_out(pairs)
-    own = distributed.share(len(texts))
+    split = Split(len(texts), stage.shards, seed, rows.step)
     queries = torch.from_numpy(np.flatnonzero(is_query))
     documents = torch.from_numpy(np.flatnonzero(~is_query))
     return ContrastiveBatch(
-        tokens=_pack(input_format, texts, instructions, is_query, own, stage.max_tokens),
-        total=len(texts),
+        tokens=_pack(input_format, texts, instructions, is_query, split.rows(), stage.max_tokens),
+        split=split,
         queries=queries,
         documents=documents,
         positives=torch.searchsorted(documents, queries + 1),  # a positive stands right behind its query
@@ -85,7 +85,7 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: ContrastiveStage)
         return info_nce(queries, documents, positives, stage.temperature, allowed)
 
     tokens = batch.tokens.to(encoder.device)
-    value = cached_backward(encoder, tokens, batch.total, loss, stage.mini_batch_tokens, stage.graph_tokens)
+    value = cached_backward(encoder, tokens, batch.split, loss, stage.mini_batch_tokens, stage.graph_tokens)
     return {"loss": value, **metrics}
 
 

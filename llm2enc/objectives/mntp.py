@@ -14,6 +14,7 @@ from llm2enc.data import RowBatch
 from llm2enc.encoder import Encoder
 from llm2enc.objectives.token_loss import TokenBatch, blocks_of, token_backward, token_batch
 from llm2enc.recipe import MntpStage
+from llm2enc.splitting import Split
 from llm2enc.tokens import InputFormat
 
 
@@ -37,7 +38,7 @@ def collate(rows: RowBatch, stage: MntpStage, input_format: InputFormat, seed: i
     )
     targets = np.full(blocks.shape, -100, dtype=np.int64)
     targets[:, :-1] = np.where(chosen[:, 1:], blocks[:, 1:], -100)
-    return token_batch(corrupted, targets, rows.source)
+    return token_batch(corrupted, targets, rows.source, Split(len(blocks), stage.shards, seed, rows.step))
 
 
 def backward(encoder: Encoder, batch: TokenBatch, stage: MntpStage) -> dict[str, Tensor]:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from llm2enc import distributed
 from llm2enc.data import RowBatch, text_batches
 from llm2enc.encoder import Encoder
-from llm2enc.gradcache import cached_backward, random_state
+from llm2enc.gradcache import cached_backward
 from llm2enc.losses import info_nce
 from llm2enc.objectives.contrastive import ContrastiveBatch
 from llm2enc.recipe import SimcseStage
+from llm2enc.splitting import Split
 from llm2enc.tokens import InputFormat
 
 
@@ -29,11 +29,11 @@ def batches(stage: SimcseStage, input_format: InputFormat, seed: int, start: int
 def collate(rows: RowBatch, stage: SimcseStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:
     """Every text twice, by the document template: first views are the queries, second views the documents."""
     count = len(rows.rows)
-    own = distributed.share(2 * count)
-    views = [rows.rows[i // 2] for i in own]
+    split = Split(2 * count, stage.shards, seed, rows.step)
+    views = [rows.rows[i // 2] for i in split.rows()]
     return ContrastiveBatch(
         tokens=input_format.pack(views, max_tokens=stage.max_tokens),
-        total=2 * count,
+        split=split,
         queries=torch.arange(0, 2 * count, 2),
         documents=torch.arange(1, 2 * count, 2),
         positives=torch.arange(count),
@@ -45,12 +45,13 @@ def collate(rows: RowBatch, stage: SimcseStage, input_format: InputFormat, seed:
 def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> dict[str, Tensor]:
     """Gradient of InfoNCE between the views. ValueError if nothing makes them differ."""
     metrics: dict[str, Tensor] = {}
-    before = random_state(encoder.device)
+    tokens = batch.tokens.to(encoder.device)
+    *_, last = batch.split.mini_batches(tokens.lengths, stage.mini_batch_tokens)
 
     def loss(vectors: Tensor) -> Tensor:
         # The vectors can't tell: without dropout views may differ by rounding, and under a fresh adapter, whose B is
         # zero, LoRA dropout changes nothing yet. Dropout draws random numbers, and nothing else does.
-        if all(torch.equal(a, b) for a, b in zip(before, random_state(vectors.device), strict=True)):
+        if not last.drew_noise(vectors.device):
             raise ValueError(
                 "both SimCSE views of every text are equal: no dropout is active. Set `attention_dropout` (LLM2Vec: 0.3) "
                 "or `lora.dropout` in this stage"
@@ -59,6 +60,5 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
         metrics["view_cosine"] = cosine_similarity(first, second).mean().detach()
         return info_nce(first, second, batch.positives.to(vectors.device), stage.temperature)
 
-    tokens = batch.tokens.to(encoder.device)
-    value = cached_backward(encoder, tokens, batch.total, loss, stage.mini_batch_tokens, stage.graph_tokens)
+    value = cached_backward(encoder, tokens, batch.split, loss, stage.mini_batch_tokens, stage.graph_tokens)
     return {"loss": value, **metrics}

@@ -14,7 +14,8 @@ from llm2enc import distributed
 from llm2enc.data import RowBatch, block_batches
 from llm2enc.encoder import Encoder
 from llm2enc.losses import cross_entropy_sum
-from llm2enc.tokens import InputFormat, Tokens, mini_batches
+from llm2enc.splitting import Split
+from llm2enc.tokens import InputFormat, Tokens
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class TokenBatch:
     tokens: Tokens
     targets: Tensor  # (T,) int64: the id to predict from this token's state, -100 where there is nothing to predict
     num_targets: int  # over all processes
+    split: Split  # of all blocks over the processes
     source: str
 
     @property
@@ -43,13 +45,14 @@ def blocks_of(stage, input_format: InputFormat, seed: int, start: int) -> Iterat
     return block_batches(stage.data, tokenize, stage.block_tokens, stage.batch_size, seed, start)
 
 
-def token_batch(inputs: np.ndarray, targets: np.ndarray, source: str) -> TokenBatch:
-    """This process's share of (B, L) inputs and, at the same places, the (B, L) ids to predict or -100."""
-    own = distributed.share(len(inputs))
+def token_batch(inputs: np.ndarray, targets: np.ndarray, source: str, split: Split) -> TokenBatch:
+    """This process's part of (B, L) inputs and, at the same places, the (B, L) ids to predict or -100."""
+    own = split.rows()
     return TokenBatch(
         Tokens.from_blocks(torch.from_numpy(inputs[own.start : own.stop])),
         torch.from_numpy(targets[own.start : own.stop].reshape(-1).astype(np.int64)),
         int((targets != -100).sum()),
+        split,
         source,
     )
 
@@ -65,10 +68,11 @@ def token_backward(
     total = torch.zeros((), device=encoder.device)
     tokens, targets = batch.tokens.to(encoder.device), batch.targets.to(encoder.device)
     blocks = targets.view(len(tokens), -1)  # every block has the same length
-    for rows in mini_batches(tokens.lengths, mini_batch_tokens):
-        part = tokens.select(rows)
-        wanted = blocks[rows.to(encoder.device)].reshape(-1)
-        states = encoder.backbone.hidden(part, causal=causal, queries=wanted != -100)[wanted != -100]  # (R, D)
+    for part in batch.split.mini_batches(tokens.lengths, mini_batch_tokens):
+        part.start_noise()
+        wanted = blocks[part.rows.to(encoder.device)].reshape(-1)
+        hidden = encoder.backbone.hidden(tokens.select(part.rows), causal=causal, queries=wanted != -100)
+        states = hidden[wanted != -100]  # (R, D)
         total += _head_backward(encoder, states, wanted[wanted != -100], 1 / batch.num_targets, logit_rows)
     return {"loss": distributed.sum_over_processes(total)}
 
