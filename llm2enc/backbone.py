@@ -126,6 +126,17 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
     return Backbone(model, bidirectional=spec.attention == "bidirectional")
 
 
+def skeleton(spec: ModelSpec) -> "PreTrainedModel":
+    """The model of a spec on the meta device, from its configuration alone: names, shapes and types, no weights."""
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(spec)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, spec.dtype), trust_remote_code=spec.trust_remote_code
+        )
+
+
 def refusal(model_type: str, reason: str) -> str:
     return (
         f"{model_type} can't be made bidirectional: {reason}. Echo embeddings work on any causal model: set "
