@@ -19,6 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 Attention = Literal["bidirectional", "causal"]
 Pooling = Literal["mean", "weighted_mean", "last", "first"]
 Role = Literal["query", "document"]
+DataFormat = Literal[
+    "auto", "columns", "sentence-transformers", "flagembedding", "gritlm", "e5", "tevatron", "ms-swift", "beir"
+]
 
 _POSITIVE_INT = Annotated[int, Field(gt=0)]
 _RATE = Annotated[float, Field(ge=0, lt=1)]
@@ -142,11 +145,19 @@ class _Data(_Strict):
 
 
 class FilesData(_Data):
-    """Local .jsonl, .jsonl.gz, .csv, .parquet, .txt or .txt.gz files."""
+    """Local .jsonl, .json, .csv, .tsv, .txt (each also .gz, .bz2 or .zst) or .parquet files, or a BEIR folder."""
 
     kind: Literal["files"]
     path: str | tuple[str, ...]
-    """File, glob or list of them; a relative path is taken from the working directory."""
+    """File, glob or list of them, or one BEIR folder; a relative path is taken from the working directory."""
+    format: DataFormat = "auto"
+    """Which columns of a table of pairs are what (data/formats.py); `auto` goes by their names and types, `columns`
+    goes before it."""
+    split: str | None = None
+    """Judgements of a BEIR folder to train on, a file of its qrels/; by default `train`, or qrels.tsv."""
+    streaming: bool = False
+    """Read on the fly instead of writing an Arrow copy first; rows then come in the order of the files, shuffled in a
+    window."""
 
 
 class HubData(_Data):
@@ -155,6 +166,8 @@ class HubData(_Data):
     kind: Literal["hub"]
     path: str
     """Repository id, e.g. `Salesforce/wikitext`."""
+    format: DataFormat = "auto"
+    """As for files."""
     config: str | None = None
     split: str = "train"
     revision: str | None = None
@@ -194,6 +207,9 @@ class LoraSpec(_Strict):
 
 class _Stage(_Strict):
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
+    mixture_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Rows of a source per epoch in proportion to weight x size^alpha (0: all sources alike, 1: by size); no row less than
+    once an epoch. None: size x weight rows each."""
     steps: _POSITIVE_INT
     """Optimizer steps after which the stage stops."""
     schedule_steps: _POSITIVE_INT | None = None
