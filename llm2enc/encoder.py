@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm2enc import positions
+from llm2enc import distributed, positions
 from llm2enc.backbone import Backbone, evaluating, load_backbone, load_tokenizer
 from llm2enc.pooling import POOLERS, pooled_edges
 from llm2enc.quantization import Precision, check, layout, quantize
@@ -194,8 +194,12 @@ class Encoder(nn.Module):
         precision: Precision = "float32",
         ranges: np.ndarray | None = None,
         show_progress: bool = False,
+        first: int = 0,
     ) -> Iterator[np.ndarray]:
-        """The rows of `encode` in blocks (b, D), so that neither all texts nor all vectors need to fit into memory."""
+        """The rows of `encode` in blocks (b, D), so that neither all texts nor all vectors need to fit into memory.
+
+        first  number of the first text, for messages: the texts are a part of more
+        """
         if isinstance(texts, str):
             raise ValueError("encode_blocks takes many texts, got one str; put it into a list")
         if dtype not in get_args(OutputType):
@@ -209,11 +213,36 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"dtype is {dtype} and precision {precision}; give one of them, codes have a type of their own"
             )
-        pairs = _pairs(texts, instruction)
+        pieces = _pieces(_pairs(texts, instruction), first)
         total = len(texts) if isinstance(texts, Sized) else None
         batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 65536)
-        blocks = self._blocks(pairs, role, batch_tokens, truncate_dim, np.dtype(dtype), _progress(total, show_progress))
+        blocks = self._blocks(
+            pieces, role, batch_tokens, truncate_dim, np.dtype(dtype), _progress(total, show_progress)
+        )
         return blocks if precision == "float32" else map(lambda block: quantize(block, precision, ranges), blocks)
+
+    def windows(
+        self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
+    ) -> list[range]:
+        """The rows of each block of `encode_blocks`: what can be encoded alone without changing a bit.
+
+        Several processes share the tokenizing, so all of them must call it.
+        """
+        role, asked = self._role(instruction, prompt_name)
+        pieces = [range(first, first + len(piece)) for first, piece in _pieces(_pairs(texts, asked))]
+        own = [pieces[number] for number in distributed.share(len(pieces))]
+        packed = (
+            self.input_format.pack(texts[piece.start : piece.stop], asked, role, first=piece.start) for piece in own
+        )
+        tokens = torch.tensor([[len(part.ids)] for part in packed], dtype=torch.int64).view(-1, 1)
+        found, start, total = [], 0, 0
+        every = distributed.gather(tokens.to(self.device), len(pieces)).flatten().tolist()
+        for piece, count in zip(pieces, every, strict=True):
+            total += count
+            if _is_full(piece.stop - start, total) or piece is pieces[-1]:
+                found.append(range(start, piece.stop))
+                start, total = piece.stop, 0
+        return found
 
     def variant(
         self,
@@ -262,7 +291,7 @@ class Encoder(nn.Module):
 
     def _blocks(
         self,
-        pairs: Iterator[tuple[str, str]],
+        pieces: Iterator[tuple[int, list[tuple[str, str]]]],
         role: Role,
         batch_tokens: int,
         truncate_dim: int | None,
@@ -276,7 +305,7 @@ class Encoder(nn.Module):
         worker = ThreadPoolExecutor(1, thread_name_prefix="llm2enc-tokenize")
         try:
             with progress as advance:
-                windows = _windows(_ahead(worker, pack, _pieces(pairs)))
+                windows = _windows(_ahead(worker, pack, pieces))
                 # map, not a loop, whose variables would keep the last window and block while the next are made
                 yield from map(lambda window: self._block(window, batch_tokens, truncate_dim, dtype, advance), windows)
         finally:
@@ -355,9 +384,9 @@ def _items(rows: Iterable[str]) -> Iterator[str]:
         yield from rows[start : start + PIECE]
 
 
-def _pieces(pairs: Iterator[tuple[str, str]]) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+def _pieces(pairs: Iterator[tuple[str, str]], first: int = 0) -> Iterator[tuple[int, list[tuple[str, str]]]]:
     """Neighbours to tokenize together, with the number of the first."""
-    first, piece, characters = 0, [], 0
+    piece, characters = [], 0
     for pair in pairs:
         piece.append(pair)
         characters += len(pair[0]) if isinstance(pair[0], str) else 0  # what is no str is refused where it is packed
@@ -387,12 +416,17 @@ def _windows(packed: Iterable[Tokens]) -> Iterator[Tokens]:
     parts: list[Tokens] = []
     for part in packed:
         parts.append(part)
-        if sum(map(len, parts)) >= WINDOW or sum(len(part.ids) for part in parts) >= WINDOW_TOKENS:
+        if _is_full(sum(map(len, parts)), sum(len(part.ids) for part in parts)):
             joined, parts = concatenate(parts), []
             yield joined
             del joined  # or it would live beside the next one
     if parts:
         yield concatenate(parts)
+
+
+def _is_full(texts: int, tokens: int) -> bool:
+    """Whether a window of so many ends here."""
+    return texts >= WINDOW or tokens >= WINDOW_TOKENS
 
 
 def _distinct(tokens: Tokens) -> tuple[np.ndarray, Tensor]:

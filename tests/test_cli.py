@@ -14,7 +14,7 @@ from conftest import make_encoder, sentences
 from test_recipes_run import make_model, shrink, tiny_data  # noqa: F401  (a fixture)
 
 from llm2enc import Encoder, cli
-from llm2enc.cli import encoding, making
+from llm2enc.cli import making
 from llm2enc.conversion import Result
 from llm2enc.verify import Parity
 
@@ -109,22 +109,6 @@ def test_training_free_encode_and_parity(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.load(tmp_path / "vectors.npy"), expected, atol=1e-6)
     again = run("encode", tmp_path / "run" / "model", tmp_path / "texts.txt", "-o", tmp_path / "vectors.npy")
     assert again.returncode == 2 and "exists already" in again.stderr
-
-
-def test_vectors_are_written_as_they_come(tmp_path: Path) -> None:
-    blocks = [np.arange(6, dtype=np.float32).reshape(2, 3), np.full((1, 3), -1.5, dtype=np.float32)]
-    assert encoding._save(iter(blocks), 3, tmp_path / "out.npy") == 3
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), [[0, 1, 2], [3, 4, 5], [-1.5, -1.5, -1.5]])
-    assert encoding._save(iter([]), 3, tmp_path / "none.npy") == 0 and np.load(tmp_path / "none.npy").shape == (0, 3)
-
-    def broken():
-        yield blocks[0]
-        assert (tmp_path / "broken.partial.npy").exists()
-        raise ValueError("no more")
-
-    with pytest.raises(ValueError, match="no more"):
-        encoding._save(broken(), 3, tmp_path / "broken.npy")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["none.npy", "out.npy"]
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny_data: dict[str, str], tmp_path: Path) -> None:  # noqa: F811

@@ -1,6 +1,6 @@
 """`llm2enc encode`."""
 
-from collections.abc import Iterator
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +11,15 @@ from llm2enc.cli.shared import check_choice, quiet, say
 if TYPE_CHECKING:
     import numpy as np
 
+    from llm2enc.bulk.unfinished import Facts, Unfinished
+
 CALIBRATION_TEXTS = 10_000  # of a file given to `encode --calibrate`; more hardly widen the ranges
 
 
 def encode(
     model: Annotated[Path, typer.Argument(help="Directory of an encoder, e.g. runs/pocket/model.")],
     source: Annotated[Path, typer.Argument(help="Texts: .txt (one a line), .jsonl, .csv or .parquet, also .gz.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="File for the vectors (.npy).")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File for the vectors: .npy, or .parquet (`embedding`).")],
     column: Annotated[str, typer.Option(help="Column of the texts.")] = "text",
     instruction: Annotated[str | None, typer.Option(help="What the texts are queries for.")] = None,
     prompt_name: Annotated[str | None, typer.Option(help="`query`, `document` or a prompt of the recipe.")] = None,
@@ -32,45 +34,132 @@ def encode(
         Path | None, typer.Option(help="Ranges of an earlier run (OUT.ranges.npy), to encode queries like documents.")
     ] = None,
 ) -> None:
-    """Encode a file of texts. With int8 or uint8 the ranges are written too, beside the vectors: OUT.ranges.npy."""
-    if out.suffix != ".npy":
-        raise ValueError(f"vectors are written as .npy, got {out.name!r}")
+    """Encode a file of texts. With int8 or uint8 the ranges are written too, beside the vectors: OUT.ranges.npy.
+
+    Goes on where it was interrupted: what is done stands in OUT.partial until all is. Under torchrun processes share it.
+    """
+    if out.suffix not in (".npy", ".parquet"):
+        raise ValueError(f"vectors are written as .npy or .parquet, got {out.name!r}")
     check_choice("--precision", precision, ("float32", "int8", "uint8", "binary", "ubinary"))
     _check_ranges(precision, calibrate, ranges)
     ranges_out = out.with_suffix(".ranges.npy") if precision in ("int8", "uint8") else None
-    for path in (out, ranges_out):
-        if path is not None and path.exists():
-            raise ValueError(f"{path} exists already; choose another file or remove it")
+    from llm2enc.bulk.unfinished import Unfinished
+
+    unfinished = Unfinished(out)
+    former = unfinished.facts()
+    if former is None:
+        _check_free(out, ranges_out)
+    quiet()
+    from llm2enc import distributed
+    from llm2enc.bulk.encoding import text_digest
     from llm2enc.data import read_texts
-    from llm2enc.encoder import Encoder
-    from llm2enc.quantization import calibrate as ranges_of
-    from llm2enc.quantization import layout
     from llm2enc.recipe import FilesData
 
     def read(path: Path):
         return read_texts(FilesData(kind="files", path=str(path), columns={"text": column} if column != "text" else {}))
 
-    quiet()
-    found = _read_ranges(ranges) if ranges else None
+    distributed.start()
+    given = _read_ranges(ranges) if ranges else None
     texts, samples = read(source), read(calibrate) if calibrate else None
+    if samples is not None:  # from the whole file, which may be sorted
+        samples = samples[:: -(-len(samples) // CALIBRATION_TEXTS)]
+    asked = {"instruction": instruction, "prompt_name": prompt_name, "truncate_dim": truncate_dim}
+    facts = {
+        "count": len(texts),
+        "texts": text_digest(texts),
+        "precision": precision,
+        "truncate_dim": truncate_dim,
+        "calibrated on": None if samples is None else text_digest(samples),
+        "ranges": None if given is None else hashlib.sha256(given.tobytes()).hexdigest(),
+    }
+    if unfinished.is_finished(facts):
+        distributed.barrier()
+        if distributed.is_main():
+            unfinished.remove()
+            say(f"{out}: {len(texts)} vectors, finished by the run before")
+        return
+    unfinished.check(facts)
+    _check_free(out, None if unfinished.holds(ranges_out) else ranges_out)
+    _check_disk(unfinished, model, facts)
+    distributed.barrier()  # every process has looked before one writes
+    _run(model, texts, samples, given, unfinished, facts, asked, ranges_out)
+
+
+def _run(model, texts, samples, ranges, unfinished: "Unfinished", facts: "Facts", asked: dict, ranges_out) -> None:
+    """What comes after all that can be checked without the model."""
+    from contextlib import nullcontext
+
+    from llm2enc import distributed
+    from llm2enc.bulk.encoding import encode_file, encoder_facts
+    from llm2enc.encoder import Encoder
+
     encoder = Encoder.load(model)
-    reading = {"instruction": instruction, "prompt_name": prompt_name, "truncate_dim": truncate_dim}
-    if samples is not None:
-        every = -(-len(samples) // CALIBRATION_TEXTS)  # from the whole file, which may be sorted
-        # Shared, because an index compares int8 codes as they are.
-        found = ranges_of(encoder.encode(samples[::every], show_progress=True, **reading), shared=True)
-    blocks = encoder.encode_blocks(texts, precision=precision, ranges=found, show_progress=True, **reading)
-    width = truncate_dim or encoder.backbone.width
-    entries, kind = layout(width, precision)
-    if ranges_out is not None:  # before the vectors, which mean nothing without them
-        _save(iter([found]), width, ranges_out)
-    try:
-        count = _save(blocks, entries, out, kind.str)
-    except BaseException:
+    precision, truncate_dim = facts["precision"], facts["truncate_dim"]
+    reading = encoder.reading(instruction=asked["instruction"], prompt_name=asked["prompt_name"])
+    facts |= encoder_facts(encoder, precision, truncate_dim, reading)
+    main = distributed.is_main()
+    goes_on = unfinished.check(facts)
+    with unfinished.alone() if main else nullcontext():
+        if goes_on and main:
+            done = sum(map(len, unfinished.done(facts)))
+            say(f"{unfinished.folder} holds {done:,} of {len(texts):,} vectors: going on from there")
         if ranges_out is not None:
-            ranges_out.unlink()
-        raise
-    say(f"{out}: {count} vectors of {width} dimensions in {precision}")
+            ranges = _ranges(encoder, samples, ranges, unfinished, goes_on, asked)
+        encoder.encode_blocks([], precision=precision, ranges=ranges, **asked)  # refuses before anything is written
+        complete = encode_file(
+            encoder, texts, unfinished, facts, precision=precision, ranges=ranges, show_progress=main, **asked
+        )
+        if complete:
+            unfinished.finish(ranges_out)
+            say(
+                f"{unfinished.out}: {len(texts)} vectors of {truncate_dim or encoder.dimensions} dimensions in {precision}"
+            )
+
+
+def _ranges(encoder, samples, given, unfinished: "Unfinished", goes_on: bool, asked: dict) -> "np.ndarray":
+    """The ranges of int8 and uint8: of the run that goes on, as given, or found in the samples by every process alike."""
+    import io
+
+    import numpy as np
+
+    from llm2enc import distributed
+    from llm2enc.bulk.unfinished import put
+    from llm2enc.quantization import calibrate
+
+    if goes_on and unfinished.ranges.is_file():
+        return np.load(unfinished.ranges)
+    if given is None:
+        # Shared, because an index compares int8 codes as they are.
+        given = calibrate(encoder.encode(samples, show_progress=distributed.is_main(), **asked), shared=True)
+    if distributed.is_main():
+        file = io.BytesIO()
+        np.save(file, given)
+        unfinished.folder.mkdir(parents=True, exist_ok=True)
+        put(file.getvalue(), unfinished.ranges)
+    return given
+
+
+def _check_free(*files: Path | None) -> None:
+    """ValueError for a file that is there already."""
+    for path in files:
+        if path is not None and path.exists():
+            raise ValueError(f"{path} exists already; choose another file or remove it")
+
+
+def _check_disk(unfinished: "Unfinished", model: Path, facts: "Facts") -> None:
+    """OSError if the folder can't be written or has no room for the vectors that are missing."""
+    import numpy as np
+
+    from llm2enc.export.files import read_facts
+    from llm2enc.files import check_room
+    from llm2enc.quantization import layout
+
+    entries, kind = layout(facts["truncate_dim"] or read_facts(model)["dimensions"], facts["precision"])
+    row = entries * np.dtype(kind).itemsize
+    former = unfinished.facts()
+    missing = facts["count"] if former is None else sum(map(len, unfinished.missing(former)))
+    twice = facts["count"] * row if unfinished.out.suffix == ".parquet" else 0
+    check_room(unfinished.folder, missing * row + twice)
 
 
 def _check_ranges(precision: str, calibrate: Path | None, ranges: Path | None) -> None:
@@ -94,24 +183,3 @@ def _read_ranges(path: Path) -> "np.ndarray":
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError):
         raise ValueError(f"{path} is no .npy file of ranges, as `encode --precision int8` writes them") from None
-
-
-def _save(blocks: Iterator["np.ndarray"], width: int, out: Path, dtype: str = "<f4") -> int:
-    """Write blocks (b, width) to a .npy file as they come, and move it into place at the end; the row count."""
-    import numpy as np
-
-    partial = out.with_suffix(".partial.npy")
-    kind = {"descr": dtype, "fortran_order": False}
-    rows = 0
-    try:
-        with partial.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {**kind, "shape": (0, width)})
-            for block in blocks:
-                file.write(np.ascontiguousarray(block, dtype=dtype).data)
-                rows += len(block)
-            file.seek(0)  # numpy leaves room in the header for the number of rows to grow
-            np.lib.format.write_array_header_1_0(file, {**kind, "shape": (rows, width)})
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return rows
