@@ -134,13 +134,18 @@ def test_dropped_rows_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     [
         (
             "a.jsonl",
-            [{"query": "a", "answer": "b"}],
+            [{"query": "a", "reply": "b"}],
             {},
-            r"no column 'positive' for the positive; its columns are query, answer",
+            r"can't tell the query and the positive among the columns query, reply; write `columns: \{query",
         ),
         ("a.jsonl", [{"query": "a", "positive": "b"}], {"columns": {"query": "ask"}}, r"no column 'ask' for the query"),
         ("a.jsonl", [{"query": 1, "positive": "b"}], {}, r"column 'query' \(query\) holds int64, expected text"),
-        ("a.jsonl", [{"query": "a", "positive": "b", "negatives": [1]}], {}, r"holds int64, expected text or a list"),
+        (
+            "a.jsonl",
+            [{"query": "a", "positive": "b", "negatives": [1]}],
+            {},
+            r"holds list<.*int64>, expected text or a list",
+        ),
         (
             "a.jsonl",
             [{"query": "a", "positive": "b"}],

@@ -5,14 +5,14 @@ step k computes the epoch that k falls in and goes on as if it had never stopped
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from typing import Any
 
 import numpy as np
 
-from llm2enc.data.rows import Row, Rows, Stream
+from llm2enc.data.rows import Rows, Stream
 from llm2enc.data.sources import read_pairs, read_texts
 from llm2enc.recipe import DataSpec
 
@@ -45,22 +45,30 @@ class _Source:
     in_batch_negatives: bool
 
 
-def text_batches(specs: Sequence[DataSpec], batch_size: int, seed: int, start: int = 0) -> Iterator[RowBatch]:
+def text_batches(
+    specs: Sequence[DataSpec], batch_size: int, seed: int, start: int = 0, alpha: float | None = None
+) -> Iterator[RowBatch]:
     """Endless batches of nonempty texts from batch `start` on, each from one source."""
-    return _batches(
-        [_Source(read_texts(spec), spec.weight, spec.in_batch_negatives) for spec in specs], batch_size, seed, start
-    )
+    sources = [_Source(read_texts(spec), spec.weight, spec.in_batch_negatives) for spec in specs]
+    return _batches(sources, batch_size, seed, start, alpha)
 
 
-def pair_batches(specs: Sequence[DataSpec], batch_size: int, seed: int, start: int = 0) -> Iterator[RowBatch]:
+def pair_batches(
+    specs: Sequence[DataSpec], batch_size: int, seed: int, start: int = 0, alpha: float | None = None
+) -> Iterator[RowBatch]:
     """Endless batches of `Pair`s from batch `start` on, each from one source."""
-    return _batches(
-        [_Source(read_pairs(spec), spec.weight, spec.in_batch_negatives) for spec in specs], batch_size, seed, start
-    )
+    sources = [_Source(read_pairs(spec), spec.weight, spec.in_batch_negatives) for spec in specs]
+    return _batches(sources, batch_size, seed, start, alpha)
 
 
 def block_batches(
-    specs: Sequence[DataSpec], tokenize: Tokenize, block_tokens: int, batch_size: int, seed: int, start: int = 0
+    specs: Sequence[DataSpec],
+    tokenize: Tokenize,
+    block_tokens: int,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    alpha: float | None = None,
 ) -> Iterator[RowBatch]:
     """Endless batches of token blocks (block_tokens,) int32 from batch `start` on, mixed over the sources.
 
@@ -68,19 +76,39 @@ def block_batches(
     """
     sources = [_block_source(read_texts(spec), spec, tokenize, block_tokens) for spec in specs]
     if any(isinstance(source.rows, Stream) for source in sources):
-        return _batches(sources, batch_size, seed, start)
-    return _mixed(sources, batch_size, seed, start)
+        return _batches(sources, batch_size, seed, start, alpha)
+    return _mixed(_shared(sources, alpha), batch_size, seed, start)
 
 
-# -------------------------------------------------------------------------------------------------------- known size
+# ---------------------------------------------------------------------------------------------------------- known size
 
 
-def _batches(sources: list[_Source], batch_size: int, seed: int, start: int) -> Iterator[RowBatch]:
+def _batches(sources: list[_Source], batch_size: int, seed: int, start: int, alpha: float | None) -> Iterator[RowBatch]:
+    sources = _shared(sources, alpha)
     if any(isinstance(source.rows, Stream) for source in sources):
         return _interleaved(sources, batch_size, seed, start)
     for source in sources:
         _check_size(source.rows.name, len(source.rows), source.weight, batch_size)
     return _epochs(sources, batch_size, seed, start)
+
+
+def _shared(sources: list[_Source], alpha: float | None) -> list[_Source]:
+    """The sources with the weights that make rows per epoch, size x weight, proportional to weight x size^alpha.
+
+    Temperature sampling of mixtures (multilingual BERT's n^0.7, arXiv 1911.02116 section 3.1). Of the factors that are
+    left free, the one is taken that shows every row at least once an epoch, and those of the source that is seen most
+    rarely (with equal weights the largest one) exactly once.
+    """
+    if alpha is None:
+        return sources
+    streams = [source.rows.name for source in sources if isinstance(source.rows, Stream)]
+    if streams:
+        raise ValueError(
+            f"`mixture_alpha` needs the sizes of all sources, and {', '.join(streams)} streams; remove it, and give "
+            "shares of the batches by `weight`"
+        )
+    often = [source.weight * len(source.rows) ** (alpha - 1) for source in sources]  # each row of it, relatively
+    return [replace(source, weight=rate / min(often)) for source, rate in zip(sources, often, strict=True)]
 
 
 def _epochs(sources: list[_Source], batch_size: int, seed: int, start: int) -> Iterator[RowBatch]:
@@ -191,36 +219,89 @@ def _single(source: _Source, batch_size: int, seed: int, index: int, start: int)
     if isinstance(source.rows, Rows):
         _check_size(source.rows.name, len(source.rows), source.weight, batch_size)
         return (batch.rows for batch in _epochs([source], batch_size, seed, start))
-    return islice(_stream_groups(source.rows, batch_size, seed, index), start, None)
+    return _stream_groups(source.rows, batch_size, seed, index, start)
 
 
-def _stream_groups(stream: Stream[Any], batch_size: int, seed: int, index: int) -> Iterator[list[Any]]:
-    for epoch in count():
-        rows = _shuffled(stream, _generator(seed, epoch, index))
-        groups = 0
-        while len(group := list(islice(rows, batch_size))) == batch_size:
-            groups += 1
-            yield group
-        if groups == 0:
-            _check_size(stream.name, len(group), 1.0, batch_size)
+def _stream_groups(
+    stream: Stream[Any], batch_size: int, seed: int, index: int, start: int
+) -> Generator[list[Any], None, None]:
+    """Row groups of pass after pass, from group `start` on."""
+    epoch = 0
+    while True:
+        groups = yield from _pass(stream, batch_size, _generator(seed, epoch, index), start)
+        if start >= groups:  # this pass was only counted; all passes are alike
+            epoch, start = divmod(start, groups)
+        else:
+            epoch, start = epoch + 1, 0
 
 
-def _shuffled(stream: Stream[Row], generator: np.random.Generator) -> Iterator[Row]:
-    """One pass, each row drawn from a window over the stream.
+def _pass(
+    stream: Stream[Any], batch_size: int, generator: np.random.Generator, start: int
+) -> Generator[list[Any], None, int]:
+    """Row groups of one pass from group `start` on; returns how many the whole pass has."""
+    size = 0
+
+    def blocks() -> Iterator[Rows[Any]]:
+        nonlocal size
+        for block in stream.blocks():
+            size += len(block)
+            yield block
+
+    rows = _shuffled(blocks(), generator, start * batch_size)
+    while len(group := list(islice(rows, batch_size))) == batch_size:
+        yield group
+    if size < batch_size:
+        _check_size(stream.name, size, 1.0, batch_size)
+    return size // batch_size
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """A row that has not been converted."""
+
+    block: Rows[Any]
+    position: int
+
+
+def _shuffled(blocks: Iterator[Rows[Any]], generator: np.random.Generator, skip: int) -> Iterator[Any]:
+    """One pass without its first `skip` rows, each row drawn from a window over the stream.
+
+    The order depends on the number of rows alone: what is skipped is drawn too, but only what is left is converted.
 
     Not `IterableDataset.shuffle`: it reads with threads, waits seconds at the end of every pass, and its order depends
     on the version of `datasets`, while a resumed run must see the order of the run it continues.
     """
-    window: list[Row] = []
-    for row in stream:
-        if len(window) < _SHUFFLE_WINDOW:
-            window.append(row)
-        else:
-            drawn = int(generator.integers(_SHUFFLE_WINDOW))
-            yield window[drawn]
-            window[drawn] = row
-    for drawn in generator.permutation(len(window)):
-        yield window[drawn]
+    window: list[Any] = []
+    for block in blocks:
+        rows = [_Unread(block, position) for position in range(len(block))] if skip else block[:]
+        fitting = _SHUFFLE_WINDOW - len(window)
+        window += rows[:fitting]
+        for row, place in zip(rows[fitting:], _draws(generator, len(rows) - fitting), strict=True):
+            drawn, window[place] = window[place], row
+            if skip:
+                skip -= 1
+                window = window if skip else _converted(window)
+            else:
+                yield drawn if not isinstance(drawn, _Unread) else drawn.block[drawn.position]
+    order = generator.permutation(len(window))
+    yield from _converted([window[place] for place in order[skip:]])
+
+
+def _draws(generator: np.random.Generator, number: int) -> list[int]:
+    return generator.integers(_SHUFFLE_WINDOW, size=max(0, number)).tolist()
+
+
+def _converted(rows: list[Any]) -> list[Any]:
+    """The rows, those of one block converted together."""
+    unread: dict[int, list[int]] = {}
+    for place, row in enumerate(rows):
+        if isinstance(row, _Unread):
+            unread.setdefault(id(row.block), []).append(place)
+    for places in unread.values():
+        positions = np.array([rows[place].position for place in places])
+        for place, row in zip(places, rows[places[0]].block.take(positions), strict=True):
+            rows[place] = row
+    return rows
 
 
 # -------------------------------------------------------------------------------------------------------------- blocks
@@ -228,16 +309,22 @@ def _shuffled(stream: Stream[Row], generator: np.random.Generator) -> Iterator[R
 
 def _block_source(texts: Rows[str] | Stream[str], spec: DataSpec, tokenize: Tokenize, block_tokens: int) -> _Source:
     if isinstance(texts, Stream):
-        stream = Stream(texts.name, lambda: _blocks(iter(texts), tokenize, block_tokens))
+        stream = Stream(
+            texts.name, lambda: (_held(texts.name, rows) for rows in _blocks(iter(texts), tokenize, block_tokens))
+        )
         return _Source(stream, spec.weight, True)
-    pool = list(_blocks(_in_order(texts), tokenize, block_tokens))
+    pool = [block for rows in _blocks(_in_order(texts), tokenize, block_tokens) for block in rows]
     if not pool:
         raise ValueError(
             f"data source {texts.name!r}: its {len(texts)} texts together have fewer than {block_tokens} tokens, "
             "which is one block; lower block_tokens or give it more text"
         )
     _log.info("%s: %d blocks of %d tokens", texts.name, len(pool), block_tokens)
-    return _Source(Rows(texts.name, len(pool), lambda chosen: [pool[i] for i in chosen]), spec.weight, True)
+    return _Source(_held(texts.name, pool), spec.weight, True)
+
+
+def _held(name: str, rows: Sequence[np.ndarray]) -> Rows[np.ndarray]:
+    return Rows(name, len(rows), lambda chosen: [rows[i] for i in chosen])
 
 
 def _in_order(texts: Rows[str]) -> Iterator[str]:
@@ -246,10 +333,10 @@ def _in_order(texts: Rows[str]) -> Iterator[str]:
 
 
 def _blocks(texts: Iterator[str], tokenize: Tokenize, block_tokens: int) -> Iterator[np.ndarray]:
-    """Blocks (block_tokens,) int32 of the joined texts; what does not fill the last block is dropped."""
+    """Blocks (N, block_tokens) int32 of the joined texts; what does not fill the last block is dropped."""
     left = np.zeros(0, dtype=np.int32)
     while slab := list(islice(texts, _SLAB)):
         ids = np.concatenate([left, *(np.asarray(text, dtype=np.int32) for text in tokenize(slab))])
         whole = len(ids) // block_tokens * block_tokens
-        yield from ids[:whole].reshape(-1, block_tokens)
+        yield ids[:whole].reshape(-1, block_tokens)
         left = ids[whole:]

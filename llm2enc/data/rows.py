@@ -51,8 +51,10 @@ class Stream(Generic[Row]):
     """A source that is read on the fly; its size is not known."""
 
     name: str
-    read: Callable[[], Iterator[Row]]
-    """One pass in the order of the source."""
+    blocks: Callable[[], Iterator[Rows[Row]]]
+    """One pass in the order of the source, a few hundred rows at a time: a block's rows are converted when they are
+    taken, so that a pass can count and skip at the speed of the file."""
 
     def __iter__(self) -> Iterator[Row]:
-        return self.read()
+        for block in self.blocks():
+            yield from block[:]

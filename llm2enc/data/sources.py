@@ -2,29 +2,26 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from llm2enc.data import beir, cells
 from llm2enc.data.docstrings import docstrings, pair_view, paragraph_view, sentence_view
+from llm2enc.data.formats import FORMATS, Recognised, recognise, to_pair
 from llm2enc.data.rows import Pair, Rows, Stream
-from llm2enc.data.tables import Table, label, open_table
-from llm2enc.recipe import DataSpec, DocstringsData
+from llm2enc.data.tables import Table, label, open_table, reading
+from llm2enc.recipe import DataSpec, DocstringsData, FilesData, HubData
 
 _log = logging.getLogger(__name__)
 
 Row = TypeVar("Row")
 
-_PAIR_COLUMNS = {  # role: accepted column names, the role's own first
-    "query": ("query", "anchor"),
-    "positive": ("positive",),
-    "negatives": ("negatives", "negative"),
-    "instruction": ("instruction",),
-}
-_OPTIONAL = {"negatives", "instruction"}
+_BLOCK = 1000  # rows of a stream that are read at once
 
 
 def source_name(spec: DataSpec) -> str:
@@ -37,19 +34,30 @@ def read_texts(spec: DataSpec) -> Rows[str] | Stream[str]:
     if isinstance(spec, DocstringsData):
         return _listed(spec, _docstring_texts(spec))
     table = open_table(spec)
-    columns = _text_columns(spec, _schema(table, source_name(spec)))
-    return _rows(spec, table, columns, lambda row: row["text"])
+    column = _text_column(spec, _schema(table, source_name(spec)))
+    return _rows(spec, table, _Reader([column], {column: cells.plain_list}, lambda record: record[column]))
 
 
 def read_pairs(spec: DataSpec) -> Rows[Pair] | Stream[Pair]:
     """The query-document pairs of a source; rows without query or positive are dropped."""
+    return examine(spec)[1]
+
+
+def examine(spec: DataSpec) -> tuple[Recognised, Rows[Pair] | Stream[Pair]]:
+    """What a source of pairs was taken for, and its rows."""
     if isinstance(spec, DocstringsData):
-        return _listed(
-            spec, [_pair(spec, {"query": query, "positive": body}) for query, body in _docstring_pairs(spec)]
+        return Recognised("docstrings", {"query": ("summary",), "positive": ("body",)}), _listed(
+            spec, [_own_pair(spec, query, body) for query, body in _docstring_pairs(spec)]
         )
-    table = open_table(spec)
-    columns = _pair_columns(spec, _schema(table, source_name(spec)))
-    return _rows(spec, table, columns, lambda row: _pair(spec, row))
+    if isinstance(spec, FilesData) and beir.is_beir(spec.path):
+        recognised, rows = beir.read(spec)
+    else:
+        _refuse_beir(spec)
+        table = open_table(spec)
+        recognised = _recognised(spec, _schema(table, source_name(spec)))
+        rows = _rows(spec, table, _pair_reader(spec, recognised))
+    _log.info("%s: %s", source_name(spec), recognised)
+    return recognised, rows
 
 
 # ----------------------------------------------------------------------------------------------------------- docstrings
@@ -83,44 +91,41 @@ def _listed(spec: DocstringsData, rows: Sequence[Row]) -> Rows[Row]:
     return Rows(source_name(spec), len(rows), lambda positions: [rows[position] for position in positions])
 
 
+def _own_pair(spec: DocstringsData, query: str, body: str) -> Pair:
+    return Pair(query, body, (), spec.instruction, spec.instruction if spec.symmetric else "")
+
+
 # -------------------------------------------------------------------------------------------------------------- columns
 
 
-def _schema(table: Table, name: str) -> dict[str, pa.DataType | None]:
-    """Column name to Arrow type; the type is None where a stream does not tell it before it is read."""
+def _schema(table: Table, name: str) -> dict[str, pa.DataType]:
+    """Column name to Arrow type, in the order of the table; a stream that does not tell is asked for its first row."""
     if table.features is not None:
-        return {field.name: field.type for field in table.features.arrow_schema}
-    first = next(iter(table), None)
-    if first is None:
-        raise ValueError(f"data source {name!r} is empty")
-    return dict.fromkeys(first)
+        schema = table.features.arrow_schema
+    else:
+        first = next(iter(table.with_format("arrow").iter(1)), None)
+        if first is None:
+            raise ValueError(f"data source {name!r} is empty")
+        schema = first.schema
+    return {field.name: field.type for field in schema}
 
 
-def _text_columns(spec: DataSpec, schema: Mapping[str, pa.DataType | None]) -> dict[str, str]:
-    """{"text": column}."""
+def _text_column(spec: FilesData | HubData, schema: Mapping[str, pa.DataType]) -> str:
     _refuse_roles(spec, {"text"}, "texts")
-    column = _named_column(spec, "text", ("text",), schema)
-    strings = [name for name, kind in schema.items() if kind is not None and _is_text(kind)]
-    if column is None and len(strings) == 1:
-        column = strings[0]
-    if column is None:
-        raise _missing(spec, "text", schema)
-    _check_type(spec, "text", column, schema[column], lists=False)
-    return {"text": column}
-
-
-def _pair_columns(spec: DataSpec, schema: Mapping[str, pa.DataType | None]) -> dict[str, str]:
-    """Role to column, for the roles that the source has."""
-    _refuse_roles(spec, set(_PAIR_COLUMNS), "pairs")
-    columns: dict[str, str] = {}
-    for role, names in _PAIR_COLUMNS.items():
-        column = _named_column(spec, role, names, schema)
-        if column is not None:
-            _check_type(spec, role, column, schema[column], lists=role == "negatives")
-            columns[role] = column
-        elif role not in _OPTIONAL:
-            raise _missing(spec, role, schema)
-    return columns
+    if spec.format != "auto":
+        raise ValueError(f"data source {source_name(spec)!r}: this stage reads texts, `format` is for pairs; remove it")
+    strings = [name for name, kind in schema.items() if cells.is_text(kind) and not pa.types.is_null(kind)]
+    column = spec.columns.get("text") or ("text" if "text" in schema else strings[0] if len(strings) == 1 else None)
+    if column not in schema:
+        raise ValueError(
+            f"data source {source_name(spec)!r} has no column {column or 'text'!r} for the text; its columns are "
+            f"{', '.join(schema)}. Say which one it is: `columns: {{text: ...}}`"
+        )
+    if not cells.is_text(schema[column]):
+        raise ValueError(
+            f"data source {source_name(spec)!r}: column {column!r} (text) holds {schema[column]}, expected text"
+        )
+    return column
 
 
 def _refuse_roles(spec: DataSpec, known: set[str], rows: str) -> None:
@@ -132,118 +137,104 @@ def _refuse_roles(spec: DataSpec, known: set[str], rows: str) -> None:
         )
 
 
-def _named_column(spec: DataSpec, role: str, names: Sequence[str], schema: Mapping[str, Any]) -> str | None:
-    if role in spec.columns:
-        if spec.columns[role] not in schema:
-            raise _missing(spec, role, schema)
-        return spec.columns[role]
-    return next((name for name in names if name in schema), None)
+def _refuse_beir(spec: FilesData | HubData) -> None:
+    split = isinstance(spec, FilesData) and spec.split is not None
+    if split or spec.format == "beir":
+        what = "`split` is for BEIR folders, give the file itself" if split else "`format: beir` needs a BEIR folder"
+        raise ValueError(
+            f"data source {source_name(spec)!r}: {what}; such a folder holds corpus.jsonl, queries.jsonl and qrels/"
+        )
 
 
-def _missing(spec: DataSpec, role: str, schema: Mapping[str, Any]) -> ValueError:
-    wanted = spec.columns.get(role, role)
-    return ValueError(
-        f"data source {source_name(spec)!r} has no column {wanted!r} for the {role}; its columns are "
-        f"{', '.join(schema)}. Say which one it is: `columns: {{{role}: ...}}`"
-    )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _check_type(spec: DataSpec, role: str, column: str, kind: pa.DataType | None, lists: bool) -> None:
-    """Raises unless the column can hold the role; an all-null column may, its rows are empty."""
-    if kind is None or _is_text(kind) or pa.types.is_null(kind):
-        return
-    if lists and (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        kind = kind.value_type
-        if _is_text(kind) or pa.types.is_null(kind):
-            return
-    expected = "text or a list of texts" if lists else "text"
-    raise ValueError(f"data source {source_name(spec)!r}: column {column!r} ({role}) holds {kind}, expected {expected}")
+def _recognised(spec: FilesData | HubData, schema: Mapping[str, pa.DataType]) -> Recognised:
+    _refuse_roles(spec, {"query", "positive", "negatives", "instruction"}, "pairs")
+    file = spec.path if isinstance(spec.path, str) else spec.path[0]
+    try:
+        return recognise(schema, spec.format, spec.columns, Path(file).name)
+    except ValueError as error:
+        raise ValueError(f"data source {source_name(spec)!r}: {error}") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
 
 
-def _rows(
-    spec: DataSpec, table: Table, columns: dict[str, str], convert: Callable[[dict[str, Any]], Row]
-) -> Rows[Row] | Stream[Row]:
+@dataclass(frozen=True)
+class _Reader(Generic[Row]):
+    """How the rows of a table are read."""
+
+    columns: list[str]
+    required: dict[str, Callable[[Any], list[cells.Text]]]
+    """Columns that must have text, and how their cells read."""
+    convert: Callable[[dict[str, Any]], Row]
+    """The row of a record that has it."""
+
+    def kept(self, table: pa.Table) -> np.ndarray:
+        """Positions of the rows that have text in every required column."""
+        masks = [cells.filled(table[column], read) for column, read in self.required.items()]
+        return np.flatnonzero(np.logical_and.reduce(masks))
+
+
+def _pair_reader(spec: FilesData | HubData, recognised: Recognised) -> _Reader[Pair]:
+    form = FORMATS[recognised.format]
+    (query,), (positive,) = recognised.roles["query"], recognised.roles["positive"]
+    required = {query: lambda cell: [form.query(cell)]} | {positive: form.documents}
+
+    def convert(record: dict[str, Any]) -> Pair:
+        try:
+            return to_pair(recognised, record, spec.instruction, spec.symmetric)
+        except ValueError as error:
+            raise ValueError(f"data source {source_name(spec)!r}: {error}") from None
+
+    return _Reader(recognised.columns, required, convert)
+
+
+def _rows(spec: FilesData | HubData, table: Table, reader: _Reader[Row]) -> Rows[Row] | Stream[Row]:
     """The rows of a table whose required columns are not empty, converted when they are read."""
     name = source_name(spec)
-    required = [column for role, column in columns.items() if role not in _OPTIONAL]
-    # One column may play two roles, so columns are selected, and roles given to the cells afterwards.
-    table = table.select_columns(sorted(set(columns.values())))
+    table = table.select_columns(reader.columns)
     if isinstance(table, datasets.IterableDataset):
-        return _stream(name, table, columns, convert)
-    kept = _nonempty(table, required)
-    dropped = len(table) - len(kept)
-    _log.info("%s: %d rows, %d more dropped because %s is empty", name, len(kept), dropped, " or ".join(required))
-    if not len(kept):
-        raise ValueError(f"data source {name!r} is empty: {dropped} rows, none with text in {' and '.join(required)}")
+        return _stream(spec, table, reader)
+    kept, start = [np.zeros(0, dtype=np.int64)], 0
+    for block in table.select_columns(list(reader.required)).with_format("arrow").iter(10 * _BLOCK):
+        kept.append(start + reader.kept(block))
+        start += len(block)
+    positions = np.concatenate(kept)
+    filled = " and ".join(reader.required)
+    _log.info("%s: %d rows, %d more dropped because %s is empty", name, len(positions), start - len(positions), filled)
+    if not len(positions):
+        raise ValueError(f"data source {name!r} is empty: {start} rows, none with text in {filled}")
 
-    def take(positions: np.ndarray) -> list[Row]:
-        cells = table[kept[positions].tolist()]
-        count = len(positions)
-        return [convert({role: cells[column][i] for role, column in columns.items()}) for i in range(count)]
+    def take(chosen: np.ndarray) -> list[Row]:
+        found = table[positions[chosen].tolist()]
+        records = zip(*(found[column] for column in reader.columns), strict=True)
+        return [reader.convert(dict(zip(reader.columns, record, strict=True))) for record in records]
 
-    return Rows(name, len(kept), take)
-
-
-def _nonempty(table: datasets.Dataset, columns: Sequence[str]) -> np.ndarray:
-    """Positions (N,) of the rows that have text in every one of the columns."""
-    kept: list[np.ndarray] = []
-    start = 0
-    for batch in table.with_format("arrow").iter(10_000):
-        mask = np.ones(batch.num_rows, dtype=bool)
-        for column in columns:
-            texts = batch[column].cast(pa.large_string())
-            filled = pc.fill_null(pc.not_equal(pc.utf8_trim_whitespace(texts), ""), False)
-            mask &= filled.to_numpy(zero_copy_only=False) if isinstance(filled, pa.Array) else filled.to_numpy()
-        kept.append(start + np.flatnonzero(mask))
-        start += batch.num_rows
-    return np.concatenate(kept) if kept else np.zeros(0, dtype=np.int64)
+    return Rows(name, len(positions), take)
 
 
-def _stream(
-    name: str, table: datasets.IterableDataset, columns: dict[str, str], convert: Callable[[dict[str, Any]], Row]
-) -> Stream[Row]:
-    def read() -> Iterator[Row]:
+def _stream(spec: FilesData | HubData, table: datasets.IterableDataset, reader: _Reader[Row]) -> Stream[Row]:
+    name = source_name(spec)
+
+    def blocks() -> Iterator[Rows[Row]]:
         dropped = 0
-        for record in table:
-            row = {role: record[column] for role, column in columns.items()}
-            _check_cells(name, columns, row)
-            if all((row[role] or "").strip() for role in row if role not in _OPTIONAL):
-                yield convert(row)
-            else:
-                dropped += 1
+        tables = iter(table.with_format("arrow").iter(_BLOCK))
+        while True:
+            with reading(spec):
+                block = next(tables, None)
+            if block is None:
+                break
+            kept = reader.kept(block)
+            dropped += len(block) - len(kept)
+            yield _block(name, block.take(kept), reader)
         _log.info("%s: %d rows of this pass dropped because they are empty", name, dropped)
 
-    if next(read(), None) is None:
-        raise ValueError(f"data source {name!r} is empty")
-    return Stream(name, read)
+    if not any(len(block) for block in blocks()):
+        raise ValueError(f"data source {name!r} is empty: no row has text in {' and '.join(reader.required)}")
+    return Stream(name, blocks)
 
 
-def _check_cells(name: str, columns: dict[str, str], row: dict[str, Any]) -> None:
-    for role, cell in row.items():
-        cells = cell if role == "negatives" and isinstance(cell, list) else [cell]
-        if not all(text is None or isinstance(text, str) for text in cells):
-            raise ValueError(
-                f"data source {name!r}: column {columns[role]!r} ({role}) holds {cell!r:.80}, expected text"
-            )
+def _block(name: str, table: pa.Table, reader: _Reader[Row]) -> Rows[Row]:
+    def take(chosen: np.ndarray) -> list[Row]:
+        return [reader.convert(record) for record in table.take(chosen).to_pylist()]
 
-
-def _pair(spec: DataSpec, row: Mapping[str, Any]) -> Pair:
-    negatives = row.get("negatives") or ()
-    if isinstance(negatives, str):
-        negatives = (negatives,)
-    own = row.get("instruction") or ""
-    instruction = own if own.strip() else spec.instruction
-    return Pair(
-        query=row["query"],
-        positive=row["positive"],
-        negatives=tuple(text for text in negatives if text and text.strip()),
-        instruction=instruction,
-        document_instruction=instruction if spec.symmetric else "",
-    )
+    return Rows(name, len(table), take)

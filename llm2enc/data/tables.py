@@ -1,11 +1,12 @@
 """Tables: files and hub data sets as `datasets` objects. Whatever can't be read is a ValueError with its remedy."""
 
 import glob
-import gzip
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from importlib.util import find_spec
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,13 @@ from llm2enc.recipe import FilesData, HubData
 
 _READERS = {
     ".jsonl": "json",
-    ".jsonl.gz": "json",
+    ".json": "json",
     ".csv": "csv",
-    ".csv.gz": "csv",
     ".tsv": "tsv",
-    ".tsv.gz": "tsv",
     ".parquet": "parquet",
     ".txt": "text",
-    ".txt.gz": "text",
 }
+_COMPRESSED = (".gz", ".bz2", ".zst")  # what both `datasets` and pyarrow tell by the ending
 
 Table = datasets.Dataset | datasets.IterableDataset
 
@@ -37,13 +36,8 @@ def label(spec: FilesData | HubData) -> str:
 
 def open_table(spec: FilesData | HubData) -> Table:
     """The table of a source, memory-mapped or streaming, cut to the first `spec.limit` rows."""
-    try:
-        with _no_progress_bars():
-            table = _load_files(spec) if isinstance(spec, FilesData) else _load_hub(spec)
-    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
-        # `datasets` hides the reason (a broken line, a ragged row) one level down.
-        reason = error.__cause__ or error
-        raise ValueError(f"data source {label(spec)!r} can't be read: {reason}") from error
+    with reading(spec):
+        table = _load_files(spec) if isinstance(spec, FilesData) else _load_hub(spec)
     if spec.limit is None:
         return table
     if isinstance(table, datasets.IterableDataset):
@@ -64,20 +58,33 @@ def _load_hub(spec: HubData) -> Table:
 
 def _load_files(spec: FilesData) -> Table:
     files = [file for path in ([spec.path] if isinstance(spec.path, str) else spec.path) for file in _matches(path)]
+    return load(files, spec.streaming)
+
+
+def load(files: list[str], streaming: bool = False) -> Table:
+    """The table of files of one type; absolute paths, escaped as for `glob`."""
     readers = {_reader(file) for file in files}
     if len(readers) > 1:
         raise ValueError(f"one source mixes {', '.join(sorted(readers))} files; give each format its own source")
     reader = readers.pop()
+    options: dict[str, Any] = {}
     if reader in {"csv", "tsv"}:
-        return datasets.load_dataset("csv", data_files=files, split="train", **_text_columns(files[0], reader))
-    options = _filled_types(files) if reader == "json" else {}
-    return datasets.load_dataset(reader, data_files=files, split="train", **options)
+        options, reader = _text_columns(files[0], reader), "csv"
+    elif reader == "json":
+        options = _filled_types(files)
+    return datasets.load_dataset(reader, data_files=files, split="train", streaming=streaming, **options)
 
 
 def _matches(path: str) -> list[str]:
     """The files of a path or glob, sorted; absolute, because `datasets` reads a relative path as a pattern."""
     if Path(path).is_file():
         return [glob.escape(str(Path(path).resolve()))]
+    if Path(path).is_dir():
+        tables = sorted(file.name for file in Path(path).iterdir() if file.is_file())
+        raise ValueError(
+            f"{path} is a folder, and no BEIR data set (corpus.jsonl, queries.jsonl, qrels/); a batch holds rows of one "
+            f"data set, so give each file its own source: {', '.join(tables[:8]) or 'it is empty'}"
+        )
     found = sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file())
     if not found:
         what = "no file matches this glob" if glob.has_magic(path) else "no such file"
@@ -86,10 +93,16 @@ def _matches(path: str) -> list[str]:
 
 
 def _reader(file: str) -> str:
-    for suffix, reader in _READERS.items():
-        if file.lower().endswith(suffix):
-            return reader
-    raise ValueError(f"{file}: unknown file type; known are {', '.join(_READERS)}")
+    name = file.lower()
+    compressed = next((suffix for suffix in _COMPRESSED if name.endswith(suffix)), "")
+    if compressed == ".zst" and not find_spec("zstandard"):
+        raise ValueError(f"{file}: .zst files need the package zstandard: pip install zstandard")
+    reader = _READERS.get(Path(name.removesuffix(compressed)).suffix)
+    if reader is None or (compressed and reader == "parquet"):
+        raise ValueError(
+            f"{file}: unknown file type; known are {', '.join(_READERS)}, all but .parquet also as {', '.join(_COMPRESSED)}"
+        )
+    return reader
 
 
 def _text_columns(file: str, reader: str) -> dict[str, Any]:
@@ -105,7 +118,8 @@ def _filled_types(files: list[str]) -> dict[str, Any]:
     """Options that name the type of every column if some column starts empty.
 
     `datasets` takes the types from the first chunk: if no row of it has negatives, the first row that has one is an
-    error. So an empty column gets the type that it has at the head of another file, or text.
+    error. So an empty column gets the type that it has at the head of another file, that of the positives if it holds
+    negatives, or text.
     """
     types: dict[str, pa.DataType] = {}
     vacant = False
@@ -114,16 +128,22 @@ def _filled_types(files: list[str]) -> dict[str, Any]:
             vacant = vacant or _is_vacant(kind)
             if name not in types or _is_vacant(types[name]):
                 types[name] = kind
-    filled = {name: _as_text(kind) if _is_vacant(kind) else kind for name, kind in types.items()}
-    return {"features": datasets.Features.from_arrow_schema(pa.schema(filled))} if vacant else {}
+    for name, kind in types.items():
+        alike = name.replace("negative", "positive").replace("neg", "pos")
+        types[name] = _as_text(types.get(alike, kind) if _is_vacant(kind) and pa.types.is_list(kind) else kind)
+    return {"features": datasets.Features.from_arrow_schema(pa.schema(types))} if vacant else {}
 
 
 def _head_types(file: str) -> dict[str, pa.DataType]:
-    """Column types of the first 1000 rows of a JSON-lines file."""
-    with gzip.open(file, "rt", encoding="utf-8") if file.endswith(".gz") else open(file, encoding="utf-8") as lines:
-        rows = [json.loads(line) for line in islice(lines, 1000) if line.strip()]
+    """Column types of the first 1000 rows of a JSON-lines file, or of a file that is one JSON array of rows."""
+    with pa.input_stream(file, compression="detect") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as text:
+        first = text.readline()
+        if first.lstrip().startswith("["):
+            rows = json.loads(first + text.read())[:1000]
+        else:
+            rows = [json.loads(line) for line in chain([first], islice(text, 999)) if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError('every line must be a JSON object, such as {"text": ...}')
+        raise ValueError('every row must be a JSON object, such as {"text": ...}')
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: _type(name, [row.get(name) for row in rows]) for name in names}
 
@@ -136,20 +156,32 @@ def _type(name: str, cells: list[Any]) -> pa.DataType:
 
 
 def _is_vacant(kind: pa.DataType) -> bool:
-    return pa.types.is_null(kind) or (pa.types.is_list(kind) and pa.types.is_null(kind.value_type))
+    """Whether the type, or a part of it, is that of cells that are all empty."""
+    return pa.types.is_null(kind) or any(_is_vacant(kind.field(part).type) for part in range(kind.num_fields))
 
 
 def _as_text(kind: pa.DataType) -> pa.DataType:
-    return pa.string() if pa.types.is_null(kind) else pa.list_(pa.string())
+    """The type with text wherever it is vacant."""
+    if pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_list(kind):
+        return pa.list_(_as_text(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _as_text(field.type)) for field in kind])
+    return kind
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Loading is silent; the caller's choice for its own data sets is put back afterwards."""
+def reading(spec: FilesData | HubData) -> Iterator[None]:
+    """Loads in silence; whatever goes wrong is a ValueError that names the source."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         yield
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        # `datasets` hides the reason (a broken line, a ragged row) one level down.
+        reason = error.__cause__ or error
+        raise ValueError(f"data source {label(spec)!r} can't be read: {reason}") from error
     finally:
-        if shown:
+        if shown:  # the caller's choice for its own data sets
             datasets.enable_progress_bars()

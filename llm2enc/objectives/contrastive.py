@@ -8,7 +8,7 @@ The texts of a batch stand row by row, so that processes get equal work:
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class ContrastiveBatch:
 
 def batches(stage: ContrastiveStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
     """Query-document pairs, each batch from one source."""
-    return pair_batches(stage.data, stage.batch_size, seed, start)
+    return pair_batches(stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
 
 
 def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:
@@ -90,11 +90,14 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: ContrastiveStage)
 
 
 def _with_negatives(pair: Pair, count: int, generator: np.random.Generator) -> Pair:
-    """The pair with at most `count` of its hard negatives, drawn without repetition."""
+    """The pair with one of its right answers, and at most `count` of its hard negatives, drawn without repetition."""
+    if pair.others:
+        right = (pair.positive, *pair.others)
+        drawn = int(generator.integers(len(right)))
+        pair = replace(pair, positive=right[drawn], others=right[:drawn] + right[drawn + 1 :])
     if len(pair.negatives) > count:
         chosen = sorted(generator.choice(len(pair.negatives), size=count, replace=False))
-        negatives = tuple(pair.negatives[i] for i in chosen)
-        return Pair(pair.query, pair.positive, negatives, pair.instruction, pair.document_instruction)
+        pair = replace(pair, negatives=tuple(pair.negatives[i] for i in chosen))
     return pair
 
 
@@ -128,18 +131,25 @@ def _pack(input_format, texts, instructions, is_query, own: range, max_tokens: i
 
 
 def _allowed(pairs: Sequence[Pair], in_batch: bool, mask_duplicates: bool) -> Tensor | None:
-    """(Q, N) which documents are negatives of which query; None if all are."""
-    if in_batch and not mask_duplicates:
+    """(Q, N) which documents are negatives of which query; None if all are.
+
+    No right answer of a row is a negative of it, in whatever row of the batch its text stands.
+    """
+    several = [row for row, pair in enumerate(pairs) if pair.others]
+    if in_batch and not mask_duplicates and not several:
         return None
     owners = np.array([row for row, pair in enumerate(pairs) for _ in (pair.positive, *pair.negatives)])
     allowed = np.ones((len(pairs), len(owners)), dtype=bool)
     if not in_batch:
         allowed &= owners[None, :] == np.arange(len(pairs))[:, None]
+    documents = [text for pair in pairs for text in (pair.positive, *pair.negatives)]
+    for row in several:
+        known = {pairs[row].positive, *pairs[row].others}
+        allowed[row] &= np.array([document not in known for document in documents])
     if mask_duplicates:
-        documents = [text for pair in pairs for text in (pair.positive, *pair.negatives)]
         right: dict[str, set[str]] = {}
         for pair in pairs:
-            right.setdefault(pair.query, set()).add(pair.positive)
+            right.setdefault(pair.query, set()).update((pair.positive, *pair.others))
         for row, pair in enumerate(pairs):
             # A query is no negative of itself either: symmetric tasks list a pair in both directions.
             known = right[pair.query] | {pair.query}

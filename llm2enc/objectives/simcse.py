@@ -23,7 +23,7 @@ from llm2enc.tokens import InputFormat
 
 def batches(stage: SimcseStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
     """Texts, each batch from one source."""
-    return text_batches(stage.data, stage.batch_size, seed, start)
+    return text_batches(stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
 
 
 def collate(rows: RowBatch, stage: SimcseStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:

@@ -42,7 +42,7 @@ def blocks_of(stage, input_format: InputFormat, seed: int, start: int) -> Iterat
     def tokenize(texts: list[str]) -> list[list[int]]:
         return [prefix + ids for ids in input_format.plain_ids(texts)]
 
-    return block_batches(stage.data, tokenize, stage.block_tokens, stage.batch_size, seed, start)
+    return block_batches(stage.data, tokenize, stage.block_tokens, stage.batch_size, seed, start, stage.mixture_alpha)
 
 
 def token_batch(inputs: np.ndarray, targets: np.ndarray, source: str, split: Split) -> TokenBatch:
