@@ -6,6 +6,14 @@ from llm2enc.data.rows import Pair
 from llm2enc.data.sources import examine, read_pairs, read_texts
 
 __all__ = [
-    *("Pair", "Recognised", "RowBatch", "block_batches", "examine", "pair_batches", "read_pairs", "read_texts"),
-    *("recognise", "text_batches"),
+    "Pair",
+    "Recognised",
+    "RowBatch",
+    "block_batches",
+    "examine",
+    "pair_batches",
+    "read_pairs",
+    "read_texts",
+    "recognise",
+    "text_batches",
 ]
