@@ -1,6 +1,6 @@
 """Several processes, one batch: who am I, gather what others have, add up gradients.
 
-The only file that imports torch.distributed. The contract of all training code: every process knows the whole loss,
+The only package that imports torch.distributed. The contract of all training code: every process knows the whole loss,
 each sends gradients through its own share of the batch only, and `sum_gradients` adds the shares up. The sum is the
 gradient of the global batch, so nothing is ever multiplied or divided by the number of processes.
 """
@@ -11,6 +11,13 @@ from collections.abc import Iterable, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from llm2enc.distributed.sharding import alike, check, clip, is_spread, like, local, spread, whole
+
+__all__ = [
+    "alike", "barrier", "check", "clip", "gather", "is_main", "is_spread", "largest", "like", "local", "rank", "share",
+    "spread", "start", "sum_gradients", "sum_over_processes", "whole", "world_size",
+]  # fmt: skip
 
 
 def start() -> None:
@@ -62,10 +69,12 @@ def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its sum over the processes, all in one message."""
+    """Replace every gradient by its sum over the processes, all in one message. Gradients of parts are sums already."""
     if world_size() == 1:
         return
-    parameters = list(parameters)
+    parameters = [parameter for parameter in parameters if not is_spread(parameter)]
+    if not parameters:
+        return
     for parameter in parameters:  # a process whose share was empty still takes part
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -80,6 +89,15 @@ def sum_over_processes(value: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(value)
     return value
+
+
+def largest(number: int, device: torch.device) -> int:
+    """The largest of the numbers that the processes have."""
+    if world_size() == 1:
+        return number
+    value = torch.tensor(number, device=device)
+    dist.all_reduce(value, dist.ReduceOp.MAX)
+    return int(value)
 
 
 def _running() -> bool:
