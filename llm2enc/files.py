@@ -34,7 +34,7 @@ def replace_text(path: Path, text: str) -> None:
 
 def sync(folder: Path) -> None:
     """Bring every file of a folder onto the disk, before the folder is renamed into its place."""
-    for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
+    for path in [*folder.rglob("*"), folder]:
         sync_one(path)
 
 
@@ -114,11 +114,58 @@ def check_room(place: Path, size: int = 0) -> None:
 
 
 @contextmanager
+def scratch(place: Path, kind: str = "partial") -> Iterator[Path]:
+    """An empty folder beside `place`, `.NAME.KIND-PID`, which is gone in the end; so are those of killed processes."""
+    sweep(place, kind)
+    folder = part(place, kind)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# -------------------------------------------------------------------------------------------- disks that take no more
+
+# What a file system says that is full or closed; libraries that write by themselves hand on the text alone.
+_REFUSALS = {
+    errno.ENOSPC: ("No space left on device", "StorageFull", "os error 28", "database or disk is full"),
+    errno.EDQUOT: ("Disk quota exceeded", "os error 122"),
+    errno.EFBIG: ("File too large", "os error 27"),
+    errno.EROFS: ("Read-only file system", "os error 30", "readonly database"),
+    errno.EACCES: ("unable to open database file",),
+    errno.EPERM: (),
+    errno.EIO: ("disk I/O error", "os error 5)"),
+}
+
+
+def refusal(error: BaseException) -> OSError | None:
+    """The refusal of a file system (full, closed, broken) that an error is or comes of; None for any other error."""
+    chain: list[BaseException] = [error]
+    while len(chain) < 20:
+        last = chain[-1]
+        cause = last.__cause__ or (None if last.__suppress_context__ else last.__context__)
+        if cause is None:
+            break
+        chain.append(cause)
+    for one in chain:
+        if isinstance(one, OSError) and one.errno is not None:
+            if one.errno in _REFUSALS:
+                return one
+        elif isinstance(one, Exception):
+            for number, texts in _REFUSALS.items():
+                if any(text in str(one) for text in texts):
+                    return OSError(number, os.strerror(number))
+    return None
+
+
+@contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An OSError from inside says which file it is about: that of a failed `write` does not know."""
+    """A refusal of the file system from inside says which file it is about: that of a failed `write` does not know."""
     try:
         yield
-    except OSError as error:
-        if error.filename is not None or error.errno is None:
+    except Exception as error:
+        found = refusal(error)
+        if found is None or found.filename is not None:
             raise
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise OSError(found.errno, found.strerror, str(path)) from error

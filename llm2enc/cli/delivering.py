@@ -14,7 +14,6 @@ from llm2enc.cli.shared import (
     Push,
     cache,
     check_push,
-    interruptible,
     label,
     quiet,
     say,
@@ -102,8 +101,7 @@ def verify(
             raise ValueError(f"{model} is not a directory of llm2enc; --engines is for those only") from None
         report = verify_foreign(model)
     else:
-        with interruptible():
-            report = check(folder, engines)
+        report = check(folder, engines)
         if card and not engines:  # a table of some engines would take the place of the whole one
             write_card(folder, report)
     if as_json:
@@ -148,8 +146,7 @@ def merge(
     rows = []
     if tasks:
         results = Path("runs") / "evaluate" / f"merge-{label(str(out))}"
-        with interruptible():
-            rows = scores(folders, out, tasks, results, cache(no_cache), report=say, show_progress=sys.stderr.isatty())
+        rows = scores(folders, out, tasks, results, cache(no_cache), report=say, show_progress=sys.stderr.isatty())
         say(f"results: {results}")
     if as_json:
         scored = [{"task": r.task, "metric": r.metric, "parents": r.parents, "merged": r.merged} for r in rows]

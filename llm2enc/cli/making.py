@@ -27,6 +27,9 @@ def convert(
     if push:
         check_push(push)
     folder = out or Path("runs") / loaded.name
+    from llm2enc.files import check_room
+
+    check_room(folder)
     quiet()
     from llm2enc import distributed
     from llm2enc.conversion import convert as run

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llm2enc.cli.shared import Json, NoCache, cache, check_choice, interruptible, label, quiet, say, status
+from llm2enc.cli.shared import Json, NoCache, cache, check_choice, label, quiet, say, status
 
 
 def evaluate(
@@ -42,11 +42,9 @@ def evaluate(
         print(json.dumps(rows)) if as_json else ladder.print_estimates(rows)
         return
     folder = out or Path("runs") / "evaluate" / label(model)
-    with interruptible():
-        results, failures = command.run(
-            model, sources, folder, cache(no_cache), instructions, by_mteb,
-            report=say, show_progress=sys.stderr.isatty(),
-        )  # fmt: skip
+    results, failures = command.run(
+        model, sources, folder, cache(no_cache), instructions, by_mteb, report=say, show_progress=sys.stderr.isatty()
+    )
     if as_json:
         print((folder / "results.json").read_text(encoding="utf-8") if results else "{}")
     else:
@@ -90,7 +88,7 @@ def compare(
     from llm2enc.comparison import save
 
     folder = out or Path("runs") / "compare" / "-".join(map(label, models))
-    with interruptible(), status(sys.stderr.isatty()) as advance:
+    with status(sys.stderr.isatty()) as advance:
         found = run(
             models, data or ["smoke"], folder, readings=readings, layers=layers, max_text_tokens=max_text_tokens,
             dtype=dtype, cache=cache(no_cache), advance=advance,

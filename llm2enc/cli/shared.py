@@ -1,6 +1,10 @@
 """What the commands share: options, messages, names of folders."""
 
+import errno
+import functools
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,30 +39,76 @@ def label(model: str) -> str:
     return "-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part) for part in last)
 
 
+def ending_well(command: Callable[..., None], kept: str) -> Callable[..., None]:
+    """The command with an end for what comes from outside: a message and an exit code, never a traceback.
+
+    Ctrl-C and SIGTERM end it with 130; a disk that is full, closed or broken with 1.
+
+    kept  what is kept, and how to go on
+    """
+
+    @functools.wraps(command)  # whose options typer reads
+    def run(*arguments, **options) -> None:
+        with _sigterm_as_ctrl_c():
+            try:
+                command(*arguments, **options)
+            except KeyboardInterrupt:
+                say(f"Interrupted. {kept}")
+                raise typer.Exit(130) from None
+            except Exception as error:
+                from llm2enc.files import refusal
+
+                found = refusal(error)
+                if found is None:
+                    raise
+                said = (
+                    f"{found.filename}: {found.strerror}"
+                    if found.filename and not isinstance(error, ValueError)
+                    else error
+                )
+                say(f"error: {said}. {_REMEDIES.get(found.errno, _CLOSED)} {kept}")
+                raise typer.Exit(1) from None
+
+    return run
+
+
+_FULL = "Make room there, or choose another place."
+_CLOSED = "Look at the rights, and whether the disk is mounted read-only, or choose another place."
+_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EFBIG: "Files may not be that large here (see `ulimit -f`): raise the limit, or choose another place.",
+    errno.EIO: "The disk is broken or gone: choose another place.",
+}
+
+
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C ends with a message and code 130 instead of a traceback."""
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """SIGTERM, by which schedulers and containers stop a program, is taken for Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler may be set
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
-    except KeyboardInterrupt:
-        say("Interrupted. What is finished is kept: the same command goes on from here.")
-        raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 @contextmanager
-def status(show: bool) -> Iterator[Callable[[str, int], None]]:
-    """A line that says what is being measured and how many of its texts are done, and the function that moves it."""
+def status(show: bool, opening: str = "opening the model", unit: str = "texts") -> Iterator[Callable[[str, int], None]]:
+    """A line that says what is being looked at and how many of its texts are done, and the function that moves it."""
     if not show:
         yield lambda name, count: None
         return
     from rich.console import Console
 
     done: dict[str, int] = {}
-    with Console(stderr=True).status("opening the model") as status:
+    with Console(stderr=True).status(opening) as status:
 
         def advance(name: str, count: int) -> None:
             done[name] = done.get(name, 0) + count
-            status.update(f"{name}: {done[name]:,} texts")
+            status.update(f"{name}: {done[name]:,} {unit}")
 
         yield advance
 

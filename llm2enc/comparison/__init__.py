@@ -32,6 +32,7 @@ from llm2enc.evaluation.scoring import score
 from llm2enc.evaluation.sources import gather
 from llm2enc.evaluation.tasks import Outcome, Task
 from llm2enc.evaluation.tfidf import Tfidf
+from llm2enc.files import check_room, replace_text
 
 __all__ = ["Candidate", "Comparison", "compare", "save"]
 
@@ -70,6 +71,8 @@ def compare(
         raise ValueError(f"{', '.join(names)}: a comparison runs on local data; `llm2enc evaluate` runs tasks of mteb")
     check(models, readings, max_text_tokens, dtype)
     out = Path(out)
+    for place in (out, *([cache] if cache else [])):
+        check_room(place)
     notes: list[str] = []
     candidates: list[Candidate] = []
     found_layers: list[Layers] = []
@@ -111,9 +114,7 @@ def save(found: Comparison, folder: str | Path) -> None:
     from llm2enc.comparison.report import write_report
     from llm2enc.comparison.storage import to_json
 
-    partial = Path(folder) / "compare.partial"
-    partial.write_text(json.dumps(to_json(found)), encoding="utf-8")
-    partial.replace(Path(folder) / "compare.json")
+    replace_text(Path(folder) / "compare.json", json.dumps(to_json(found)))
     write_report(found, Path(folder) / "report.html")
 
 

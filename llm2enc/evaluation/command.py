@@ -17,6 +17,8 @@ from llm2enc.evaluation.scoring import Instructions
 from llm2enc.evaluation.sources import BENCHMARKS, gather
 from llm2enc.evaluation.suite import Result
 from llm2enc.evaluation.tasks import Task
+from llm2enc.export.files import FACTS, read_facts
+from llm2enc.files import check_room
 from llm2enc.recipe import DocstringEval
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ def run(
     asked = mteb_tasks(names) if names else []
     if by_mteb:
         asked, tasks = [*(local_task(task) for task in tasks), *asked], []
+    _check_disk(model, tasks, out, cache)
     encoder = open_encoder(model)
     identity = encoder.fingerprint()
     results: list[Result] = []
@@ -119,6 +122,16 @@ def print_results(results: Sequence[Result], failures: Sequence[Failure]) -> Non
         console.print(Text(f"not run: {failure.task}: {failure.reason}"), style="red")
 
 
+def _check_disk(model: str, tasks: Sequence[Task], out: Path, cache: Path | None) -> None:
+    """OSError if results or vectors can't be written; vectors are counted where the width is known without the model."""
+    check_room(out)
+    if cache is not None:
+        facts = next((place for place in (Path(model), Path(model) / "model") if (place / FACTS).is_file()), None)
+        width = read_facts(facts)["dimensions"] if facts else 0
+        texts = len({(side, text) for task in tasks for side, some in task.texts() for text in some})
+        check_room(cache, texts * 4 * width)
+
+
 def _speed(encoder: Opened, tasks: Sequence[Task]) -> tuple[int, float]:
     """Characters of a text that the encoder reads, and characters per second."""
     texts = [text for task in tasks for _, some in task.texts() for text in some]
@@ -145,6 +158,7 @@ def _mteb(
         started = time.perf_counter()
         for number, found in enumerate(run_mteb(wrapped, tasks, out / "mteb"), start=1):
             seconds, started = time.perf_counter() - started, time.perf_counter()
+            cached.forget()
             if isinstance(found, Failure):
                 failures.append(found)
                 report(f"{number}/{len(tasks)} {found.task}: not run, {found.reason}")

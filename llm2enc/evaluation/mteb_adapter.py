@@ -7,6 +7,7 @@
 Scores, metric names and result files are mteb's own; nothing of them is computed here.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -213,8 +214,18 @@ def run_mteb(model: MtebEncoder, tasks: Iterable["AbsTask"], folder: Path) -> It
     its interval has no width and says nothing. Its language is mteb's (`eng`; `mul` for more than two).
     """
     cache = mteb_library().ResultCache(folder)
+    _remove_torn(folder / "results")
     for task in tasks:
         yield _outcome_or_failure(model, task, cache)
+
+
+def _remove_torn(folder: Path) -> None:
+    """Remove what a killed process wrote half of: mteb writes its files in their place."""
+    for path in folder.rglob("*.json"):
+        try:
+            json.loads(path.read_bytes())
+        except ValueError:
+            path.unlink()
 
 
 def _outcome_or_failure(model: MtebEncoder, task: "AbsTask", cache: "ResultCache") -> Outcome | Failure:

@@ -10,6 +10,7 @@ import numpy as np
 
 from llm2enc.encoder import Encoder
 from llm2enc.evaluation.tasks import TextEncoder
+from llm2enc.export.files import put_back
 
 _PIECE = 1024  # texts that are tokenized at a time
 _WHENCE = ("_name_or_path", "transformers_version")  # of a configuration: says nothing of the vectors
@@ -50,6 +51,8 @@ def open_encoder(name: str) -> Opened:
     """
     folder = Path(name)
     for place in (folder, folder / "model"):
+        if not place.exists():
+            put_back(place)
         if (place / "llm2enc.json").is_file():
             return Encoder.load(place)
     if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):

@@ -73,6 +73,7 @@ def measure(
             if result is None:
                 started = time.perf_counter()
                 outcome = score(cached, task, instructions)
+                cached.forget()
                 result = Result(outcome, interval(outcome.score, draws(outcome)), time.perf_counter() - started, False)
                 replace_text(
                     path, json.dumps({"key": key, "seconds": result.seconds} | outcome_to_json(outcome), indent=1)

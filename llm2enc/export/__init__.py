@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from llm2enc.export.files import FACTS, CannotExport, check_target, read_facts
+from llm2enc.export.files import FACTS, CannotExport, check_target, put_back, read_facts
 
 if TYPE_CHECKING:
     from llm2enc.encoder import Encoder
@@ -59,6 +59,9 @@ class Source:
     @staticmethod
     def of(path: Path) -> "Source":
         """The source that a directory or a run's folder stands for. ValueError if it is neither."""
+        for place in (path, path / "model"):
+            if not place.exists():
+                put_back(place)
         folder = path if (path / FACTS).is_file() else path / "model"
         if not (folder / FACTS).is_file():
             raise ValueError(

@@ -1,17 +1,19 @@
 """An exported directory as files: its facts, and how one is written beside its place."""
 
 import json
-import os
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llm2enc.files import replace_text
+from llm2enc.files import leftovers, naming, part, replace_text, scratch, sync, sync_one
 
 FACTS = "llm2enc.json"
 FORMAT = 1
+
+_log = logging.getLogger(__name__)
 
 
 class CannotExport(ValueError):
@@ -21,6 +23,8 @@ class CannotExport(ValueError):
 def read_facts(folder: Path) -> dict[str, Any]:
     """The content of llm2enc.json. ValueError if `folder` is not an export that this release reads."""
     path = folder / FACTS
+    if not folder.exists():
+        put_back(folder)
     if not path.is_file():
         raise ValueError(
             f"{folder} is not a directory written by llm2enc: it has no {FACTS}. Convert a model first: "
@@ -57,24 +61,55 @@ def check_target(folder: Path) -> None:
 
 @contextmanager
 def beside(folder: Path) -> Iterator[Path]:
-    """An empty directory beside `folder` that takes its place in the end, or is removed if anything goes wrong."""
+    """An empty directory beside `folder` that takes its place in the end, or is removed if anything goes wrong.
+
+    All of it is on the disk before it has the name. For a moment there is neither the former directory nor the new one
+    under it: of a process that was killed then, `put_back` repairs what it left.
+    """
     folder = folder.absolute()
-    partial, former = (folder.with_name(f".{folder.name}.{state}-{os.getpid()}") for state in ("partial", "former"))
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        _share(partial)
-        if folder.exists():
-            folder.rename(former)
+    put_back(folder)
+    former = part(folder, "former")
+    with scratch(folder) as partial:
+        with naming(folder):
+            yield partial
+            _share(partial)
+            sync(partial)
         try:
+            if folder.exists():
+                folder.rename(former)
             partial.rename(folder)
-        except OSError:
-            if former.exists():
+        except BaseException:
+            if former.exists() and not folder.exists():
                 former.rename(folder)
             raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    sync_one(folder.parent)
     shutil.rmtree(former, ignore_errors=True)
+
+
+def put_back(folder: Path) -> None:
+    """Bring back the directory that a killed process had taken away to put another one in its place.
+
+    Where the new one is in its place already, the former one goes. ValueError, which says where it is, if it can't be
+    moved.
+    """
+    folder = folder.absolute()
+    formers = sorted(leftovers(folder, "former"), key=lambda path: path.stat().st_mtime)
+    if not formers:
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        for former in formers:
+            shutil.rmtree(former, ignore_errors=True)
+        return
+    try:
+        formers[-1].replace(folder)
+    except OSError as error:
+        if folder.is_dir():  # another process was first
+            return
+        raise ValueError(
+            f"a process that replaced {folder} was killed on the way, and the former directory can't be put back "
+            f"({error.strerror}); it is {formers[-1]}: rename it"
+        ) from None
+    _log.warning("%s was being replaced by a process that was killed; the former directory is back", folder)
 
 
 def write_json(path: Path, value: Any) -> None:

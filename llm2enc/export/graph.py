@@ -15,8 +15,6 @@ S tokens of the longest, D width.
 
 import importlib.util
 import inspect
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from torch import Tensor, nn
 from llm2enc.export import config as trunk_config
 from llm2enc.export.files import CannotExport
 from llm2enc.export.tokenizer import asked
+from llm2enc.files import naming, scratch, sync
 
 if TYPE_CHECKING:
     from llm2enc.encoder import Encoder
@@ -299,12 +298,9 @@ def into(folder: Path) -> Iterator[Path]:
 
     Files of other names in `folder` stay: one format may have several.
     """
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
+    with scratch(folder) as partial, naming(folder):
         yield partial
+        sync(partial)
         folder.mkdir(exist_ok=True)
         for path in sorted(partial.iterdir(), key=lambda path: path.suffix in (".onnx", ".xml")):
             path.replace(folder / path.name)  # weights before the graph that names them
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

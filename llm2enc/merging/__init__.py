@@ -16,7 +16,6 @@ so far, so their order matters. Sums are float64 and are rounded once, to the ty
 """
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from llm2enc.backbone import resolve
 from llm2enc.encoder import Encoder
 from llm2enc.export.files import check_target, read_facts, recipes_of
 from llm2enc.export.sentence_transformers import write
+from llm2enc.files import check_room, naming, scratch
 from llm2enc.merging.arithmetic import METHODS, Method, average
 from llm2enc.merging.checks import differences, names_in_base, unlike_base, wrong_arguments
 from llm2enc.merging.measuring import Row, check_sources, scores, table
@@ -67,6 +67,8 @@ def merge(
         below = None if ground is None else ground[names[name]]
         return _merged([parent[name] for parent in parents], shares, method, below, towards)
 
+    size = sum((parents[0].folder / file).stat().st_size for file in set(parents[0].files.values()))
+    check_room(out.absolute().parent, 2 * size)  # for a moment the weights are there twice
     record = {
         "method": method,
         "parents": [
@@ -76,11 +78,9 @@ def merge(
         "base": None if ground is None else fingerprint(ground, names, parents[0]),
         "towards": float(towards),
     }
-    above = out.absolute().parent
-    above.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.merged-", dir=above) as folder:
-        _write_merged(parents[0], Path(folder), merged)
-        write(Encoder.load(Path(folder)), out, merge=record)
+    with scratch(out.absolute(), "merged") as folder, naming(out):
+        _write_merged(parents[0], folder, merged)
+        write(Encoder.load(folder), out, merge=record)
     return record
 
 

@@ -1,6 +1,8 @@
 """A script of engines/ in a fresh process: it can't see llm2enc's patches, nor files of the folder one stands in."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -9,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llm2enc.files import alive
 from llm2enc.verify.texts import Run
 
+_PREFIX = "llm2enc-verify-"
 _SCRIPTS = Path(__file__).parent / "engines"
 
 
@@ -38,7 +42,8 @@ def ask(script: str, folder: Path, form: Path | None, texts: list[str], runs: li
         "texts": texts,
         "runs": [{"prompt": run.prompt, "side": run.side, "batches": run.batches} for run in runs],
     }
-    with tempfile.TemporaryDirectory(prefix="llm2enc-verify-") as name:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as name:
         here = Path(name)
         (here / "job.json").write_text(json.dumps(job), encoding="utf-8")
         failure = _run(_SCRIPTS / f"{script}.py", here, seconds)
@@ -48,6 +53,14 @@ def ask(script: str, folder: Path, form: Path | None, texts: list[str], runs: li
             about = json.loads(str(found["about"]))
             arrays = {number: found[f"vectors{number}"] for number in range(len(runs)) if f"vectors{number}" in found}
     return Answer(**about, vectors=arrays)
+
+
+def _sweep() -> None:
+    """Remove what killed processes left in the folder of temporary files."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        process = path.name.removeprefix(_PREFIX).partition("-")[0]
+        if process.isdigit() and not alive(int(process)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _run(script: Path, here: Path, seconds: float) -> str:

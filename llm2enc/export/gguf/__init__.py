@@ -13,7 +13,6 @@ A whole text must fit into one physical batch, or llama.cpp stops with a failed 
 """
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from llm2enc.export.files import CannotExport
 from llm2enc.export.gguf import families, rope, tensors, vocabulary
 from llm2enc.export.gguf.families import Unsupported
 from llm2enc.export.tokenizer import Layout, asked, layout
+from llm2enc.files import part, sweep, sync_one
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -178,7 +178,8 @@ def _write(
     arch = families.architecture(config, backbone.bidirectional)
     suffix, number = FILE_TYPES[dtype]
     path = target / f"model-{suffix}.gguf"
-    partial = target / f".model-{suffix}.partial-{os.getpid()}"
+    sweep(path)
+    partial = part(path)
     writer = gguf.GGUFWriter(partial, arch)
     _add_metadata(writer, encoder, facts)
     writer.add_file_type(number)
@@ -195,7 +196,8 @@ def _write(
         for make in makers:
             writer.write_tensor_data(make())
         writer.close()
-        partial.rename(path)
+        sync_one(partial)
+        partial.replace(path)
     finally:
         writer.close()
         partial.unlink(missing_ok=True)
