@@ -5,48 +5,35 @@ each sends gradients through its own share of the batch only, and `sum_gradients
 gradient of the global batch, so nothing is ever multiplied or divided by the number of processes.
 """
 
-import os
 from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llm2enc.distributed.joining import Together, barrier, from_main, running, start, together
 from llm2enc.distributed.sharding import alike, check, clip, is_spread, like, local, spread, whole
 
 __all__ = [
-    "alike", "barrier", "check", "clip", "gather", "is_main", "is_spread", "largest", "like", "local", "rank", "share",
-    "spread", "start", "sum_gradients", "sum_over_processes", "whole", "world_size",
+    "Together", "alike", "barrier", "check", "clip", "from_main", "gather", "is_main", "is_spread",
+    "largest", "like", "local", "rank", "share", "spread", "start", "sum_gradients", "sum_over_processes",
+    "together", "whole", "world_size",
 ]  # fmt: skip
-
-
-def start() -> None:
-    """Join the other processes if torchrun or accelerate started several; nothing otherwise."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        PartialState(cpu=not torch.cuda.is_available())
 
 
 def rank() -> int:
     """Number of this process."""
-    return dist.get_rank() if _running() else 0
+    return dist.get_rank() if running() else 0
 
 
 def world_size() -> int:
     """Number of processes."""
-    return dist.get_world_size() if _running() else 1
+    return dist.get_world_size() if running() else 1
 
 
 def is_main() -> bool:
     """Whether this process writes files and prints."""
     return rank() == 0
-
-
-def barrier() -> None:
-    """Wait for every process."""
-    if _running():
-        dist.barrier()
 
 
 def share(count: int, process: int | None = None) -> range:
@@ -98,7 +85,3 @@ def largest(number: int, device: torch.device) -> int:
     value = torch.tensor(number, device=device)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return int(value)
-
-
-def _running() -> bool:
-    return dist.is_available() and dist.is_initialized()
