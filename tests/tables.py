@@ -2,6 +2,7 @@
 
 score(TableEncoder({"text": [1, 0], ...}), task)    a score that can be worked out by hand
 write_task(folder, "sts")                           a task folder of FILES["sts"]
+private_cache                                       a fixture: `datasets` caches in the test's own folder, and stays offline
 """
 
 import gzip
@@ -9,7 +10,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import datasets
+import huggingface_hub
 import numpy as np
+import pytest
 
 from llm2enc.evaluation import score
 from llm2enc.evaluation.tasks import Task
@@ -34,6 +38,15 @@ LOG3 = np.log2(3)  # what a gain at rank 2 is divided by; at rank 3 it is log2(4
 
 def scored(task: Task, vectors: dict[str, Sequence[float]] = PLANE):
     return score(TableEncoder(vectors), task)
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH"):
+        monkeypatch.setattr(datasets.config, name, tmp_path / "cache" / name)
+    # A missing directory is looked up on the hub, which a test must not wait for.
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
 # --------------------------------------------------------------------------------------------------------------- files

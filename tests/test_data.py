@@ -8,23 +8,16 @@ from itertools import islice
 from pathlib import Path
 
 import datasets
-import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tables import private_cache
 
 from llm2enc.data import Pair, block_batches, pair_batches, read_pairs, read_texts, text_batches
 from llm2enc.recipe import DocstringsData, FilesData, HubData
 
-
-@pytest.fixture(autouse=True)
-def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH"):
-        monkeypatch.setattr(datasets.config, name, tmp_path / "cache" / name)
-    # A missing directory is looked up on the hub, which a test must not wait for.
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+_private_cache = private_cache  # for every test of this file
 
 
 def _write(path: Path, rows: list[dict] | list[str]) -> Path:

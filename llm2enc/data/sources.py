@@ -35,7 +35,8 @@ def read_texts(spec: DataSpec) -> Rows[str] | Stream[str]:
         return _listed(spec, _docstring_texts(spec))
     table = open_table(spec)
     column = _text_column(spec, _schema(table, source_name(spec)))
-    return _rows(spec, table, _Reader([column], {column: cells.plain_list}, lambda record: record[column]))
+    reader = _Reader(source_name(spec), [column], {column: cells.plain_list}, lambda record: record[column])
+    return _rows(spec, table, reader)
 
 
 def read_pairs(spec: DataSpec) -> Rows[Pair] | Stream[Pair]:
@@ -162,6 +163,8 @@ def _recognised(spec: FilesData | HubData, schema: Mapping[str, pa.DataType]) ->
 class _Reader(Generic[Row]):
     """How the rows of a table are read."""
 
+    name: str
+    """Of the source, for messages."""
     columns: list[str]
     required: dict[str, Callable[[Any], list[cells.Text]]]
     """Columns that must have text, and how their cells read."""
@@ -170,8 +173,13 @@ class _Reader(Generic[Row]):
 
     def kept(self, table: pa.Table) -> np.ndarray:
         """Positions of the rows that have text in every required column."""
-        masks = [cells.filled(table[column], read) for column, read in self.required.items()]
-        return np.flatnonzero(np.logical_and.reduce(masks))
+        mask = np.ones(len(table), dtype=bool)
+        for column, read in self.required.items():
+            try:
+                mask &= cells.filled(table[column], read)
+            except ValueError as error:
+                raise ValueError(f"data source {self.name!r}: column {column!r}: {error}") from None
+        return np.flatnonzero(mask)
 
 
 def _pair_reader(spec: FilesData | HubData, recognised: Recognised) -> _Reader[Pair]:
@@ -185,13 +193,12 @@ def _pair_reader(spec: FilesData | HubData, recognised: Recognised) -> _Reader[P
         except ValueError as error:
             raise ValueError(f"data source {source_name(spec)!r}: {error}") from None
 
-    return _Reader(recognised.columns, required, convert)
+    return _Reader(source_name(spec), recognised.columns, required, convert)
 
 
 def _rows(spec: FilesData | HubData, table: Table, reader: _Reader[Row]) -> Rows[Row] | Stream[Row]:
     """The rows of a table whose required columns are not empty, converted when they are read."""
-    name = source_name(spec)
-    table = table.select_columns(reader.columns)
+    name, table = reader.name, table.select_columns(reader.columns)
     if isinstance(table, datasets.IterableDataset):
         return _stream(spec, table, reader)
     kept, start = [np.zeros(0, dtype=np.int64)], 0
@@ -213,7 +220,7 @@ def _rows(spec: FilesData | HubData, table: Table, reader: _Reader[Row]) -> Rows
 
 
 def _stream(spec: FilesData | HubData, table: datasets.IterableDataset, reader: _Reader[Row]) -> Stream[Row]:
-    name = source_name(spec)
+    name = reader.name
 
     def blocks() -> Iterator[Rows[Row]]:
         dropped = 0
@@ -225,7 +232,7 @@ def _stream(spec: FilesData | HubData, table: datasets.IterableDataset, reader: 
                 break
             kept = reader.kept(block)
             dropped += len(block) - len(kept)
-            yield _block(name, block.take(kept), reader)
+            yield _block(block.take(kept), reader)
         _log.info("%s: %d rows of this pass dropped because they are empty", name, dropped)
 
     if not any(len(block) for block in blocks()):
@@ -233,8 +240,8 @@ def _stream(spec: FilesData | HubData, table: datasets.IterableDataset, reader: 
     return Stream(name, blocks)
 
 
-def _block(name: str, table: pa.Table, reader: _Reader[Row]) -> Rows[Row]:
+def _block(table: pa.Table, reader: _Reader[Row]) -> Rows[Row]:
     def take(chosen: np.ndarray) -> list[Row]:
         return [reader.convert(record) for record in table.take(chosen).to_pylist()]
 
-    return Rows(name, len(table), take)
+    return Rows(reader.name, len(table), take)

@@ -1,0 +1,435 @@
+"""Formats: every format is recognised by its columns, read as its own trainer reads it, or refused with what to write."""
+
+import bz2
+import gzip
+import json
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tables import CORPUS, QRELS, QUERIES, jsonl, private_cache, write
+
+from llm2enc.data import Pair, examine, pair_batches, read_pairs, read_texts, recognise, sources
+from llm2enc.data import batches as data_batches
+from llm2enc.data.cells import filled, instructed_list, plain_list
+from llm2enc.data.formats import E5_INSTRUCTIONS
+from llm2enc.data.rows import Rows
+from llm2enc.evaluation.folders import read_task
+from llm2enc.objectives import contrastive
+from llm2enc.recipe import FilesData, load_recipe
+
+TEXT, TEXTS = pa.string(), pa.list_(pa.string())
+
+
+_private_cache = private_cache  # for every test of this file
+
+BEIR = {"corpus": jsonl(CORPUS), "queries": jsonl(QUERIES), "qrels": [*QRELS, "q0\tc\t1"]}
+
+
+def _write(path: Path, rows: list[dict]) -> FilesData:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        lines = jsonl(rows) if ".jsonl" in path.name else [json.dumps(rows, indent=1)]
+        data = "".join(f"{line}\n" for line in lines).encode()
+        packed = {".gz": gzip.compress, ".bz2": bz2.compress}.get(path.suffix, bytes)
+        path.write_bytes(packed(data))
+    return FilesData(kind="files", path=str(path))
+
+
+# One row of each format as its own documentation shows it, and the pair that it stands for.
+EXAMPLES = {
+    "columns": (
+        {"query": "q", "positive": ["p", "other"], "negatives": ["n"], "instruction": "Find"},
+        Pair("q", "p", ("n",), "Find", "", ("other",)),
+    ),
+    "sentence-transformers": (
+        {"anchor": "q", "positive": "p", "negative_1": "n", "negative_2": "m", "negative_10": "k"},
+        Pair("q", "p", ("n", "m", "k"), "", ""),
+    ),
+    "flagembedding": (
+        {
+            **{
+                "query": "q",
+                "pos": ["p", "other"],
+                "neg": ["n", "m"],
+                "pos_scores": [0.9, 0.8],
+                "neg_scores": [0.1, 0.2],
+            },
+            **{"prompt": "Find", "type": "normal"},
+        },
+        Pair("q", "p", ("n", "m"), "Find", "", ("other",)),
+    ),
+    "gritlm": (
+        {"query": ["Find", "q"], "pos": [["Title", "p"]], "neg": [["Title", "n"], ["Title", "m"]]},
+        Pair("q", "p", ("n", "m"), "Find", "Title"),
+    ),
+    "tevatron": (
+        {
+            **{"query_id": "1", "query": "q", "positive_passages": [{"docid": "a", "title": "T", "text": "p"}]},
+            "negative_passages": [{"docid": "b", "title": "", "text": "n"}, {"docid": "c", "title": "U", "text": "m"}],
+        },
+        Pair("q", "T p", ("n", "U m"), "", ""),
+    ),
+    "ms-swift": (
+        {
+            "messages": [{"role": "system", "content": "Find"}, {"role": "user", "content": "q"}],
+            "positive_messages": [[{"role": "user", "content": "p"}]],
+            "negative_messages": [[{"role": "user", "content": "n"}], [{"role": "user", "content": "m"}]],
+        },
+        Pair("q", "p", ("n", "m"), "Find", ""),
+    ),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz", ".json.bz2", ".parquet"])
+@pytest.mark.parametrize("format", EXAMPLES)
+def test_every_format_is_recognised_and_read(format: str, suffix: str, streaming: bool, tmp_path: Path) -> None:
+    row, pair = EXAMPLES[format]
+    spec = _write(tmp_path / f"rows{suffix}", [row, row])
+    for chosen in ("auto", format) if suffix == ".jsonl" and format != "sentence-transformers" else ("auto",):
+        recognised, rows = examine(spec.model_copy(update={"streaming": streaming, "format": chosen}))
+        assert recognised.format == format
+        assert list(rows) == [pair, pair]
+
+
+def test_rows_are_one_whichever_way_they_are_read(tmp_path: Path) -> None:
+    rows = [
+        {"query": f"q{i}" if i % 7 else " ", "pos": [f"p{i}"] * (i % 3), "neg": [f"n{i}", ""][: i % 3]}
+        for i in range(2500)
+    ]
+    expected = [
+        (f"q{i}", f"p{i}", tuple(text for text in row["neg"] if text))
+        for i, row in enumerate(rows)
+        if i % 7 and row["pos"]
+    ]
+    for suffix in (".jsonl", ".parquet"):
+        spec = _write(tmp_path / f"rows{suffix}", rows)
+        for streaming in (False, True):
+            found = list(read_pairs(spec.model_copy(update={"streaming": streaming})))
+            assert [(pair.query, pair.positive, pair.negatives) for pair in found] == expected
+
+
+# ---------------------------------------------------------------------------------------------------------- recognition
+
+
+@pytest.mark.parametrize(
+    ("schema", "format", "roles"),
+    [
+        ({"Positive": TEXT, "id": pa.int64(), "QUERY": TEXT}, "columns", ("QUERY", "Positive")),
+        ({"query": TEXT, "positive": TEXT, "answer": TEXT, "context": TEXT}, "columns", ("query", "positive")),
+        ({"question": TEXT, "answer": TEXT}, "sentence-transformers", ("question", "answer")),
+        ({"sentence1": TEXT, "sentence2": TEXT}, "sentence-transformers", ("sentence1", "sentence2")),
+        ({"query": TEXT, "pos": TEXTS, "neg": TEXTS}, "flagembedding", ("query", "pos")),
+        ({"query": TEXTS, "pos": pa.list_(TEXTS), "neg": pa.list_(TEXTS)}, "gritlm", ("query", "pos")),
+        ({"query": TEXT, "pos": pa.list_(TEXTS), "neg": pa.list_(pa.null())}, "gritlm", ("query", "pos")),
+        ({"query": TEXT, "response": TEXT, "rejected_response": TEXTS}, "ms-swift", ("query", "response")),
+    ],
+)
+def test_names_and_types_decide(schema: dict, format: str, roles: tuple) -> None:
+    found = recognise(schema)
+    assert (found.format, found.roles["query"], found.roles["positive"]) == (format, roles[:1], roles[1:])
+
+
+def test_the_recipe_goes_before_what_is_recognised() -> None:
+    schema = {"a": TEXT, "query": TEXT, "positive": TEXT, "bad": TEXT, "label": pa.int64()}
+    found = recognise(schema, columns={"query": "a", "positive": "query", "negatives": "bad"})
+    assert found.roles == {"query": ("a",), "positive": ("query",), "negatives": ("bad",)}
+    assert found.notes == ("not read: positive, label",)
+    passages = pa.list_(pa.struct([("title", TEXT), ("text", TEXT)]))
+    found = recognise({"query": TEXT, "positive_passages": passages, "task": TEXT}, columns={"instruction": "task"})
+    assert found.format == "tevatron" and found.roles["instruction"] == ("task",)
+
+
+def test_sentence_transformers_by_name_of_the_format_goes_by_order() -> None:
+    schema = {"a": TEXT, "dataset_name": TEXT, "b": TEXT, "c": TEXT, "d": TEXT}
+    found = recognise(schema, "sentence-transformers")
+    assert found.roles == {"query": ("a",), "positive": ("b",), "negatives": ("c", "d")}
+    assert recognise({"answer": TEXT, "question": TEXT}, "sentence-transformers").roles["query"] == ("answer",)
+
+
+@pytest.mark.parametrize(
+    ("schema", "format", "message"),
+    [
+        (
+            {"sentence1": TEXT, "sentence2": TEXT, "score": pa.float64()},
+            "auto",
+            "'score' says how well .* Keep the rows",
+        ),
+        (
+            {"anchor": TEXT, "positive": TEXT, "label": pa.int64()},
+            "auto",
+            r"`columns: \{query: anchor, positive: positive",
+        ),
+        ({"a": TEXT, "b": TEXT, "Labels": TEXT}, "sentence-transformers", "'Labels' says how well"),
+        ({"query": TEXT, "response": TEXT, "label": pa.float64()}, "auto", "'label' says how well"),
+        ({"answer": TEXT, "question": TEXT}, "auto", r"goes by the order of the columns, answer, question; say which"),
+        (
+            {"title": TEXT, "body": TEXT},
+            "auto",
+            r"can't tell .* title, body; write `columns: .* by order \(title, body\)",
+        ),
+        (
+            {"text": TEXT},
+            "auto",
+            r"can't tell .* the columns text; write `columns: \{query: \.\.\., positive: \.\.\.\}`$",
+        ),
+        (
+            {"query": TEXT, "positive": TEXT, "pos": TEXTS},
+            "auto",
+            r"fit several formats; .*`format: columns` \(query, positive\) or `format: flagembedding` \(query, pos\)",
+        ),
+        ({"query": TEXT, "positive_document_ids": TEXTS}, "auto", "name their documents by id"),
+        (
+            {"query": TEXT, "answer": TEXT},
+            "columns",
+            "no column 'positive' for the positive; its columns are query, answer",
+        ),
+        ({"query": TEXT, "answer": TEXT}, "tevatron", "no column 'positive_passages' for the positive"),
+        ({"query": pa.int64(), "pos": TEXTS}, "auto", r"'query' \(query\) holds int64, expected text$"),
+        ({"query": TEXT, "positive_passages": TEXTS}, "auto", r"expected text \(query\) or \[\{title, text\}\]"),
+        ({"query": TEXT, "response": TEXT, "images": TEXTS}, "ms-swift", "the rows have images, and only texts"),
+    ],
+)
+def test_what_is_not_clear_is_refused_with_what_to_write(schema: dict, format: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recognise(schema, format)
+
+
+def test_recognition_is_told() -> None:
+    found = recognise({"id": TEXT, "query": TEXT, "pos": TEXTS, "neg": TEXTS, "prompt": TEXT, "type": TEXT})
+    assert str(found) == (
+        "format flagembedding (query = query, positive = pos, negatives = neg, instruction = prompt); not read: id, type; "
+        "type is not read: a symmetric task needs `symmetric: true`, classes `in_batch_negatives: false`"
+    )
+    assert found.columns == ["query", "pos", "neg", "prompt"]
+
+
+def test_the_instruction_of_an_e5_file_is_that_of_its_name(tmp_path: Path) -> None:
+    spec = _write(tmp_path / "hotpot_qa.jsonl", [{"query": "q", "positive": "p", "negative": "n"}])
+    usual = "Given a multi-hop question, retrieve documents that can help answer the question"
+    recognised, rows = examine(spec)
+    assert (recognised.format, rows[0].instruction) == ("columns", "") and usual in recognised.notes[0]
+    assert read_pairs(spec.model_copy(update={"format": "e5"}))[0] == Pair("q", "p", ("n",), usual, "")
+    assert read_pairs(spec.model_copy(update={"format": "e5", "instruction": "Own"}))[0].instruction == "Own"
+
+
+def test_the_instructions_of_e5_files_are_those_of_our_recipe() -> None:
+    used = [s for stage in load_recipe("qwen3-8b").stages for s in stage.data if s.kind == "files"]
+    assert len(used) == 14
+    for source in used:
+        assert source.instruction == E5_INSTRUCTIONS[Path(source.path).stem], source.path
+
+
+# ---------------------------------------------------------------------------------------------------------------- cells
+
+
+def test_empty_cells_are_found_alike_in_bulk_and_one_by_one() -> None:
+    rows = [["a"], [], None, ["", " "], [None, "b"], ["\t"], ["c", ""]]
+    expected = [any(text and text.strip() for text in row or ()) for row in rows]
+    column = pa.chunked_array([pa.array(rows[:3], TEXTS), pa.array([["x"], *rows[3:]], TEXTS)[1:]])
+    for part, start in ((column, 0), (column.slice(2), 2)):
+        assert filled(part, plain_list).tolist() == expected[start:]
+        assert filled(part, lambda cell: plain_list(cell)).tolist() == expected[start:]
+    nested = pa.chunked_array([pa.array([[["i", "a"]], [["i", " "]], [], None], pa.list_(TEXTS))])
+    assert filled(nested, instructed_list).tolist() == [True, False, False, False]
+    assert filled(pa.chunked_array([pa.nulls(2)]), plain_list).tolist() == [False, False]
+
+
+def test_cells_that_types_cannot_tell_are_refused(tmp_path: Path) -> None:
+    spec = _write(tmp_path / "a.jsonl", [{"query": ["Find", "q", "more"], "pos": [["", "p"]], "neg": []}])
+    with pytest.raises(ValueError, match=r"a\.jsonl': column 'query': .* has 3 parts, expected \[instruction, text\]"):
+        read_pairs(spec)[0]
+    spec = _write(tmp_path / "b.jsonl", [{"query": ["Find", "q"], "pos": [["One", "p"]], "neg": [["Two", "n"]]}])
+    with pytest.raises(ValueError, match=r"different instructions: \['One', 'Two'\]"):
+        read_pairs(spec)[0]
+
+
+def test_negatives_that_start_empty_have_the_type_of_the_positives(tmp_path: Path) -> None:
+    for format in ("gritlm", "tevatron", "ms-swift"):
+        row, pair = EXAMPLES[format]
+        negatives = next(name for name in row if "neg" in name)
+        rows = [*[{**row, negatives: []}] * 1200, row]
+        found = read_pairs(_write(tmp_path / f"{format}.jsonl", rows))
+        assert found[0].negatives == () and found[1200] == pair
+
+
+def test_folders_that_are_no_data_set_and_unknown_endings_are_refused(tmp_path: Path) -> None:
+    _write(tmp_path / "a.jsonl", [{"query": "q", "positive": "p"}])
+    with pytest.raises(
+        ValueError, match=r"is a folder, and no BEIR data set .* give each file its own source: a\.jsonl"
+    ):
+        read_pairs(FilesData(kind="files", path=str(tmp_path)))
+    with pytest.raises(ValueError, match=r"`split` is for BEIR folders"):
+        read_pairs(FilesData(kind="files", path=str(tmp_path / "a.jsonl"), split="train"))
+    with pytest.raises(ValueError, match=r"`format: beir` needs a BEIR folder"):
+        read_pairs(FilesData(kind="files", path=str(tmp_path / "a.jsonl"), format="beir"))
+    with pytest.raises(ValueError, match=r"`format` is for pairs; remove it"):
+        read_texts(FilesData(kind="files", path=str(tmp_path / "a.jsonl"), format="columns"))
+
+
+# ----------------------------------------------------------------------------------------------------------------- BEIR
+
+
+def _beir(folder: Path, split: str = "qrels/train.tsv", compressed: bool = False, **changed: list[str]) -> FilesData:
+    for name, lines in {**BEIR, **changed}.items():
+        write(folder / (split if name == "qrels" else f"{name}.jsonl"), lines, compressed)
+    return FilesData(kind="files", path=str(folder))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_beir_folder_gives_a_pair_for_each_query(compressed: bool, tmp_path: Path) -> None:
+    recognised, rows = examine(_beir(tmp_path, compressed=compressed))
+    assert recognised.notes == (f"judgements of qrels/train.tsv{'.gz' if compressed else ''}; 0 makes a hard negative",)
+    assert list(rows) == [
+        Pair("first", "Title body\u2028more", ("bare",), "", "", ("x",)),
+        Pair("second", "x", (), "", ""),
+    ]
+    assert rows[1:] == [list(rows)[1]]
+
+
+def test_the_right_answers_of_a_beir_folder_are_those_of_its_evaluation(tmp_path: Path) -> None:
+    rows = read_pairs(_beir(tmp_path, "qrels/test.tsv").model_copy(update={"split": "test"}))
+    task = read_task(tmp_path)
+    judged = {
+        task.queries[query]: {task.documents[document] for document, score in judgements.items() if score > 0}
+        for query, judgements in task.judged.items()
+    }
+    assert {row.query: {row.positive, *row.others} for row in rows} == judged
+
+
+def test_beir_splits_and_faults(tmp_path: Path) -> None:
+    spec = _beir(tmp_path / "a", "qrels/test.tsv")
+    with pytest.raises(ValueError, match=r"has no qrels/train\.tsv; it has judgements for test\. .*`split: test`"):
+        read_pairs(spec)
+    assert len(read_pairs(spec.model_copy(update={"split": "test", "limit": 1}))) == 1
+    assert len(read_pairs(_beir(tmp_path / "b", "qrels.tsv"))) == 2
+    with pytest.raises(ValueError, match="takes no `columns`, `streaming`"):
+        read_pairs(spec.model_copy(update={"streaming": True, "columns": {"query": "a"}}))
+    lost = [*BEIR["qrels"], "q1\tnowhere\t1"]
+    with pytest.raises(ValueError, match="document 'nowhere' is judged relevant, but the corpus does not hold it"):
+        read_pairs(_beir(tmp_path / "c", qrels=lost))
+    with pytest.raises(ValueError, match="the id 'a' occurs twice"):
+        read_pairs(_beir(tmp_path / "d", corpus=BEIR["corpus"] * 2))
+    with pytest.raises(ValueError, match="has no column score; its header is query-id, corpus-id"):
+        read_pairs(_beir(tmp_path / "e", qrels=["query-id\tcorpus-id", "q0\ta"]))
+
+
+# ------------------------------------------------------------------------------------------------------------- mixtures
+
+
+@pytest.mark.parametrize(
+    ("alpha", "weights", "rows"),
+    [
+        (None, (1, 1), (64, 4)),  # size x weight
+        (None, (0.5, 3), (32, 12)),
+        (1, (1, 1), (64, 4)),
+        (0.5, (1, 1), (64, 16)),  # 8 : 2, the square roots; each row of the small one four times
+        (0, (1, 1), (64, 64)),
+        (0.5, (1, 0.5), (64, 8)),  # 8 : 2 x 0.5
+        (0.5, (1, 0.125), (128, 4)),  # 8 : 2 x 0.125; now the small one is seen most rarely, once
+    ],
+)
+def test_mixtures_by_hand(alpha: float | None, weights: tuple, rows: tuple, tmp_path: Path) -> None:
+    specs = [
+        _write(tmp_path / f"{size}.jsonl", [{"query": f"{size} {i}", "positive": "p"} for i in range(size)]).model_copy(
+            update={"name": str(size), "weight": weight}
+        )
+        for size, weight in zip((64, 4), weights, strict=True)
+    ]
+    batches = pair_batches(specs, 2, 7, alpha=alpha)
+    for _ in range(2):  # two epochs
+        epoch = list(islice(batches, sum(rows) // 2))
+        assert Counter(batch.source for batch in epoch) == {"64": rows[0] // 2, "4": rows[1] // 2}
+        seen = Counter(row.query for batch in epoch for row in batch.rows)
+        for size, number in zip((64, 4), rows, strict=True):
+            often = [seen[f"{size} {i}"] for i in range(size)]
+            assert sum(often) == number and set(often) <= {number // size, -(-number // size)}
+
+
+def test_mixtures_by_size_need_sizes(tmp_path: Path) -> None:
+    spec = _write(tmp_path / "a.jsonl", [{"query": "q", "positive": "p"}]).model_copy(update={"streaming": True})
+    with pytest.raises(ValueError, match=r"`mixture_alpha` needs the sizes of all sources, and .*a\.jsonl streams"):
+        pair_batches([spec], 1, 0, alpha=0.5)
+
+
+# ------------------------------------------------------------------------------------------------------- right answers
+
+
+def test_every_right_answer_is_drawn_and_none_is_a_negative_of_its_row() -> None:
+    pair = Pair("q", "a", ("n", "b"), "", "", ("b", "c"))
+    drawn = Counter(
+        contrastive._with_negatives(pair, 1, np.random.default_rng((3, step))).positive for step in range(300)
+    )
+    assert set(drawn) == {"a", "b", "c"} and min(drawn.values()) > 70
+    again = [contrastive._with_negatives(pair, 1, np.random.default_rng((3, step))) for step in (5, 5)]
+    assert again[0] == again[1] and {again[0].positive, *again[0].others} == {"a", "b", "c"}
+    rows = [pair, Pair("r", "c", ("a",), "", ""), Pair("s", "d", (), "", "", ("n",))]
+    # Documents of the batch:   a      n      b    |  c      a    |  d
+    expected = [
+        [False, True, False, False, False, True],  # a, b and c are right, wherever they stand
+        [True, True, True, True, True, True],  # one right answer, which counts whatever is said here
+        [True, False, True, True, True, False],
+    ]
+    assert contrastive._allowed(rows, in_batch=True, mask_duplicates=False).tolist() == expected
+    assert contrastive._allowed(rows[1:2], in_batch=True, mask_duplicates=False) is None
+
+
+# ------------------------------------------------------------------------------------------------------------ streaming
+
+
+def _numbered(tmp_path: Path, number: int, **fields: object) -> FilesData:
+    rows = [{"query": f"q{i}" if i % 5 else "", "positive": f"p{i}", "negatives": ["n"]} for i in range(number)]
+    return _write(tmp_path / f"{number}.jsonl", rows).model_copy(
+        update={"streaming": True, "name": str(number), **fields}
+    )
+
+
+@pytest.mark.parametrize("window", [1, 50, 10_000])
+def test_a_stream_goes_on_where_it_stopped(window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_batches, "_SHUFFLE_WINDOW", window)
+    specs = [_numbered(tmp_path, 1300), _numbered(tmp_path, 130, weight=0.3)]  # 1040 and 104 rows with a query
+    whole = list(islice(pair_batches(specs, 32, 5), 100))  # more than two passes of the first, seven of the second
+    passed = [row.query for batch in whole if batch.source == "1300" for row in batch.rows][: 1040 // 32 * 32]
+    assert len(set(passed)) == len(passed)
+    for start in (1, 41, 64, 99):
+        found = list(islice(pair_batches(specs, 32, 5, start), 100 - start))
+        assert [(b.step, b.source, b.rows) for b in found] == [(b.step, b.source, b.rows) for b in whole[start:]], start
+
+
+def test_what_a_resumed_stream_passes_over_is_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[str] = []
+    original = sources.to_pair
+    monkeypatch.setattr(sources, "to_pair", lambda found, record, *rest: (
+        converted.append(record["query"]) or original(found, record, *rest)
+    ))  # fmt: skip
+    monkeypatch.setattr(data_batches, "_SHUFFLE_WINDOW", 100)
+    next(pair_batches([_numbered(tmp_path, 20_000)], 8, 0, start=1500))  # row 12 000 of 16 000
+    assert len(converted) < 2000
+
+
+def test_the_order_of_a_stream_does_not_depend_on_how_it_is_cut() -> None:
+    def order(cuts: list[int], skip: int) -> list[int]:
+        pieces = np.split(np.arange(30_000), cuts)
+        blocks = (Rows("a", len(p), lambda chosen, p=p: p[chosen].tolist()) for p in pieces)
+        return list(data_batches._shuffled(blocks, np.random.default_rng(1), skip))
+
+    whole = order([], 0)
+    assert sorted(whole) == list(range(30_000)) and whole[:100] != list(range(100))
+    for cuts in ([9_999, 10_001, 10_001], list(range(0, 30_000, 777))):
+        for skip in (0, 8_000, 20_001, 30_000):
+            assert order(cuts, skip) == whole[skip:], (cuts[:3], skip)
+
+
+def test_streamed_files_leave_no_copy_behind(tmp_path: Path) -> None:
+    spec = _numbered(tmp_path, 400)
+    next(pair_batches([spec], 8, 0))
+    assert not list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
+    next(pair_batches([spec.model_copy(update={"streaming": False})], 8, 0))
+    assert list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
