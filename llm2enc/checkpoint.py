@@ -80,11 +80,17 @@ def finish(folder: Path, backbone: Backbone, parent: str, facts: dict) -> None:
         backbone.merge_lora()
     backbone.model.requires_grad_(False)
     if distributed.is_main():
+        sync(folder)  # what the next line says is there must be there after a power cut too
         facts = {**facts, "parent": parent, "result": backbone.fingerprint()}
         replace_text(folder / "finished.json", json.dumps(facts, indent=1))
-        for name in CHECKPOINTS:
-            shutil.rmtree(folder / name, ignore_errors=True)
+        tidy(folder)
     distributed.barrier()
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left: half a checkpoint, and whole ones of a finished stage."""
+    for name in ("checkpoint.partial", *(CHECKPOINTS if is_finished(folder) else ())):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def is_finished(folder: Path) -> bool:

@@ -23,6 +23,7 @@ from torch import nn
 
 from llm2enc import checkpoint, distributed
 from llm2enc.encoder import Encoder
+from llm2enc.files import replace_text
 from llm2enc.layers import emulated
 from llm2enc.objectives import OBJECTIVES
 from llm2enc.recipe import LoraSpec, Stage, Tracking
@@ -30,7 +31,7 @@ from llm2enc.recipe import LoraSpec, Stage, Tracking
 PREFETCH = 2  # batches collated ahead: one hides the tokenizer, two hide its jitter
 
 
-class Interrupted(Exception):
+class Interrupted(distributed.Together):
     """The run was asked to stop and has written a checkpoint."""
 
 
@@ -93,6 +94,8 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
                 raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
             if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
                 checkpoint.save(folder, step + 1, backbone, optimizer)
+    if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
+        raise KeyboardInterrupt
     _restore(encoder)
     checkpoint.finish(folder, backbone, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
 
@@ -239,7 +242,7 @@ def _forget(path: Path, start: int) -> None:
     if distributed.is_main() and path.exists():
         lines = path.read_text().splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
-        path.write_text("".join(kept))
+        replace_text(path, "".join(kept))
 
 
 @dataclass
