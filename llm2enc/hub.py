@@ -16,44 +16,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llm2enc import secrets
+
 _FACTS, _CARD = "llm2enc.json", "README.md"
 _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 _HOME = "a path into a home directory"
 
-# What must not be published, and by what it is known: the beginnings that the services give their keys. Every pattern
-# begins with letters, for which `re` searches a gigabyte in seconds; with anything else it takes a minute.
+# What must not be published besides secrets.
 _KINDS: dict[str, tuple[bytes, ...]] = {
-    "a Hugging Face token": (rb"hf_[A-Za-z0-9]{30,}", rb"api_org_[A-Za-z0-9]{30,}"),
-    "a wandb key": (
-        rb"wandb_v\d_[A-Za-z0-9_]{30,}",
-        *(
-            rb"%s[\"' :=]{1,6}(?:local-)?[0-9a-f]{40}\b" % name
-            for name in (b"api_key", b"API_KEY", b"apikey", b"apiKey")
-        ),
-        rb"api\.wandb\.ai\s[\s\S]{0,80}password [0-9a-f]{40}\b",  # as .netrc has it
-    ),
-    "an AWS key": (
-        rb"AKIA[0-9A-Z]{16}\b",
-        rb"ASIA[0-9A-Z]{16}\b",
-        rb"aws_secret_access_key[\"' :=]{1,6}[A-Za-z0-9/+]{40}",
-        rb"AWS_SECRET_ACCESS_KEY[\"' :=]{1,6}[A-Za-z0-9/+]{40}",
-    ),
-    "a GitHub token": (
-        *(rb"gh%s_[A-Za-z0-9]{36,}" % kind for kind in (b"p", b"o", b"u", b"s", b"r")),
-        rb"github_pat_[A-Za-z0-9_]{50,}",
-    ),
-    "an API key": (
-        *(rb"sk-%s-[A-Za-z0-9_-]{20,}" % maker for maker in (b"proj", b"ant", b"or")),
-        rb"AIza[0-9A-Za-z_-]{35}",
-        rb"xox[abprs]-[0-9A-Za-z-]{20,}",
-    ),
-    "a private key": (rb"PRIVATE KEY-----",),
-    "a password in a URL": (rb"://[\w.-]{1,64}:[^\s:/@\"'<>]{3,128}@[\w.-]",),
+    **secrets.KINDS,
     _HOME: (rb"/home/[\w.-]{1,64}/[\w.]", rb"/Users/[\w.-]{1,64}/[\w.]", rb":\\\\?Users\\\\?\w"),
 }
-# Variables whose very value must not be in a file, whatever it looks like.
-_SECRET_VARIABLES = re.compile(r"(?:TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY)(?:_ID)?$")
 # Bytes of a file of weights that are searched: what can be text stands in front.
 _HEADS = {".safetensors": 2**22, ".gguf": 2**26, ".bin": 2**22}
 # Forms of an encoder: where the folder has another one or none, what the hub has of them belongs to former weights.
@@ -185,10 +159,9 @@ def _why_not(path: Path, folder: Path, token: str) -> Iterator[str]:
 
 def _own_secrets(token: str) -> dict[str, bytes]:
     """Kind -> value of what this user and this process keep secret."""
-    values = {f"the value of {name}": value for name, value in os.environ.items() if _SECRET_VARIABLES.search(name)}
-    values["the token of this push"] = token
-    # Shorter values (`true`, `none`) are no secrets, and would be found anywhere.
-    values = {kind: value for kind, value in values.items() if len(value) >= 12}
+    values = secrets.of_environment()
+    if len(token) >= secrets.SHORTEST:
+        values["the token of this push"] = token
     home = str(Path.home()).rstrip("/\\")
     if home:
         values[_HOME] = f"{home}{os.sep}"

@@ -4,17 +4,19 @@ A recipe is strict (no unknown keys, no silent conversions), frozen (nothing wri
 has the fields of its own objective only, a data source those of its own kind. `load_recipe` reads a shipped name, a path
 or a dict, applies dotted overrides through the same validation, and reports every fault at once with its path.
 
-This module imports nothing of ours and never torch: `llm2enc recipes` and `--help` must answer at once.
+This module imports no other room than `secrets`, and never torch: `llm2enc recipes` and `--help` must answer at once.
 """
 
 import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from llm2enc.secrets import found, redacted
 
 Attention = Literal["bidirectional", "causal"]
 Pooling = Literal["mean", "weighted_mean", "last", "first"]
@@ -28,11 +30,28 @@ _RATE = Annotated[float, Field(ge=0, lt=1)]
 
 
 class RecipeError(ValueError):
-    """A recipe, override or recipe name that can't be used; the message lists every fault with its path."""
+    """A recipe, override or recipe name that can't be used; the message lists every fault with its path, no secret."""
+
+    def __init__(self, message: str):
+        super().__init__(redacted(message))
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _holds_no_secret(self) -> Self:
+        """A recipe is written into runs, exports, model cards and trackers: what is not in it can't get there."""
+        for name, value in self:
+            texts = [value] if isinstance(value, str) else value if isinstance(value, tuple) else ()
+            texts = [*value.keys(), *value.values()] if isinstance(value, dict) else texts
+            kinds = [kind for text in texts if isinstance(text, str) for kind in found(text)]
+            if kinds:
+                raise ValueError(
+                    f"`{name}` holds what looks like {kinds[0]}; a recipe is copied into everything that is made with it, "
+                    "so leave secrets to the environment (HF_TOKEN, WANDB_API_KEY, .netrc)"
+                )
+        return self
 
 
 # --------------------------------------------------------------------------------------------------------------- model
@@ -335,7 +354,8 @@ class Tracking(_Strict):
 class Recipe(_Strict):
     """A whole run: model, input format, stages, evaluation."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """Names the run's folder, so it holds letters, digits, `.`, `_` and `-` alone."""
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     model: ModelSpec

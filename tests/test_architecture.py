@@ -8,9 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "llm2enc"
 ORDER = (
-    "recipe files hub distributed tokens splitting attention pooling quantization losses layers positions "
+    "secrets recipe files hub distributed guards tokens splitting attention pooling quantization losses layers positions "
     "backbone miniature proof inspection encoder data bulk gradcache objectives checkpoint export trainer "
-    "evaluation doctor planning verify merging comparison conversion cli"
+    "evaluation doctor planning verify merging comparison folder conversion cli"
 ).split()
 EXCEPTIONS = {("encoder", "export")}  # Encoder.load and Encoder.save, imported inside the functions
 TRANSFORMERS = set("layers backbone miniature export proof inspection attention tokens verify pocket".split())
@@ -72,4 +72,5 @@ def test_help_and_recipes_answer_without_torch(path: Path) -> None:
             imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             assert not any(module.split(".")[0] in heavy for module in imported), ast.unparse(node)
             ours = [module for module in imported if module.startswith("llm2enc")]
-            assert all(module == "llm2enc.recipe" or module.startswith("llm2enc.cli.") for module in ours)
+            light = ("llm2enc.recipe", "llm2enc.secrets", "llm2enc.cli.")
+            assert all(module.startswith(light) for module in ours)

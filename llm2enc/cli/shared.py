@@ -114,7 +114,10 @@ def status(show: bool, opening: str = "opening the model", unit: str = "texts") 
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr)
+    """Print to the people's channel; a secret that a library put into its message is not passed on."""
+    from llm2enc.secrets import redacted
+
+    print(redacted(text), file=sys.stderr)
 
 
 def quiet() -> None:
