@@ -11,6 +11,7 @@ import copy
 import hashlib
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llm2enc import attention, positions
+from llm2enc import attention, distributed, positions
 from llm2enc.attention import NAME, Packing, allowed, packed_call
 from llm2enc.layers import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
 from llm2enc.recipe import LoraSpec, ModelSpec
@@ -162,6 +163,7 @@ class Backbone(nn.Module):
         self.model = model
         self.bidirectional = bidirectional
         self._peft: list[Any] = []  # PEFT's wrapper while an adapter trains; in a list, so that it is no submodule
+        self._outline: list[Backbone] = []  # this backbone without its layers' weights, while processes share them
         self._convert()
         self.route = self._choose_route()
         self._pruning = LastLayerPruning(self.trunk) if self.route == "packed" else None
@@ -369,6 +371,48 @@ class Backbone(nn.Module):
             )
         set_peft_model_state_dict(self._peft[0], saved)
 
+    # ---- several processes
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds only a part of each layer's weights."""
+        return bool(self._outline)
+
+    def shard(self) -> None:
+        """Spread the layers' own weights over the processes, until `unshard`; adapters and all else stay whole.
+
+        From here on every process must run the model equally often.
+
+        raises  ValueError for a torch or a model that can't be spread
+        """
+        distributed.check_spread()
+        if self.route == "alone":
+            raise ValueError(
+                f"`strategy: fsdp` needs every process to call the layers equally often, but {self.config.model_type} "
+                "reads texts by length, one call each; use `strategy: ddp`"
+            )
+        layers = [layer for _, layer in decoder_layers(self.trunk)]
+        own = {id(p) for layer in layers for name, p in layer.named_parameters() if ".lora_" not in name}
+        # What two layers share, or a layer and the head, belongs to no single layer and stays whole.
+        uses = Counter(id(parameter) for _, parameter in self.named_parameters(remove_duplicate=False))
+        own = {parameter for parameter in own if uses[parameter] == 1}
+        # FSDP can't be taken off a module again, so what we go on with afterwards is set aside now.
+        memo = {id(p): _without_memory(p) if id(p) in own else p for p in self.parameters()}
+        outline = copy.deepcopy(self, memo)
+        memo.clear()
+        distributed.spread(self.trunk, layers, {p for p in self.parameters() if id(p) not in own})
+        self._outline.append(outline)
+
+    def unshard(self) -> None:
+        """Take all weights back into every process."""
+        outline = self._outline.pop()
+        for name, parameter in self.named_parameters():
+            if distributed.is_spread(parameter):
+                path, _, last = name.rpartition(".")
+                full = distributed.whole(parameter.detach())
+                setattr(outline.get_submodule(path), last, nn.Parameter(full, parameter.requires_grad))
+        self.__dict__ = outline.__dict__
+
     # ---- internals
 
     def _lora_layers(self) -> list[nn.Module]:
@@ -471,6 +515,10 @@ def _lora_linear(layer: nn.Module, inputs: Tensor) -> Tensor:
     wide = output if autocast else output.to(low.dtype)
     total = torch.addmm(wide.flatten(0, -2), low.flatten(0, -2), factor_b.weight.T, alpha=layer.scaling[ADAPTER])
     return total.view_as(output).to(output.dtype)
+
+
+def _without_memory(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
 
 
 def _plain_state(trunk: nn.Module) -> dict[str, Tensor]:

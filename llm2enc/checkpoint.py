@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from llm2enc import distributed
 from llm2enc.backbone import Backbone
@@ -27,18 +28,22 @@ CHECKPOINTS = ("checkpoint", "checkpoint.former")  # newest first
 
 def save(folder: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer) -> None:
     """Everything that step `step` (the next to run) needs; its noise depends on its number alone."""
+    target, partial = folder / "checkpoint", folder / "checkpoint.partial"
     if distributed.is_main():
-        target, partial = folder / "checkpoint", folder / "checkpoint.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        trained = backbone.trained()
-        save_file({name: parameter.detach().contiguous() for name, parameter in trained.items()}, partial / TRAINED)
-        moments = {
-            f"{name}.{moment}": tensor.detach().contiguous()
-            for name, parameter in trained.items()
-            for moment, tensor in optimizer.state[parameter].items()
-        }
-        save_file(moments, partial / OPTIMIZER)
+    trained = backbone.trained()
+    moments = {
+        f"{name}.{moment}": tensor
+        for name, parameter in trained.items()
+        for moment, tensor in optimizer.state[parameter].items()
+    }
+    for tensors, file in ((trained, TRAINED), (moments, OPTIMIZER)):
+        whole = _whole(tensors)
+        if distributed.is_main():
+            save_file(whole, partial / file)
+        del whole  # before the next ones are put together
+    if distributed.is_main():
         (partial / "step.json").write_text(json.dumps({"step": step}))
         sync(partial)
         _replace(partial, target)
@@ -59,11 +64,11 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer) -
         )
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(saved[name])
+            parameter.copy_(distributed.like(saved[name], parameter))
     for name, tensor in load_file(source / OPTIMIZER).items():
         name, _, moment = name.rpartition(".")
         # Adam counts its steps on the CPU wherever the weights are.
-        optimizer.state[trained[name]][moment] = tensor if moment == "step" else tensor.to(trained[name].device)
+        optimizer.state[trained[name]][moment] = tensor if moment == "step" else distributed.like(tensor, trained[name])
     return facts["step"]
 
 
@@ -122,6 +127,16 @@ def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
     backbone.model.requires_grad_(False)
     if backbone.fingerprint() != facts["result"]:
         raise ValueError(f"{folder}: the weights after this stage are not those it produced; its files are damaged")
+
+
+def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as the main process writes them; the others help to put together what is spread over them."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = distributed.whole(tensor.detach())
+        if distributed.is_main():
+            found[name] = full.cpu().contiguous()  # at once: a GPU has room for one at a time
+    return found
 
 
 def _newest(folder: Path) -> Path | None:

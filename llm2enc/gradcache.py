@@ -9,13 +9,15 @@ Graphs of the first `graph_tokens` tokens are kept in step 1 and need no step 3:
 computed twice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from llm2enc import distributed
-from llm2enc.splitting import MiniBatch, Split
+from llm2enc.guards import check_vectors
+from llm2enc.splitting import MiniBatch, Split, in_step
 from llm2enc.tokens import Tokens
 
 
@@ -26,39 +28,42 @@ def cached_backward(
     loss: Callable[[Tensor], Tensor],
     mini_batch_tokens: int,
     graph_tokens: int = 0,
+    together: bool = False,
 ) -> Tensor:
     """Leave this process's part of the gradient of `loss(vectors of all texts)` in the parameters; return the loss.
 
-    encode   Tokens of B texts -> (B, D)
-    tokens   this process's texts, `split.rows()` of the global batch, on the device
-    loss     (total, D) -> scalar; the same function on every process
+    encode    Tokens of B texts -> (B, D)
+    tokens    this process's texts, `split.rows()` of the global batch, on the device
+    loss      (total, D) -> scalar; the same function on every process
+    together  every process calls `encode` equally often and keeps equally many graphs, as sharded layers need it
     """
-    parts = list(_encode_all(encode, tokens, split, mini_batch_tokens, graph_tokens))
-    device = parts[0][1].device
-    own = torch.cat([vectors.detach() for _, vectors in parts])
-    own = own[torch.argsort(torch.cat([part.rows for part, _ in parts])).to(device)]
-    everything = distributed.gather(own, split.counts()).requires_grad_()
+    own = list(split.mini_batches(tokens.lengths, mini_batch_tokens))
+    parts, kept, device = own, _graphs(own, tokens, graph_tokens), tokens.ids.device
+    if together:
+        parts, kept = in_step(own, device), -distributed.largest(-kept, device)
+    encoded = []
+    for number, part in enumerate(parts):
+        part.start_noise()
+        with torch.set_grad_enabled(number < kept):
+            encoded.append(encode(tokens.select(part.rows)))
+    vectors = torch.cat([some.detach() for some in encoded[: len(own)]])
+    vectors = vectors[torch.argsort(torch.cat([part.rows for part in own])).to(vectors.device)]
+    everything = distributed.gather(vectors, split.counts()).requires_grad_()
     value = loss(everything)
+    check_vectors(value, everything)
     value.backward()
     mine = split.rows()
     gradient = everything.grad[mine.start : mine.stop]
-    for part, vectors in parts:
-        if not vectors.requires_grad:
+    for number, part in enumerate(parts):
+        if number >= kept:
             part.start_noise()
-            vectors = encode(tokens.select(part.rows))
-        vectors.backward(gradient[part.rows.to(device)])
+            encoded[number] = encode(tokens.select(part.rows))
+        weight = gradient[part.rows.to(gradient.device)]
+        encoded[number].backward(weight if number < len(own) else torch.zeros_like(weight))
+        encoded[number] = None  # its graph is gone, and so may be its vectors
     return value.detach()
 
 
-def _encode_all(
-    encode, tokens: Tokens, split: Split, mini_batch_tokens: int, graph_tokens: int
-) -> Iterator[tuple[MiniBatch, Tensor]]:
-    """Mini-batches of R texts and their vectors (R, D), with a graph as long as `graph_tokens` lasts."""
-    kept = 0
-    for part in split.mini_batches(tokens.lengths, mini_batch_tokens):
-        batch = tokens.select(part.rows)
-        kept += len(batch.ids)
-        part.start_noise()
-        with torch.set_grad_enabled(kept <= graph_tokens):
-            vectors = encode(batch)
-        yield part, vectors
+def _graphs(parts: list[MiniBatch], tokens: Tokens, graph_tokens: int) -> int:
+    """How many mini-batches, from the first one on, have at most `graph_tokens` tokens together."""
+    return sum(total <= graph_tokens for total in accumulate(int(tokens.lengths[part.rows].sum()) for part in parts))

@@ -248,12 +248,16 @@ class _Stage(_Strict):
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the matrix products in forward and backward; weights that train and the loss stay float32."""
     mini_batch_tokens: _POSITIVE_INT = 16384
-    """Tokens that go through the model at once, per process. Memory and speed only: the gradient does not change."""
+    """Tokens that go through the model at once, per process: this is gradient accumulation. Memory and speed only: a
+    step is made of all of `batch_size`, and its gradient does not change."""
     shards: _POSITIVE_INT = 8
     """Pieces that a batch is cut into. Each is computed by one process, with dropout of its own: a step is the same on
     any number of processes up to this one. More processes need more shards."""
     graph_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens per step and process whose activations are kept instead of being computed again (contrastive, SimCSE)."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Where several processes keep the layers' weights while this stage trains. `ddp`: whole, in each. `fsdp`: a part of
+    each layer, of its gradient and of its moments in each (FSDP2). Memory and speed only: the gradient does not change."""
     gradient_checkpointing: bool = False
     attention_dropout: _RATE = 0.0
     """Dropout on attention weights while this stage trains."""
@@ -378,7 +382,7 @@ class Recipe(_Strict):
 
     def to_yaml(self) -> str:
         """The resolved recipe; `load_recipe` of this text gives an equal recipe."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 # ------------------------------------------------------------------------------------------------------------- loading
@@ -387,6 +391,31 @@ class Recipe(_Strict):
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars. YAML 1.1, PyYAML's own, reads `5e-5` as a string, `010` as 8, `1:30` as 90 and `no` as False."""
 
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[str, Any]:
+        """A mapping whose keys are text as it is written (a prompt may be called `1e5`), each there once."""
+        if not isinstance(node, yaml.MappingNode):
+            return super().construct_mapping(node, deep)  # raises
+        found: dict[str, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key.start_mark)
+            if key.value in found:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value[:100]!r} is there twice; keep one of them", key.start_mark
+                )
+            found[key.value] = self.construct_object(value, deep)
+        return found
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around texts that either version reads as something else: `no`, and `1e5` or `08` (a revision)."""
+
+    def represent_text(self, text: str) -> yaml.Node:
+        # PyYAML takes U+0085 for a line break, and writes it as it stands unless the style is one with escapes.
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if "\x85" in text else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 _Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
@@ -399,13 +428,17 @@ for _tag, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 _MAX_NODES = 100_000  # a recipe has hundreds; more is an alias that multiplies itself
+_MAX_CHARACTERS = 250_000  # a recipe has thousands; a minute of reading would only say that a file is none
 
 
 def _parse(text: str, what: str) -> Any:
     """The plain data of a YAML text. RecipeError for anything that is not."""
+    if len(text) > _MAX_CHARACTERS:
+        raise RecipeError(f"{what} has more than {_MAX_CHARACTERS:,} characters; that is no recipe")
     try:
         data = yaml.load(text, _Loader)
         _count(data, {})
@@ -464,7 +497,8 @@ def _read(source: str) -> dict[str, Any]:
             f"no recipe {source[:200]!r}: give a .yaml file or one of the shipped names: {', '.join(recipe_names())}"
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} can't be read as UTF-8 text: {error}") from None
     data = _parse(text, str(path))
@@ -518,10 +552,10 @@ def _index(items: list[Any], key: str, path: str) -> int:
     named = [i for i, item in enumerate(items) if isinstance(item, dict) and item.get("objective") == key]
     if len(named) == 1:
         return named[0]
-    if key.isdecimal() and int(key) < len(items):
+    if key.isdecimal() and len(key) <= len(str(len(items))) and int(key) < len(items):
         return int(key)
     reason = "several entries have that objective; use a number" if named else f"the list has {len(items)} entries"
-    raise RecipeError(f"override {path}: no entry {key!r}: {reason}")
+    raise RecipeError(f"override {path[:200]}: no entry {key[:50]!r}: {reason}")
 
 
 def _report(error: ValidationError) -> str:

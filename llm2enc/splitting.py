@@ -39,6 +39,14 @@ class MiniBatch:
         return not torch.equal(generator.get_state(), untouched.get_state())
 
 
+def in_step(parts: list[MiniBatch], device: torch.device) -> list[MiniBatch]:
+    """As many mini-batches as the process with most of them has: processes that share layers run them together.
+
+    What is added repeats this process's last one, with the same noise, and must count for nothing.
+    """
+    return parts + parts[-1:] * (distributed.largest(len(parts), device) - len(parts))
+
+
 @dataclass(frozen=True)
 class Split:
     """The cuts of one batch."""

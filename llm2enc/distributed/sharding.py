@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def check() -> None:
+def check_spread() -> None:
     """ValueError if this torch can't spread layers as we need it: with parts left whole, and gradients that are sums."""
     from torch.distributed import fsdp
 

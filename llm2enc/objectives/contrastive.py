@@ -37,6 +37,7 @@ class ContrastiveBatch:
     positives: Tensor  # (Q,) the document of each query, as an index into `documents`
     allowed: Tensor | None  # (Q, N) bool, which documents are negatives; None: all
     source: str
+    duplicates: float = 0.0  # share of the queries whose positive's text is among their negatives
 
     @property
     def num_tokens(self) -> int:
@@ -61,14 +62,16 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
     split = Split(len(texts), stage.shards, seed, rows.step)
     queries = torch.from_numpy(np.flatnonzero(is_query))
     documents = torch.from_numpy(np.flatnonzero(~is_query))
+    allowed = _allowed(pairs, rows.in_batch_negatives, stage.mask_duplicates)
     return ContrastiveBatch(
         tokens=_pack(input_format, texts, instructions, is_query, split.rows(), stage.max_tokens),
         split=split,
         queries=queries,
         documents=documents,
         positives=torch.searchsorted(documents, queries + 1),  # a positive stands right behind its query
-        allowed=_allowed(pairs, rows.in_batch_negatives, stage.mask_duplicates),
+        allowed=allowed,
         source=rows.source,
+        duplicates=_duplicates(pairs, allowed),
     )
 
 
@@ -85,8 +88,9 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: ContrastiveStage)
         return info_nce(queries, documents, positives, stage.temperature, allowed)
 
     tokens = batch.tokens.to(encoder.device)
-    value = cached_backward(encoder, tokens, batch.split, loss, stage.mini_batch_tokens, stage.graph_tokens)
-    return {"loss": value, **metrics}
+    sizes = stage.mini_batch_tokens, stage.graph_tokens
+    value = cached_backward(encoder, tokens, batch.split, loss, *sizes, together=encoder.backbone.sharded)
+    return {"loss": value, **metrics, "duplicate_positives": torch.tensor(batch.duplicates)}
 
 
 def _with_negatives(pair: Pair, count: int, generator: np.random.Generator) -> Pair:
@@ -155,3 +159,20 @@ def _allowed(pairs: Sequence[Pair], in_batch: bool, mask_duplicates: bool) -> Te
             known = right[pair.query] | {pair.query}
             allowed[row] &= np.array([document not in known for document in documents])
     return torch.from_numpy(allowed)
+
+
+def _duplicates(pairs: Sequence[Pair], allowed: Tensor | None) -> float:
+    """Share of the rows whose positive, as a text, is also a document that counts as a negative for them."""
+    places: dict[str, list[int]] = {}
+    column = 0
+    own = []
+    for pair in pairs:
+        own.append(column)
+        for text in (pair.positive, *pair.negatives):
+            places.setdefault(text, []).append(column)
+            column += 1
+    found = [
+        any(place != own[row] and (allowed is None or bool(allowed[row, place])) for place in places[pair.positive])
+        for row, pair in enumerate(pairs)
+    ]
+    return sum(found) / len(found)

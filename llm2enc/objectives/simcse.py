@@ -57,8 +57,15 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
                 "or `lora.dropout` in this stage"
             )
         first, second = vectors[0::2], vectors[1::2]
+        # A fresh adapter's own dropout shows after its first update, which a warmup puts off to the second step.
+        if batch.split.step > 1 and torch.equal(first, second):
+            raise ValueError(
+                "both SimCSE views of every text are equal although dropout is active: it does not reach the vectors. Set "
+                "`attention_dropout` (LLM2Vec: 0.3), or let `lora.targets` name layers that the vectors depend on"
+            )
         metrics["view_cosine"] = cosine_similarity(first, second).mean().detach()
         return info_nce(first, second, batch.positives.to(vectors.device), stage.temperature)
 
-    value = cached_backward(encoder, tokens, batch.split, loss, stage.mini_batch_tokens, stage.graph_tokens)
+    sizes = stage.mini_batch_tokens, stage.graph_tokens
+    value = cached_backward(encoder, tokens, batch.split, loss, *sizes, together=encoder.backbone.sharded)
     return {"loss": value, **metrics}

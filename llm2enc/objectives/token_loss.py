@@ -14,7 +14,7 @@ from llm2enc import distributed
 from llm2enc.data import RowBatch, block_batches
 from llm2enc.encoder import Encoder
 from llm2enc.losses import cross_entropy_sum
-from llm2enc.splitting import Split
+from llm2enc.splitting import Split, in_step
 from llm2enc.tokens import InputFormat, Tokens
 
 
@@ -68,9 +68,12 @@ def token_backward(
     total = torch.zeros((), device=encoder.device)
     tokens, targets = batch.tokens.to(encoder.device), batch.targets.to(encoder.device)
     blocks = targets.view(len(tokens), -1)  # every block has the same length
-    for part in batch.split.mini_batches(tokens.lengths, mini_batch_tokens):
+    own = list(batch.split.mini_batches(tokens.lengths, mini_batch_tokens))
+    for number, part in enumerate(in_step(own, encoder.device) if encoder.backbone.sharded else own):
         part.start_noise()
         wanted = blocks[part.rows.to(encoder.device)].reshape(-1)
+        if number >= len(own):  # it is there for the sake of the other processes only
+            wanted = torch.full_like(wanted, -100)
         hidden = encoder.backbone.hidden(tokens.select(part.rows), causal=causal, queries=wanted != -100)
         states = hidden[wanted != -100]  # (R, D)
         total += _head_backward(encoder, states, wanted[wanted != -100], 1 / batch.num_targets, logit_rows)
