@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llm2enc import distributed
 from llm2enc.backbone import Backbone
-from llm2enc.files import replace_text, sync
+from llm2enc.files import replace_text, sync, sync_one
 
 FULL, TRAINED, OPTIMIZER = "full.safetensors", "trained.safetensors", "optimizer.safetensors"
 CHECKPOINTS = ("checkpoint", "checkpoint.former")  # newest first
@@ -85,7 +85,8 @@ def finish(folder: Path, backbone: Backbone, parent: str, facts: dict) -> None:
         backbone.merge_lora()
     backbone.model.requires_grad_(False)
     if distributed.is_main():
-        sync(folder)  # what the next line says is there must be there after a power cut too
+        # What the next line says is there must be there after a power cut too.
+        (sync if is_adapter else sync_one)(folder / ("adapter" if is_adapter else FULL))
         facts = {**facts, "parent": parent, "result": backbone.fingerprint()}
         replace_text(folder / "finished.json", json.dumps(facts, indent=1))
         tidy(folder)
