@@ -11,17 +11,18 @@ runs/pocket/
 
 import json
 import re
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm2enc import checkpoint, distributed, positions
+from llm2enc import checkpoint, distributed, folder, positions
 from llm2enc.backbone import load_config, load_tokenizer, text_config
 from llm2enc.encoder import Encoder
 from llm2enc.evaluation import baselines, evaluate
+from llm2enc.export.files import FACTS, read_facts
 from llm2enc.export.sentence_transformers import write
+from llm2enc.files import naming, replace_text, sweep
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.tokens import surrounding
 from llm2enc.trainer import train
@@ -48,33 +49,65 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
     resume     go on with an interrupted run of the same recipe; finished stages are loaded, not repeated
     overwrite  delete what is in `out` first
     raises     ValueError for a folder in use or data that can't be used, CannotConvert for a model that stays one-sided,
-               Interrupted after a checkpoint on Ctrl-C
+               Interrupted after a checkpoint on Ctrl-C or SIGTERM in a stage, KeyboardInterrupt elsewhere, OSError for a
+               disk that is full or closed; however it ends, `resume` goes on to the same result, bit for bit
     """
     distributed.start()
     out = Path(out)
-    _check_folder(recipe, out, resume, overwrite)
-    distributed.barrier()  # every process has looked before one writes
-    encoder = Encoder.from_recipe(recipe)  # a model that can't be converted is refused before anything is written
-    _open_folder(recipe, out, overwrite)
+    with (
+        distributed.together("Finished stages and the last checkpoint are kept: go on with --resume"),
+        naming(out),
+        folder.opened(recipe, out, resume, overwrite),
+    ):
+        # A model that can't be converted is refused before anything is written.
+        encoder = Encoder.from_recipe(recipe)
+        folder.begin(recipe, out, overwrite)
+        try:
+            return _run(recipe, out, encoder)
+        finally:
+            if distributed.is_main():
+                _tidy(recipe, out)
+
+
+def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
+    """Everything that is not in `out` yet."""
     history = _History(out, recipe)
     for name, causal, pooling in _starting_points(recipe):
         history.measure(name, encoder.variant(causal=causal, pooling=pooling), time.perf_counter())
     for index, stage in enumerate(recipe.stages):
-        folder = out / f"{index}-{stage.objective}"
+        place = out / f"{index}-{stage.objective}"
         started = time.perf_counter()
-        if checkpoint.is_finished(folder):
-            checkpoint.load_finished(folder, encoder.backbone, stage, recipe.seed)
+        if checkpoint.is_finished(place):
+            checkpoint.load_finished(place, encoder.backbone, stage, recipe.seed)
         else:
-            train(encoder, stage, folder, recipe.seed, recipe.tracking)
-        history.measure(f"after {stage.objective}", encoder, started, key=folder.name)
+            train(encoder, stage, place, recipe.seed, recipe.tracking)
+        history.measure(f"after {stage.objective}", encoder, started, key=place.name)
     parity: list[Parity] = []
     scores: dict[str, float] = {}
     if distributed.is_main():
         scores = baselines(recipe.evaluation)
-        write(encoder, out / "model", recipe=recipe, history=history.rows)
+        if not _is_exported(out / "model", encoder, history.rows):  # its other forms would be lost
+            write(encoder, out / "model", recipe=recipe, history=history.rows)
         parity = verify(out / "model", AT_THE_END_OF_A_CONVERSION, encoder).rows
     distributed.barrier()
     return Result(out, encoder, history.rows, parity, scores)
+
+
+def _is_exported(place: Path, encoder: Encoder, history: list[Row]) -> bool:
+    """Whether this encoder stands in `place`, whole, with this history."""
+    if not (place / FACTS).is_file():
+        return False
+    facts = read_facts(place)
+    return facts["history"] == history and facts["fingerprint"] == encoder.backbone.fingerprint()
+
+
+def _tidy(recipe: Recipe, out: Path) -> None:
+    """Remove what a killed process, or one that found the disk full, left half-written."""
+    for name in ("partial", "former"):
+        sweep(out / "model", name)
+    sweep(out / "history.json")
+    for index, stage in enumerate(recipe.stages):
+        checkpoint.tidy(out / f"{index}-{stage.objective}")
 
 
 def training_free(model: str) -> Recipe:
@@ -120,31 +153,6 @@ def _starting_points(recipe: Recipe) -> list[tuple[str, bool, Pooling]]:
     return [*(point for point in points if point[1:] != start[1:]), start]
 
 
-def _check_folder(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
-    """ValueError if `out` can't be used as asked; nothing is changed."""
-    if resume and overwrite:
-        raise ValueError("give one of resume and overwrite: one keeps what is there, the other deletes it")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    saved = out / "recipe.yaml"
-    if not saved.is_file():
-        raise ValueError(f"{out} is not empty and holds no run of llm2enc; choose another folder with -o")
-    if not resume and not overwrite:
-        raise ValueError(f"{out} holds a run already; add --resume to go on with it, or --overwrite")
-    if resume and load_recipe(str(saved)) != recipe:
-        raise ValueError(f"{out} was started with another recipe (see {saved}); give that one, or another -o")
-
-
-def _open_folder(recipe: Recipe, out: Path, overwrite: bool) -> None:
-    """Make the checked folder ready."""
-    if distributed.is_main():
-        if overwrite and out.exists():
-            shutil.rmtree(out)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    distributed.barrier()
-
-
 class _History:
     """Scores by stage, kept on disk so that a resumed run measures nothing twice."""
 
@@ -164,7 +172,5 @@ class _History:
                 finished = json.loads((self.path.parent / key / "finished.json").read_text())
                 row |= {"parent": finished["parent"], "result": finished["result"]}
             self.rows.append(row)
-            partial = self.path.with_suffix(".partial")
-            partial.write_text(json.dumps(self.rows, indent=1))
-            partial.replace(self.path)
+            replace_text(self.path, json.dumps(self.rows, indent=1))
         distributed.barrier()

@@ -1,0 +1,155 @@
+"""The folder of a run: one job at a time writes it, all processes of the job see it, and a killed one leaves it in order.
+
+recipe.yaml      makes a folder one of ours; there before anything else
+.lock            who writes here now; the operating system gives it up with the process, however that ends
+.overwritten/    what --overwrite deletes: a folder with this and without a recipe is ours and counts as empty
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from llm2enc import distributed
+from llm2enc.files import alive, check_room, leftovers, replace_text, sweep
+from llm2enc.recipe import Recipe, load_recipe
+
+RECIPE, LOCK, OVERWRITTEN = "recipe.yaml", ".lock", ".overwritten"
+PATIENCE = 60.0  # seconds that a shared file system may take to show a new file on another machine
+
+
+@contextmanager
+def opened(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold `out` for this job, checked but unchanged: `begin` makes it a run's.
+
+    raises  ValueError if it can't be used as asked, another job writes it, or a process of this job does not see it;
+            OSError if it can't be written
+    """
+    if resume and overwrite:
+        raise ValueError("give one of resume and overwrite: one keeps what is there, the other deletes it")
+    if not distributed.is_main():
+        _see(out / LOCK, distributed.from_main(""))
+        distributed.barrier()
+        yield
+        return
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        _check(recipe, out, resume, overwrite)
+        check_room(out)
+        out.mkdir(parents=True, exist_ok=True)
+        token = secrets.token_hex(8)
+        with _held(out / LOCK, token):
+            _check(recipe, out, resume, overwrite)  # once more: the job before us may just have ended
+            distributed.from_main(token)
+            distributed.barrier()
+            yield
+    finally:
+        for path in made:  # empty if nothing was begun
+            with suppress(OSError):
+                path.rmdir()
+
+
+def begin(recipe: Recipe, out: Path, overwrite: bool) -> None:
+    """Make the opened folder the recipe's run, on the main process; the others wait."""
+    if distributed.is_main():
+        old = out / OVERWRITTEN
+        if overwrite or (old.exists() and not (out / RECIPE).exists()):
+            old.mkdir(exist_ok=True)
+            # Without its recipe the folder counts as empty: a kill in between leaves no mixture of two runs.
+            for name in (RECIPE, *sorted(os.listdir(out))):
+                if name not in (LOCK, OVERWRITTEN) and os.path.lexists(out / name):
+                    (out / name).rename(old / f"{secrets.token_hex(4)}-{name}")
+        sweep(out / RECIPE)
+        if not (out / RECIPE).exists():
+            replace_text(out / RECIPE, recipe.to_yaml())
+        shutil.rmtree(old, ignore_errors=True)
+    distributed.barrier()
+
+
+def _check(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
+    """ValueError if `out` can't be used as asked; nothing is changed."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder with -o")
+    saved = out / RECIPE
+    if not saved.is_file():
+        ours = {out / LOCK, *leftovers(saved)}
+        if out.is_dir() and not (out / OVERWRITTEN).is_dir() and set(out.iterdir()) - ours:
+            raise ValueError(f"{out} is not empty and holds no run of llm2enc; choose another folder with -o")
+        return
+    if not resume and not overwrite:
+        raise ValueError(f"{out} holds a run already; add --resume to go on with it, or --overwrite")
+    if resume and load_recipe(str(saved)) != recipe:
+        raise ValueError(f"{out} was started with another recipe (see {saved}); give that one, or another -o")
+
+
+@contextmanager
+def _held(path: Path, token: str) -> Iterator[None]:
+    """Hold the lock file `path`, which is gone in the end. ValueError if another process that lives holds it."""
+    file = _lock(path)
+    try:
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": token}))
+        file.flush()
+        os.fsync(file.fileno())
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # first: whoever opens it now makes a new one
+        file.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(_in_use(path, _owner(path))) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                file.close()
+                raise
+            # A file system without locks: the number of the process has to do.
+            owner = _owner(path)
+            if owner and (owner["host"] != socket.gethostname() or alive(owner["pid"])):
+                file.close()
+                remedy = f"If that is no longer running, delete {path}: this file system has no locks"
+                raise ValueError(f"{_in_use(path, owner)}. {remedy}") from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()  # the job before us has just removed it
+
+
+def _owner(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _in_use(path: Path, owner: dict) -> str:
+    who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+    return f"{path.parent} is being written by {who}; wait for it, stop it, or choose another folder with -o"
+
+
+def _see(path: Path, token: str) -> None:
+    """Wait until a file that the main process has written shows here. ValueError if it does not."""
+    until = time.monotonic() + PATIENCE
+    while _owner(path).get("token") != token:
+        if time.monotonic() > until:
+            raise ValueError(
+                f"process {distributed.rank()} on {socket.gethostname()} does not see {path.absolute()}, which process 0 "
+                "has written: all machines of a run need one folder that they share; give its path there with -o"
+            )
+        with suppress(OSError):
+            os.listdir(path.parent)  # makes network file systems look again
+        time.sleep(0.2)
