@@ -41,6 +41,8 @@ class Result:
     parity: list[Parity]
     baselines: dict[str, float]
     """TF-IDF's scores on the same docstrings: what an encoder should beat."""
+    already: bool = False
+    """Whether the run was finished before: everything but the verification was there."""
 
 
 def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool = False) -> Result:
@@ -84,13 +86,15 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
         history.measure(f"after {stage.objective}", encoder, started, key=place.name)
     parity: list[Parity] = []
     scores: dict[str, float] = {}
+    already = False
     if distributed.is_main():
         scores = baselines(recipe.evaluation)
-        if not _is_exported(out / "model", encoder, history.rows):  # its other forms would be lost
+        already = _is_exported(out / "model", encoder, history.rows)
+        if not already:  # otherwise its other forms would be lost
             write(encoder, out / "model", recipe=recipe, history=history.rows)
         parity = verify(out / "model", AT_THE_END_OF_A_CONVERSION, encoder).rows
     distributed.barrier()
-    return Result(out, encoder, history.rows, parity, scores)
+    return Result(out, encoder, history.rows, parity, scores, already)
 
 
 def _is_exported(place: Path, encoder: Encoder, history: list[Row]) -> bool:

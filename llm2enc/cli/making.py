@@ -39,10 +39,13 @@ def convert(
         result = run(loaded, folder, resume=resume, overwrite=overwrite)
     except Interrupted as stopped:
         again = " ".join(["llm2enc convert", recipe, "-o", str(folder), *(f"--set {c}" for c in overrides or [])])
-        say(f"Interrupted. {stopped}. Go on with:\n  {again} --resume")
+        if distributed.is_main():
+            say(f"Interrupted. {stopped}. Go on with:\n  {again} --resume")
         raise typer.Exit(130) from None
     if not distributed.is_main():
         return
+    if result.already:
+        say(f"The run in {folder} was finished already: it was verified again, and nothing in it has changed.")
     if as_json:
         parity = [
             {"engine": p.engine, "cosine": p.cosine, "verdict": p.verdict, "note": p.note, "remedy": p.remedy}
