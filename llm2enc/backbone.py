@@ -82,21 +82,50 @@ def resolve(name: str) -> str:
 
 
 def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer."""
+    """The model's tokenizer. ValueError if it brings code of its own and the recipe does not trust it."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
-    )
+    with naming_untrusted_code(spec.name):
+        return AutoTokenizer.from_pretrained(
+            resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
 
 
 def load_config(spec: ModelSpec) -> "PretrainedConfig":
-    """The model's configuration, as it stands."""
+    """The model's configuration. ValueError if it brings code of its own and the recipe does not trust it."""
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(
-        resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
-    )
+    with naming_untrusted_code(spec.name):
+        config = AutoConfig.from_pretrained(
+            resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    return without_kernels(config)
+
+
+@contextmanager
+def naming_untrusted_code(name: str | Path) -> Iterator[None]:
+    """What transformers says of code that comes with a model, in terms of a recipe."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} brings Python code of its own, which runs only if the recipe says `model.trust_remote_code: true`; "
+            "read that code first, and set `model.revision` to the commit that you have read"
+        ) from None
+
+
+def without_kernels(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration without its word on kernels, which transformers would fetch from the hub and run.
+
+    A name such as `kernels-community/flash-attn` in a stranger's config.json is code that nobody has said yes to.
+    """
+    config._attn_implementation = None  # of nested configurations too
+    for part in (config, text_config(config)):
+        if getattr(part, "_experts_implementation", None) is not None:
+            part._experts_implementation = None
+    return config
 
 
 def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | None] | None = None) -> "Backbone":

@@ -78,7 +78,7 @@ class SentenceTransformerEncoder:
             ) from None
         if not Path(name).is_dir():
             _check_hub(name)
-        self.model = SentenceTransformer(name)
+        self.model = SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
         self.max_tokens: int = self.model.max_seq_length or 2**31
         self.prompts: Mapping[str, str] = self.model.prompts
         self._routed = any(hasattr(module, "sub_modules") for module in self.model)  # other weights for queries

@@ -66,7 +66,10 @@ def read(folder: Path) -> "PretrainedConfig":
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder)
+    from llm2enc.backbone import naming_untrusted_code, without_kernels
+
+    with naming_untrusted_code(folder):
+        config = without_kernels(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     if is_gemma3(config.model_type) and config.use_bidirectional_attention:
         config.use_bidirectional_attention, config.is_causal = False, False
         config.sliding_window -= 1  # transformers has halved what the file says, and counted exclusively

@@ -89,8 +89,9 @@ def open_graph(folder: Path, facts: dict[str, Any]) -> Graph:
     from transformers import AutoModel
 
     trunk = AutoModel.from_pretrained(
-        folder, config=trunk_config.read(folder), use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
-    )
+        folder, config=trunk_config.read(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
+        attn_implementation="eager",
+    )  # fmt: skip
     return Graph(trunk, facts["pooling"], facts["normalize"]).eval()
 
 

@@ -121,7 +121,7 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> "Encoder"
     from transformers import AutoModel, AutoTokenizer
 
     from llm2enc import positions
-    from llm2enc.backbone import Backbone
+    from llm2enc.backbone import Backbone, naming_untrusted_code
     from llm2enc.encoder import Encoder
     from llm2enc.proof import prove
     from llm2enc.recipe import InputSpec
@@ -130,11 +130,12 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> "Encoder"
     spec = InputSpec.model_validate_json(json.dumps(facts["input"]))
     config = trunk_config.read(folder)
     positions.check(config, {"input.max_tokens": spec.max_tokens})
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with naming_untrusted_code(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if facts.get("tokenizer"):
         tokenizer = rules.restore(tokenizer, facts["tokenizer"])
     input_format = InputFormat(spec, tokenizer)
-    model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, dtype=dtype)
+    model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, trust_remote_code=False, dtype=dtype)
     backbone = Backbone(model, bidirectional=facts["attention"] == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")

@@ -105,7 +105,8 @@ def _write(input_format, split, folder, pooling, prefixes, found: Rules | None, 
     from transformers import AutoTokenizer
 
     save(input_format, split, folder, found, pad)
-    tokenizer = AutoTokenizer.from_pretrained(folder)  # as others open it: a family's own class could change it
+    # As others open it: a family's own class could change it.
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     by_name = prefixes if found is None else {name: found.prompts.get(name) for name in prefixes}
     texts = probes(input_format.spec.max_tokens)
     found_with = compare(input_format, tokenizer, by_name, pooling, True, texts)

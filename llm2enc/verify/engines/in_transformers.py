@@ -8,9 +8,10 @@ from transformers import AutoModel, AutoTokenizer
 
 def main() -> None:
     job = Job()
-    tokenizer = AutoTokenizer.from_pretrained(job.folder)
+    tokenizer = AutoTokenizer.from_pretrained(job.folder, trust_remote_code=False)
     choice = {"attn_implementation": job.attention} if job.attention else {}
-    model = AutoModel.from_pretrained(job.folder, dtype=torch.float32, **choice).eval()
+    safe = {"use_safetensors": True, "trust_remote_code": False}
+    model = AutoModel.from_pretrained(job.folder, dtype=torch.float32, **safe, **choice).eval()
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, truncation=True, max_length=job.limit)["input_ids"]
