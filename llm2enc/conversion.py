@@ -20,7 +20,7 @@ from llm2enc import checkpoint, distributed, folder, positions
 from llm2enc.backbone import load_config, load_tokenizer, text_config
 from llm2enc.encoder import Encoder
 from llm2enc.evaluation import baselines, evaluate
-from llm2enc.export.files import FACTS, read_facts
+from llm2enc.export.files import FACTS, put_back, read_facts
 from llm2enc.export.sentence_transformers import write
 from llm2enc.files import naming, replace_text, sweep
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
@@ -73,6 +73,8 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
 
 def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     """Everything that is not in `out` yet."""
+    if distributed.is_main():
+        put_back(out / "model")
     history = _History(out, recipe)
     for name, causal, pooling in _starting_points(recipe):
         history.measure(name, encoder.variant(causal=causal, pooling=pooling), time.perf_counter())
@@ -107,8 +109,7 @@ def _is_exported(place: Path, encoder: Encoder, history: list[Row]) -> bool:
 
 def _tidy(recipe: Recipe, out: Path) -> None:
     """Remove what a killed process, or one that found the disk full, left half-written."""
-    for name in ("partial", "former"):
-        sweep(out / "model", name)
+    sweep(out / "model")
     sweep(out / "history.json")
     for index, stage in enumerate(recipe.stages):
         checkpoint.tidy(out / f"{index}-{stage.objective}")
