@@ -235,8 +235,9 @@ class Encoder(nn.Module):
             self.input_format.pack(texts[piece.start : piece.stop], asked, role, first=piece.start) for piece in own
         )
         tokens = torch.tensor([[len(part.ids)] for part in packed], dtype=torch.int64).view(-1, 1)
+        shares = [len(distributed.share(len(pieces), process)) for process in range(distributed.world_size())]
+        every = distributed.gather(tokens.to(self.device), shares).flatten().tolist()
         found, start, total = [], 0, 0
-        every = distributed.gather(tokens.to(self.device), len(pieces)).flatten().tolist()
         for piece, count in zip(pieces, every, strict=True):
             total += count
             if _is_full(piece.stop - start, total) or piece is pieces[-1]:

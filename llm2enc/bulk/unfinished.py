@@ -184,8 +184,8 @@ class Unfinished:
         self.remove()
 
     def remove(self) -> None:
-        """Remove the folder; run.json last, so that what is left of it after a kill is known to be ours."""
-        for path in sorted(self.folder.glob("*"), key=lambda path: path == self._facts):
+        """Remove the folder: rows first, by which `is_finished` knows what is left of it after a kill, run.json last."""
+        for path in sorted(self.folder.glob("*"), key=lambda path: (path == self._facts, path != self.rows)):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
