@@ -61,7 +61,7 @@ class Balance:
 
     def _dropped(self, reading: Reading | None) -> list[Finding]:
         with_one = self.instructions.total() - self.instructions.get("", 0)
-        if reading is None or not with_one:
+        if reading is None or reading.plain or not with_one:
             return []
         if any(part.slot == "instruction" for part in reading.input_format.spec.query):
             return []

@@ -13,7 +13,7 @@ from llm2enc.doctor.texts import plural
 from llm2enc.recipe import Role
 from llm2enc.tokens import InputFormat
 
-QUANTILES = (0.05, 0.5, 0.95, 1.0)
+QUANTILES = {"5%": 0.05, "50%": 0.5, "95%": 0.95, "most": 1.0}
 _PIECE = 256  # texts tokenized at a time
 _MOST = 4000  # texts of a side that are measured: of many negatives the first rows'
 _NO_LIMIT = 2**31 - 1
@@ -28,7 +28,10 @@ class Reading:
     """The stage's own limit, if it is below the template's."""
     block_tokens: int | None = None
     """Of stages that join texts and cut them into blocks (clm, mntp): no template, no truncation."""
+    plain: bool = False
+    """No recipe was given: the template stands in for one that is not known."""
     described: str = ""
+    """Where this comes from, for the report."""
 
     @property
     def limit(self) -> int:
@@ -63,7 +66,7 @@ def measure(sample: Slab, reading: Reading) -> tuple[dict[str, dict[str, Any]], 
         alone = np.array([len(ids) for ids in _plain(reading.input_format, texts)])
         found[side] = {
             "texts": len(texts),
-            "tokens": dict(zip(("5%", "50%", "95%", "most"), np.quantile(alone, QUANTILES).tolist(), strict=True)),
+            "tokens": {part: float(np.quantile(alone, share)) for part, share in QUANTILES.items()},
             "mean": float(alone.mean()),
         }
         if reading.block_tokens:
@@ -94,7 +97,7 @@ def _truncation(texts: list[str], asks: list[tuple[str, Role]], reading: Reading
         reading.input_format, [texts[i] for i in long], [asks[i] for i in long], reading.max_tokens
     )
     return {
-        "with_template_95%": float(np.quantile(whole, 0.95)),
+        "with_template": dict(zip(("95%", "99%", "most"), np.quantile(whole, (0.95, 0.99, 1.0)).tolist(), strict=True)),
         "limit": reading.limit,
         "truncated": int(cut.sum()),
         "truncated_share": float(cut.mean()),
@@ -119,12 +122,19 @@ def _packed(
 def _cut(side: str, lengths: dict[str, Any], reading: Reading) -> list[Finding]:
     if not lengths["truncated"]:
         return []
+    spec = reading.input_format.spec
+    own = f" (the text alone at {spec.max_text_tokens})" if spec.max_text_tokens else ""
     what = (
-        f"{percent(lengths['truncated_share'])} of the sampled {plural(side)} are cut at {reading.limit} tokens, which "
+        f"{percent(lengths['truncated_share'])} of the sampled {plural(side)} are cut at {reading.limit} tokens{own}, which "
         f"loses {percent(lengths['tokens_lost_share'])} of their tokens"
     )
-    spec = reading.input_format.spec
-    name = "max_text_tokens or max_tokens" if spec.max_text_tokens else "max_tokens"
-    remedy = f"{name} of {int(lengths['with_template_95%'])} would keep 95 % of them whole; or split long texts"
+    # The first of 95 %, 99 % and all for which the limit would have to grow.
+    needed = [part for part, tokens in lengths["with_template"].items() if tokens > reading.limit]
+    part = needed[0] if needed and not own else "95%" if own and lengths["truncated_share"] > 0.05 else "most"
+    name = f"max_text_tokens {np.ceil(lengths['tokens'][part]):.0f} with max_tokens" if own else "max_tokens"
+    whole = "all" if part == "most" else part.replace("%", " %")
+    remedy = (
+        f"{name} {np.ceil(lengths['with_template'][part]):.0f} would keep {whole} of them whole; or split long texts"
+    )
     severity = graded(lengths["truncated_share"], warning=0.1)
     return [Finding("truncated", severity, what, remedy, lengths["truncated"], lengths["texts"])]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from llm2enc.doctor.report import Finding, Report, SourceReport, percent
+from llm2enc.doctor.report import Finding, Report, SourceReport
 from llm2enc.doctor.show import marked
 from llm2enc.doctor.texts import plural
 
@@ -50,15 +50,14 @@ def _print_source(source: SourceReport, console: "Console") -> None:
 def _counts(source: SourceReport) -> Any:
     from rich.table import Table
 
-    table = Table(
-        "", "texts", "different", "characters", "tokens 5 / 50 / 95 % / most", "cut", "tokens lost", "languages"
-    )
+    table = Table("", "texts", "distinct", "signs", "tokens: 5/50/95 %/most", "cut", "lost", "languages")
     for side, counts in source.columns.items():
         lengths = source.lengths.get(side, {})
-        tokens = " / ".join(f"{value:.0f}" for value in lengths["tokens"].values()) if lengths else ""
+        tokens = "/".join(f"{value:.0f}" for value in lengths["tokens"].values()) if lengths else ""
         languages = ", ".join(f"{name} {share:.0%}" for name, share in list(source.languages.get(side, {}).items())[:3])
-        cut = percent(lengths["truncated_share"]) if "truncated" in lengths else ""
-        lost = percent(lengths["tokens_lost_share"]) if "truncated" in lengths else ""
+        cut, lost = (
+            f"{lengths[key]:.1%}" if key in lengths else "" for key in ("truncated_share", "tokens_lost_share")
+        )
         numbers = (f"{counts['texts']:,}", f"{counts['distinct']:,}", f"{counts['characters']:.0f}")
         table.add_row(plural(side), *numbers, tokens, cut, lost, languages)
     return table

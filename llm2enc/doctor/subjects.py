@@ -155,7 +155,7 @@ def _plain_reading(model: str) -> Reading:
     )
     spec = InputSpec(query=parts, document=parts, max_tokens=MAX_TOKENS)
     described = f"tokenizer of {model}, no template, {MAX_TOKENS} tokens at most; --recipe or --model for another"
-    return Reading(InputFormat(spec, tokenizer), described=described)
+    return Reading(InputFormat(spec, tokenizer), plain=True, described=described)
 
 
 def _specs(path: str) -> list[DataSpec]:

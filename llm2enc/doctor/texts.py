@@ -24,8 +24,8 @@ def _has_markup(text: str) -> bool:
 
 
 def _says_nothing(text: str) -> bool:
-    """Five characters or more of at most two kinds, or ten words or more of which nine in ten repeat an earlier one."""
-    if len(text) >= 5 and len(set(text) - {" "}) <= 2:
+    """Five signs or more of one kind, ten or more of two, or ten words and more of which nine in ten repeat another."""
+    if len(text) >= 5 and len(set(text) - {" "}) <= (1 if len(text) < 10 else 2):
         return True
     words = text.split() if len(text) >= 20 else []
     return len(words) >= 10 and 10 * len(set(words)) <= len(words)
