@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from llm2enc import checkpoint, distributed
 from llm2enc.encoder import Encoder
 from llm2enc.files import replace_text
+from llm2enc.guards import Guard, NotFinite, NothingLearnt, check_finite
 from llm2enc.layers import emulated
 from llm2enc.objectives import OBJECTIVES
 from llm2enc.recipe import LoraSpec, Stage, Tracking
@@ -33,10 +33,6 @@ PREFETCH = 2  # batches collated ahead: one hides the tokenizer, two hide its ji
 
 class Interrupted(distributed.Together):
     """The run was asked to stop and has written a checkpoint."""
-
-
-class NotFinite(RuntimeError):
-    """The loss or the gradient is not a number; the last good checkpoint is kept."""
 
 
 def learning_rate(step: int, stage: Stage) -> float:
@@ -52,7 +48,8 @@ def learning_rate(step: int, stage: Stage) -> float:
 def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tracking | None = None) -> None:
     """Train the encoder for one stage, in place; afterwards its adapter is merged and `folder` is finished.
 
-    A checkpoint in `folder` is resumed. Raises Interrupted, NotFinite, or ValueError for data the stage can't use.
+    A checkpoint in `folder` is resumed. Raises Interrupted, NotFinite, NothingLearnt, or ValueError for data the stage
+    can't use.
     """
     distributed.start()
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +59,11 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     _prepare(encoder, stage, seed)
     parameters = list(backbone.trained().values())
     optimizer = torch.optim.AdamW(
-        parameters, lr=stage.lr, betas=stage.adam_betas, eps=stage.adam_eps, weight_decay=stage.weight_decay
+        [{"params": group} for group in distributed.alike(parameters)],
+        lr=stage.lr,
+        betas=stage.adam_betas,
+        eps=stage.adam_eps,
+        weight_decay=stage.weight_decay,
     )
     start = checkpoint.resume(folder, backbone, optimizer)
     _forget(folder / "metrics.jsonl", start)
@@ -74,19 +75,22 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
         _trackers(stage, folder, tracking) as trackers,
         _bar(stage) as bar,
     ):
-        log = _Log(folder, stage, trackers, bar)
+        log, guard = _Log(folder, stage, trackers, bar), Guard(backbone.trained())
         for step in range(start, stage.steps):
             batch = next(batches)
             if step == start:
                 log.summary(encoder, batch, start)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, stage)
-            with torch.autocast(encoder.device.type, torch.bfloat16, enabled=stage.precision == "bfloat16"):
-                metrics = objective.backward(encoder, batch, stage)
-            distributed.sum_gradients(parameters)
-            norm = nn.utils.clip_grad_norm_(parameters, stage.max_grad_norm or math.inf)
-            _check_finite(metrics["loss"], norm, step, batch.source, folder)
-            optimizer.step()
+            with _named(step, batch.source, folder):
+                with _precision(stage, encoder):
+                    metrics = objective.backward(encoder, batch, stage)
+                guard.check_batch(metrics, batch.source)
+                distributed.sum_gradients(parameters)
+                norm = distributed.clip(parameters, stage.max_grad_norm or math.inf)
+                check_finite(metrics["loss"], norm, guard.trained)
+                with guard.update(learning_rate(step, stage)):
+                    optimizer.step()
             optimizer.zero_grad()
             log.step(step, batch, {**metrics, "grad_norm": norm}, optimizer.param_groups[0]["lr"])
             if _agreed(stop, encoder.device):
@@ -94,10 +98,18 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
                 raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
             if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
                 checkpoint.save(folder, step + 1, backbone, optimizer)
+    if backbone.sharded:
+        backbone.unshard()
     if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
         raise KeyboardInterrupt
     _restore(encoder)
     checkpoint.finish(folder, backbone, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
+
+
+def _precision(stage: Stage, encoder: Encoder) -> torch.autocast:
+    """The type of matrix products inside. Copies of weights in it are not kept if that undid the sharding."""
+    cast = stage.precision == "bfloat16"
+    return torch.autocast(encoder.device.type, torch.bfloat16, cast, cache_enabled=not encoder.backbone.sharded)
 
 
 def _check_processes(stage: Stage) -> None:
@@ -125,6 +137,8 @@ def _prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     backbone.set_attention_dropout(stage.attention_dropout)
     backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
     encoder.train()
+    if stage.strategy == "fsdp" and distributed.world_size() > 1:
+        backbone.shard()
 
 
 def _restore(encoder: Encoder) -> None:
@@ -166,12 +180,19 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     return {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in config.items()}
 
 
-def _check_finite(loss: torch.Tensor, norm: torch.Tensor, step: int, source: str, folder: Path) -> None:
-    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+@contextmanager
+def _named(step: int, source: str, folder: Path) -> Iterator[None]:
+    """Say which step and data a fault of the numbers belongs to, and what to do."""
+    where = f"step {step}, batch of {source}: "
+    try:
+        yield
+    except NotFinite as error:
         raise NotFinite(
-            f"step {step}, batch of {source}: loss {loss.item()}, gradient norm {norm.item()}. The weights were not "
-            f"changed by it; the last checkpoint in {folder} is good. Lower the learning rate, or look at these rows"
-        )
+            f"{where}{error}. The weights were not changed by it; the last checkpoint in {folder} is good. Lower the "
+            "learning rate, or look at these rows"
+        ) from None
+    except NothingLearnt as error:
+        raise NothingLearnt(f"{where}{error}") from None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import signal
 import struct
 import time
 from dataclasses import replace
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
@@ -146,15 +146,15 @@ class Killed(BaseException):
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, action) -> None:
-    """Do `action` in the middle of step number `steps` (from 1)."""
-    step = trainer._check_finite
+    """Do `action` in the middle of step number `steps` (from 1) of a run that starts at the first."""
+    step, numbers = trainer.check_finite, count(1)
 
     def check(*args) -> None:
-        if args[2] + 1 == steps:
+        if next(numbers) == steps:
             action()
         step(*args)
 
-    monkeypatch.setattr(trainer, "_check_finite", check)
+    monkeypatch.setattr(trainer, "check_finite", check)
 
 
 def interrupt() -> None:
@@ -263,7 +263,8 @@ def test_metrics_lines(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == [3, 6, 7]  # every third, and the last
     for line in lines:
         assert line.keys() == {
-            *("step", "source", "loss", "positive_cosine", "grad_norm", "lr", "tokens_per_second", "peak_gib")
+            *("step", "source", "loss", "positive_cosine", "duplicate_positives", "grad_norm", "lr"),
+            *("tokens_per_second", "peak_gib"),
         }
         assert line["source"] == "pairs" and line["lr"] == learning_rate(line["step"] - 1, stage)
         assert line["tokens_per_second"] > 0 and 0.01 < line["peak_gib"] < 100
