@@ -1,6 +1,7 @@
 """Files that are there whole or not at all: a killed program or a power cut leaves the old one or the new one."""
 
 import errno
+import gzip
 import os
 import re
 import shutil
@@ -47,6 +48,34 @@ def sync_one(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_name(name: str, what: str) -> None:
+    """ValueError unless `name` can name a file on every system: no path, no control character, no device of Windows."""
+    device = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
+    if device or not name.strip(". ") or re.search(r"[/\\\x00-\x1f]", name) or len(name.encode()) > 200:
+        raise ValueError(
+            f"{what} is called {name[:80]!r}, which can't name a file: use letters, digits, spaces, `.`, `_` and `-`, 200 "
+            "bytes at most"
+        )
+
+
+# A .gz of text holds 3 to 20 times its size; a bomb 1000 times.
+_SMALL, _RATIO = 2**28, 200
+
+
+def read_unpacked(path: Path) -> bytes:
+    """The bytes of a file, of a .gz what it holds. ValueError for one that holds far more than text packs to."""
+    if path.suffix != ".gz":
+        return path.read_bytes()
+    limit = max(_SMALL, _RATIO * path.stat().st_size)
+    with gzip.open(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(
+            f"{path} unpacks to more than {_RATIO} times its size, as no text does; if it is to be trusted, unpack it first"
+        )
+    return data
 
 
 def part(place: Path, kind: str = "partial") -> Path:

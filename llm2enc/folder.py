@@ -3,12 +3,15 @@
 recipe.yaml      makes a folder one of ours; there before anything else
 .lock            who writes here now; the operating system gives it up with the process, however that ends
 .overwritten/    what --overwrite deletes: a folder with this and without a recipe is ours and counts as empty
+
+--overwrite deletes what a run writes, and nothing else that is in its folder.
 """
 
 import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -23,6 +26,8 @@ from llm2enc.files import alive, check_room, leftovers, replace_text, sweep
 from llm2enc.recipe import Recipe, load_recipe
 
 RECIPE, LOCK, OVERWRITTEN = "recipe.yaml", ".lock", ".overwritten"
+# What a run writes: the recipe, scores, a folder of each stage, the encoder, and what a killed process left of them.
+_WRITTEN = re.compile(rf"{re.escape(RECIPE)}|history\.json|\d+-[a-z]+|model|\..+\.(?:partial|former)-\d+")
 PATIENCE = 60.0  # seconds that a shared file system may take to show a new file on another machine
 
 
@@ -65,7 +70,7 @@ def begin(recipe: Recipe, out: Path, overwrite: bool) -> None:
             old.mkdir(exist_ok=True)
             # Without its recipe the folder counts as empty: a kill in between leaves no mixture of two runs.
             for name in (RECIPE, *sorted(os.listdir(out))):
-                if name not in (LOCK, OVERWRITTEN) and os.path.lexists(out / name):
+                if _WRITTEN.fullmatch(name) and os.path.lexists(out / name):
                     (out / name).rename(old / f"{secrets.token_hex(4)}-{name}")
         sweep(out / RECIPE)
         if not (out / RECIPE).exists():

@@ -36,7 +36,8 @@ def label(model: str) -> str:
     path = Path(model)
     parts = path.resolve().parts if path.exists() else path.parts
     last = parts[-2:] if parts[-1] == "model" else parts[-1:]
-    return "-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part) for part in last)
+    name = "-".join("".join(c if c.isalnum() or c in "-_." else "-" for c in part) for part in last)
+    return name.strip(".") or "model"  # `..` would be the folder above
 
 
 def ending_well(command: Callable[..., None], kept: str) -> Callable[..., None]:

@@ -16,7 +16,6 @@ Any file may end in .gz. A .tsv has one header line and no quoting. A folder wit
 queries.jsonl and qrels/test.tsv is a BEIR data set (arXiv 2104.08663), scored as retrieval.
 """
 
-import gzip
 import json
 import os
 import zlib
@@ -38,6 +37,7 @@ from llm2enc.evaluation.tasks import (
     Task,
     TaskType,
 )
+from llm2enc.files import read_unpacked
 
 _BEIR_SPLITS = ("test", "dev", "train")  # the first that is there
 
@@ -314,9 +314,7 @@ def _records(path: Path, fields: dict[str, Check]) -> Iterator[tuple[str, dict[s
 
 def _lines(path: Path) -> list[str]:
     try:
-        data = path.read_bytes()
-        # utf-8-sig: spreadsheets put a byte order mark before the header.
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
+        text = read_unpacked(path).decode("utf-8-sig")  # spreadsheets put a byte order mark before the header
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read: {error}") from None
     # Not splitlines: U+2028 and its like are part of a text.

@@ -10,6 +10,8 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
+from llm2enc.files import check_name
+
 TaskType = Literal[
     "sts",
     "classification",
@@ -42,6 +44,10 @@ class _Task(ABC):
     type: ClassVar[TaskType]
     symmetric: ClassVar[bool] = True
     """Whether both sides are of one kind, so that an instruction belongs to both or to neither."""
+
+    def __post_init__(self) -> None:
+        """ValueError for a name that can't name the file of its result."""
+        check_name(self.name, f"a task of type {self.type}")
 
     @abstractmethod
     def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:

@@ -64,9 +64,10 @@ def beside(folder: Path) -> Iterator[Path]:
     """An empty directory beside `folder` that takes its place in the end, or is removed if anything goes wrong.
 
     All of it is on the disk before it has the name. For a moment there is neither the former directory nor the new one
-    under it: of a process that was killed then, `put_back` repairs what it left.
+    under it: of a process that was killed then, `put_back` repairs what it left. A link stays a link: what it points to is
+    replaced.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     put_back(folder)
     former = part(folder, "former")
     with scratch(folder) as partial:
@@ -92,7 +93,7 @@ def put_back(folder: Path) -> None:
     Where the new one is in its place already, the former one goes. ValueError, which says where it is, if it can't be
     moved.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     formers = sorted(leftovers(folder, "former"), key=lambda path: path.stat().st_mtime)
     if not formers:
         return

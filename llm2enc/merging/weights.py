@@ -10,6 +10,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from llm2enc.files import check_name
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -25,6 +27,8 @@ class Weights:
         else:
             raise ValueError(f"{folder} holds no {WEIGHTS} and no {INDEX}; weights are read from safetensors only")
         self.folder = folder
+        for file in set(self.files.values()):
+            check_name(file, f"a file of {folder / INDEX}")
 
     @cached_property
     def headers(self) -> dict[str, tuple[tuple[int, ...], str]]:
