@@ -1,0 +1,45 @@
+"""`llm2enc plan`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm2enc.cli.shared import Json, Set, quiet
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="Shipped recipe (see `llm2enc recipes`) or .yaml file.")],
+    gpus: Annotated[
+        str | None,
+        typer.Option(help="8xh100-80gb, 2x4090-24gb, 2x8xh100-80gb (machines), cpu; by default what is here."),
+    ] = None,
+    overrides: Set = None,
+    mfu: Annotated[
+        float | None, typer.Option(min=0.001, max=1.0, help="Share of the devices' peak; 0.4 if nothing is said.")
+    ] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="A run of this recipe on one such device, whose speed counts instead of --mfu.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a recipe takes: memory by part, time, disk, and whether it fits. Loads no weights."""
+    from llm2enc.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    if mfu is not None and measured is not None:
+        raise ValueError("give one of --mfu and --measured: both say how fast the devices are")
+    quiet()
+    from llm2enc.planning import SHARE
+    from llm2enc.planning import plan as make
+    from llm2enc.planning.devices import here, parse
+    from llm2enc.planning.report import show
+
+    found = make(loaded, here() if gpus is None else parse(gpus), SHARE if mfu is None else mfu, measured)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        show(found, measured)
+    if not found.fits:
+        raise typer.Exit(1)

@@ -1,0 +1,108 @@
+"""The batch of a step: how long its texts are, and which of them go through the model together."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llm2enc.objectives import OBJECTIVES
+from llm2enc.recipe import FilesData, HubData, InputSpec, Stage
+from llm2enc.splitting import Split
+from llm2enc.tokens import InputFormat
+
+CHEAP = 2**28  # bytes of local files that are read to see how long texts are
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step of a stage, over all processes."""
+
+    lengths: Tensor
+    """(B,) tokens of every text or block."""
+    basis: str
+    """Where the lengths come from."""
+    shards: int
+
+    @property
+    def texts(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def pairs(self) -> int:
+        """Sum of squared lengths: what attention's work grows with."""
+        return int((self.lengths**2).sum())
+
+    def mini_batches(self, max_tokens: int) -> list[Tensor]:
+        """The lengths (R,) of each mini-batch, shard by shard."""
+        parts = self._split.mini_batches(self.lengths, max_tokens)
+        return [self.lengths[part.rows] for part in parts]
+
+    def busiest(self, max_tokens: int, processes: int) -> list[Tensor]:
+        """The mini-batches of the first process, which has as many shards as any."""
+        wanted = -(-self._count // processes) * self.texts // self._count
+        parts = self.mini_batches(max_tokens)
+        before = accumulate(map(len, parts), initial=0)  # texts in the mini-batches before each
+        return [part for part, texts in zip(parts, before, strict=False) if texts < wanted]
+
+    def share(self, processes: int) -> float:
+        """Of the work, what the busiest process has: processes take whole shards."""
+        return -(-self._count // processes) / self._count
+
+    @property
+    def largest_shard(self) -> int:
+        """Tokens of the largest shard: no mini-batch is larger."""
+        return max(int(part.sum()) for part in self.mini_batches(2**62))
+
+    @property
+    def _count(self) -> int:
+        return min(self.shards, self.texts)
+
+    @property
+    def _split(self) -> Split:
+        return Split(self.texts, self.shards, 0, 0)
+
+
+def of_stage(stage: Stage, spec: InputSpec, input_format: InputFormat | None, seed: int) -> Workload:
+    """The first batch of the stage if its data are local and cheap to read, else as many texts of the largest size.
+
+    input_format  None if the tokenizer is not at hand
+    """
+    if stage.objective in ("clm", "mntp"):
+        lengths = torch.full((stage.batch_size,), stage.block_tokens)
+        return Workload(lengths, f"exact: {stage.batch_size} blocks of {stage.block_tokens}", stage.shards)
+    obstacle = "the tokenizer is not at hand" if input_format is None else _obstacle(stage)
+    if not obstacle:
+        objective = OBJECTIVES[stage.objective]
+        try:
+            batch = objective.collate(next(objective.batches(stage, input_format, seed, 0)), stage, input_format, seed)
+            return Workload(batch.tokens.lengths, "the first batch, tokenized", stage.shards)
+        except (ValueError, OSError) as error:  # data that training would refuse, with the same words
+            obstacle = str(error).splitlines()[0][:200]
+    texts = 2 * stage.batch_size
+    if stage.objective == "contrastive":
+        texts += stage.hard_negatives * stage.batch_size
+    longest = stage.max_tokens or spec.max_tokens
+    basis = f"upper bound, every text at {longest} tokens ({obstacle})"
+    return Workload(torch.full((texts,), longest), basis, stage.shards)
+
+
+def _obstacle(stage: Stage) -> str:
+    """Why the data of a stage are not read to plan it; empty if they are."""
+    if any(isinstance(source, HubData) for source in stage.data):
+        return "the data are on a hub"
+    size = 0
+    for source in stage.data:
+        if isinstance(source, FilesData):
+            for pattern in [source.path] if isinstance(source.path, str) else source.path:
+                size += (
+                    sum(path.stat().st_size for path in Path().glob(pattern))
+                    if not Path(pattern).is_absolute()
+                    else (sum(path.stat().st_size for path in Path("/").glob(pattern.lstrip("/"))))
+                )
+    return f"{size / 2**30:.1f} GiB of files" if size > CHEAP else ""
