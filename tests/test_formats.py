@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets.packaged_modules.parquet.parquet import Parquet
 from tables import CORPUS, QRELS, QUERIES, jsonl, private_cache, write
 
 from llm2enc.data import Pair, examine, pair_batches, read_pairs, read_texts, recognise, sources
@@ -21,7 +22,7 @@ from llm2enc.data.formats import E5_INSTRUCTIONS
 from llm2enc.data.rows import Rows
 from llm2enc.evaluation.folders import read_task
 from llm2enc.objectives import contrastive
-from llm2enc.recipe import FilesData, load_recipe
+from llm2enc.recipe import FilesData, HubData, load_recipe
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
 
@@ -425,6 +426,25 @@ def test_the_order_of_a_stream_does_not_depend_on_how_it_is_cut() -> None:
     for cuts in ([9_999, 10_001, 10_001], list(range(0, 30_000, 777))):
         for skip in (0, 8_000, 20_001, 30_000):
             assert order(cuts, skip) == whole[skip:], (cuts[:3], skip)
+
+
+def test_streamed_parquet_leaves_the_scanner_alone_that_hangs_at_exit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise AssertionError("apache/arrow issue 45214")
+
+    monkeypatch.setattr(Parquet, "_generate_tables", refused)
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    for part in range(2):
+        _write(folder / f"train-{part}.parquet", [{"query": f"q{i}", "positive": f"p{part}"} for i in range(1500)])
+    local = FilesData(kind="files", path=str(folder / "*.parquet"), streaming=True)
+    hub = HubData(kind="hub", path=str(folder), streaming=True)
+    for spec in (local, hub, local.model_copy(update={"limit": 1700}), hub.model_copy(update={"limit": 1700})):
+        expected = [Pair(f"q{i}", f"p{part}", (), "", "") for part in range(2) for i in range(1500)][: spec.limit]
+        assert list(read_pairs(spec)) == expected
+        assert len(next(pair_batches([spec], 64, 0)).rows) == 64
 
 
 def test_streamed_files_leave_no_copy_behind(tmp_path: Path) -> None:

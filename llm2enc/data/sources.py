@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -14,14 +13,12 @@ from llm2enc.data import beir, cells
 from llm2enc.data.docstrings import docstrings, pair_view, paragraph_view, sentence_view
 from llm2enc.data.formats import FORMATS, Recognised, recognise, to_pair
 from llm2enc.data.rows import Pair, Rows, Stream
-from llm2enc.data.tables import Table, label, open_table, reading
+from llm2enc.data.tables import Blocks, Table, label, open_table, reading
 from llm2enc.recipe import DataSpec, DocstringsData, FilesData, HubData
 
 _log = logging.getLogger(__name__)
 
 Row = TypeVar("Row")
-
-_BLOCK = 1000  # rows of a stream that are read at once
 
 
 def source_name(spec: DataSpec) -> str:
@@ -34,7 +31,7 @@ def read_texts(spec: DataSpec) -> Rows[str] | Stream[str]:
     if isinstance(spec, DocstringsData):
         return _listed(spec, _docstring_texts(spec))
     table = open_table(spec)
-    column = _text_column(spec, _schema(table, source_name(spec)))
+    column = _text_column(spec, _schema(table))
     reader = _Reader(source_name(spec), [column], {column: cells.plain_list}, lambda record: record[column])
     return _rows(spec, table, reader)
 
@@ -55,7 +52,7 @@ def examine(spec: DataSpec) -> tuple[Recognised, Rows[Pair] | Stream[Pair]]:
     else:
         _refuse_beir(spec)
         table = open_table(spec)
-        recognised = _recognised(spec, _schema(table, source_name(spec)))
+        recognised = _recognised(spec, _schema(table))
         rows = _rows(spec, table, _pair_reader(spec, recognised))
     _log.info("%s: %s", source_name(spec), recognised)
     return recognised, rows
@@ -99,15 +96,9 @@ def _own_pair(spec: DocstringsData, query: str, body: str) -> Pair:
 # -------------------------------------------------------------------------------------------------------------- columns
 
 
-def _schema(table: Table, name: str) -> dict[str, pa.DataType]:
-    """Column name to Arrow type, in the order of the table; a stream that does not tell is asked for its first row."""
-    if table.features is not None:
-        schema = table.features.arrow_schema
-    else:
-        first = next(iter(table.with_format("arrow").iter(1)), None)
-        if first is None:
-            raise ValueError(f"data source {name!r} is empty")
-        schema = first.schema
+def _schema(table: Table) -> dict[str, pa.DataType]:
+    """Column name to Arrow type, in the order of the table."""
+    schema = table.schema if isinstance(table, Blocks) else table.features.arrow_schema
     return {field.name: field.type for field in schema}
 
 
@@ -198,11 +189,11 @@ def _pair_reader(spec: FilesData | HubData, recognised: Recognised) -> _Reader[P
 
 def _rows(spec: FilesData | HubData, table: Table, reader: _Reader[Row]) -> Rows[Row] | Stream[Row]:
     """The rows of a table whose required columns are not empty, converted when they are read."""
-    name, table = reader.name, table.select_columns(reader.columns)
-    if isinstance(table, datasets.IterableDataset):
+    if isinstance(table, Blocks):
         return _stream(spec, table, reader)
+    name, table = reader.name, table.select_columns(reader.columns)
     kept, start = [np.zeros(0, dtype=np.int64)], 0
-    for block in table.select_columns(list(reader.required)).with_format("arrow").iter(10 * _BLOCK):
+    for block in table.select_columns(list(reader.required)).with_format("arrow").iter(10_000):
         kept.append(start + reader.kept(block))
         start += len(block)
     positions = np.concatenate(kept)
@@ -219,12 +210,12 @@ def _rows(spec: FilesData | HubData, table: Table, reader: _Reader[Row]) -> Rows
     return Rows(name, len(positions), take)
 
 
-def _stream(spec: FilesData | HubData, table: datasets.IterableDataset, reader: _Reader[Row]) -> Stream[Row]:
+def _stream(spec: FilesData | HubData, table: Blocks, reader: _Reader[Row]) -> Stream[Row]:
     name = reader.name
 
     def blocks() -> Iterator[Rows[Row]]:
         dropped = 0
-        tables = iter(table.with_format("arrow").iter(_BLOCK))
+        tables = table.read(reader.columns)
         while True:
             with reading(spec):
                 block = next(tables, None)

@@ -3,16 +3,19 @@
 import glob
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import pandas
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from llm2enc.recipe import FilesData, HubData
 
@@ -26,7 +29,31 @@ _READERS = {
 }
 _COMPRESSED = (".gz", ".bz2", ".zst")  # what both `datasets` and pyarrow tell by the ending
 
-Table = datasets.Dataset | datasets.IterableDataset
+_BLOCK = 1000  # rows of a stream that are read at once
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A table that is read on the fly."""
+
+    schema: pa.Schema
+    read: Callable[[list[str]], Iterator[pa.Table]]
+    """One pass over the named columns, a thousand rows at a time."""
+
+    def head(self, rows: int) -> "Blocks":
+        """The first rows of the table."""
+
+        def read(columns: list[str]) -> Iterator[pa.Table]:
+            left = rows
+            blocks = self.read(columns)
+            while left > 0 and (block := next(blocks, None)) is not None:
+                yield block.slice(0, left)
+                left -= len(block)
+
+        return Blocks(self.schema, read)
+
+
+Table = datasets.Dataset | Blocks
 
 
 def label(spec: FilesData | HubData) -> str:
@@ -40,20 +67,48 @@ def open_table(spec: FilesData | HubData) -> Table:
         table = _load_files(spec) if isinstance(spec, FilesData) else _load_hub(spec)
     if spec.limit is None:
         return table
-    if isinstance(table, datasets.IterableDataset):
-        return table.take(spec.limit)
-    return table.select(range(min(spec.limit, len(table))))
+    return table.head(spec.limit) if isinstance(table, Blocks) else table.select(range(min(spec.limit, len(table))))
 
 
 def _load_hub(spec: HubData) -> Table:
-    return datasets.load_dataset(
-        spec.path,
-        name=spec.config,
-        split=spec.split,
-        revision=spec.revision,
-        data_files=list(spec.data_files) if isinstance(spec.data_files, tuple) else spec.data_files,
-        streaming=spec.streaming,
-    )
+    files = list(spec.data_files) if isinstance(spec.data_files, tuple) else spec.data_files
+    where = {"path": spec.path, "name": spec.config, "revision": spec.revision, "data_files": files}
+    if not spec.streaming:
+        return datasets.load_dataset(**where, split=spec.split)
+    builder = datasets.load_dataset_builder(**where)
+    found = builder.config.data_files or {}
+    if spec.split in found and all(str(file).endswith(".parquet") for file in found[spec.split]):
+        return _parquet_blocks([str(file) for file in found[spec.split]])
+    return _stream_blocks(builder.as_streaming_dataset(split=spec.split))
+
+
+def _stream_blocks(table: datasets.IterableDataset) -> Blocks:
+    def read(columns: list[str]) -> Iterator[pa.Table]:
+        return iter(table.select_columns(columns).with_format("arrow").iter(_BLOCK))
+
+    if table.features is not None:
+        return Blocks(table.features.arrow_schema, read)
+    first = next(iter(table.with_format("arrow").iter(1)), None)
+    if first is None:
+        raise ValueError("it is empty")
+    return Blocks(first.schema, read)
+
+
+def _parquet_blocks(files: list[str]) -> Blocks:
+    """Parquet files, local or of the hub.
+
+    Not by `datasets`, which reads them with `Fragment.to_batches`: a program that ends while such a pass is open, as the
+    endless batches of training do, hangs or aborts (apache/arrow issue 45214, datasets issue 7467).
+    """
+
+    def read(columns: list[str]) -> Iterator[pa.Table]:
+        for file in files:
+            with fsspec.open(file, "rb") as raw, pq.ParquetFile(raw) as table:
+                for batch in table.iter_batches(_BLOCK, columns=columns):
+                    yield pa.Table.from_batches([batch])
+
+    with fsspec.open(files[0], "rb") as raw, pq.ParquetFile(raw) as table:
+        return Blocks(table.schema_arrow.remove_metadata(), read)
 
 
 def _load_files(spec: FilesData) -> Table:
@@ -67,12 +122,15 @@ def load(files: list[str], streaming: bool = False) -> Table:
     if len(readers) > 1:
         raise ValueError(f"one source mixes {', '.join(sorted(readers))} files; give each format its own source")
     reader = readers.pop()
+    if reader == "parquet" and streaming:
+        return _parquet_blocks([glob.glob(file)[0] for file in files])
     options: dict[str, Any] = {}
     if reader in {"csv", "tsv"}:
         options, reader = _text_columns(files[0], reader), "csv"
     elif reader == "json":
         options = _filled_types(files)
-    return datasets.load_dataset(reader, data_files=files, split="train", streaming=streaming, **options)
+    table = datasets.load_dataset(reader, data_files=files, split="train", streaming=streaming, **options)
+    return _stream_blocks(table) if streaming else table
 
 
 def _matches(path: str) -> list[str]:
