@@ -202,6 +202,8 @@ def test_swapped_columns_are_found_by_length_and_by_questions() -> None:
 def test_pairs_of_one_kind_give_no_alarm_either_way() -> None:
     rows = [pair(f"the {a}", f"some {b}") for a, b in zip(sentences(80), sentences(80, seed=4), strict=True)]
     assert not {"swapped-columns"} & (checks(look(rows)) | checks(look([pair(r.positive, r.query) for r in rows])))
+    chinese = [pair(f"the old bridge of stone number {n}", f"第{n}座古老的石头桥") for n in range(60)]
+    assert "swapped-columns" not in checks(look(chinese))  # three times as many letters, but not longer
 
 
 def test_questions_are_told_from_statements() -> None:
@@ -520,6 +522,17 @@ def test_a_recipe_is_examined_with_its_own_template_and_evaluation(tmp_path: Pat
     assert (finding.count, finding.total, finding.severity) == (1, 2, "error") and report.has_errors
     assert report.sources[0].measured_with == "template and tokenizer of recipe test"
     assert report.sources[0].shown[0]["query"][0]["pooled"][0] is False  # BOS, by the recipe's template
+
+
+def test_a_source_that_crowds_out_the_others_is_noted(tmp_path: Path) -> None:
+    rows = _columns(clean(120))["ours.jsonl"]
+    sources = [{"kind": "files", "path": str(write(tmp_path / f"{size}.jsonl", rows[:size]))} for size in (120, 5, 5)]
+    data = _recipe(tmp_path, sources)
+    large, *small = examine(recipe=load_recipe(data)).sources
+    assert "fills 92.3% of the stage's batches" in found(large, "one-source").what
+    assert not any("one-source" in checks(source) for source in small)
+    data["stages"][0]["mixture_alpha"] = 0.5
+    assert "one-source" not in checks(examine(recipe=load_recipe(data)).sources[0])
 
 
 def test_the_tokenizer_of_a_model_is_read_without_its_weights(tmp_path: Path) -> None:

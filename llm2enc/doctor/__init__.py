@@ -10,6 +10,7 @@ One pass over each source, in memory that does not grow with the texts (slabs.py
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from llm2enc.doctor.balance import mixture, one_source
 from llm2enc.doctor.examination import Setting, examine_rows
 from llm2enc.doctor.lengths import Reading
 from llm2enc.doctor.overlap import EvaluationTexts, evaluation_texts
@@ -45,14 +46,30 @@ def examine(
     subjects = of_path(path, recipe, model) if path is not None else of_recipe(recipe)
     tasks = evaluation_texts(tasks_of(recipe, evaluation))
     report = Report(evaluation=tasks.counts)
+    read: list[tuple[Subject, SourceReport]] = []
     for subject in subjects:
         try:
-            report.sources.append(_examine_one(subject, tasks, examples, limit, advance))
+            read.append((subject, _examine_one(subject, tasks, examples, limit, advance)))
         except ValueError as error:
             if len(subjects) == 1:
                 raise
             report.unreadable[name_of(subject)] = str(error)
+    report.sources = [source for _, source in read]
+    if path is None:
+        _compare_sources(recipe, read)
     return report
+
+
+def _compare_sources(recipe: Recipe, read: list[tuple[Subject, SourceReport]]) -> None:
+    """Add what is out of proportion between the sources of a stage."""
+    for number, stage in enumerate(recipe.stages):
+        members = [
+            (subject.spec.weight, source) for subject, source in read if subject.number == number and source.rows
+        ]
+        if members:
+            weights, sources = zip(*members, strict=True)
+            shares = mixture([source.available for source in sources], weights, stage.mixture_alpha)
+            sources[int(shares.argmax())].findings += one_source(shares)
 
 
 def _examine_one(

@@ -1,6 +1,7 @@
 """Labels and instructions out of proportion: the share of the largest, and how many there are in effect."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,6 +69,21 @@ class Balance:
         what = f"{with_one:,} rows carry an instruction, but the query template has no slot for it: it is not read"
         remedy = "add {slot: instruction} to input.query"
         return [Finding("unread-instruction", "warning", what, remedy, with_one, self.instructions.total())]
+
+
+def mixture(sizes: Sequence[float], weights: Sequence[float], alpha: float | None) -> np.ndarray:
+    """Share of each source in a stage's batches: weight x size^alpha, alpha 1 if the stage sets none."""
+    parts = np.array(weights) * np.array(sizes, dtype=float) ** (1.0 if alpha is None else alpha)
+    return parts / parts.sum()
+
+
+def one_source(shares: np.ndarray) -> list[Finding]:
+    """For the largest of several sources, if it leaves little room for the others."""
+    if len(shares) < 2 or shares.max() < LARGEST:
+        return []
+    what = f"it fills {shares.max():.1%} of the stage's batches; {len(shares)} sources are {effective(shares):.1f} in effect"
+    remedy = "set mixture_alpha of the stage below 1, or weights, if the others are to count"
+    return [Finding("one-source", "note", what, remedy)]
 
 
 def _labels(positive_keys: np.ndarray) -> list[Finding]:

@@ -58,6 +58,7 @@ def examine_rows(
     if not report.rows:
         report.findings.append(Finding("empty", "error", "the source has no rows", "give it some"))
         return report
+    report.available = report.rows if isinstance(rows, Stream) else len(rows)
     if isinstance(rows, Stream) and report.rows < setting.limit:
         report.sampled = ""  # the stream ended before
     report.columns = _columns(relations, sides)

@@ -6,10 +6,18 @@ exact   all words are equal, in their order
 near    at least half of the evaluation text's different 8-grams of words occur in the training texts (from 16 words on:
         nine 8-grams or more)
 
-The error of `near`, measured by planting edited evaluation texts (tests/test_doctor.py): one changed word takes at most
-eight 8-grams, so a text of 24 words is found for certain with one word changed, a shorter one not always; a paraphrase is
-not found. Whole sentences quoted in both are found and may be innocent. 8-grams are held as 64-bit keys: a false hit needs
-two that are equal by chance, below one in a million for a million evaluation 8-grams and a million training ones.
+What `near` finds of evaluation texts that were planted with words changed at random (2,200 texts of seven tasks):
+
+    words of the text      1 changed   2      3      5
+    up to 15                  0 %      0 %    0 %    0 %     word for word only
+    16 to 23                 62 %     22 %    7 %    1 %
+    24 to 31                100 %     49 %   19 %    1 %
+    32 to 63                100 %     94 %   76 %   31 %
+    64 and more             100 %    100 %  100 %   96 %
+
+Against 103,000 paragraphs of news, books and Wikipedia, 7 million words, none of 2,881 such texts was found: false alarms
+are rare, and a paraphrase is missed. Long quotations in both are found and may be innocent. Keys have 64 bits: a false hit
+by chance is below one in a million for a million evaluation 8-grams and as many training ones.
 """
 
 import hashlib

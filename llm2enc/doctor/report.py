@@ -41,6 +41,8 @@ class SourceReport:
     """Objective of the stage: contrastive, simcse, mntp or clm."""
     rows: int = 0
     """Rows that were read; all of the source's unless `sampled`."""
+    available: int = 0
+    """Rows that the source has; of a stream those that were read."""
     sampled: str = ""
     """How the rows were chosen, if there are more than were read."""
     recognised: dict[str, str] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """The one pass over a source: rows in slabs of a thousand, each text with a key by which equal ones are found.
 
-What is kept of a row is numbers only: 24 bytes, and 16 for each of its negatives and further right answers (pairs.py,
+What is kept of a row is numbers only: 32 bytes, and 16 for each of its negatives and further right answers (pairs.py,
 sides.py); sorting takes about three times as much for a moment. Beyond LIMIT rows a random sample is read; texts are kept
 of SAMPLE rows, drawn by reservoir (Vitter 1985, algorithm R).
 """
@@ -17,7 +17,7 @@ import numpy as np
 from llm2enc.data import Pair
 from llm2enc.data.rows import Rows, Stream
 
-LIMIT = 2_000_000  # rows: 48 MB of numbers, 270 MB with seven negatives each
+LIMIT = 2_000_000  # rows: 64 MB of numbers, 290 MB with seven negatives each
 SAMPLE = 2000  # rows whose texts are tokenized and told by language: shares are right within 2 points
 SLAB = 1000
 

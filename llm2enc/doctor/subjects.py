@@ -48,6 +48,8 @@ class Subject:
     stage: str
     batching: Batching
     reading: Reading
+    number: int = 0
+    """Number of the stage in the recipe."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def of_recipe(recipe: Recipe) -> list[Subject]:
     """Every source of every stage, with the recipe's own template, tokenizer and limits. No weights are read."""
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
     return [
-        Subject(spec, stage.objective, *_of_stage(stage, input_format, recipe.name))
-        for stage in recipe.stages
+        Subject(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number)
+        for number, stage in enumerate(recipe.stages)
         for spec in stage.data
     ]
 

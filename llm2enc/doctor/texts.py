@@ -25,7 +25,8 @@ def _has_markup(text: str) -> bool:
 
 def _says_nothing(text: str) -> bool:
     """Five signs or more of one kind, ten or more of two, or ten words and more of which nine in ten repeat another."""
-    if len(text) >= 5 and len(set(text) - {" "}) <= (1 if len(text) < 10 else 2):
+    most = 1 if len(text) < 10 else 2
+    if len(text) >= 5 and len(set(text[:20]) - {" "}) <= most and len(set(text) - {" "}) <= most:
         return True
     words = text.split() if len(text) >= 20 else []
     return len(words) >= 10 and 10 * len(set(words)) <= len(words)
