@@ -17,7 +17,7 @@ from conftest import INPUT, make_encoder, make_model, make_tokenizer, sentences
 from test_families import USABLE, _assert_equal_gradients, _gradients, _packed, _projection, _reference, _states
 from tiny import tiny_config, tiny_model
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from llm2enc import positions
@@ -30,6 +30,7 @@ from llm2enc.inspection import inspect
 from llm2enc.recipe import InputSpec, ModelSpec, Part, load_recipe
 from llm2enc.tokens import InputFormat
 
+BARE = InputSpec(document=(Part(slot="text", pool=True),), query=(Part(slot="text", pool=True),), max_tokens=64)
 POSITIONS, ORIGINAL = 48, 16
 FOUR = [1.0, 1.5, 2.0, 3.0]  # a factor for each frequency of a head of 8
 
@@ -142,6 +143,25 @@ def test_up_to_the_limit_a_vector_is_that_of_the_text_alone(kind: str) -> None:
     found = positions.limit(tiny_config("llama", **_rope(kind)))
     assert found is not None and found.tokens == longest
     _assert_exact("llama", (3, longest, 1, min(longest, 17), longest - 1), **_rope(kind))
+
+
+@pytest.mark.parametrize("kind", ROPES)
+def test_the_saved_directory_gives_the_same_in_a_padded_batch_of_transformers(kind: str, tmp_path: Path) -> None:
+    """What other programs do: texts of all lengths up to the limit in one padded batch, cut at max_seq_length."""
+    spec = BARE.model_copy(update={"max_tokens": ROPES[kind][1]})
+    backbone = Backbone(tiny_model("llama", vocab_size=320, pad_token_id=1, **_rope(kind)), bidirectional=True)
+    encoder = Encoder(backbone, InputFormat(spec, make_tokenizer(pad_token="<pad>")), "mean").eval()
+    encoder.save(tmp_path)
+    trunk, texts = AutoModel.from_pretrained(tmp_path).eval(), ["Q", *sentences(3), "Q" * 300]
+    limit = json.loads((tmp_path / "sentence_bert_config.json").read_text())["max_seq_length"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    assert batch["input_ids"].size(1) == ROPES[kind][1]
+    with torch.no_grad():
+        states = trunk(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+    weights = batch["attention_mask"][..., None]
+    vectors = torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=1)
+    np.testing.assert_allclose(vectors.numpy(), encoder.encode(texts), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", BATCHWISE)
@@ -324,8 +344,6 @@ def test_extrapolation_is_said_in_the_config_and_then_exact(tmp_path: Path) -> N
 
 
 # ----------------------------------------------------------------------------------------------------------------- texts
-
-BARE = InputSpec(document=(Part(slot="text", pool=True),), query=(Part(slot="text", pool=True),), max_tokens=64)
 
 
 @pytest.mark.parametrize("spec", [INPUT, BARE], ids=["with BOS", "bare"])
