@@ -127,7 +127,7 @@ def training_free(model: str) -> Recipe:
     before = [{"special": "bos", "pool": True}] if begins else []
     after = [{"special": "eos", "pool": True}] if ends else []
     template = [*before, {"slot": "text", "pool": True}, *after]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name).strip("-._") or "model"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name)[:100].strip("-._") or "model"
     usual = InputSpec.model_fields["max_tokens"].default
     input = {"query": template, "document": template, "max_tokens": min(usual, limit.tokens) if limit else usual}
     return load_recipe({"name": name, "model": {"name": model}, "input": input, "pooling": "mean"})
