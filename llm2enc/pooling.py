@@ -60,7 +60,9 @@ def _weighted_sum(hidden: Tensor, weights: Tensor, lengths: Tensor) -> Tensor:
     totals = torch.zeros(len(lengths), device=hidden.device).index_add(0, text, weights)  # (B,)
     shares = weights / totals[text]  # (T,)
     vectors = torch.zeros(len(lengths), hidden.size(-1), device=hidden.device)
-    return vectors.index_add(0, text, hidden.float() * shares[:, None])
+    # Filled, because 0 x infinity is nan: the first state of a model in float16 may be beyond its range, and is not pooled.
+    weighted = (hidden.float() * shares[:, None]).masked_fill_((weights == 0)[:, None], 0)
+    return vectors.index_add(0, text, weighted)
 
 
 def _text_of_token(lengths: Tensor, device: torch.device) -> Tensor:
