@@ -117,7 +117,7 @@ class Guard:
         peak = max(
             float(distributed.local(p.grad).abs().max())
             for p in self.trained.values()
-            if p.grad is not None and p.numel()
+            if p.grad is not None and distributed.local(p).numel()
         )
         reason = (
             "their gradients are all zero: the loss does not depend on them"

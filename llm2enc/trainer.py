@@ -137,7 +137,7 @@ def _prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     backbone.set_attention_dropout(stage.attention_dropout)
     backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
     encoder.train()
-    if stage.strategy == "fsdp" and distributed.world_size() > 1:
+    if distributed.world_size() > 1 and (stage.strategy == "fsdp" or distributed.wants_fsdp()):
         backbone.shard()
 
 
@@ -314,11 +314,12 @@ def facts(encoder: Encoder, stage: Stage, batch: Any, start: int) -> list[tuple[
     trained = sum(p.numel() for p in encoder.backbone.trained().values())
     every = sum(p.numel() for p in encoder.backbone.parameters())
     # AdamW keeps two float32 moments per trained weight, and the gradient is a third copy.
-    fixed = sum(p.numel() * p.element_size() for p in encoder.backbone.parameters()) + 12 * trained
+    held = [(distributed.local(p).numel(), p) for p in encoder.backbone.parameters()]
+    fixed = sum(count * (p.element_size() + 12 * p.requires_grad) for count, p in held)
     rows = [
         ("trained parameters", f"{trained:,} of {every:,} ({100 * trained / every:.1f} %)"),
         ("steps", f"{start} -> {stage.steps} (schedule {stage.schedule_steps or stage.steps})"),
-        ("processes", str(distributed.world_size())),
+        ("processes", f"{distributed.world_size()}{', each with a part of the layers' * encoder.backbone.sharded}"),
         ("precision", stage.precision + _slow(stage, encoder.device)),
         ("batch", f"{stage.batch_size} ({len(batch.tokens)} texts, {batch.num_tokens:,} tokens on this process)"),
         ("model passes per batch", str(math.ceil(batch.num_tokens / stage.mini_batch_tokens))),

@@ -12,12 +12,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from llm2enc.distributed.joining import Together, barrier, from_main, running, start, together
+from llm2enc.distributed.launching import wants_fsdp
 from llm2enc.distributed.sharding import alike, check_spread, clip, is_spread, like, local, spread, whole
 
 __all__ = [
     "Together", "alike", "barrier", "check_spread", "clip", "from_main", "gather", "is_main", "is_spread",
     "largest", "like", "local", "rank", "share", "spread", "start", "sum_gradients", "sum_over_processes",
-    "together", "whole", "world_size",
+    "together", "wants_fsdp", "whole", "world_size",
 ]  # fmt: skip
 
 

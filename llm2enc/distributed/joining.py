@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from llm2enc.distributed import watch
+from llm2enc.distributed.launching import check_launcher
 
 T = TypeVar("T")
 _member: watch.Member | None = None
@@ -26,8 +27,10 @@ def start() -> None:
     """Join the other processes if torchrun or accelerate started several; nothing otherwise.
 
     From here on they watch each other (watch.py). LLM2ENC_TIMEOUT is the number of minutes, 30 by default, after which a
-    collective, or a process without a sign of life, is given up. ValueError if it is no such number.
+    collective, or a process without a sign of life, is given up. ValueError if it is no such number, or if the launcher
+    was asked for something that would not happen (launching.py).
     """
+    check_launcher()
     minutes = _timeout()
     if _member is not None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return

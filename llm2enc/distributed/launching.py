@@ -1,0 +1,41 @@
+"""What a launcher was asked for besides processes. It is done, or refused with what to do instead; never left out.
+
+`accelerate launch` hands its configuration on in environment variables, which mean something to its own loop only.
+"""
+
+import os
+
+ASKED = "ACCELERATE_USE_FSDP"
+REFUSED = {
+    "ACCELERATE_USE_DEEPSPEED": (
+        "DeepSpeed steps once per backward pass of its own engine and averages over processes; a step here is made of many "
+        "backward passes whose gradients add up to that of the whole batch. Launch without it and set `strategy: fsdp` in "
+        "the stages, which spreads weights, gradients and moments as ZeRO-3 does"
+    ),
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has model files of its own; set `strategy: fsdp` in the stages instead",
+    "FSDP_OFFLOAD_PARAMS": "parameters stay on their device; launch without offloading",
+    "FSDP_ACTIVATION_CHECKPOINTING": "set `gradient_checkpointing: true` in the stages instead",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "set `gradient_checkpointing: true` in the stages instead",
+}
+
+
+def check_launcher() -> None:
+    """ValueError if the launcher was asked for something that would not happen."""
+    for name, instead in REFUSED.items():
+        if _true(name):
+            raise ValueError(f"{name} is set by the launcher: {instead}")
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if precision not in ("no", "bf16"):
+        raise ValueError(
+            f"the launcher asks for mixed precision {precision}; stages compute in bfloat16 or float32, as their "
+            "`precision` says. Launch with --mixed_precision no"
+        )
+
+
+def wants_fsdp() -> bool:
+    """Whether the launcher was asked to spread the model over its processes (`accelerate launch --use_fsdp`)."""
+    return _true(ASKED)
+
+
+def _true(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
