@@ -91,8 +91,14 @@ def _check(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
         return
     if not resume and not overwrite:
         raise ValueError(f"{out} holds a run already; add --resume to go on with it, or --overwrite")
-    if resume and load_recipe(str(saved)) != recipe:
+    if resume and _what(load_recipe(str(saved))) != _what(recipe):
         raise ValueError(f"{out} was started with another recipe (see {saved}); give that one, or another -o")
+
+
+def _what(recipe: Recipe) -> Recipe:
+    """The recipe without where processes keep the weights, which may change from one part of a run to the next."""
+    stages = tuple(stage.model_copy(update={"strategy": "ddp"}) for stage in recipe.stages)
+    return recipe.model_copy(update={"stages": stages})
 
 
 @contextmanager
