@@ -105,11 +105,6 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     notes = [text for text in (devices.note, note) if text]
     stages = []
     for index, stage in enumerate(recipe.stages):
-        if devices.count > min(stage.shards, stage.batch_size):
-            notes.append(
-                f"stage {index}: {devices.count} processes need `shards` and `batch_size` of at least as many; set "
-                f"stages.{index}.shards={devices.count}"
-            )
         load = workloads.of_stage(stage, recipe.input, input_format, recipe.seed)
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
         stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
@@ -151,15 +146,17 @@ class _Planner:
         self.limit = int(SAFE * devices.memory)
 
     def plan(self, share: float, speed: float | None) -> StagePlan:
+        size = self.size
         found, costs, largest = self._memory()
         safe, whole = self._safe(found)
-        fits = found.peak <= self.limit
+        enough = self.devices.count <= min(self.stage.shards, self.stage.batch_size)
+        fits = enough and found.peak <= self.limit
         flops = flops_of_a_step(self.stage, self.simulation, self.load, self.devices, costs, largest)
         busiest = flops * self.load.share(self.devices.count)
         peak = self._peak()
         if speed is not None:
             share = flops / self.load.tokens * speed / peak
-        finished = self.size.adapter or self.size.trained
+        finished = size.adapter or 4 * self.trained
         return StagePlan(
             name=f"{self.index}-{self.stage.objective}",
             trained=self.trained,
@@ -183,7 +180,7 @@ class _Planner:
         )
 
     def _sizes(self, backbone: Backbone) -> Sizes:
-        return sizes(backbone, self.devices.count, getattr(self.stage, "strategy", "ddp") == "fsdp")
+        return sizes(backbone, self.devices.count, self.stage.strategy == "fsdp")
 
     def _memory(self, max_tokens: int | None = None):
         return memory(self.stage, self.simulation, self.size, self.load, self.devices, self.recipe.pooling, max_tokens)
@@ -223,7 +220,11 @@ class _Planner:
         return peaks.get("bfloat16", peaks["float32"]) if mixed else peaks["float32"]
 
     def _remedies(self, safe: int | None):
-        path = f"stages.{self.index}"
+        path, processes = f"stages.{self.index}", self.devices.count
+        if processes > min(self.stage.shards, self.stage.batch_size):
+            yield f"--set {path}.shards={processes}, and a batch_size of as many: each process takes a shard"
+        if self._memory()[0].peak <= self.limit:
+            return
         if safe is not None:
             yield f"--set {path}.mini_batch_tokens={safe}"
         if not self.stage.gradient_checkpointing:
@@ -231,6 +232,10 @@ class _Planner:
             self.simulation.known.clear()
             found = self._memory()[0].peak
             yield f"--set {path}.gradient_checkpointing=true ({gib(found)}, which {self._verdict(found)})"
+        if processes > 1 and self.stage.strategy == "ddp":
+            self.size = sizes(self.simulation.backbone, processes, sharded=True)
+            found = self._memory()[0].peak
+            yield f"--set {path}.strategy=fsdp (with it {gib(found)}, which {self._verdict(found)})"
         if self.stage.trainable == "full":
             saved = 4 * 4 * self.trained - self.size.weights
             yield f"--set {path}.trainable=lora (about {gib(saved)} of gradients and optimizer less)"

@@ -7,6 +7,7 @@ exchange      all gradients once more, flat, where several processes add them up
 optimizer     AdamW's temporaries: on CUDA one more copy of the trained weights, on a CPU of the largest of them
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +36,12 @@ class Sizes:
     """Bytes of the weights that train: of their gradients, and of one of AdamW's moments."""
     largest: int
     """Bytes of the largest of them."""
-    gathered: int = 0
-    """Weights of the layers that a process puts together for a moment where they are sharded."""
+    replicated: int
+    """Bytes of those of them that every process has whole."""
+    gathered: int
+    """Weights and gradients of the layers that a process has whole for a moment where they are sharded."""
+    whole: int
+    """All sharded layers whole."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +55,33 @@ class Memory:
 
 def sizes(backbone: Backbone, processes: int, sharded: bool) -> Sizes:
     """Of a backbone whose adapter, if any, is in place. Sharded: layers are spread over the processes, the rest is not."""
-    layers = [layer for _, layer in decoder_layers(backbone.trunk)]
-    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
-
-    def share(parameter: nn.Parameter) -> float:
-        adapter = backbone.has_adapter and parameter.requires_grad
-        return 1 / processes if sharded and id(parameter) in inside and not adapter else 1
-
-    def total(parameters) -> int:
-        return round(sum(share(parameter) * parameter.numel() * parameter.element_size() for parameter in parameters))
-
     trained = list(backbone.trained().values())
-    adapter = trained if backbone.has_adapter else []
-    own = {id(parameter) for parameter in adapter}
-    frozen = [parameter for parameter in backbone.parameters() if id(parameter) not in own]
-    layer = max(sum(p.numel() * p.element_size() for p in layer.parameters() if id(p) not in own) for layer in layers)
+    adapter = {id(parameter) for parameter in trained} if backbone.has_adapter else set()
+    frozen = [parameter for parameter in backbone.parameters() if id(parameter) not in adapter]
+    layers = [
+        [parameter for parameter in layer.parameters() if id(parameter) not in adapter]
+        for _, layer in decoder_layers(backbone.trunk)
+    ]
+    spread = {id(parameter) for layer in layers for parameter in layer} if sharded and processes > 1 else set()
+
+    def total(parameters: Iterable[nn.Parameter]) -> int:
+        return sum(_bytes(p) // processes if id(p) in spread else _bytes(p) for p in parameters)
+
+    layer = max(sum(map(_bytes, layer)) for layer in layers) if spread else 0
+    in_flight = 2 + (backbone.has_adapter is False)  # the one at work, the next one, and a gradient that is on its way
     return Sizes(
         weights=total(frozen),
-        adapter=total(adapter),
+        adapter=sum(_bytes(parameter) for parameter in trained if id(parameter) in adapter),
         trained=total(trained),
-        largest=max(parameter.numel() * parameter.element_size() for parameter in trained),
-        gathered=2 * layer if sharded and processes > 1 else 0,  # the one at work and the one that comes next
+        largest=max(map(_bytes, trained)),
+        replicated=sum(_bytes(parameter) for parameter in trained if id(parameter) not in spread),
+        gathered=in_flight * layer,
+        whole=sum(_bytes(parameter) for parameter in frozen if id(parameter) in spread),
     )
+
+
+def _bytes(parameter: nn.Parameter) -> int:
+    return parameter.numel() * parameter.element_size()
 
 
 def setting(stage: Stage, pooling: Pooling, bidirectional: bool, devices: Devices, several: bool) -> Setting:
@@ -115,8 +125,9 @@ def memory(
     """
     batches = workload.busiest(max_tokens or stage.mini_batch_tokens, devices.count)
     largest = max(batches, key=lambda lengths: int(lengths.sum()))
+    several = len(batches) > 1 or size.whole > 0  # parts of gradients are there from the first mini-batch on
     bidirectional = simulation.backbone.bidirectional
-    costs = simulation.costs(largest, setting(stage, pooling, bidirectional, devices, several=len(batches) > 1))
+    costs = simulation.costs(largest, setting(stage, pooling, bidirectional, devices, several))
     always = size.weights + size.adapter + 2 * size.trained + size.gathered
     gradients = size.trained
     parts = {
@@ -130,7 +141,7 @@ def memory(
         "logits": round(max(0, costs.logits - costs.graph)),
         "vectors": 0,
     }
-    passes, several = costs.backward, len(batches) > 1
+    passes = costs.backward
     phases = {}
     if stage.objective in ("clm", "mntp"):
         passes = max(passes, costs.logits)
@@ -148,7 +159,9 @@ def memory(
         passes += vectors
     phases["passes"] = always + gradients * several + passes
     if devices.count > 1:
-        phases["exchange"] = always + 2 * gradients
+        phases["exchange"] = always + gradients + size.replicated
+    if size.whole:
+        phases["gathering"] = always + size.whole
     phases["optimizer"] = always + gradients + (size.trained if devices.cuda else 2 * size.largest)
     parts["reserved"] = RESERVED[devices.cuda]
     phase = max(phases, key=phases.__getitem__)

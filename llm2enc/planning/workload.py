@@ -1,6 +1,7 @@
 """The batch of a step: how long its texts are, and which of them go through the model together."""
 
 from dataclasses import dataclass
+from glob import glob
 from itertools import accumulate
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from llm2enc.recipe import FilesData, HubData, InputSpec, Stage
 from llm2enc.splitting import Split
 from llm2enc.tokens import InputFormat
 
+SAMPLE = "numpy"  # every installation has its docstrings
 CHEAP = 2**28  # bytes of local files that are read to see how long texts are
 
 
@@ -78,7 +80,7 @@ def of_stage(stage: Stage, spec: InputSpec, input_format: InputFormat | None, se
         return Workload(lengths, f"exact: {stage.batch_size} blocks of {stage.block_tokens}", stage.shards)
     obstacle = "the tokenizer is not at hand" if input_format is None else _obstacle(stage)
     if not obstacle:
-        objective = OBJECTIVES[stage.objective]
+        objective, stage = OBJECTIVES[stage.objective], _sampled(stage)
         try:
             batch = objective.collate(next(objective.batches(stage, input_format, seed, 0)), stage, input_format, seed)
             return Workload(batch.tokens.lengths, "the first batch, tokenized", stage.shards)
@@ -92,17 +94,20 @@ def of_stage(stage: Stage, spec: InputSpec, input_format: InputFormat | None, se
     return Workload(torch.full((texts,), longest), basis, stage.shards)
 
 
+def _sampled(stage: Stage) -> Stage:
+    """The stage on the docstrings of one package where it would read those of all, which takes minutes."""
+    sample = [
+        source.model_copy(update={"packages": source.packages or (SAMPLE,)}) if source.kind == "docstrings" else source
+        for source in stage.data
+    ]
+    return stage.model_copy(update={"data": tuple(sample)})
+
+
 def _obstacle(stage: Stage) -> str:
     """Why the data of a stage are not read to plan it; empty if they are."""
     if any(isinstance(source, HubData) for source in stage.data):
         return "the data are on a hub"
-    size = 0
-    for source in stage.data:
-        if isinstance(source, FilesData):
-            for pattern in [source.path] if isinstance(source.path, str) else source.path:
-                size += (
-                    sum(path.stat().st_size for path in Path().glob(pattern))
-                    if not Path(pattern).is_absolute()
-                    else (sum(path.stat().st_size for path in Path("/").glob(pattern.lstrip("/"))))
-                )
+    patterns = [source.path for source in stage.data if isinstance(source, FilesData)]
+    flat = [pattern for some in patterns for pattern in ([some] if isinstance(some, str) else some)]
+    size = sum(Path(path).stat().st_size for pattern in flat for path in glob(pattern, recursive=True))
     return f"{size / 2**30:.1f} GiB of files" if size > CHEAP else ""
