@@ -186,6 +186,8 @@ def _filled_types(files: list[str]) -> dict[str, Any]:
             vacant = vacant or _is_vacant(kind)
             if name not in types or _is_vacant(types[name]):
                 types[name] = kind
+    if not types:
+        raise ValueError("it is empty: there is no row in it")
     for name, kind in types.items():
         alike = name.replace("negative", "positive").replace("neg", "pos")
         types[name] = _as_text(types.get(alike, kind) if _is_vacant(kind) and pa.types.is_list(kind) else kind)
