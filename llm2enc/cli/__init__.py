@@ -29,7 +29,7 @@ COMMANDS = {  # and what is kept when something from outside ends it
     encode: "Finished rows are kept in OUT.partial: the same command goes on from there.",
     evaluate: _GOES_ON,
     compare: _GOES_ON,
-    data: "",
+    data: "Nothing was written.",
     verify: _NOTHING_HALF,
     export: f"{_NOTHING_HALF} What a push has sent already is not sent again.",
     merge: f"{_NOTHING_HALF} Scores that are finished are kept.",
