@@ -1,0 +1,188 @@
+"""A tiny real `llm2enc convert` as a process of its own, and what two finished runs must have in common.
+
+Processes are forked from the one that has imported everything: an import costs more than the whole run.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from conftest import make_model, make_tokenizer, pairs_file, sentences, texts_file
+
+# What a clock and a machine's memory decide, by file: everything else of a run is equal bit for bit.
+EXEMPT = {"history.json": {"seconds"}, "metrics.jsonl": {"tokens_per_second", "peak_gib"}, "llm2enc.json": {"seconds"}}
+
+
+OBJECTIVES = ("clm", "simcse", "contrastive")
+
+
+def write_recipe(folder: Path, objectives: tuple[str, ...] = OBJECTIVES, **fields: Any) -> Path:
+    """A recipe, dropout on, with an evaluation, and all that it needs; `fields` go into every stage."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = make_model(), make_tokenizer()
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    texts = [texts_file(folder).model_dump(mode="json", exclude_defaults=True)]
+    pairs = [pairs_file(folder).model_dump(mode="json", exclude_defaults=True)]
+    _write_task(folder / "tasks" / "sts")
+    common = {"steps": 4, "batch_size": 4, "lr": 3e-3, "precision": "float32", "log_every": 1, "save_every": 1}
+    common |= {"mini_batch_tokens": 200, "attention_dropout": 0.2} | fields
+    lora = {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
+    stages = [
+        {"objective": "clm", "data": texts, "block_tokens": 16, **common, "trainable": "full"},
+        {"objective": "simcse", "data": texts, **common, **lora},
+        {"objective": "contrastive", "data": pairs, **common, **lora},
+    ]
+    template = [{"special": "bos", "pool": True}, {"slot": "text", "pool": True}]
+    recipe = {
+        "name": "tiny",
+        "seed": 5,
+        "model": {"name": str(folder / "base"), "dtype": "float32"},
+        "input": {"query": template, "document": template, "max_tokens": 64},
+        "pooling": "mean",
+        "stages": [stage for stage in stages if stage["objective"] in objectives],
+        "evaluation": [{"kind": "folder", "path": str(folder / "tasks")}],
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def _write_task(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "task.json").write_text('{"type": "sts"}')
+    texts = sentences(12, seed=4)
+    rows = [f"{one}\t{other}\t{number}" for number, (one, other) in enumerate(pairwise(texts))]
+    (folder / "test.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
+
+
+class Job:
+    """A forked process; `output` is all that it and its children print."""
+
+    def __init__(self, work: Callable[[], int | None], output: Path, **environment: str):
+        self.output, self.code = output, None
+        self.started = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            _child(work, output, environment)
+
+    def poll(self) -> int | None:
+        """The exit code, or minus the signal that ended it; None while it runs."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code
+
+    def send(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 120) -> int:
+        until = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > until:
+                os.kill(self.pid, 9)
+                raise AssertionError(f"still running after {seconds} seconds:\n{self.said()}")
+            time.sleep(0.005)
+        return self.code
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+
+def _child(work: Callable[[], int | None], output: Path, environment: dict[str, str]) -> None:
+    """Run `work` and end: nothing of the test that was going on is gone through again."""
+    code = 1
+    try:
+        sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w"), write_through=True) for n in (1, 2))
+        os.environ.update(environment)
+        code = work() or 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        from multiprocessing import util
+
+        with contextlib.suppress(BaseException):
+            util._exit_function()  # what a process of multiprocessing does at its end
+        os._exit(code)
+
+
+def convert(recipe: Path, out: Path, *options: str, engines: tuple[str, ...] = ("llm2enc",)) -> Callable[[], None]:
+    """What `llm2enc convert RECIPE -o OUT` does, by its own entry point; `engines` verify the result."""
+
+    def work() -> None:
+        import torch
+
+        from llm2enc import cli, conversion
+
+        torch.set_num_threads(1)
+        conversion.AT_THE_END_OF_A_CONVERSION = engines
+        sys.argv = ["llm2enc", "convert", str(recipe), "-o", str(out), *options]
+        cli.main()
+
+    return work
+
+
+def places(count: int, nodes: int = 1) -> list[dict[str, str]]:
+    """What torchrun tells each of `count` processes."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    each = count // nodes
+    return [
+        {
+            "RANK": str(number),
+            "LOCAL_RANK": str(number % each),
+            "GROUP_RANK": str(number // each),
+            "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        for number in range(count)
+    ]
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """Every file of a run, by its path; without what EXEMPT lists."""
+    return {str(path.relative_to(out)): _content(path) for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def _content(path: Path) -> Any:
+    if path.name == "README.md":
+        return re.sub(r"\| \d+ \|$", "|", path.read_text(), flags=re.MULTILINE)  # the seconds of a stage
+    exempt = EXEMPT.get(path.name)
+    if exempt is None:
+        return path.read_bytes()
+    text = path.read_text()
+    return [_without(json.loads(part), exempt) for part in (text.splitlines() if path.suffix == ".jsonl" else [text])]
+
+
+def _without(value: Any, names: set[str]) -> Any:
+    if isinstance(value, dict):
+        return {name: _without(one, names) for name, one in value.items() if name not in names}
+    return [_without(one, names) for one in value] if isinstance(value, list) else value
+
+
+def assert_equal(out: Path, whole: Path) -> None:
+    """Two runs left the same files with the same content."""
+    found, expected = contents(out), contents(whole)
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    different = [name for name in found if found[name] != expected[name]]
+    assert not different, different
