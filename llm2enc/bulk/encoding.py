@@ -62,8 +62,8 @@ def encode_file(
     ranges: np.ndarray | None = None,
     show_progress: bool = False,
     **asked: Any,
-) -> bool:
-    """Write the vectors of all texts; whether none is missing then. Under torchrun each process writes a part of them.
+) -> None:
+    """Write the vectors of all texts: none is missing then. Under torchrun each process writes a part of them.
 
     facts   what the vectors depend on; `unfinished.check` has allowed them
     asked   `instruction`, `prompt_name`, `truncate_dim` and `precision` of `Encoder.encode`
@@ -84,8 +84,7 @@ def encode_file(
             for block in encoder.encode_blocks(some, ranges=ranges, show_progress=show_progress, first=first, **asked):
                 write(first, block)
                 first += len(block)
-    # Nobody waits for the slowest process, which could take longer than a barrier is given: the last one knows.
-    return not unfinished.missing(facts)
+    distributed.barrier()
 
 
 def _own(windows: list[range], stretches: list[range]) -> list[range]:

@@ -167,19 +167,15 @@ class Unfinished:
     # ---- the end
 
     def finish(self, ranges_out: Path | None = None) -> None:
-        """Put everything in its place and remove the folder. Two processes may do so at once."""
-        try:
-            if ranges_out is not None:  # before the vectors, which mean nothing without them
-                put(self.ranges.read_bytes(), ranges_out)
-            if self.out.suffix == ".parquet":
-                sweep(self.out)
-                _to_parquet(self.rows, part(self.out))
-                os.replace(part(self.out), self.out)
-            else:
-                os.replace(self.rows, self.out)
-        except FileNotFoundError:  # the other process was first
-            if not self.out.is_file():
-                raise
+        """Put everything in its place and remove the folder."""
+        if ranges_out is not None:  # before the vectors, which mean nothing without them
+            put(self.ranges.read_bytes(), ranges_out)
+        if self.out.suffix == ".parquet":
+            sweep(self.out)
+            _to_parquet(self.rows, part(self.out))
+            os.replace(part(self.out), self.out)
+        else:
+            os.replace(self.rows, self.out)
         sync_one(self.out.absolute().parent)
         self.remove()
 

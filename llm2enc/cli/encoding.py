@@ -99,17 +99,18 @@ def _run(model, texts, samples, ranges, unfinished: "Unfinished", facts: "Facts"
     facts |= encoder_facts(encoder, precision, truncate_dim, reading)
     main = distributed.is_main()
     goes_on = unfinished.check(facts)
-    with unfinished.alone() if main else nullcontext():
+    with (
+        unfinished.alone() if main else nullcontext(),
+        distributed.together("Finished rows are kept: go on with the same command"),
+    ):
         if goes_on and main:
             done = sum(map(len, unfinished.done(facts)))
             say(f"{unfinished.folder} holds {done:,} of {len(texts):,} vectors: going on from there")
         if ranges_out is not None:
             ranges = _ranges(encoder, samples, ranges, unfinished, goes_on, asked)
         encoder.encode_blocks([], precision=precision, ranges=ranges, **asked)  # refuses before anything is written
-        complete = encode_file(
-            encoder, texts, unfinished, facts, precision=precision, ranges=ranges, show_progress=main, **asked
-        )
-        if complete:
+        encode_file(encoder, texts, unfinished, facts, precision=precision, ranges=ranges, show_progress=main, **asked)
+        if main:
             unfinished.finish(ranges_out)
             say(
                 f"{unfinished.out}: {len(texts)} vectors of {truncate_dim or encoder.dimensions} dimensions in {precision}"
