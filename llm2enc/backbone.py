@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from llm2enc import attention, distributed, positions
 from llm2enc.attention import NAME, Packing, allowed, packed_call
+from llm2enc.files import replace_text
 from llm2enc.layers import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
 from llm2enc.recipe import LoraSpec, ModelSpec
 from llm2enc.tokens import Tokens
@@ -382,6 +383,11 @@ class Backbone(nn.Module):
     def save_adapter(self, folder: Path) -> None:
         """The adapter in PEFT's own layout."""
         self._peft[0].save_pretrained(folder, save_embedding_layers=False)
+        # PEFT writes a set, whose order is another one in every process; equal runs leave equal files.
+        path = folder / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["target_modules"] = sorted(config["target_modules"])
+        replace_text(path, json.dumps(config, indent=2, sort_keys=True))
 
     def load_adapter(self, folder: Path) -> None:
         """Weights saved by `save_adapter` into the adapter that `add_lora` made; every tensor must match."""
