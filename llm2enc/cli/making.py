@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llm2enc.cli.shared import Json, Private, Push, Set, check_push, quiet, say, send
+from llm2enc.cli.shared import Json, Private, Push, Set, check_push, narrate, quiet, say, send
 
 
 def convert(
@@ -31,6 +31,7 @@ def convert(
 
     check_room(folder)
     quiet()
+    narrate()
     from llm2enc import distributed
     from llm2enc.conversion import convert as run
     from llm2enc.trainer import Interrupted

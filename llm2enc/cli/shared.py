@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import logging
 import signal
 import sys
 import threading
@@ -126,6 +127,20 @@ def quiet() -> None:
     from llm2enc.backbone import quiet
 
     quiet()
+
+
+def narrate() -> None:
+    """Let the main process say what the library logs: which rows are read, how, and what is wrong with them."""
+    from llm2enc import distributed
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if distributed.is_main():
+                say(f"{'warning: ' * (record.levelno >= logging.WARNING)}{record.getMessage()}")
+
+    logger = logging.getLogger("llm2enc")
+    logger.handlers = [Handler()]
+    logger.setLevel(logging.INFO)
 
 
 def check_push(repo: str) -> None:
