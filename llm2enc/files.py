@@ -138,7 +138,7 @@ def check_room(place: Path, size: int = 0) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from None
     if free < size:
-        words = f"{size / 1e9:,.2f} GB are needed and {free / 1e9:,.2f} GB are free"
+        words = f"{size:,} bytes are needed and {free:,} are free"
         raise OSError(errno.ENOSPC, words, str(folder))
 
 
