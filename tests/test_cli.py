@@ -152,7 +152,7 @@ def test_the_table_says_what_each_stage_gained(capsys: pytest.CaptureFixture[str
     assert any("runs/x/model" in word for words in lines for word in words)
 
 
-@pytest.mark.parametrize("command", ["compare", "convert", "encode", "evaluate", "inspect", "recipes"])
+@pytest.mark.parametrize("command", ["compare", "convert", "encode", "evaluate", "inspect", "plan", "recipes"])
 def test_every_command_has_help(command: str) -> None:
     done = run(command, "--help")
     assert done.returncode == 0 and command in done.stdout
