@@ -1,6 +1,6 @@
 """How good the planner's estimates are: predicted against measured memory and operations of real steps on this CPU.
 
-    python -m benchmarks.planner                  every shape, a fresh process each; writes benchmarks/planner.md
+    python -m benchmarks.planner                  every shape, a process each; writes benchmarks/planner.md
     python -m benchmarks.planner lora simcse      some of them, printed only
 
 Each process builds a model with random weights, takes one tiny step (libraries load their kernels then), resets the
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 2, "attention_dropout": 0.0}
-PAIRS = {"objective": "contrastive", "batch_size": 4, "shards": 1, "lr": 1e-3, "steps": 2, "precision": "float32"}
-BLOCKS = PAIRS | {"block_tokens": 128}
+PAIRS = {"objective": "contrastive", "batch_size": 3, "shards": 1, "lr": 1e-3, "steps": 2, "precision": "float32"}
+BLOCKS = PAIRS | {"block_tokens": 128, "batch_size": 4}
 LORA = {"r": 16, "alpha": 32, "dropout": 0.05}
 
 
@@ -34,25 +34,25 @@ def _model(width: int, depth: int, vocabulary: int, **fields: Any) -> dict[str, 
 
 # name: model, stage, tokens per text (from, to)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, int]]] = {
-    "lora": (_model(256, 6, 8000), PAIRS | {"lora": LORA, "mini_batch_tokens": 512}, (100, 128)),
+    "lora": (_model(256, 6, 8000), PAIRS | {"lora": LORA, "mini_batch_tokens": 256}, (56, 72)),
     "lora, checkpointing": (
-        _model(256, 6, 8000), PAIRS | {"lora": LORA, "mini_batch_tokens": 512, "gradient_checkpointing": True}, (100, 128)
+        _model(256, 6, 8000), PAIRS | {"lora": LORA, "mini_batch_tokens": 256, "gradient_checkpointing": True}, (56, 72)
     ),
     "lora, one mini batch": (_model(256, 10, 8000), PAIRS | {"lora": LORA, "mini_batch_tokens": 9999}, (64, 64)),
     "lora, graph_tokens": (
-        _model(256, 6, 8000), PAIRS | {"lora": LORA, "mini_batch_tokens": 256, "graph_tokens": 800}, (100, 128)
+        _model(256, 6, 8000), PAIRS | {"lora": LORA, "mini_batch_tokens": 128, "graph_tokens": 400}, (56, 72)
     ),
-    "lora, wide": (_model(1024, 2, 4000), PAIRS | {"lora": LORA, "mini_batch_tokens": 384}, (40, 64)),
-    "full": (_model(256, 6, 8000), PAIRS | {"trainable": "full", "mini_batch_tokens": 512}, (100, 128)),
+    "lora, wide": (_model(1024, 2, 4000), PAIRS | {"lora": LORA, "mini_batch_tokens": 256}, (40, 64)),
+    "full": (_model(256, 6, 8000), PAIRS | {"trainable": "full", "mini_batch_tokens": 256}, (56, 72)),
     "full, checkpointing": (
         _model(256, 6, 8000),
-        PAIRS | {"trainable": "full", "mini_batch_tokens": 512, "gradient_checkpointing": True},
-        (100, 128),
+        PAIRS | {"trainable": "full", "mini_batch_tokens": 256, "gradient_checkpointing": True},
+        (56, 72),
     ),
     "full, one mini batch": (_model(256, 8, 4000), PAIRS | {"trainable": "full", "mini_batch_tokens": 9999}, (60, 64)),
     "simcse, attention dropout": (
         _model(256, 6, 8000),
-        PAIRS | {"objective": "simcse", "lora": LORA, "mini_batch_tokens": 512, "attention_dropout": 0.3},
+        PAIRS | {"objective": "simcse", "lora": LORA, "mini_batch_tokens": 256, "attention_dropout": 0.3},
         (128, 128),
     ),
     "mntp, large vocabulary": (
@@ -68,7 +68,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, int]]] = {
     ),
     "mixture of experts": (
         _model(256, 4, 8000, model_type="mixtral", num_local_experts=4, num_experts_per_tok=2, intermediate_size=512),
-        PAIRS | {"lora": LORA | {"targets": ["q_proj", "v_proj"]}, "mini_batch_tokens": 384},
+        PAIRS | {"lora": LORA | {"targets": ["q_proj", "v_proj"]}, "mini_batch_tokens": 256},
         (60, 64),
     ),
 }  # fmt: skip
@@ -217,14 +217,29 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def _fresh(name: str, exact: bool) -> dict[str, Any]:
-    """`measured` in a process of its own. exact: whatever is freed goes back to the kernel."""
+def _forked(names: list[str]) -> None:
+    """Print what each case takes, each in a child of this process, which has imported the libraries and nothing else."""
+    import peft  # noqa: F401
+    import torch  # noqa: F401
+    import transformers
+
+    transformers.AutoModelForCausalLM  # noqa: B018  # its lazy imports too
+    for name in names:
+        sys.stdout.flush()
+        child = os.fork()
+        if not child:
+            print(json.dumps(measured(name)), flush=True)
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            raise RuntimeError(f"{name}: the child failed")
+
+
+def _measure(names: list[str], exact: bool) -> list[dict[str, Any]]:
+    """`measured` of each case in a process of its own. exact: whatever is freed goes back to the kernel."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if exact else {})
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.planner", "--measure", name]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.planner", "--measure", *names]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 HEAD = (
@@ -256,14 +271,11 @@ def main(names: list[str]) -> None:
     import torch
 
     chosen = names or list(CASES)
-    with ThreadPoolExecutor(max_workers=3) as pool:
-        runs = {name: [pool.submit(_fresh, name, exact) for exact in (True, False)] for name in chosen}
-        plans = {name: predicted(name) for name in chosen}
-        print(HEAD)
-        lines = []
-        for name in chosen:
-            lines.append(row(name, plans[name], *(run.result() for run in runs[name])))
-            print(lines[-1], flush=True)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        runs = [pool.submit(_measure, chosen, exact) for exact in (True, False)]
+        plans = [predicted(name) for name in chosen]
+        lines = [row(*facts) for facts in zip(chosen, plans, *(run.result() for run in runs), strict=True)]
+    print("\n".join([HEAD, *lines]))
     if not names:
         told = (__doc__ or "").split("\n\n")
         setup = (
@@ -275,6 +287,6 @@ def main(names: list[str]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measured(sys.argv[2])))
+        _forked(sys.argv[2:])
     else:
         main(sys.argv[1:])

@@ -122,7 +122,13 @@ class Simulation:
         lengths = representative(lengths)
         key = (tuple(lengths.tolist()), setting)
         if key not in self.known:
-            reading = self._all_layers(lengths, setting)
+            try:
+                reading = self._all_layers(lengths, setting)
+            except RuntimeError as error:  # torch's, for operations whose shape depends on contents
+                raise ValueError(
+                    f"{self.backbone.config.model_type} can't be planned: its layers do what the contents of their inputs "
+                    f"say, or they don't run on outlines ({' '.join(str(error).split())[:200]})"
+                ) from error
             self.known[key] = Costs(
                 evaluated=reading.peak("evaluate"),
                 logits=reading.peak("logits"),
