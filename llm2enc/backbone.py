@@ -260,7 +260,9 @@ class Backbone(nn.Module):
         queries  (T,) bool: only these states are needed. Others come out undefined, and the last layer skips them.
         """
         causal = not self.bidirectional if causal is None else causal
-        widen = not torch.is_grad_enabled() and emulated(next(self.trunk.parameters()).dtype, self.device)
+        # Never in training: a gradient cache runs once without a graph, and then again with one, and both must agree.
+        encoding = not (self.training or torch.is_grad_enabled())
+        widen = encoding and emulated(next(self.trunk.parameters()).dtype, self.device)
         with self._float32.active(widen):
             if self.route == "alone":
                 return self._alone(tokens)

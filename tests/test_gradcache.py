@@ -51,6 +51,18 @@ def cached(encoder: Encoder, tokens: Tokens, mini: int, graph: int, seed: int = 
     return value, gradients(encoder)
 
 
+def test_both_passes_compute_alike_over_16_bit_weights() -> None:
+    """Without a graph 16-bit weights may be computed with in float32; the pass that is done again must not be."""
+    values = []
+    for graph in (0, 10**6):
+        encoder, tokens = training_encoder("lora", dropout=0.0)
+        for name, parameter in encoder.backbone.named_parameters():
+            parameter.data = parameter.data if ".lora_" in name else parameter.data.to(torch.bfloat16)
+        values.append(cached(encoder, tokens, 20, graph))
+    assert torch.equal(values[0][0], values[1][0])
+    assert_same(values[0][1], values[1][1])
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("trainable", ["full", "lora"])
 def test_every_split_gives_the_direct_gradient(trainable: str, checkpointing: bool) -> None:

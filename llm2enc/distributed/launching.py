@@ -8,9 +8,9 @@ import os
 ASKED = "ACCELERATE_USE_FSDP"
 REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": (
-        "DeepSpeed steps once per backward pass of its own engine and averages over processes; a step here is made of many "
-        "backward passes whose gradients add up to that of the whole batch. Launch without it and set `strategy: fsdp` in "
-        "the stages, which spreads weights, gradients and moments as ZeRO-3 does"
+        "DeepSpeed's engine wants to own optimizer, clipping and checkpoints, and divides gradients by processes and by a "
+        "fixed number of passes; here gradients of any number of passes add up, and a checkpoint goes on under any number "
+        "of processes. Launch without it and set `strategy: fsdp` in the stages, which spreads what ZeRO-3 spreads"
     ),
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has model files of its own; set `strategy: fsdp` in the stages instead",
     "FSDP_OFFLOAD_PARAMS": "parameters stay on their device; launch without offloading",
