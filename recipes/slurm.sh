@@ -34,7 +34,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 #   export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
 
 # --resume starts a new run in an empty folder and goes on with the one that is there.
-srun --kill-on-bad-exit=1 torchrun \
+# is_host: torchrun would guess from the machine's name, which may lead to another of its addresses.
+srun --kill-on-bad-exit=1 bash -c 'exec torchrun --rdzv-conf "is_host=$((SLURM_NODEID == 0))" "$@"' torchrun \
   --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" \
   --rdzv-id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" --rdzv-backend c10d \
   --rdzv-endpoint "$first:$((20000 + SLURM_JOB_ID % 20000))" \
