@@ -273,6 +273,7 @@ def by_hand(raw: bytes) -> list[Pair] | None:
 
 @example(raw=b"", compress=False, cut=None, streaming=False)  # StopIteration
 @example(raw=b"", compress=True, cut=None, streaming=True)
+@example(raw=b'{"query": "q", "positive": "p", "id": 9223372036854775808}', compress=False, cut=None, streaming=False)
 @example(raw=b"\n \n", compress=False, cut=None, streaming=False)
 @fuzz(40, raw=broken_lines(), compress=st.booleans(), cut=st.none() | st.integers(1, 12), streaming=st.booleans())
 def test_broken_lines_are_refused_or_read_as_json_says(folder, raw, compress, cut, streaming) -> None:

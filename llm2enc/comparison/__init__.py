@@ -66,10 +66,10 @@ def compare(
     raises           ValueError for models, readings or data that can't be used, before any weight is loaded;
                      CannotConvert if nothing but bidirectional readings was asked of a model that stays causal
     """
+    check(models, readings, max_text_tokens, dtype)  # first: to gather the docstrings takes half a minute
     tasks, names = gather(sources, documents)
     if names or not tasks:
         raise ValueError(f"{', '.join(names)}: a comparison runs on local data; `llm2enc evaluate` runs tasks of mteb")
-    check(models, readings, max_text_tokens, dtype)
     out = Path(out)
     for place in (out, *([cache] if cache else [])):
         check_room(place)

@@ -213,6 +213,8 @@ def _type(name: str, cells: list[Any]) -> pa.DataType:
         return pa.array(cells).type
     except pa.ArrowException as error:
         raise ValueError(f"column {name!r} mixes types ({error}); make all its cells of one type") from None
+    except OverflowError:
+        raise ValueError(f"column {name!r} holds a number beyond 64 bits; write it as text") from None
 
 
 def _is_vacant(kind: pa.DataType) -> bool:
