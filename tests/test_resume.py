@@ -265,7 +265,7 @@ class _Forks:
 
     def __init__(self) -> None:
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["test_resume", "llm2enc.evaluation.command", "llm2enc.data", "datasets"])
+        self.context.set_forkserver_preload(["test_resume", "llm2enc.data", "llm2enc.export.sentence_transformers"])
 
     def start(self, target: Callable, *arguments: Any) -> Any:
         process = self.context.Process(target=target, args=arguments)
@@ -282,6 +282,7 @@ class _Forks:
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Forks]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # for what it imports beforehand
         patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
         forks = _Forks()
         forks.run(int)  # starts the one that imports, whose time is none of a command's
