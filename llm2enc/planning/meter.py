@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_GROUPED = torch.ops.aten._grouped_mm.default
 _BATCHED = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 
 
@@ -59,7 +60,10 @@ class Meter(FakeTensorMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
         self._depth += 1  # an operation that is made of others counts once
         try:
-            out = super().__torch_dispatch__(func, types, args, kwargs)
+            if func is _GROUPED:
+                out = _grouped_product(*args[:2], groups=kwargs.get("offs", args[2] if len(args) > 2 else None))
+            else:
+                out = super().__torch_dispatch__(func, types, args, kwargs)
         finally:
             self._depth -= 1
         if not self._depth:
@@ -89,12 +93,28 @@ class Meter(FakeTensorMode):
             self.attention += sdpa_backward_flop_count(
                 gradient.shape, query.shape, _expanded(query, key), _expanded(query, value)
             )
+        elif operation is _GROUPED._overloadpacket:
+            first, second = args[:2]
+            rows = first.shape[-2] if first.dim() == 2 else second.shape[-1]
+            self.flops += 2 * first.shape[-1] * rows * (second.shape[-1] if first.dim() == 2 else first.shape[-2])
         elif operation in flop_registry:
             count = flop_registry[operation](*args, **kwargs, out_val=out)
             if operation in _BATCHED:  # of the families we know, only products between tokens are batched
                 self.attention += count
             else:
                 self.flops += count
+
+
+def _grouped_product(first: Tensor, second: Tensor, groups: Tensor | None) -> Tensor:
+    """The shape of a product for every expert at once; torch's own outline of it knows bfloat16 only.
+
+    (T, K) x (E, K, N) is (T, N); (M, T) x (T, N) is (E, M, N), a gradient in the weights; (E, M, K) x (K, T) is (M, T).
+    """
+    if first.dim() == 2 and second.dim() == 2:
+        return first.new_empty(len(groups), first.size(0), second.size(1))
+    if first.dim() == 3 and second.dim() == 3:
+        return first.new_empty(first.size(0), first.size(1), second.size(2))
+    return first.new_empty(first.size(-2), second.size(-1))
 
 
 def _expanded(query: Tensor, key: Tensor) -> tuple[int, ...]:
