@@ -45,6 +45,7 @@ from llm2enc.recipe import (
     Stage,
 )
 from llm2enc.tokens import InputFormat
+from llm2enc.trainer import precision
 
 ROWS = 9  # a multiple of no number of processes
 STRATEGIES = ("ddp", "fsdp")
@@ -147,7 +148,7 @@ def step(stage: Stage, strategy: str) -> Step:
     torch.rand(distributed.rank())  # the processes' own random states differ, and play no role
     objective = OBJECTIVES[stage.objective]
     batch = objective.collate(RowBatch(0, rows_of(stage.objective), "here", True), stage, encoder.input_format, 0)
-    with torch.autocast(encoder.device.type, torch.bfloat16, half):
+    with precision(stage, encoder):
         loss = objective.backward(encoder, batch, stage)["loss"].item()
     distributed.sum_gradients(backbone.trained().values())
     return loss, {name: distributed.whole(p.grad).clone() for name, p in backbone.trained().items()}

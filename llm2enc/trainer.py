@@ -83,7 +83,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, stage)
             with _named(step, batch.source, folder):
-                with _precision(stage, encoder):
+                with precision(stage, encoder):
                     metrics = objective.backward(encoder, batch, stage)
                 guard.check_batch(metrics, batch.source)
                 distributed.sum_gradients(parameters)
@@ -106,8 +106,12 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     checkpoint.finish(folder, backbone, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
 
 
-def _precision(stage: Stage, encoder: Encoder) -> torch.autocast:
-    """The type of matrix products inside. Copies of weights in it are not kept if that undid the sharding."""
+def precision(stage: Stage, encoder: Encoder) -> torch.autocast:
+    """The type of matrix products inside.
+
+    Of sharded layers autocast must keep no copies: they would hold all weights, and gradients through copies made in an
+    earlier pass come out wrong (by 0.8 of their size, in the bfloat16 line of benchmarks/scale.py).
+    """
     cast = stage.precision == "bfloat16"
     return torch.autocast(encoder.device.type, torch.bfloat16, cast, cache_enabled=not encoder.backbone.sharded)
 
