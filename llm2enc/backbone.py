@@ -83,13 +83,25 @@ def resolve(name: str) -> str:
 
 
 def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer. ValueError if it brings code of its own and the recipe does not trust it."""
+    """The model's tokenizer.
+
+    raises  ValueError if it brings code of its own and the recipe does not trust it, or if its files hold no tokenizer
+    """
     from transformers import AutoTokenizer
 
+    folder = resolve(spec.name)
     with naming_untrusted_code(spec.name):
-        return AutoTokenizer.from_pretrained(
-            resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
+        try:
+            return AutoTokenizer.from_pretrained(
+                folder, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            )
+        except (OSError, ImportError):  # not found, or a package is missing: both say what to do
+            raise
+        except Exception as error:  # a setting of the wrong type gives any, from TypeError to the tokenizers' own
+            raise ValueError(
+                f"the tokenizer of {folder} can't be opened: {type(error).__name__}: {error}; look at its tokenizer.json "
+                "and tokenizer_config.json"
+            ) from error
 
 
 def load_config(spec: ModelSpec) -> "PretrainedConfig":

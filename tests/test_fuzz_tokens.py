@@ -1,15 +1,20 @@
 """Fuzzed texts, templates and tokenizers: what is packed is what a slow reference makes of them, or nothing is."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
-from conftest import make_encoder
+from conftest import INPUT, make_encoder, make_tokenizer
 from fuzzing import LONG_TEXTS, TEXTS, fuzz
 from fuzzing_tokenizers import INSTRUCTIONS, MAKES, Make, Packed, Refused, input_specs, reference, tokenizer
+from hypothesis import example
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from llm2enc.backbone import load_tokenizer
 from llm2enc.encoder import Encoder
-from llm2enc.recipe import InputSpec
+from llm2enc.recipe import InputSpec, ModelSpec
 from llm2enc.tokens import InputFormat
 
 ROWS = st.lists(st.tuples(TEXTS | LONG_TEXTS, INSTRUCTIONS), min_size=1, max_size=3)
@@ -133,3 +138,47 @@ def test_sentence_transformers_reads_the_exported_directory_as_we_do(encoder, th
             assert not text.isascii() and other[: len(own) - 1] == own[: len(own) - 1]
         else:
             assert own == other
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+
+GARBAGE = [None, True, False, 0, -1, 1e30, "", "x", [], {}, ["</s>"], "left", {"content": "</s>"}, {"content": "<new>"}]
+GARBAGE += [{"__type": "AddedToken", "content": "</s>", "lstrip": True, "rstrip": True}, {"content": 3}, {"a": "</s>"}]
+SETTINGS = ["add_bos_token", "add_eos_token", "bos_token", "eos_token", "pad_token", "unk_token", "model_max_length"]
+SETTINGS += [
+    "padding_side",
+    "truncation_side",
+    "chat_template",
+    "extra_special_tokens",
+    "added_tokens_decoder",
+    "use_fast",
+]
+SETTINGS += ["add_prefix_space", "clean_up_tokenization_spaces", "model_input_names", "tokenizer_class", "legacy"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@example(change={"bos_token": True}, text="a")  # TypeError
+@fuzz(
+    25, change=st.dictionaries(st.sampled_from(SETTINGS), st.sampled_from(GARBAGE), min_size=1, max_size=2), text=TEXTS
+)
+def test_a_tokenizer_with_other_settings_is_read_by_them_or_refused(saved, tmp_path_factory, change, text) -> None:
+    folder = tmp_path_factory.mktemp("changed")
+    shutil.copytree(saved, folder, dirs_exist_ok=True)
+    config = json.loads((saved / "tokenizer_config.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | change), encoding="utf-8")
+    try:
+        opened = load_tokenizer(ModelSpec(name=str(folder)))
+    except ValueError as error:
+        assert str(folder) in str(error)
+        return
+    found = packed(INPUT, opened, [(text, "", "document")], None)
+    assert found == expected(INPUT, opened, [(text, "", "document")], INPUT.max_tokens)
+    if found and "bos_token" not in change and "added_tokens_decoder" not in change and "tokenizer_class" not in change:
+        bos = Tokenizer.from_file(str(saved / "tokenizer.json")).token_to_id("<s>")
+        assert (found[0].ids[0] == bos and found[0].ids.count(bos) == 1 + text.count("<s>")) or found[0].truncated
