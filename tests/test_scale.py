@@ -6,6 +6,7 @@ program); the tests compare what they left.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -200,6 +201,15 @@ def test_what_a_launcher_asks_for_in_vain_is_refused(name: str, value: str, mess
     distributed.start()
 
 
+def test_one_process_where_several_were_asked_for_is_refused(monkeypatch) -> None:
+    """What `accelerate launch --cpu --num_processes 2` sets, which starts one."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    distributed.start()
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(ValueError, match="started one"):
+        distributed.start()
+
+
 def test_a_launcher_may_ask_for_fsdp(monkeypatch) -> None:
     assert not distributed.wants_fsdp()
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -235,17 +245,20 @@ def launched(launcher: list[str], recipe: Path, out: Path) -> dict[str, torch.Te
     """The weights that `llm2enc convert` exports under a launcher."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        place = {"MASTER_PORT": str(probe.getsockname()[1]), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    port = [part.replace("PORT", place["MASTER_PORT"]) for part in launcher]
-    command = [sys.executable, "-m", *port, "-m", "llm2enc", "convert", str(recipe), "-o", str(out), "--json"]
+        port = probe.getsockname()[1]
+    option = f"--{'main_process' if 'accelerate' in launcher[0] else 'master'}_port={port}"
+    ours = ["-m", "llm2enc", "convert", str(recipe), "-o", str(out), "--json"]
+    place = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", *launcher, option, *ours]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | place, cwd=recipe.parent)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert len(done.stdout.strip().splitlines()) == 1  # the main process's answer, and nobody else's
+    assert re.search(rf"processes\W+{launcher[-1][-1]}\b", done.stdout)  # the table before each stage says how many
+    assert done.stdout.count('"folder"') == 1  # the main process's answer, and nobody else's
     return load_file(out / "model" / "model.safetensors")
 
 
-ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--main_process_port=PORT"]
-TORCHRUN = ["torch.distributed.run", "--nproc-per-node=4", "--master-port=PORT"]
+ACCELERATE = ["accelerate.commands.launch", "--use_fsdp", "--fsdp_version=2", "--num_processes=2"]
+TORCHRUN = ["torch.distributed.run", "--nproc-per-node=4"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,13 @@ def check_launcher() -> None:
     for name, instead in REFUSED.items():
         if _true(name):
             raise ValueError(f"{name} is set by the launcher: {instead}")
+    # With --cpu, accelerate leaves it to MPI to start more than one, and says nothing if there is none.
+    if _true("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "accelerate was asked for several processes and started one: with --cpu it starts no others itself. Use "
+            "`torchrun --nproc-per-node N -m llm2enc ...`, or `accelerate launch --multi_gpu` without --cpu, which works on "
+            "CPUs too"
+        )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in ("no", "bf16"):
         raise ValueError(
