@@ -157,10 +157,10 @@ def test_what_all_refuse_is_told_once(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_a_frozen_process_is_given_up(recipe: Path, tmp_path: Path) -> None:
-    jobs = launch(recipe, tmp_path / "run", 2, hook=at_step(1, 1, freeze), LLM2ENC_TIMEOUT="0.1")
+    jobs = launch(recipe, tmp_path / "run", 2, hook=at_step(1, 1, freeze), LLM2ENC_TIMEOUT="0.25")
     try:
         assert jobs[0].wait(60) == 1
-        assert re.search(r"stopped: process 1 of 2 .* no sign of life for 0.1 minutes", jobs[0].said()), told(jobs)
+        assert re.search(r"stopped: process 1 of 2 .* no sign of life for 0.25 minutes", jobs[0].said()), told(jobs)
     finally:
         jobs[1].send(signal.SIGKILL)
         jobs[1].wait()
@@ -201,10 +201,10 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(recipe: Path, tmp_path: Path
 
 def main_works(seconds: float) -> Callable[[int], None]:
     def hook(number: int) -> None:
-        evaluate = conversion.evaluate
+        evaluate, naps = conversion.evaluate, [seconds]
 
         def slow(*arguments):
-            time.sleep(seconds)
+            time.sleep(naps.pop() if naps else 0)
             return evaluate(*arguments)
 
         conversion.evaluate = slow
@@ -213,8 +213,8 @@ def main_works(seconds: float) -> Callable[[int], None]:
 
 
 def test_waiting_for_main_has_no_timeout(recipe: Path, whole: Path, tmp_path: Path) -> None:
-    """A collective would be given up after three seconds."""
-    jobs = launch(recipe, tmp_path / "run", 2, hook=main_works(4.0), LLM2ENC_TIMEOUT="0.05")
+    """A collective would be given up after nine seconds."""
+    jobs = launch(recipe, tmp_path / "run", 2, hook=main_works(12.0), LLM2ENC_TIMEOUT="0.15")
     assert [job.wait() for job in jobs] == [0, 0], told(jobs)
     assert_weights(tmp_path / "run", whole)
 

@@ -172,7 +172,7 @@ class Member:
         _set_up(self._connection)
         self._lines = _Lines(self._connection)
         self._turn = self._opened = 0
-        self._to_blame = self._alone = self._left = False
+        self._failing = self._to_blame = self._alone = self._left = False
         self._news = threading.Condition()
         title = f"process {number} of {count} ({socket.gethostname()}, pid {os.getpid()})"
         _send(self._connection, {"token": token, "number": number, "title": title, "node": node, "local": local})
@@ -196,6 +196,7 @@ class Member:
         """
         time.sleep(after)
         with self._news:
+            self._failing = True
             _send(self._connection, {"failed": text[:1000], "code": code})
             self._news.wait_for(lambda: self._to_blame or self._alone, GRACE)
 
@@ -238,14 +239,14 @@ class Member:
         """End this process now: its main thread may be in a collective that nothing else ends."""
         if self._left:
             return
-        if verdict.number == self.number:  # it says by itself what went wrong
+        if verdict.number == self.number and self._failing:  # it says by itself what went wrong
             with self._news:
                 self._to_blame = True
                 self._news.notify_all()
             return
         # One line on every machine.
         first = 1 if verdict.local == 0 and verdict.node in ("", self.node) else 0
-        if self.local in (0, first):
+        if self.local in (0, first) or verdict.number == self.number:  # frozen for a while, and given up by the others
             advice = f". {self.advice}" if self.advice else ""
             print(f"stopped: {verdict.text.rstrip('.')}{advice}", file=sys.stderr)
         sys.stdout.flush()
