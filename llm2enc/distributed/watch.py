@@ -20,7 +20,6 @@ import os
 import secrets
 import selectors
 import socket
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -248,9 +247,9 @@ class Member:
         first = 1 if verdict.local == 0 and verdict.node in ("", self.node) else 0
         if self.local in (0, first) or verdict.number == self.number:  # frozen for a while, and given up by the others
             advice = f". {self.advice}" if self.advice else ""
-            print(f"stopped: {verdict.text.rstrip('.')}{advice}", file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
+            # Past Python's own streams: another thread, a progress bar's, may hold them and never let go.
+            with suppress(OSError):
+                os.write(2, f"\nstopped: {verdict.text.rstrip('.')}{advice}\n".encode())
         os._exit(verdict.code)
 
 
