@@ -31,7 +31,7 @@ SOON = 15  # seconds on a busy machine; alone it is a tenth of one
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("recipe"), ("contrastive",), steps=5, shards=3)
+    return write_recipe(tmp_path_factory.mktemp("recipe"), ("contrastive",), steps=5, shards=4)
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +292,7 @@ def node(number: int, work: Callable[[], None], port: int, log: Path) -> Job:
             rdzv_configs={"is_host": number == 0},
             local_addr=f"127.0.0.{1 + number}",
             start_method="fork",
+            max_restarts=0,  # torchrun's own default
             monitor_interval=0.1,
         )
         elastic_launch(config, work)()
@@ -336,7 +337,9 @@ def test_a_folder_that_nodes_do_not_share_is_refused_at_once(recipe: Path, tmp_p
     assert [job.wait() for job in jobs] == [1, 2], told(jobs)
     for job in jobs:
         assert re.search(rf"process 1 on .* does not see {places_of[1]}/.lock", job.said()), told(jobs)
-    assert not places_of[0].exists() or not list(places_of[0].iterdir())
+    assert [path.name for path in places_of[0].iterdir()] == [
+        folder.LOCK
+    ]  # of a stopped process: the next run takes it
 
 
 @pytest.fixture
