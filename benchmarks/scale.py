@@ -47,7 +47,7 @@ from llm2enc.recipe import (
 from llm2enc.tokens import InputFormat
 from llm2enc.trainer import precision
 
-ROWS = 9  # a multiple of no number of processes
+ROWS = 9  # one more than 2, 4 or 8 processes share evenly
 STRATEGIES = ("ddp", "fsdp")
 WORDS = "a river runs through the old town and the bridge over it was built of stone when trade in salt made it rich".split()
 COMMON = {
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str]) -> None:
     result = table(found)
     print(result)
     if given.markdown:
-        versions = f"torch {torch.__version__}, transformers {transformers.__version__}, gloo on the CPU, float32"
+        versions = f"torch {torch.__version__}, transformers {transformers.__version__}, gloo on the CPU"
         what = " ".join(line for line in __doc__.splitlines()[5:] if line)
         text = f"# One batch, any number of processes\n\n{what}\n\n{versions}.\n\n{result}\n"
         given.markdown.write_text(text, encoding="utf-8")
