@@ -261,13 +261,13 @@ def by_hand(raw: bytes) -> list[Pair] | None:
         return None
     rows = []
     for record in records:
-        if not isinstance(record, dict) or not {type(record.get(k)) for k in ("query", "positive")} <= {
-            str,
-            type(None),
-        }:
+        query, positive = (
+            (record.get(k) or "" for k in ("query", "positive")) if isinstance(record, dict) else (None, None)
+        )
+        right = positive if isinstance(positive, list) else [positive]
+        if not all(isinstance(text, str) for text in (query, *right)):
             return None
-        query, positive = record.get("query") or "", record.get("positive") or ""
-        rows.append({"query": query, "positives": [positive], "negatives": [], "instruction": ""})
+        rows.append({"query": query, "positives": right, "negatives": [], "instruction": ""})
     return wanted(rows, "")
 
 

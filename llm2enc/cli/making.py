@@ -103,6 +103,8 @@ def recipes(
     if name is not None:
         print(load_recipe(name, overrides or []).to_yaml(), end="")
         return
+    if overrides:
+        raise ValueError("--set changes one recipe; say which: llm2enc recipes NAME --set PATH=VALUE")
     table = Table("recipe", "model", "stages", "what it does")
     for recipe in map(load_recipe, recipe_names()):
         stages = " -> ".join(stage.objective for stage in recipe.stages)
