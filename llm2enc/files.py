@@ -11,7 +11,12 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `text` to `path` in UTF-8, line ends as they are: beside it, onto the disk, and then into its place.
+    """`replace_bytes` of a text in UTF-8, line ends as they are."""
+    replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`: beside it, onto the disk, and then into its place.
 
     The renaming alone would keep a reader from seeing half a file, but a file system may rename before it has written:
     after a power cut the name would stand on an empty file.
@@ -24,8 +29,8 @@ def replace_text(path: Path, text: str) -> None:
     partial = part(short)
     try:
         with naming(path):
-            with partial.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
+            with partial.open("wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

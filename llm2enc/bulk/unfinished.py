@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from llm2enc.files import naming, part, replace_text, sweep, sync_one
+from llm2enc.files import naming, part, replace_bytes, replace_text, sweep, sync_one
 
 Facts = dict[str, Any]  # with `count`, `width` and `dtype` of the rows
 _PARQUET_ROWS = 10_000  # in a row group
@@ -169,7 +169,7 @@ class Unfinished:
     def finish(self, ranges_out: Path | None = None) -> None:
         """Put everything in its place and remove the folder."""
         if ranges_out is not None:  # before the vectors, which mean nothing without them
-            put(self.ranges.read_bytes(), ranges_out)
+            replace_bytes(ranges_out, self.ranges.read_bytes())
         if self.out.suffix == ".parquet":
             sweep(self.out)
             _to_parquet(self.rows, part(self.out))
@@ -184,20 +184,6 @@ class Unfinished:
         for path in sorted(self.folder.glob("*"), key=lambda path: (path == self._facts, path != self.rows)):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def put(data: bytes, path: Path) -> None:
-    """A small file, whole or not at all."""
-    sweep(path)
-    try:
-        with naming(path):
-            with part(path).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part(path), path)
-    finally:
-        part(path).unlink(missing_ok=True)
 
 
 def _is_ours(path: Path) -> bool:

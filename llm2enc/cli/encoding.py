@@ -124,7 +124,7 @@ def _ranges(encoder, samples, given, unfinished: "Unfinished", goes_on: bool, as
     import numpy as np
 
     from llm2enc import distributed
-    from llm2enc.bulk.unfinished import put
+    from llm2enc.files import replace_bytes
     from llm2enc.quantization import calibrate
 
     if goes_on and unfinished.ranges.is_file():
@@ -136,7 +136,7 @@ def _ranges(encoder, samples, given, unfinished: "Unfinished", goes_on: bool, as
         file = io.BytesIO()
         np.save(file, given)
         unfinished.folder.mkdir(parents=True, exist_ok=True)
-        put(file.getvalue(), unfinished.ranges)
+        replace_bytes(unfinished.ranges, file.getvalue())
     return given
 
 
