@@ -39,7 +39,7 @@ def work(split: Split, lengths: list[int], max_tokens: int, processes: int) -> l
 
 
 @fuzz(
-    120,
+    60,
     lengths=st.lists(st.integers(1, 60), min_size=1, max_size=40),
     shards=st.integers(1, 50),
     processes=st.integers(1, 9),
@@ -180,7 +180,7 @@ def matrices(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.array(draw(st.lists(row, min_size=2, max_size=5)), dtype=np.float32) for _ in range(2))
 
 
-@fuzz(80, case=matrices(), shared=st.booleans())
+@fuzz(40, case=matrices(), shared=st.booleans())
 def test_codes_are_the_steps_and_signs_that_loops_count(case, shared) -> None:
     samples, vectors = case
     ranges = calibrate(samples, shared)

@@ -52,7 +52,7 @@ def holds(read: Any, given: Any) -> bool:
 @example(data={**small(), "model": {"name": "1e5"}})  # no quotation marks from PyYAML, and a number in YAML 1.2
 @example(data={**small(), "model": {"name": "08"}})
 @example(data={**small(), "description": "a\x85b"})  # a line break to PyYAML, which writes it as it stands
-@fuzz(60, data=recipes())
+@fuzz(20, data=recipes())
 def test_a_valid_recipe_survives_its_yaml(path: Path, data: dict) -> None:
     recipe = load_recipe(data)
     assert holds(recipe.model_dump(mode="json"), data)
@@ -95,7 +95,7 @@ def mutated(draw: st.DrawFn) -> dict:
     return data
 
 
-@fuzz(60, data=mutated())
+@fuzz(20, data=mutated())
 def test_a_changed_recipe_is_read_as_it_stands_or_refused(data: dict) -> None:
     found = outcome(data)
     if isinstance(found, Recipe):
@@ -206,7 +206,7 @@ def dict_values(said: dict) -> list:
 @example(raw=yaml.safe_dump(small()).encode() + b"seed: 1\nseed: 2\n")  # the last one was taken without a word
 @example(raw=yaml.safe_dump({k: v for k, v in small().items()}).replace("pooling", "seed: 1\nseed").encode())
 @example(raw=b"\xef\xbb\xbf" + yaml.safe_dump(small()).encode())
-@fuzz(120, raw=broken_yaml())
+@fuzz(40, raw=broken_yaml())
 def test_broken_yaml_is_refused_or_means_what_is_written(path: Path, raw: bytes) -> None:
     path.write_bytes(raw)
     found = outcome(str(path))
@@ -273,7 +273,7 @@ def overridden(draw: st.DrawFn) -> tuple[dict, tuple, Any]:
     return data, place, draw(SCALARS | STRINGS | TREES | MUTANTS)
 
 
-@fuzz(80, case=overridden())
+@fuzz(25, case=overridden())
 def test_an_override_is_the_same_as_an_edit(case: tuple) -> None:
     data, place, value = case
     text = json.dumps(value)  # every JSON text is YAML

@@ -51,7 +51,7 @@ def packed(spec: InputSpec, opened, rows: list[tuple], limit: int | None) -> lis
 
 
 @fuzz(
-    120,
+    80,
     make=MAKES,
     spec=input_specs(),
     rows=ROWS,
