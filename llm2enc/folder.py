@@ -7,9 +7,6 @@ recipe.yaml      makes a folder one of ours; there before anything else
 --overwrite deletes what a run writes, and nothing else that is in its folder.
 """
 
-import errno
-import fcntl
-import json
 import os
 import re
 import secrets
@@ -19,10 +16,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from llm2enc import distributed
-from llm2enc.files import alive, check_room, leftovers, replace_text, sweep
+from llm2enc.files import check_room, leftovers, replace_text, sweep
+from llm2enc.locking import held, owner
 from llm2enc.recipe import Recipe, load_recipe
 
 RECIPE, LOCK, OVERWRITTEN = "recipe.yaml", ".lock", ".overwritten"
@@ -51,7 +48,7 @@ def opened(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Iterator
         check_room(out)
         out.mkdir(parents=True, exist_ok=True)
         token = secrets.token_hex(8)
-        with _held(out / LOCK, token):
+        with held(out / LOCK, out, token):
             _check(recipe, out, resume, overwrite)  # once more: the job before us may just have ended
             distributed.from_main(token)
             distributed.barrier()
@@ -101,61 +98,10 @@ def _what(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"stages": stages})
 
 
-@contextmanager
-def _held(path: Path, token: str) -> Iterator[None]:
-    """Hold the lock file `path`, which is gone in the end. ValueError if another process that lives holds it."""
-    file = _lock(path)
-    try:
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": token}))
-        file.flush()
-        os.fsync(file.fileno())
-        yield
-    finally:
-        path.unlink(missing_ok=True)  # first: whoever opens it now makes a new one
-        file.close()
-
-
-def _lock(path: Path) -> IO[str]:
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ValueError(_in_use(path, _owner(path))) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                file.close()
-                raise
-            # A file system without locks: the number of the process has to do.
-            owner = _owner(path)
-            if owner and (owner["host"] != socket.gethostname() or alive(owner["pid"])):
-                file.close()
-                remedy = f"If that is no longer running, delete {path}: this file system has no locks"
-                raise ValueError(f"{_in_use(path, owner)}. {remedy}") from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        file.close()  # the job before us has just removed it
-
-
-def _owner(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _in_use(path: Path, owner: dict) -> str:
-    who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-    return f"{path.parent} is being written by {who}; wait for it, stop it, or choose another folder with -o"
-
-
 def _see(path: Path, token: str) -> None:
     """Wait until a file that the main process has written shows here. ValueError if it does not."""
     until = time.monotonic() + PATIENCE
-    while _owner(path).get("token") != token:
+    while owner(path).get("token") != token:
         if time.monotonic() > until:
             raise ValueError(
                 f"process {distributed.rank()} on {socket.gethostname()} does not see {path.absolute()}, which process 0 "

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "llm2enc"
 ORDER = (
-    "secrets recipe files hub distributed guards tokens splitting attention pooling quantization losses layers positions "
+    "secrets recipe files locking hub distributed guards tokens splitting attention pooling quantization losses layers positions "
     "backbone miniature proof inspection encoder data bulk gradcache objectives checkpoint export trainer "
     "evaluation doctor planning verify merging comparison folder conversion cli"
 ).split()

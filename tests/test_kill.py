@@ -25,6 +25,7 @@ import pytest
 from jobs import Job, assert_equal, convert, write_recipe
 
 from llm2enc import Encoder, checkpoint, folder, load_recipe, trainer
+from llm2enc.locking import owner
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What a kill may be aimed at: the first one of these paths shows that it is being written.
@@ -57,7 +58,7 @@ class Kill:
                 break
             time.sleep(0.001)
         if self.signal != signal.SIGKILL:
-            while job.poll() is None and folder._owner(out / folder.LOCK).get("pid") != job.pid:
+            while job.poll() is None and owner(out / folder.LOCK).get("pid") != job.pid:
                 time.sleep(0.001)  # before, Python itself may not have come to its handlers
         job.send(self.signal)
         return job.wait() != 0

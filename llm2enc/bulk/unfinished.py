@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from llm2enc.files import naming, part, replace_bytes, replace_text, sweep, sync_one
+from llm2enc.locking import held
 
 Facts = dict[str, Any]  # with `count`, `width` and `dtype` of the rows
 _PARQUET_ROWS = 10_000  # in a row group
@@ -86,19 +87,8 @@ class Unfinished:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """ValueError if another run writes the same file at this time. The lock ends with its process, however."""
-        try:
-            import fcntl
-        except ImportError:  # Windows
-            yield
-            return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(
-                    f"another process is writing {self.out} at this time; wait for it, or stop it"
-                ) from None
+        with held(self.folder / "lock", self.out):
             try:
                 yield
             finally:
