@@ -101,6 +101,7 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     measured  folder of a run of this recipe on one such device: its tokens per second count instead of `share`
     raises    ValueError if the configuration can't be had, or nothing was measured there
     """
+    model = _skeleton(recipe)  # without a configuration there is no use in looking for a tokenizer
     input_format, note = _input_format(recipe)
     notes = [text for text in (devices.note, note) if text]
     stages = []
@@ -108,7 +109,6 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
         load = workloads.of_stage(stage, recipe.input, input_format, recipe.seed)
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
         stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
-    model = _skeleton(recipe)
     backbone = Backbone(model, recipe.model.attention == "bidirectional")
     here = recipe.model.weights == "random" or recipe.model.name == "pocket" or Path(recipe.model.name).exists()
     exported = _bytes(backbone.trunk)

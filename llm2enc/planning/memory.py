@@ -24,6 +24,8 @@ SAFE = 0.9  # of a device's memory: fragments of the allocator, other programs, 
 # What a process takes before it holds a tensor: CUDA's context with the workspaces of its libraries, as nvidia-smi shows it
 # on recent cards; Python with torch, transformers and the data libraries.
 RESERVED = {True: int(0.6 * 2**30), False: int(0.6 * 2**30)}
+# Of what passes take, on a CPU: freed pieces that glibc keeps; 0 to 0.9 on the one machine of benchmarks/planner.md.
+HELD = 0.5
 
 
 @dataclass(frozen=True)
@@ -164,5 +166,6 @@ def memory(
         phases["gathering"] = always + size.whole
     phases["optimizer"] = always + gradients + (size.trained if devices.cuda else 2 * size.largest)
     parts["reserved"] = RESERVED[devices.cuda]
+    parts["held"] = 0 if devices.cuda else round(HELD * costs.peak)
     phase = max(phases, key=phases.__getitem__)
-    return Memory(parts, round(phases[phase]) + parts["reserved"], phase), costs, largest
+    return Memory(parts, round(phases[phase]) + parts["reserved"] + parts["held"], phase), costs, largest

@@ -15,6 +15,7 @@ PARTS = {
     "casts": "16-bit copies of trained weights",
     "logits": "logits",
     "vectors": "vectors and loss",
+    "held": "freed but held by glibc (assumed)",
     "reserved": "context and libraries (assumed)",
 }
 

@@ -158,7 +158,7 @@ class Simulation:
             base = self._run(lengths, setting)
         longer = []
         for number, kin, times in layers.repeated:
-            with layers.only(sorted([*layers.first, number])):
+            with layers.only(sorted([*layers.first, number], key=layers.order.index)):
                 longer.append((self._run(lengths, setting), number, kin, times))
         return base.extended(longer)
 
@@ -290,7 +290,9 @@ class Layers:
         members: dict[tuple, list[int]] = {}
         for number, (_, layer) in enumerate(found[:-1]):
             members.setdefault(self._kind(number, layer), []).append(number)
-        self.first = sorted([*(number for group in members.values() for number in group[:2]), self.count - 1])
+        # Kind by kind, not mixed as in the model: what a further layer adds is then that layer's, and no other's.
+        self.order = [number for group in members.values() for number in group] + [self.count - 1]
+        self.first = [*(number for group in members.values() for number in group[:2]), self.count - 1]
         self.repeated = [(group[2], group[1], len(group) - 2) for group in members.values() if len(group) > 2]
         in_a_list = isinstance(getattr(self.owner, self.name, None), nn.ModuleList)
         if not in_a_list or not isinstance(getattr(trunk.config, "num_hidden_layers", None), int):
