@@ -12,6 +12,7 @@ from test_export import WHOLE
 from transformers import BertConfig, BertModel
 
 from llm2enc.encoder import Encoder
+from llm2enc.evaluation import command
 from llm2enc.evaluation.opening import SentenceTransformerEncoder, open_encoder
 
 transformer_models = pytest.importorskip("sentence_transformers")
@@ -184,3 +185,9 @@ def test_a_hub_id_that_is_no_encoder_is_not_pooled_silently(kind: str, message: 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     with pytest.raises(ValueError, match=message):
         open_encoder("owner/name")
+
+
+def test_a_misspelt_model_is_named_before_any_data_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(command, "gather", lambda sources: pytest.fail("read data first"))
+    with pytest.raises(ValueError, match="no such directory"):
+        command.run("./nowhere", ["smoke"], tmp_path / "out", None)

@@ -12,7 +12,7 @@ from llm2enc.evaluation.cache import CachedEncoder
 from llm2enc.evaluation.docstrings import docstring_tasks
 from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks, run_mteb
 from llm2enc.evaluation.mteb_local import local_task
-from llm2enc.evaluation.opening import Opened, open_encoder
+from llm2enc.evaluation.opening import Opened, find, open_encoder
 from llm2enc.evaluation.scoring import Instructions
 from llm2enc.evaluation.sources import BENCHMARKS, gather
 from llm2enc.evaluation.suite import Result
@@ -31,6 +31,7 @@ LOCAL_SECONDS = 2.0  # spent on measuring how fast the encoder is, before the ti
 
 def plan(model: str, sources: Sequence[str]) -> list[dict[str, Any]]:
     """The ladder with a time for each rung, as rows for `ladder.print_estimates`. Nothing is evaluated."""
+    find(model)
     tasks, names = gather(sources)
     own = [name for name in names if name not in BENCHMARKS.values()]
     if own:
@@ -59,6 +60,7 @@ def run(
 
     by_mteb  local tasks are scored by mteb too, with its protocols and result files
     """
+    find(model)  # a misspelt name shows before data is read
     tasks, names = gather(sources)
     asked = mteb_tasks(names) if names else []
     if by_mteb:

@@ -49,12 +49,18 @@ def open_encoder(name: str) -> Opened:
 
     raises  ValueError if the directory holds no encoder, or sentence-transformers is needed and not installed
     """
+    place = find(name)
+    return SentenceTransformerEncoder(name) if place is None else Encoder.load(place)
+
+
+def find(name: str) -> Path | None:
+    """Where an encoder of ours stands; None for what sentence-transformers opens. ValueError if it can't be either."""
     folder = Path(name)
     for place in (folder, folder / "model"):
         if not place.exists():
             put_back(place)
         if (place / "llm2enc.json").is_file():
-            return Encoder.load(place)
+            return place
     if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ValueError(f"{name}: no such directory; expected one with an encoder, or a hub id such as owner/name")
     if folder.is_dir() and not (folder / "modules.json").is_file():
@@ -63,7 +69,7 @@ def open_encoder(name: str) -> Opened:
             "language model: `llm2enc compare` measures it as it is, `llm2enc convert DIR --training-free` makes an "
             "encoder of it"
         )
-    return SentenceTransformerEncoder(name)
+    return None
 
 
 class SentenceTransformerEncoder:
