@@ -457,9 +457,10 @@ class _progress:
     def __enter__(self):
         if not self.show:
             return lambda count: None
+        from rich.console import Console
         from rich.progress import Progress
 
-        self.bar = Progress(transient=True)
+        self.bar = Progress(transient=True, console=Console(stderr=True))  # stdout is for results
         self.bar.start()
         task = self.bar.add_task("encode", total=self.total)
         return lambda count: self.bar.advance(task, count)

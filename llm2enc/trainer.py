@@ -254,10 +254,12 @@ def _bar(stage: Stage):
     if not distributed.is_main():
         yield None
         return
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
-    with Progress(*columns, TimeRemainingColumn(), refresh_per_second=1) as progress:
+    # stderr, because stdout is for results: `convert --json` is read by programs.
+    with Progress(*columns, TimeRemainingColumn(), refresh_per_second=1, console=Console(stderr=True)) as progress:
         task = progress.add_task(stage.objective, total=stage.steps, facts="")
         yield lambda step, facts: progress.update(task, completed=step, facts=facts)
 
@@ -291,7 +293,7 @@ class _Log:
         table = Table(title=f"stage {self.folder.name}", show_header=False)
         for row in facts(encoder, self.stage, batch, start):
             table.add_row(*row)
-        Console().print(table)
+        Console(stderr=True).print(table)
 
     def step(self, step: int, batch: Any, metrics: dict[str, torch.Tensor], lr: float) -> None:
         self.tokens += batch.num_tokens

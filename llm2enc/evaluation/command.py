@@ -178,6 +178,7 @@ def _bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
     if not show:
         yield lambda count: None
         return
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -188,6 +189,6 @@ def _bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
     )
 
     columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as progress:
+    with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task("texts", total=total)
         yield lambda count: progress.advance(task, count)
