@@ -160,10 +160,10 @@ def test_activations_are_what_autograd_keeps_of_a_real_pass(full: bool, autocast
 @pytest.mark.parametrize("kind", ["lora", "full", "checkpointing", "logits", "two kinds of layers"])
 def test_a_few_layers_say_what_many_take(kind: str) -> None:
     if kind == "two kinds of layers":
-        many = {"num_hidden_layers": 9, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 3}
+        many = {"num_hidden_layers": 7, "layer_types": ["sliding_attention", "full_attention"] * 3 + ["full_attention"]}
         backbone = Backbone(tiny_model("qwen3", **many), bidirectional=True)
     else:
-        backbone = make_backbone(num_hidden_layers=9)
+        backbone = make_backbone(num_hidden_layers=5)
     backbone.train_everything(head=False) if kind == "full" else backbone.add_lora(LoraSpec(r=4), 0)
     backbone.set_gradient_checkpointing(kind == "checkpointing")
     backbone.train()
@@ -177,7 +177,7 @@ def test_a_few_layers_say_what_many_take(kind: str) -> None:
 
 
 def test_checkpointing_and_fused_attention_take_less() -> None:
-    backbone = make_backbone(num_hidden_layers=4)
+    backbone = make_backbone(num_hidden_layers=3)
     backbone.add_lora(LoraSpec(r=4), 0)
     backbone.set_attention_dropout(0.3)
     backbone.train()
@@ -185,11 +185,11 @@ def test_checkpointing_and_fused_attention_take_less() -> None:
     plain = simulation.costs(LENGTHS, MEAN)
     fused = simulation.costs(LENGTHS, Setting(False, True, False, "mean"))
     # Per layer, head and pair of tokens: dropout's factors, the weights before it and after it, 4 bytes each; kept.
-    assert plain.graph - fused.graph > 4 * 4 * 6 * 16**2 * 3 * 4
+    assert plain.graph - fused.graph > 3 * 4 * 6 * 16**2 * 3 * 4
     simulation.known.clear()
     backbone.set_gradient_checkpointing(True)
     again = simulation.costs(LENGTHS, MEAN)
-    assert again.graph < plain.graph / 3 and again.backward < plain.backward and again.flops > plain.flops
+    assert again.graph < plain.graph / 2 and again.backward < plain.backward and again.flops > plain.flops
 
 
 def test_the_largest_safe_mini_batch_fits_and_a_larger_one_does_not(tmp_path: Path) -> None:
