@@ -1,10 +1,9 @@
 """Accelerators: their memory, and how fast they multiply matrices according to their makers.
 
-Peaks are dense, from the vendors' data sheets, which print twice as much for NVIDIA's structured sparsity:
-NVIDIA A100, A10, A30, A40, B200, H100, H200, L4, L40, L40S, T4 and V100 data sheets; the GA102, AD102 and Blackwell RTX
-white papers for GeForce and RTX cards (tensor products with float32 sums, at which GeForce cards run at half speed); AMD
-MI300X and MI325X data sheets. Where a card is sold with several memories all are listed; of a chip sold in several forms the
-plain name is the faster one (SXM).
+Peaks are dense, as the vendors publish them (they print twice as much for NVIDIA's structured sparsity); GeForce cards count
+with float32 sums, at which their tensor cores run at half speed. They were checked against third-party pages that quote the
+data sheets, but for A30, A6000, 6000-Ada, 5090, MI300X, MI325X and the 3090 in bfloat16. Where a card is sold with several
+memories all are listed; of a chip sold in several forms the plain name is the faster one (SXM).
 """
 
 import os
