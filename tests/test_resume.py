@@ -330,7 +330,8 @@ def kill_until_done(start: Callable[[], Any], longest: float, kills: int, seed: 
     return [*ends, ("none", process.exitcode)]
 
 
-@pytest.mark.parametrize(("kind", "kills"), [("encode", 10), ("evaluate", 10)])
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("kind", ["encode", "evaluate"])
 def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(
     kind: str, kills: int, model: Path, tmp_path: Path, forks: _Forks
 ) -> None:
