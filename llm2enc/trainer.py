@@ -58,13 +58,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     parent = backbone.fingerprint()
     _prepare(encoder, stage, seed)
     parameters = list(backbone.trained().values())
-    optimizer = torch.optim.AdamW(
-        [{"params": group} for group in distributed.alike(parameters)],
-        lr=stage.lr,
-        betas=stage.adam_betas,
-        eps=stage.adam_eps,
-        weight_decay=stage.weight_decay,
-    )
+    optimizer = _optimizer(stage, parameters)
     start = checkpoint.resume(folder, backbone, optimizer)
     _forget(folder / "metrics.jsonl", start)
     with (
@@ -86,8 +80,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
                 with precision(stage, encoder):
                     metrics = objective.backward(encoder, batch, stage)
                 guard.check_batch(metrics, batch.source)
-                distributed.sum_gradients(parameters)
-                norm = distributed.clip(parameters, stage.max_grad_norm or math.inf)
+                norm = distributed.reduce_gradients(optimizer, parameters, stage.max_grad_norm or math.inf)
                 check_finite(metrics["loss"], norm, guard.trained)
                 with guard.update(learning_rate(step, stage)):
                     optimizer.step()
@@ -98,6 +91,8 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
                 raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
             if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
                 checkpoint.save(folder, step + 1, backbone, optimizer)
+    if isinstance(optimizer, distributed.Zero):
+        optimizer.close()
     if backbone.sharded:
         backbone.unshard()
     if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
@@ -117,7 +112,9 @@ def precision(stage: Stage, encoder: Encoder) -> torch.autocast:
 
 
 def _check_processes(stage: Stage) -> None:
-    """ValueError if a process would have nothing to do."""
+    """ValueError if a process would have nothing to do, or lacks what it needs."""
+    if _uses_zero(stage):
+        distributed.check_zero()
     processes = distributed.world_size()
     if processes > min(stage.shards, stage.batch_size):
         raise ValueError(
@@ -143,6 +140,23 @@ def _prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     encoder.train()
     if distributed.world_size() > 1 and (stage.strategy == "fsdp" or distributed.wants_fsdp()):
         backbone.shard()
+
+
+def _optimizer(stage: Stage, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer | distributed.Zero:
+    """AdamW by the recipe; its moments and updates spread over the processes if DeepSpeed is wanted."""
+    optimizer = torch.optim.AdamW(
+        [{"params": group} for group in distributed.alike(parameters)],
+        lr=stage.lr,
+        betas=stage.adam_betas,
+        eps=stage.adam_eps,
+        weight_decay=stage.weight_decay,
+    )
+    return distributed.Zero(parameters, optimizer, stage.max_grad_norm or math.inf) if _uses_zero(stage) else optimizer
+
+
+def _uses_zero(stage: Stage) -> bool:
+    wanted = stage.strategy == "deepspeed" or (stage.strategy == "ddp" and distributed.wants_zero())
+    return wanted and distributed.world_size() > 1
 
 
 def _restore(encoder: Encoder) -> None:
