@@ -149,6 +149,7 @@ class Zero:
         largest     norm of the whole gradient at most
         """
         self.parameters = list(parameters)
+        self._own = [set(vars(parameter)) for parameter in self.parameters]
         self.engine = _engine(self.parameters, optimizer, largest)
         # Its hooks would add up over the processes after each pass, and a process may have more passes than another.
         for hook in self.engine.optimizer._grad_acc_hooks:
@@ -204,11 +205,11 @@ class Zero:
             safe_set_full_optimizer_state(parameter, value, name)
 
     def close(self) -> None:
-        """Give the parameters memory of their own again."""
+        """Give the parameters memory of their own again, and let go of everything else."""
         self.engine.destroy()
-        for parameter in self.parameters:
+        for parameter, own in zip(self.parameters, self._own, strict=True):
             parameter.data = parameter.data.clone()
-            for name in [name for name in vars(parameter) if name.startswith(("_hp", "_zero", "_dp", "_index"))]:
+            for name in vars(parameter).keys() - own:  # DeepSpeed's marks, which keep all its buffers alive
                 delattr(parameter, name)
 
     def _state(self) -> dict[str, Tensor]:
