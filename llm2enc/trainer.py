@@ -337,7 +337,7 @@ def facts(encoder: Encoder, stage: Stage, batch: Any, start: int) -> list[tuple[
     rows = [
         ("trained parameters", f"{trained:,} of {every:,} ({100 * trained / every:.1f} %)"),
         ("steps", f"{start} -> {stage.steps} (schedule {stage.schedule_steps or stage.steps})"),
-        ("processes", f"{distributed.world_size()}{', each with a part of the layers' * encoder.backbone.sharded}"),
+        ("processes", f"{distributed.world_size()}{_shared(encoder, stage)}"),
         ("precision", stage.precision + _slow(stage, encoder.device)),
         ("batch", f"{stage.batch_size} ({len(batch.tokens)} texts, {batch.num_tokens:,} tokens on this process)"),
         ("model passes per batch", str(math.ceil(batch.num_tokens / stage.mini_batch_tokens))),
@@ -348,6 +348,12 @@ def facts(encoder: Encoder, stage: Stage, batch: Any, start: int) -> list[tuple[
         count = len(batch.documents) - 1 if batch.allowed is None else batch.allowed.sum(1).float().mean().item()
         rows.insert(4, ("negatives per query", f"{count:.0f}"))
     return rows
+
+
+def _shared(encoder: Encoder, stage: Stage) -> str:
+    if _uses_zero(stage):
+        return ", each with a part of the moments"
+    return ", each with a part of the layers" * encoder.backbone.sharded
 
 
 def _slow(stage: Stage, device: torch.device) -> str:
