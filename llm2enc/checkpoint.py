@@ -12,6 +12,7 @@ adapter means something on the weights it was trained on only: the fingerprint o
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,25 +21,26 @@ from torch import Tensor
 
 from llm2enc import distributed
 from llm2enc.backbone import Backbone
+from llm2enc.distributed import Zero
 from llm2enc.files import replace_text, sync, sync_one
 
 FULL, TRAINED, OPTIMIZER = "full.safetensors", "trained.safetensors", "optimizer.safetensors"
 CHECKPOINTS = ("checkpoint", "checkpoint.former")  # newest first
 
 
-def save(folder: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer) -> None:
+def save(folder: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer | Zero) -> None:
     """Everything that step `step` (the next to run) needs; its noise depends on its number alone."""
     target, partial = folder / "checkpoint", folder / "checkpoint.partial"
     if distributed.is_main():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     trained = backbone.trained()
-    moments = {
-        f"{name}.{moment}": tensor
+    moments = (
+        (f"{name}.{moment}", tensor)
         for name, parameter in trained.items()
-        for moment, tensor in optimizer.state[parameter].items()
-    }
-    for tensors, file in ((trained, TRAINED), (moments, OPTIMIZER)):
+        for moment, tensor in distributed.moments(optimizer, parameter)
+    )
+    for tensors, file in ((trained.items(), TRAINED), (moments, OPTIMIZER)):
         whole = _whole(tensors)
         if distributed.is_main():
             save_file(whole, partial / file)
@@ -50,7 +52,7 @@ def save(folder: Path, step: int, backbone: Backbone, optimizer: torch.optim.Opt
     distributed.barrier()
 
 
-def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer) -> int:
+def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | Zero) -> int:
     """The step to go on with, after restoring the checkpoint of `folder`; 0 if there is none."""
     source = _newest(folder)
     if source is None:
@@ -65,10 +67,13 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer) -
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(distributed.like(saved[name], parameter))
+    if isinstance(optimizer, Zero):
+        optimizer.take_weights()
     for name, tensor in load_file(source / OPTIMIZER).items():
         name, _, moment = name.rpartition(".")
         # Adam counts its steps on the CPU wherever the weights are.
-        optimizer.state[trained[name]][moment] = tensor if moment == "step" else distributed.like(tensor, trained[name])
+        held = tensor if moment == "step" else distributed.like(tensor, trained[name])
+        distributed.set_moment(optimizer, trained[name], moment, held)
     return facts["step"]
 
 
@@ -130,10 +135,10 @@ def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
         raise ValueError(f"{folder}: the weights after this stage are not those it produced; its files are damaged")
 
 
-def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _whole(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors as the main process writes them; the others help to put together what is spread over them."""
     found = {}
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         full = distributed.whole(tensor.detach())
         if distributed.is_main():
             found[name] = full.cpu().contiguous()  # at once: a GPU has room for one at a time

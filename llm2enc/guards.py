@@ -114,11 +114,17 @@ class Guard:
             )
 
     def _why_nothing_moves(self, lr: float) -> str:
-        peak = max(
+        peaks = [
             float(distributed.local(p.grad).abs().max())
             for p in self.trained.values()
             if p.grad is not None and distributed.local(p).numel()
-        )
+        ]
+        if not peaks:  # ZeRO lets go of gradients in the update
+            return (
+                f"the first update moved none of the {len(self.trained)} trained tensors; the loss does not depend on "
+                f"them, or updates at the rate {lr:.1e} vanish in the rounding of the weights"
+            )
+        peak = max(peaks)
         reason = (
             "their gradients are all zero: the loss does not depend on them"
             if peak == 0

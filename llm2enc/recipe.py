@@ -255,9 +255,10 @@ class _Stage(_Strict):
     any number of processes up to this one. More processes need more shards."""
     graph_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens per step and process whose activations are kept instead of being computed again (contrastive, SimCSE)."""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """Where several processes keep the layers' weights while this stage trains. `ddp`: whole, in each. `fsdp`: a part of
-    each layer, of its gradient and of its moments in each (FSDP2). Memory and speed only: the gradient does not change."""
+    strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
+    """What several processes share while this stage trains. `ddp`: nothing, each has all. `fsdp`: each has a part of each
+    layer, of its gradient and of its moments (FSDP2). `deepspeed`: each has a part of the moments, and updates a part of
+    the weights (ZeRO-1 and 2, with the launcher's settings). Memory and speed only: the gradient does not change."""
     gradient_checkpointing: bool = False
     attention_dropout: _RATE = 0.0
     """Dropout on attention weights while this stage trains."""

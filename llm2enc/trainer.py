@@ -58,13 +58,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     parent = backbone.fingerprint()
     _prepare(encoder, stage, seed)
     parameters = list(backbone.trained().values())
-    optimizer = torch.optim.AdamW(
-        [{"params": group} for group in distributed.alike(parameters)],
-        lr=stage.lr,
-        betas=stage.adam_betas,
-        eps=stage.adam_eps,
-        weight_decay=stage.weight_decay,
-    )
+    optimizer = _optimizer(stage, parameters)
     start = checkpoint.resume(folder, backbone, optimizer)
     _forget(folder / "metrics.jsonl", start)
     with (
@@ -86,8 +80,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
                 with precision(stage, encoder):
                     metrics = objective.backward(encoder, batch, stage)
                 guard.check_batch(metrics, batch.source)
-                distributed.sum_gradients(parameters)
-                norm = distributed.clip(parameters, stage.max_grad_norm or math.inf)
+                norm = distributed.reduce_gradients(optimizer, parameters, stage.max_grad_norm or math.inf)
                 check_finite(metrics["loss"], norm, guard.trained)
                 with guard.update(learning_rate(step, stage)):
                     optimizer.step()
@@ -98,6 +91,8 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
                 raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
             if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
                 checkpoint.save(folder, step + 1, backbone, optimizer)
+    if isinstance(optimizer, distributed.Zero):
+        optimizer.close()
     if backbone.sharded:
         backbone.unshard()
     if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
@@ -117,7 +112,9 @@ def precision(stage: Stage, encoder: Encoder) -> torch.autocast:
 
 
 def _check_processes(stage: Stage) -> None:
-    """ValueError if a process would have nothing to do."""
+    """ValueError if a process would have nothing to do, or lacks what it needs."""
+    if _uses_zero(stage):
+        distributed.check_zero()
     processes = distributed.world_size()
     if processes > min(stage.shards, stage.batch_size):
         raise ValueError(
@@ -143,6 +140,23 @@ def _prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     encoder.train()
     if distributed.world_size() > 1 and (stage.strategy == "fsdp" or distributed.wants_fsdp()):
         backbone.shard()
+
+
+def _optimizer(stage: Stage, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer | distributed.Zero:
+    """AdamW by the recipe; its moments and updates spread over the processes if DeepSpeed is wanted."""
+    optimizer = torch.optim.AdamW(
+        [{"params": group} for group in distributed.alike(parameters)],
+        lr=stage.lr,
+        betas=stage.adam_betas,
+        eps=stage.adam_eps,
+        weight_decay=stage.weight_decay,
+    )
+    return distributed.Zero(parameters, optimizer, stage.max_grad_norm or math.inf) if _uses_zero(stage) else optimizer
+
+
+def _uses_zero(stage: Stage) -> bool:
+    wanted = stage.strategy == "deepspeed" or (stage.strategy == "ddp" and distributed.wants_zero())
+    return wanted and distributed.world_size() > 1
 
 
 def _restore(encoder: Encoder) -> None:
@@ -325,7 +339,7 @@ def facts(encoder: Encoder, stage: Stage, batch: Any, start: int) -> list[tuple[
     rows = [
         ("trained parameters", f"{trained:,} of {every:,} ({100 * trained / every:.1f} %)"),
         ("steps", f"{start} -> {stage.steps} (schedule {stage.schedule_steps or stage.steps})"),
-        ("processes", f"{distributed.world_size()}{', each with a part of the layers' * encoder.backbone.sharded}"),
+        ("processes", f"{distributed.world_size()}{_shared(encoder, stage)}"),
         ("precision", stage.precision + _slow(stage, encoder.device)),
         ("batch", f"{stage.batch_size} ({len(batch.tokens)} texts, {batch.num_tokens:,} tokens on this process)"),
         ("model passes per batch", str(math.ceil(batch.num_tokens / stage.mini_batch_tokens))),
@@ -336,6 +350,12 @@ def facts(encoder: Encoder, stage: Stage, batch: Any, start: int) -> list[tuple[
         count = len(batch.documents) - 1 if batch.allowed is None else batch.allowed.sum(1).float().mean().item()
         rows.insert(4, ("negatives per query", f"{count:.0f}"))
     return rows
+
+
+def _shared(encoder: Encoder, stage: Stage) -> str:
+    if _uses_zero(stage):
+        return ", each with a part of the moments"
+    return ", each with a part of the layers" * encoder.backbone.sharded
 
 
 def _slow(stage: Stage, device: torch.device) -> str:

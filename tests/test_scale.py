@@ -187,7 +187,7 @@ def test_a_sharded_model_is_whole_again_bit_for_bit(count: int, found) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("ACCELERATE_USE_DEEPSPEED", "true", "strategy: fsdp"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "strategy: fsdp"),
         ("FSDP_OFFLOAD_PARAMS", "true", "without offloading"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", "gradient_checkpointing: true"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", "--mixed_precision no"),

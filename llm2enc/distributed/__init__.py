@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from llm2enc.distributed.joining import Together, barrier, from_main, running, start, together
 from llm2enc.distributed.launching import wants_fsdp
 from llm2enc.distributed.sharding import alike, check_spread, clip, is_spread, like, local, spread, whole
+from llm2enc.distributed.zero import Zero, check_zero, moments, set_moment, wants_zero
 
 __all__ = [
-    "Together", "alike", "barrier", "check_spread", "clip", "from_main", "gather", "is_main", "is_spread",
-    "largest", "like", "local", "rank", "share", "spread", "start", "sum_gradients", "sum_over_processes",
-    "together", "wants_fsdp", "whole", "world_size",
+    "Together", "Zero", "alike", "barrier", "check_spread", "check_zero", "clip", "from_main", "gather", "is_main",
+    "is_spread", "largest", "like", "local", "moments", "rank", "reduce_gradients", "set_moment", "share", "spread",
+    "start", "sum_gradients", "sum_over_processes", "together", "wants_fsdp", "wants_zero", "whole", "world_size",
 ]  # fmt: skip
 
 
@@ -70,6 +71,19 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     dist.all_reduce(flat)
     for parameter, total in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad.copy_(total.view_as(parameter))
+
+
+def reduce_gradients(
+    optimizer: torch.optim.Optimizer | Zero, parameters: Iterable[nn.Parameter], largest: float
+) -> Tensor:
+    """Add gradients up over the processes for the optimizer's next step; return the norm of the whole gradient.
+
+    If it is larger than `largest`, the step is done with gradients scaled down to that.
+    """
+    if isinstance(optimizer, Zero):
+        return optimizer.reduce()  # it was told `largest` before
+    sum_gradients(parameters)
+    return clip(parameters, largest)
 
 
 def sum_over_processes(value: Tensor) -> Tensor:

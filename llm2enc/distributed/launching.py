@@ -5,13 +5,10 @@
 
 import os
 
+from llm2enc.distributed.zero import check_zero, wants_zero
+
 ASKED = "ACCELERATE_USE_FSDP"
 REFUSED = {
-    "ACCELERATE_USE_DEEPSPEED": (
-        "DeepSpeed's engine wants to own optimizer, clipping and checkpoints, and divides gradients by processes and by a "
-        "fixed number of passes; here gradients of any number of passes add up, and a checkpoint goes on under any number "
-        "of processes. Launch without it and set `strategy: fsdp` in the stages, which spreads what ZeRO-3 spreads"
-    ),
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has model files of its own; set `strategy: fsdp` in the stages instead",
     "FSDP_OFFLOAD_PARAMS": "parameters stay on their device; launch without offloading",
     "FSDP_ACTIVATION_CHECKPOINTING": "set `gradient_checkpointing: true` in the stages instead",
@@ -24,6 +21,8 @@ def check_launcher() -> None:
     for name, instead in REFUSED.items():
         if _true(name):
             raise ValueError(f"{name} is set by the launcher: {instead}")
+    if wants_zero():
+        check_zero()
     # With --cpu, accelerate leaves it to MPI to start more than one, and says nothing if there is none.
     if _true("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         raise ValueError(
