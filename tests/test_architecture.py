@@ -8,9 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "llm2enc"
 ORDER = (
-    "secrets recipe files locking hub distributed guards tokens splitting attention pooling quantization losses layers positions "
-    "backbone miniature proof inspection encoder data bulk gradcache objectives checkpoint export trainer "
-    "evaluation doctor planning verify merging comparison folder conversion cli"
+    "secrets recipe files locking hub distributed guards tokens splitting attention pooling quantization "
+    "losses layers positions backbone miniature proof inspection encoder data bulk gradcache objectives "
+    "checkpoint export trainer evaluation doctor planning verify merging comparison folder conversion cli"
 ).split()
 EXCEPTIONS = {("encoder", "export")}  # Encoder.load and Encoder.save, imported inside the functions
 TRANSFORMERS = set("layers backbone miniature export proof inspection attention tokens verify pocket".split())
