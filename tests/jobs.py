@@ -110,6 +110,7 @@ def _child(work: Callable[[], int | None], output: Path, environment: dict[str, 
         os.dup2(sink, 2)
         sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w"), write_through=True) for n in (1, 2))
         os.environ.update(environment)
+        forget_accelerate()
         code = work() or 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
@@ -122,6 +123,13 @@ def _child(work: Callable[[], int | None], output: Path, environment: dict[str, 
         with contextlib.suppress(BaseException):
             util._exit_function()  # what a process of multiprocessing does at its end
         os._exit(code)
+
+
+def forget_accelerate() -> None:
+    """Be a process that accelerate has not seen: an earlier test may have made it one that is alone."""
+    from accelerate import PartialState
+
+    PartialState._reset_state()
 
 
 def convert(recipe: Path, out: Path, *options: str, engines: tuple[str, ...] = ("llm2enc",)) -> Callable[[], None]:

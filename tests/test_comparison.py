@@ -49,7 +49,7 @@ def save_model(folder: Path, model=None) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("causal"))
+    return save_model(tmp_path_factory.mktemp("causal"), make_model(max_position_embeddings=1024))
 
 
 @pytest.fixture
