@@ -17,7 +17,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -108,11 +108,11 @@ def texts(count: int, seed: int = 0) -> list[str]:
     return [" ".join([*generator.choice(WORDS, generator.integers(2, 30)), str(n)]) for n in range(count)]
 
 
-def cases(shards: int = 8) -> dict[str, Stage]:
-    """Every objective, full and with LoRA."""
+def cases(shards: int = 8, names: Iterable[str] = OWN) -> dict[str, Stage]:
+    """Every objective, or those named, full and with LoRA."""
     return {
         f"{name} ({how})": STAGES[own["objective"]](**COMMON | own | which, shards=shards)
-        for name, own in OWN.items()
+        for name, own in ((name, OWN[name]) for name in names)
         for how, which in TRAINABLE.items()
     }
 
@@ -159,10 +159,10 @@ def difference(one: Step, other: Step) -> float:
     return max(((one[1][n] - g).abs().max() / g.abs().max()).item() for n, g in other[1].items())
 
 
-def steps(count: int, shards: int = 8) -> dict[str, Step]:
+def steps(count: int, shards: int = 8, names: Iterable[str] = OWN) -> dict[str, Step]:
     """Every case by every strategy; alone there is one only."""
     ways = STRATEGIES if count > 1 else STRATEGIES[:1]
-    return {f"{name} {way}": step(stage, way) for name, stage in cases(shards).items() for way in ways}
+    return {f"{name} {way}": step(stage, way) for name, stage in cases(shards, names).items() for way in ways}
 
 
 def together(count: int, folder: Path, work: Callable[[int], Any]) -> list[Any]:

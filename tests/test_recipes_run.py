@@ -119,8 +119,9 @@ def test_miniature(name: str, tiny_data: dict[str, str], tmp_path: Path, monkeyp
     assert np.abs(Encoder.from_recipe(small).encode(SENTENCES) - reopened.encode(SENTENCES)).max() > 1e-4
 
 
-def test_a_run_goes_on_where_it_stopped(tiny_data: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_goes_on_where_it_stopped(tiny_data: dict[str, str], tmp_path: Path, monkeypatch) -> None:
     """A second call with resume loads finished stages and gives the same weights, bit for bit."""
+    monkeypatch.setattr(conversion, "AT_THE_END_OF_A_CONVERSION", ("files",))
     make_model("llama", tmp_path / "base", has_bos=True)
     small = load_recipe("pocket", shrink("pocket", tmp_path / "base", tiny_data))
     first = convert(small, tmp_path / "run")
