@@ -213,6 +213,7 @@ def test_settings_are_handed_on_and_auto_is_left_out(monkeypatch, tmp_path: Path
             "offload_optimizer.*strategy: fsdp",
         ),
         ({"zero_optimization": {"stage": 2, "zenflow": {"topk_ratio": 0.1}}}, "zero_optimization.zenflow"),
+        ({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}, "zero_optimization.round_robin_gradients"),
         ({"zero_optimization": 2}, "expected a mapping"),
         ({"communication_data_type": "fp16"}, "`communication_data_type`"),
         ({"prescale_gradients": True, "optimizer": {}}, "`optimizer` .*; `prescale_gradients`"),
