@@ -137,7 +137,8 @@ def test_a_reading_of_another_layer_and_names_that_are_wrong(model: Path) -> Non
         readings_of(model, "causal-mean@7")
 
 
-def test_a_model_with_too_few_positions_is_refused_before_it_is_loaded(model: Path) -> None:
+def test_a_model_with_too_few_positions_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    model = save_model(tmp_path)  # 128 of them
     with pytest.raises(ValueError, match=r"echo-mean needs .* positions; lower the text limit"):
         check([str(model)], None, 100)
     check([str(model)], ["causal-mean"], 100)
