@@ -72,7 +72,7 @@ def test_every_split_gives_the_direct_gradient(trainable: str, checkpointing: bo
     assert sum(part.abs().sum() > 0 for part in expected_gradients.values()) == len(expected_gradients)
     for mini in (1, 20, every // 2, every):  # one text at a time ... everything at once
         for graph in (0, every // 3, every):
-            for shards in (1, 2, 4, 100):
+            for shards in (1, 4):
                 value, found = cached(encoder, tokens, mini, graph, shards=shards)
                 assert torch.allclose(value, expected, rtol=1e-5), (mini, graph, shards)
                 assert_same(found, expected_gradients, 2e-5)

@@ -79,7 +79,8 @@ def images(cell: NotebookNode) -> list[str]:
     return [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The last one takes minutes, and its commands have tests of their own.
+@pytest.mark.parametrize("name", [*NAMES[:-1], pytest.param(NAMES[-1], marks=pytest.mark.full)])
 def test_a_notebook_runs_and_produces_what_it_stores(name: str, tmp_path: Path):
     stored = read(name)
     done = execute(stored, tmp_path)  # CellExecutionError if any cell fails

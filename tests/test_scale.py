@@ -266,9 +266,8 @@ ACCELERATE = ["accelerate.commands.launch", "--use_fsdp", "--fsdp_version=2", "-
 TORCHRUN = ["torch.distributed.run", "--nproc-per-node=4"]
 
 
-@pytest.mark.parametrize(
-    "launcher", [ACCELERATE, pytest.param(TORCHRUN, marks=pytest.mark.full)], ids=lambda parts: parts[0]
-)
+@pytest.mark.full  # torchrun's agents start in test_failures.py too
+@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=lambda parts: parts[0])
 def test_a_launched_conversion_is_that_of_one_process(launcher: list[str], tmp_path: Path) -> None:
     recipe = recipe_file(tmp_path)
     alone = convert(load_recipe(str(recipe)), tmp_path / "alone").encoder.backbone
