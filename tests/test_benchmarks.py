@@ -130,6 +130,7 @@ def test_compare_fails_when_a_ratio_drops_by_more_than_a_tenth(old: dict, new: d
 # ---------------------------------------------------------------------------------------------------------------- tools
 
 
+@pytest.mark.full
 def test_a_contest_from_end_to_end(files: Material, few_texts: str) -> None:
     """Two processes open the same exported directory; equal vectors count, other texts void the row."""
     pytest.importorskip("sentence_transformers")

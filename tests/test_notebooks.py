@@ -79,8 +79,8 @@ def images(cell: NotebookNode) -> list[str]:
     return [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
 
 
-# The last one takes minutes, and its commands have tests of their own.
-@pytest.mark.parametrize("name", [*NAMES[:-1], pytest.param(NAMES[-1], marks=pytest.mark.full)])
+# The others take minutes, and what they call has tests of its own.
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.full) for name in NAMES[1:])])
 def test_a_notebook_runs_and_produces_what_it_stores(name: str, tmp_path: Path):
     stored = read(name)
     done = execute(stored, tmp_path)  # CellExecutionError if any cell fails

@@ -157,7 +157,13 @@ def test_activations_are_what_autograd_keeps_of_a_real_pass(full: bool, autocast
     assert known * 0.99 <= found.graph <= known + tokens.ids.numel() * (4 * 32 * 3 + 64)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full", "checkpointing", "logits", "two kinds of layers"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "lora",
+        *(pytest.param(k, marks=pytest.mark.full) for k in ("full", "checkpointing", "logits", "two kinds of layers")),
+    ],
+)
 def test_a_few_layers_say_what_many_take(kind: str) -> None:
     if kind == "two kinds of layers":
         many = {"num_hidden_layers": 7, "layer_types": ["sliding_attention", "full_attention"] * 3 + ["full_attention"]}

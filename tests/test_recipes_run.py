@@ -93,7 +93,13 @@ def test_every_recipe_has_its_miniature() -> None:
     assert sorted(FAMILIES) == recipe_names()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+# Other sizes of a family differ in their numbers alone.
+TWINS = {"llama-2-7b", "sheared-llama-1.3b", "qwen3-8b"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in TWINS else name for name in FAMILIES]
+)
 def test_miniature(name: str, tiny_data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name != "mistral-7b":  # every engine is a process of its own: all of them once, for the others the strictest
         monkeypatch.setattr(conversion, "AT_THE_END_OF_A_CONVERSION", ("sentence-transformers",))
