@@ -119,17 +119,13 @@ class Guard:
             for p in self.trained.values()
             if p.grad is not None and distributed.local(p).numel()
         ]
+        vanish = "updates vanish in the rounding of the weights"
         if not peaks:  # ZeRO lets go of gradients in the update
-            return (
-                f"the first update moved none of the {len(self.trained)} trained tensors; the loss does not depend on "
-                f"them, or updates at the rate {lr:.1e} vanish in the rounding of the weights"
-            )
-        peak = max(peaks)
-        reason = (
-            "their gradients are all zero: the loss does not depend on them"
-            if peak == 0
-            else f"the largest gradient is {peak:.1e} and the rate {lr:.1e}: updates vanish in the rounding of the weights"
-        )
+            reason = f"the loss does not depend on them, or at the rate {lr:.1e} {vanish}"
+        elif max(peaks) == 0:
+            reason = "their gradients are all zero: the loss does not depend on them"
+        else:
+            reason = f"the largest gradient is {max(peaks):.1e} and the rate {lr:.1e}: {vanish}"
         return f"the first update moved none of the {len(self.trained)} trained tensors; {reason}"
 
     def _warn(self, kind: str, source: str, text: str) -> None:

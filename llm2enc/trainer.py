@@ -74,18 +74,19 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
             batch = next(batches)
             if step == start:
                 log.summary(encoder, batch, start)
+            rate = learning_rate(step, stage)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, stage)
+                group["lr"] = rate
             with _named(step, batch.source, folder):
                 with precision(stage, encoder):
                     metrics = objective.backward(encoder, batch, stage)
                 guard.check_batch(metrics, batch.source)
                 norm = distributed.reduce_gradients(optimizer, parameters, stage.max_grad_norm or math.inf)
                 check_finite(metrics["loss"], norm, guard.trained)
-                with guard.update(learning_rate(step, stage)):
+                with guard.update(rate):
                     optimizer.step()
             optimizer.zero_grad()
-            log.step(step, batch, {**metrics, "grad_norm": norm}, optimizer.param_groups[0]["lr"])
+            log.step(step, batch, {**metrics, "grad_norm": norm}, rate)
             if _agreed(stop, encoder.device):
                 checkpoint.save(folder, step + 1, backbone, optimizer)
                 raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
@@ -336,13 +337,14 @@ def facts(encoder: Encoder, stage: Stage, batch: Any, start: int) -> list[tuple[
     # AdamW keeps two float32 moments per trained weight, and the gradient is a third copy.
     held = [(distributed.local(p).numel(), p) for p in encoder.backbone.parameters()]
     fixed = sum(count * (p.element_size() + 12 * p.requires_grad) for count, p in held)
+    passes = len(list(batch.split.mini_batches(batch.tokens.lengths, stage.mini_batch_tokens)))
     rows = [
         ("trained parameters", f"{trained:,} of {every:,} ({100 * trained / every:.1f} %)"),
         ("steps", f"{start} -> {stage.steps} (schedule {stage.schedule_steps or stage.steps})"),
         ("processes", f"{distributed.world_size()}{_shared(encoder, stage)}"),
         ("precision", stage.precision + _slow(stage, encoder.device)),
         ("batch", f"{stage.batch_size} ({len(batch.tokens)} texts, {batch.num_tokens:,} tokens on this process)"),
-        ("model passes per batch", str(math.ceil(batch.num_tokens / stage.mini_batch_tokens))),
+        ("model passes per batch", f"{passes} on this process"),
         ("truncated texts", f"{100 * batch.tokens.truncated.float().mean():.0f} % of the first batch"),
         ("weights + optimizer", f"{fixed / 2**30:.2f} GiB, activations of {stage.mini_batch_tokens:,} tokens besides"),
     ]

@@ -13,7 +13,7 @@ from conftest import INPUT, make_tokenizer, sentences
 from llm2enc import cli, doctor
 from llm2enc.data import Pair, pair_batches
 from llm2enc.data.rows import Rows, Stream
-from llm2enc.doctor import Batching, Finding, Reading, Setting, SourceReport, examine, examine_rows
+from llm2enc.doctor import Batching, Finding, Reading, Setting, SourceReport, examine, examine_rows, subjects
 from llm2enc.doctor.balance import effective
 from llm2enc.doctor.chance import share_of_batches, share_of_rows
 from llm2enc.doctor.languages import language_of
@@ -498,6 +498,15 @@ def test_texts_folders_and_beir_sets_are_read(tmp_path: Path) -> None:
     (beir / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
     (source,) = examine(str(beir)).sources
     assert source.recognised["format"] == "beir" and source.rows == 1
+
+
+def test_a_stream_of_texts_alone_is_told_from_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a hub data set is read, whose columns are known before its rows."""
+    write(tmp_path / "texts.jsonl", [{"passage": text} for text in sentences(30)])
+    streamed = FilesData(kind="files", path=str(tmp_path / "texts.jsonl"), streaming=True)
+    monkeypatch.setattr(subjects, "_specs", lambda path: [streamed])
+    (source,) = examine("owner/name").sources
+    assert (source.stage, source.rows) == ("texts", 30)
 
 
 def test_rows_that_training_leaves_out_are_counted(tmp_path: Path) -> None:

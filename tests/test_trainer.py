@@ -376,3 +376,10 @@ def test_the_table_before_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "emulates" in rows["precision"]
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     assert dict(trainer.facts(encoder, stage, batch, start=3))["precision"] == "bfloat16"
+
+    passes: list[int] = []
+    encoder.register_forward_pre_hook(lambda *given: passes.append(1))
+    objective.backward(encoder.train(), batch, stage)
+    assert (
+        rows["model passes per batch"] == f"{len(passes) // 2} on this process"
+    )  # each without a graph, then with one

@@ -19,7 +19,7 @@ from test_scale import TRAINED, trained
 
 from benchmarks import scale
 from llm2enc import distributed
-from llm2enc.distributed import zero
+from llm2enc.distributed import launching, zero
 from llm2enc.guards import Guard, NothingLearnt
 
 ROOT = Path(__file__).parent.parent
@@ -222,7 +222,7 @@ def test_settings_are_handed_on_and_auto_is_left_out(monkeypatch, tmp_path: Path
 def test_settings_that_contradict_the_recipe_are_refused(
     changed: dict, message: str, monkeypatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(zero.ASKED, "true")
+    monkeypatch.setenv(launching.DEEPSPEED, "true")
     monkeypatch.setenv(zero.FILE, config_file(tmp_path, **changed))
     with pytest.raises(ValueError, match=message):
         distributed.start()
@@ -241,14 +241,14 @@ def test_settings_that_contradict_the_recipe_are_refused(
 def test_what_the_launcher_asks_for_in_vain_is_refused(name: str, value: str, message: str, monkeypatch) -> None:
     monkeypatch.setenv(name, value)
     distributed.start()  # means nothing without --use_deepspeed
-    monkeypatch.setenv(zero.ASKED, "true")
+    monkeypatch.setenv(launching.DEEPSPEED, "true")
     with pytest.raises(ValueError, match=message):
         distributed.start()
 
 
 def test_without_deepspeed_the_extra_is_named(monkeypatch) -> None:
     monkeypatch.setattr(zero, "find_spec", lambda name: None)
-    monkeypatch.setenv(zero.ASKED, "true")
+    monkeypatch.setenv(launching.DEEPSPEED, "true")
     with pytest.raises(ValueError, match=r"llm2enc\[deepspeed\]"):
         distributed.start()
 

@@ -39,7 +39,8 @@ def convert(
     try:
         result = run(loaded, folder, resume=resume, overwrite=overwrite)
     except Interrupted as stopped:
-        again = " ".join(["llm2enc convert", recipe, "-o", str(folder), *(f"--set {c}" for c in overrides or [])])
+        options = [*(["--training-free"] if training_free else []), *(f"--set {c}" for c in overrides or [])]
+        again = " ".join(["llm2enc convert", recipe, "-o", str(folder), *options])
         if distributed.is_main():
             say(f"Interrupted. {stopped}. Go on with:\n  {again} --resume")
         raise typer.Exit(130) from None

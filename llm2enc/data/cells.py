@@ -45,7 +45,7 @@ def passages(cell: list[dict[str, str | None]] | None) -> list[Text]:
 
 
 def titled(title: str | None, text: str | None) -> str:
-    """A passage as one text: the title, a space, the body, as the evaluation joins them (evaluation/folders.py)."""
+    """A passage as one text: the title, a space, the body. Training and evaluation join them alike."""
     return f"{title or ''} {text or ''}".strip()
 
 

@@ -32,6 +32,8 @@ class Rows(Sequence[Row], Generic[Row]):
     size: int
     take: Callable[[np.ndarray], list[Row]]
     """Rows at the given positions (N,), in that order."""
+    dropped: int = 0
+    """Rows of the source that are not among them, because a required cell is empty."""
 
     def __len__(self) -> int:
         return self.size

@@ -31,7 +31,7 @@ def read_texts(spec: DataSpec) -> Rows[str] | Stream[str]:
     if isinstance(spec, DocstringsData):
         return _listed(spec, _docstring_texts(spec))
     table = open_table(spec)
-    column = _text_column(spec, _schema(table))
+    column = _text_column(spec, schema_of(table))
     reader = _Reader(source_name(spec), [column], {column: cells.plain_list}, lambda record: record[column])
     return _rows(spec, table, reader)
 
@@ -52,7 +52,7 @@ def examine(spec: DataSpec) -> tuple[Recognised, Rows[Pair] | Stream[Pair]]:
     else:
         _refuse_beir(spec)
         table = open_table(spec)
-        recognised = _recognised(spec, _schema(table))
+        recognised = _recognised(spec, schema_of(table))
         rows = _rows(spec, table, _pair_reader(spec, recognised))
     _log.info("%s: %s", source_name(spec), recognised)
     return recognised, rows
@@ -96,7 +96,7 @@ def _own_pair(spec: DocstringsData, query: str, body: str) -> Pair:
 # -------------------------------------------------------------------------------------------------------------- columns
 
 
-def _schema(table: Table) -> dict[str, pa.DataType]:
+def schema_of(table: Table) -> dict[str, pa.DataType]:
     """Column name to Arrow type, in the order of the table."""
     schema = table.schema if isinstance(table, Blocks) else table.features.arrow_schema
     return {field.name: field.type for field in schema}
@@ -197,8 +197,9 @@ def _rows(spec: FilesData | HubData, table: Table, reader: _Reader[Row]) -> Rows
         kept.append(start + reader.kept(block))
         start += len(block)
     positions = np.concatenate(kept)
+    dropped = start - len(positions)
     filled = " and ".join(reader.required)
-    _log.info("%s: %d rows, %d more dropped because %s is empty", name, len(positions), start - len(positions), filled)
+    _log.info("%s: %d rows, %d more dropped because %s is empty", name, len(positions), dropped, filled)
     if not len(positions):
         raise ValueError(f"data source {name!r} is empty: {start} rows, none with text in {filled}")
 
@@ -207,7 +208,7 @@ def _rows(spec: FilesData | HubData, table: Table, reader: _Reader[Row]) -> Rows
         records = zip(*(found[column] for column in reader.columns), strict=True)
         return [reader.convert(dict(zip(reader.columns, record, strict=True))) for record in records]
 
-    return Rows(name, len(positions), take)
+    return Rows(name, len(positions), take, dropped)
 
 
 def _stream(spec: FilesData | HubData, table: Blocks, reader: _Reader[Row]) -> Stream[Row]:

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from llm2enc.distributed.joining import Together, barrier, from_main, running, start, together
-from llm2enc.distributed.launching import wants_fsdp
+from llm2enc.distributed.launching import wants_fsdp, wants_zero
 from llm2enc.distributed.sharding import alike, check_spread, clip, is_spread, like, local, spread, whole
-from llm2enc.distributed.zero import Zero, check_zero, moments, set_moment, wants_zero
+from llm2enc.distributed.zero import Zero, check_zero, moments, set_moment
 
 __all__ = [
     "Together", "Zero", "alike", "barrier", "check_spread", "check_zero", "clip", "from_main", "gather", "is_main",

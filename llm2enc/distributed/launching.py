@@ -5,9 +5,9 @@
 
 import os
 
-from llm2enc.distributed.zero import check_zero, wants_zero
+from llm2enc.distributed.zero import check_zero
 
-ASKED = "ACCELERATE_USE_FSDP"
+FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 REFUSED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM has model files of its own; set `strategy: fsdp` in the stages instead",
     "FSDP_OFFLOAD_PARAMS": "parameters stay on their device; launch without offloading",
@@ -40,7 +40,12 @@ def check_launcher() -> None:
 
 def wants_fsdp() -> bool:
     """Whether the launcher was asked to spread the model over its processes (`accelerate launch --use_fsdp`)."""
-    return _true(ASKED)
+    return _true(FSDP)
+
+
+def wants_zero() -> bool:
+    """Whether the launcher was asked for DeepSpeed (`accelerate launch --use_deepspeed`)."""
+    return _true(DEEPSPEED)
 
 
 def _true(name: str) -> bool:

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ASKED = "ACCELERATE_USE_DEEPSPEED"
 FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 ENVIRONMENT = {  # what `accelerate launch` hands on besides a file: the name in a file, and what means nothing
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("zero_optimization.offload_optimizer", ("none",)),
@@ -48,11 +47,6 @@ ZERO = (
 LARGEST_BUCKET = (
     50_000_000  # elements added up in one message; DeepSpeed's own 500 million are 2 GB besides the gradients
 )
-
-
-def wants_zero() -> bool:
-    """Whether the launcher was asked for DeepSpeed (`accelerate launch --use_deepspeed`)."""
-    return os.environ.get(ASKED, "").lower() in ("1", "true", "yes")
 
 
 def check_zero() -> None:

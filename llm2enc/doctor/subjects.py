@@ -10,7 +10,7 @@ import yaml
 from llm2enc import data
 from llm2enc.backbone import load_tokenizer
 from llm2enc.data.rows import Rows, Stream
-from llm2enc.data.sources import source_name
+from llm2enc.data.sources import schema_of, source_name
 from llm2enc.data.tables import open_table
 from llm2enc.doctor.lengths import Reading
 from llm2enc.doctor.pairs import Batching
@@ -96,7 +96,7 @@ def opened(subject: Subject) -> tuple[Subject, Opened]:
     """
     if subject.stage not in ("", "contrastive"):
         rows = data.read_texts(subject.spec)
-        return subject, Opened(rows, {"format": "texts"}, _dropped(subject.spec, rows))
+        return subject, Opened(rows, {"format": "texts"}, _dropped(rows))
     try:
         recognised, rows = data.examine(subject.spec)
     except ValueError:
@@ -104,11 +104,11 @@ def opened(subject: Subject) -> tuple[Subject, Opened]:
             raise
         texts = data.read_texts(subject.spec)
         given = {"format": "texts", "why": "one column of text", "block": block(subject.spec)}
-        return replace(subject, stage="texts"), Opened(texts, given, _dropped(subject.spec, texts))
+        return replace(subject, stage="texts"), Opened(texts, given, _dropped(texts))
     given = {"format": recognised.format, "why": str(recognised)}
     if not subject.stage:
         given["block"] = block(subject.spec)
-    return replace(subject, stage="contrastive"), Opened(rows, given, _dropped(subject.spec, rows))
+    return replace(subject, stage="contrastive"), Opened(rows, given, _dropped(rows))
 
 
 def block(spec: DataSpec) -> str:
@@ -179,15 +179,12 @@ def _is_one_column(spec: DataSpec) -> bool:
     """Whether the table is of texts: it has a column `text`, or no other than one."""
     if isinstance(spec, DocstringsData):
         return False
-    names = open_table(spec).column_names or []
+    names = schema_of(open_table(spec))
     return "text" in names or len(names) == 1
 
 
-def _dropped(spec: DataSpec, rows: Rows[Row] | Stream[Row]) -> int:
-    folder = isinstance(spec, FilesData) and isinstance(spec.path, str) and Path(spec.path).is_dir()
-    if isinstance(spec, DocstringsData) or isinstance(rows, Stream) or folder:
-        return 0
-    return len(open_table(spec)) - len(rows)
+def _dropped(rows: Rows[Row] | Stream[Row]) -> int:
+    return 0 if isinstance(rows, Stream) else rows.dropped
 
 
 def _default(spec: DataSpec, key: str) -> object:

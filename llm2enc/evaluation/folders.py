@@ -25,6 +25,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from llm2enc.data.cells import titled
 from llm2enc.evaluation.tasks import (
     BitextTask,
     ClassificationTask,
@@ -264,7 +265,7 @@ def _by_id(path: Path, fields: dict[str, Check]) -> dict[str, str]:
     for where, row in _records(path, fields):
         if row["_id"] in texts:
             raise ValueError(f"{where}: the id {row['_id']!r} stands on an earlier line too")
-        texts[row["_id"]] = f"{row.get('title') or ''} {row['text']}".strip() if "title" in fields else row["text"]
+        texts[row["_id"]] = titled(row.get("title"), row["text"]) if "title" in fields else row["text"]
     return texts
 
 
