@@ -1,22 +1,29 @@
 """A tiny real `llm2enc convert` as a process of its own, and what two finished runs must have in common.
 
-Processes are forked from the one that has imported everything: an import costs more than the whole run.
+Processes are forked from one that has imported everything, for an import costs more than the whole run, and has done
+nothing else: a fork of a process with threads, as pytest is after its first product of matrices, hangs or crashes now
+and then.
 """
 
-import contextlib
+import atexit
+import functools
 import io
 import json
+import multiprocessing
 import os
 import re
+import signal
 import socket
 import sys
+import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import dill
+import pytest
 import yaml
 from conftest import make_model, make_tokenizer, pairs_file, sentences, texts_file
 
@@ -67,69 +74,83 @@ def _write_task(folder: Path) -> None:
     (folder / "test.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
 
 
+# Whatever the commands import when they need it.
+BEFOREHAND = """
+    jobs llm2enc.cli llm2enc.conversion llm2enc.data llm2enc.evaluation.command llm2enc.verify
+    llm2enc.export.sentence_transformers accelerate peft rich.progress sklearn.metrics.pairwise
+""".split()
+
+
+@functools.cache
+def clean() -> multiprocessing.context.ForkServerContext:
+    """The context whose processes are forked from one that only imports, with one thread; it ends with this one."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(BEFOREHAND)
+    tables = tempfile.TemporaryDirectory()  # which read data of tests only
+    atexit.register(tables.cleanup)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", tables.name)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        first = context.Process()
+        first.start()
+    first.join()  # the imports are done, and cost no job its time
+    return context
+
+
+def start(work: Callable, *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """A function of a module in a process of its own."""
+    process = clean().Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
 class Job:
-    """A forked process; `output` is all that it and its children print."""
+    """`work` in a process of its own; `output` is all that it and its children print."""
 
     def __init__(self, work: Callable[[], int | None], output: Path, **environment: str):
-        self.output, self.code = output, None
+        self.output = output
+        # dill takes a function that another one has made; what it changes in modules, it must change there itself.
+        given = dill.dumps(work)
+        clean()
         self.started = time.monotonic()
-        self.pid = os.fork()
-        if self.pid == 0:
-            _child(work, output, environment)
+        self.process = start(_child, given, output, os.environ | environment)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def code(self) -> int | None:
+        return self.poll()
 
     def poll(self) -> int | None:
         """The exit code, or minus the signal that ended it; None while it runs."""
-        if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if pid else None
-        return self.code
+        return self.process.exitcode
 
     def send(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def wait(self, seconds: float = 120) -> int:
-        until = time.monotonic() + seconds
-        while self.poll() is None:
-            if time.monotonic() > until:
-                os.kill(self.pid, 9)
-                raise AssertionError(f"still running after {seconds} seconds:\n{self.said()}")
-            time.sleep(0.005)
+        self.process.join(seconds)
+        if self.code is None:
+            self.send(signal.SIGKILL)
+            raise AssertionError(f"still running after {seconds} seconds:\n{self.said()}")
         return self.code
 
     def said(self) -> str:
         return self.output.read_text()
 
 
-def _child(work: Callable[[], int | None], output: Path, environment: dict[str, str]) -> None:
-    """Run `work` and end: nothing of the test that was going on is gone through again."""
-    code = 1
-    try:
-        sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(sink, 1)
-        os.dup2(sink, 2)
-        sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w"), write_through=True) for n in (1, 2))
-        os.environ.update(environment)
-        forget_accelerate()
-        code = work() or 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    finally:
-        from multiprocessing import util
-
-        with contextlib.suppress(BaseException):
-            util._exit_function()  # what a process of multiprocessing does at its end
-        os._exit(code)
-
-
-def forget_accelerate() -> None:
-    """Be a process that accelerate has not seen: an earlier test may have made it one that is alone."""
-    from accelerate import PartialState
-
-    PartialState._reset_state()
+def _child(work: bytes, output: Path, environment: dict[str, str]) -> None:
+    sink = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(n, "w"), write_through=True) for n in (1, 2))
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.exit(dill.loads(work)())
 
 
 def convert(recipe: Path, out: Path, *options: str, engines: tuple[str, ...] = ("llm2enc",)) -> Callable[[], None]:

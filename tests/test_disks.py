@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 from conftest import make_encoder, sentences
@@ -174,31 +175,34 @@ def test_what_killed_processes_left_goes_with_the_next_write(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_a_kill_between_two_renamings_loses_nothing(step: int, model: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_kill_between_two_renamings_loses_nothing(step: int, model: Path, tmp_path: Path) -> None:
     """The process dies before the new directory has its name, or before the former one is removed."""
     folder = tmp_path / "model"
     make_encoder().save(folder)
-    child = os.fork()
-    if not child:
-        names, rename = iter(range(step)), Path.rename
-
-        def dies(self: Path, target: Path) -> Path:
-            if next(names, None) is None:
-                os._exit(9)
-            return rename(self, target)
-
-        Path.rename = dies
-        files.shutil.rmtree = lambda *_, **__: os._exit(9)
-        with beside(folder) as partial:
-            (partial / "llm2enc.json").write_text("{}")
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    child = jobs.start(_dies, folder, step)
+    child.join()
+    assert child.exitcode == 9
     assert folder.exists() == (step == 2) and len(list(tmp_path.glob(".model.former-*"))) == 1
     if step == 1:
         assert Source.of(folder).folder == folder and (folder / "model.safetensors").is_file()
     with beside(folder) as partial:
         (partial / "new").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["model"] and [p.name for p in folder.iterdir()] == ["new"]
+
+
+def _dies(folder: Path, step: int) -> None:
+    """Write it anew, and end at once when so many renamings are done, or when something is to be removed."""
+    names, rename = iter(range(step)), Path.rename
+
+    def dies(self: Path, target: Path) -> Path:
+        if next(names, None) is None:
+            os._exit(9)
+        return rename(self, target)
+
+    Path.rename = dies
+    files.shutil.rmtree = lambda *_, **__: os._exit(9)
+    with beside(folder) as partial:
+        (partial / "llm2enc.json").write_text("{}")
 
 
 def test_a_directory_that_can_not_be_put_back_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,22 +154,22 @@ def test_no_file_depends_on_the_order_of_a_set(whole: tuple[Path, float]) -> Non
     assert len(config["target_modules"]) == 14 and config["target_modules"] == sorted(config["target_modules"])
 
 
-def test_a_signal_after_the_last_step_is_not_lost(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_after_the_last_step_is_not_lost(recipe: Path, tmp_path: Path) -> None:
     def late(encoder: Encoder) -> None:
         raise AssertionError("went on")
 
-    save = trainer._Log.step
+    def signalled() -> None:
+        save = trainer._Log.step
 
-    def step(self, number: int, *others) -> None:
-        save(self, number, *others)
-        if number + 1 == self.stage.steps:
-            monkeypatch.setattr(trainer, "_agreed", lambda stop, device: os.kill(os.getpid(), signal.SIGTERM) or False)
+        def step(self, number: int, *others) -> None:
+            save(self, number, *others)
+            if number + 1 == self.stage.steps:
+                trainer._agreed = lambda stop, device: os.kill(os.getpid(), signal.SIGTERM) or False
 
-    monkeypatch.setattr(trainer._Log, "step", step)
-    monkeypatch.setattr(trainer, "_restore", late)
-    job = Job(convert(recipe, tmp_path / "run"), tmp_path / "log")
+        trainer._Log.step, trainer._restore = step, late
+        convert(recipe, tmp_path / "run")()
+
+    job = Job(signalled, tmp_path / "log")
     assert job.wait() == 130 and "--resume" in job.said(), job.said()
 
 

@@ -1,7 +1,6 @@
 """Interruptions: a run that is killed, and started again, ends with the very bits of one that was left alone."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jobs
 import numpy as np
 import pytest
 from conftest import make_encoder, sentences
@@ -199,17 +199,17 @@ def _shared(rank: int, count: int, port: int, folder: Path, model: Path) -> None
     _command("encode", model, folder / "texts.txt", "-o", folder / "shared.npy")
 
 
-def test_processes_that_share_the_work_write_the_file_of_one(model: Path, tmp_path: Path, forks) -> None:
+def test_processes_that_share_the_work_write_the_file_of_one(model: Path, tmp_path: Path) -> None:
     """Two processes go on with what one had done when it was killed."""
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
-    forks.run(_alone, model, tmp_path, "whole.npy", 0)
-    forks.run(_alone, model, tmp_path, "shared.npy", 30)
+    _run(_alone, model, tmp_path, "whole.npy", 0)
+    _run(_alone, model, tmp_path, "shared.npy", 30)
     done = Unfinished(tmp_path / "shared.npy")
     assert 0 < sum(map(len, done.done(done.facts()))) < len(TEXTS)
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    both = [forks.start(_shared, rank, 2, port, tmp_path, model) for rank in range(2)]
+    both = [jobs.start(_shared, rank, 2, port, tmp_path, model) for rank in range(2)]
     for process in both:
         process.join(WAIT)
     assert [process.exitcode for process in both] == [0, 0], (tmp_path.with_name("said.txt")).read_text()
@@ -259,33 +259,11 @@ def _killable(said: str, cache: str, arguments: list[str]) -> None:
     _command(*arguments)
 
 
-class _Forks:
-    """Processes with all imports done: they are forked from one that does nothing else."""
-
-    def __init__(self) -> None:
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["test_resume", "llm2enc.data", "llm2enc.export.sentence_transformers"])
-
-    def start(self, target: Callable, *arguments: Any) -> Any:
-        process = self.context.Process(target=target, args=arguments)
-        process.start()
-        return process
-
-    def run(self, target: Callable, *arguments: Any) -> int:
-        process = self.start(target, *arguments)
-        process.join(WAIT)
-        return process.exitcode
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Forks]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # for what it imports beforehand
-        patch.setenv("HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-        forks = _Forks()
-        forks.run(int)  # starts the one that imports, whose time is none of a command's
-        yield forks
+def _run(target: Callable, *arguments: Any) -> int:
+    """The exit code of a process that does this."""
+    process = jobs.start(target, *arguments)
+    process.join(WAIT)
+    return process.exitcode
 
 
 def pairs_in(folder: Path) -> Path:
@@ -332,7 +310,7 @@ def kill_until_done(start: Callable[[], Any], longest: float, kills: int, seed: 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.full)])
 @pytest.mark.parametrize("kind", ["encode", "evaluate"])
 def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(
-    kind: str, kills: int, model: Path, tmp_path: Path, forks: _Forks
+    kind: str, kills: int, model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS[:150]))
     pairs = pairs_in(tmp_path)
@@ -344,14 +322,15 @@ def test_killed_at_random_moments_the_result_is_the_same_to_the_bit(
             arguments = ["evaluate", model, "--tasks", pairs, "-o", tmp_path / name]
         return [str(tmp_path / "said.txt"), str(tmp_path / f"cache-{name}"), list(map(str, arguments))]
 
+    jobs.clean()
     started = time.perf_counter()
-    assert forks.run(_killable, *given("whole")) == 0, (tmp_path / "said.txt").read_text()
+    assert _run(_killable, *given("whole")) == 0, (tmp_path / "said.txt").read_text()
     longest = time.perf_counter() - started
     counts: Counter[str] = Counter()
     for number in range(20 * kills):
         name = f"killed-{number}"
         ends = kill_until_done(
-            lambda name=name: forks.start(_killable, *given(name)), longest, kills - counts.total(), number
+            lambda name=name: jobs.start(_killable, *given(name)), longest, kills - counts.total(), number
         )
         said = (tmp_path / "said.txt").read_text()
         assert ends[-1][1] == 0 and "Traceback" not in said, (ends, said)

@@ -1,11 +1,11 @@
 """The cache and the suite: nothing is encoded or scored twice, and nothing that was done is lost."""
 
 import json
-import multiprocessing
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import jobs
 import numpy as np
 import pytest
 import torch
@@ -133,7 +133,7 @@ def test_an_interruption_costs_the_block_it_came_in(encoder: Encoder, tmp_path: 
 
 
 class Letters:
-    """Vectors by arithmetic, so that a forked process needs no torch."""
+    """Vectors by arithmetic: no model is needed."""
 
     def __init__(self):
         self.texts: list[str] = []
@@ -158,10 +158,7 @@ def _encode_all(folder: Path) -> None:
 
 
 def test_two_processes_share_a_file(tmp_path: Path):
-    fork = multiprocessing.get_context("fork")
-    running = [fork.Process(target=_encode_all, args=(tmp_path,)) for _ in range(2)]
-    for process in running:
-        process.start()
+    running = [jobs.start(_encode_all, tmp_path) for _ in range(2)]
     for process in running:
         process.join(60)
         assert process.exitcode == 0
