@@ -4,7 +4,13 @@ The builders are plain functions, so that the processes of tests/test_distribute
 """
 
 import json
+import os
+import runpy
+import sys
 from pathlib import Path
+
+# Before the imports below, which read it: workers beside each other, and the processes they start, share few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -148,3 +154,18 @@ def _private_datasets_cache(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def encoder() -> Encoder:
     return make_encoder()
+
+
+def run_here(script: Path, here: Path, seconds: float) -> str:
+    """What verify does in a process of its own, which takes seconds to import an engine: the very scripts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(script.parent))
+        patch.setattr(sys, "argv", [str(script), str(here / "job.json"), str(here / "answer.npz")])
+        runpy.run_path(str(script), run_name="__main__")
+    return ""
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All engines run in this process."""
+    monkeypatch.setattr("llm2enc.verify.running._run", run_here)

@@ -6,25 +6,50 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import jobs
 import numpy as np
 import pytest
-from conftest import make_encoder, sentences
+from conftest import make_encoder, run_here, sentences
+from test_evaluation import few_docstrings  # noqa: F401  (a fixture)
 from test_recipes_run import make_model, shrink, tiny_data  # noqa: F401  (a fixture)
 
 from llm2enc import Encoder, cli
 from llm2enc.cli import making
 from llm2enc.conversion import Result
-from llm2enc.verify import Parity
-
-RUN = [sys.executable, "-m", "llm2enc"]
+from llm2enc.verify import Parity, running
 
 
-def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [*RUN, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=300)
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> Done:
+    """A command in a process of its own, which has imported everything before."""
+    with TemporaryDirectory() as place:
+        streams = Path(place) / "stdout", Path(place) / "stderr"
+        process = jobs.start(command, list(map(str, arguments)), cwd, *streams)
+        process.join(300)
+        return Done(process.exitcode, *(stream.read_text() for stream in streams))
+
+
+def command(arguments: list[str], cwd: Path | None, *streams: Path) -> None:
+    """It in this process; without streams, what it prints goes where it went."""
+    for number, stream in enumerate(streams, 1):
+        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
+        setattr(sys, stream.name, os.fdopen(number, "w"))
+    os.environ["COLUMNS"] = "200"
+    os.chdir(cwd or ".")
+    sys.argv = ["llm2enc", *arguments]
+    running._run = run_here
+    cli.main()
 
 
 def sets(changes: list[str]) -> list[str]:
@@ -115,16 +140,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_data: dict[str, str], tmp_path:
     make_model("llama", tmp_path / "base", has_bos=True)
     last = {"stages.contrastive.steps": "40", "stages.contrastive.schedule_steps": "40"}
     changes = [*shrink("pocket", tmp_path / "base", tiny_data), *(f"{key}={value}" for key, value in last.items())]
-    command = [*RUN, "convert", "pocket", "-o", str(tmp_path / "run"), *sets(changes)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    given = ["convert", "pocket", "-o", str(tmp_path / "run"), *sets(changes)]
+    job = jobs.Job(partial(command, given, None), tmp_path / "log")
     started = tmp_path / "run" / "2-contrastive" / "metrics.jsonl"
     deadline = time.monotonic() + 200
-    while not started.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert "--resume" in errors and (tmp_path / "run" / "2-contrastive" / "checkpoint" / "step.json").is_file()
+    while not started.exists() and time.monotonic() < deadline and job.poll() is None:
+        time.sleep(0.01)
+    job.send(signal.SIGINT)
+    assert job.wait() == 130, job.said()
+    assert "--resume" in job.said() and (tmp_path / "run" / "2-contrastive" / "checkpoint" / "step.json").is_file()
 
     finished = run("convert", "pocket", "-o", tmp_path / "run", *sets(changes), "--resume")
     assert finished.returncode == 0, finished.stderr
@@ -208,6 +232,7 @@ def test_evaluate_prints_a_table_and_goes_on_where_it_was(
     assert code == 0 and json.loads(answer)["means"] == found["means"]
 
 
+@pytest.mark.usefixtures("few_docstrings")
 def test_evaluate_says_what_each_rung_would_cost(
     encoder_folder: Path, pairs: Path, tmp_path, monkeypatch, capsys
 ) -> None:

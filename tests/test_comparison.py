@@ -398,7 +398,7 @@ def test_a_model_that_stays_one_sided_is_compared_in_its_causal_readings(pairs: 
 
 
 @pytest.fixture
-def run(model: Path, tmp_path: Path) -> Path:
+def run(model: Path, tmp_path: Path, in_process: None) -> Path:
     """A run of two tiny stages on the causal model."""
     from llm2enc.conversion import convert
     from llm2enc.recipe import load_recipe

@@ -100,9 +100,7 @@ TWINS = {"llama-2-7b", "sheared-llama-1.3b", "qwen3-8b"}
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.full) if name in TWINS else name for name in FAMILIES]
 )
-def test_miniature(name: str, tiny_data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name != "mistral-7b":  # every engine is a process of its own: all of them once, for the others the strictest
-        monkeypatch.setattr(conversion, "AT_THE_END_OF_A_CONVERSION", ("sentence-transformers",))
+def test_miniature(name: str, tiny_data: dict[str, str], tmp_path: Path, in_process: None) -> None:
     recipe = load_recipe(name)
     has_bos = any(part.special == "bos" for part in recipe.input.document)
     make_model(FAMILIES[name], tmp_path / "base", has_bos)
@@ -121,6 +119,7 @@ def test_miniature(name: str, tiny_data: dict[str, str], tmp_path: Path, monkeyp
     reopened = Encoder.load(tmp_path / "run" / "model")
     np.testing.assert_allclose(reopened.encode(SENTENCES), result.encoder.encode(SENTENCES), atol=1e-5)
     assert all(parity.agrees for parity in result.parity), result.parity
+    assert all(parity.cosine is not None for parity in result.parity) == exported["native"], result.parity
     # Trained at all: the untrained model gives other vectors.
     assert np.abs(Encoder.from_recipe(small).encode(SENTENCES) - reopened.encode(SENTENCES)).max() > 1e-4
 

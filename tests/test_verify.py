@@ -2,9 +2,7 @@
 
 import ast
 import json
-import runpy
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,20 +36,6 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(good: Path, tmp_path: Path) -> Path:
     return shutil.copytree(good, tmp_path / "copy")
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The very scripts, without starting a process for each: that takes seconds."""
-
-    def run(script: Path, here: Path, seconds: float) -> str:
-        with monkeypatch.context() as patch:
-            patch.syspath_prepend(str(script.parent))
-            patch.setattr(sys, "argv", [str(script), str(here / "job.json"), str(here / "answer.npz")])
-            runpy.run_path(str(script), run_name="__main__")
-        return ""
-
-    monkeypatch.setattr(running, "_run", run)
 
 
 def change(path: Path, **values: Any) -> None:
