@@ -1,6 +1,6 @@
 """Several processes, one of which fails: the others stop soon, one line says which and why, and the run can go on.
 
-Processes are forked (jobs.py). Two nodes are two elastic agents, as torchrun starts them, on two loopback addresses; the
+Processes are those of jobs.py. Two nodes are two elastic agents, as torchrun starts them, on two loopback addresses; the
 long form starts torchrun itself in two network namespaces.
 """
 
@@ -213,8 +213,8 @@ def main_works(seconds: float) -> Callable[[int], None]:
 
 
 def test_waiting_for_main_has_no_timeout(recipe: Path, whole: Path, tmp_path: Path) -> None:
-    """A collective would be given up after nine seconds."""
-    jobs = launch(recipe, tmp_path / "run", 2, hook=main_works(12.0), LLM2ENC_TIMEOUT="0.15")
+    """A collective would be given up after twelve seconds."""
+    jobs = launch(recipe, tmp_path / "run", 2, hook=main_works(15.0), LLM2ENC_TIMEOUT="0.2")
     assert [job.wait() for job in jobs] == [0, 0], told(jobs)
     assert_weights(tmp_path / "run", whole)
 

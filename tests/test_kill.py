@@ -1,6 +1,6 @@
 """A run that is killed anywhere, any number of times, ends as the run that was left alone: the same files, bit for bit.
 
-The short form forks processes that run the command line's own entry point. `python tests/test_kill.py FOLDER [KILLS]` is
+The short form runs the command line's own entry point in processes of jobs.py. `python tests/test_kill.py FOLDER [KILLS]` is
 the long one: processes started as users start them, all engines verify the result, and every kill is a line of its log.
 """
 
@@ -149,7 +149,7 @@ def test_a_finished_run_is_left_as_it_is(recipe: Path, whole: tuple[Path, float]
 
 
 def test_no_file_depends_on_the_order_of_a_set(whole: tuple[Path, float]) -> None:
-    """Forked processes share one order, so the other tests would not see it; started ones do not."""
+    """Processes forked from one share its order, so the other tests would not see it; started ones do not."""
     config = json.loads((whole[0] / "1-simcse" / "adapter" / "adapter_config.json").read_text())
     assert len(config["target_modules"]) == 14 and config["target_modules"] == sorted(config["target_modules"])
 
