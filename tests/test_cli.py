@@ -176,6 +176,18 @@ def test_the_table_says_what_each_stage_gained(capsys: pytest.CaptureFixture[str
     assert any("runs/x/model" in word for words in lines for word in words)
 
 
+def test_the_table_fits_a_narrow_terminal(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    scores = {f"docstrings/{name}": 0.5 for name in ("ndcg@10", "accuracy@1", "similarity")}
+    history = [
+        {"stage": name, "scores": scores, "seconds": 7.0} for name in ("bidirectional-mean", "after contrastive")
+    ]
+    making._print_result(Result(Path("runs/x"), None, history, [], scores))
+    shown = capsys.readouterr().out
+    names = ("docstrings/", "ndcg@10", "accuracy@1", "similarity", "gain after contrastive", "seconds")
+    assert all(name in shown for name in names) and "…" not in shown, shown
+
+
 @pytest.mark.parametrize("command", ["compare", "convert", "encode", "evaluate", "inspect", "plan", "recipes"])
 def test_every_command_has_help(command: str) -> None:
     done = run(command, "--help")

@@ -121,7 +121,10 @@ def _print_result(result) -> None:
 
     console = Console()
     metrics = list(result.history[-1]["scores"])
-    table = Table("stage", *metrics, "seconds", title="scores on held-out data")
+    table = Table(title="scores on held-out data")
+    table.add_column("stage", no_wrap=True)
+    for heading in (*metrics, "seconds"):
+        table.add_column(heading.replace("/", "/\n"))  # data/metric: in one line, three are too wide for a terminal
     for row in result.history:
         table.add_row(row["stage"], *(f"{row['scores'][m]:.3f}" for m in metrics), f"{row['seconds']:.0f}")
     if result.baselines:
