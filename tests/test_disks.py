@@ -3,14 +3,17 @@
 import errno
 import json
 import os
+import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import jobs
 import numpy as np
 import pytest
+import typer
 from conftest import make_encoder, sentences
 
 from llm2enc import cli, files
@@ -146,15 +149,40 @@ def test_our_own_errors_stay_what_they_are() -> None:
 
 
 def test_sigterm_is_taken_for_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
-    import signal
-
-    import typer
-
     former = signal.getsignal(signal.SIGTERM)
     with pytest.raises(typer.Exit) as stopped:
         ending_well(lambda: os.kill(os.getpid(), signal.SIGTERM), "All is kept.")()
     assert stopped.value.exit_code == 130 and "Interrupted. All is kept." in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is former
+
+
+def test_a_ctrl_c_that_python_drops_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    class Last:
+        def __del__(self) -> None:
+            if self.signalled:
+                signal.raise_signal(signal.SIGINT)
+            else:
+                raise RuntimeError("another matter")
+
+    def command() -> None:
+        for signalled in (False, True):
+            last = Last()
+            last.signalled = signalled
+            del last
+        went_on.append(True)
+        time.sleep(10)
+
+    went_on: list[bool] = []
+    hook = sys.unraisablehook
+    others: list = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", others.append)
+        with pytest.raises(typer.Exit) as stopped:
+            ending_well(command, "All is kept.")()
+        assert sys.unraisablehook == others.append
+    assert stopped.value.exit_code == 130 and went_on == [True] and sys.unraisablehook is hook
+    assert [dropped.exc_type for dropped in others] == [RuntimeError]
+    assert capsys.readouterr().err == "Interrupted. All is kept.\n"
 
 
 # ------------------------------------------------------------------------------------------------------------ leftovers

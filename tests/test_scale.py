@@ -269,7 +269,7 @@ def launched(launcher: list[str], recipe: Path, out: Path) -> dict[str, torch.Te
     command = [sys.executable, "-m", *launcher, option, *ours]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | place, cwd=recipe.parent)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert re.search(rf"processes\W+{launcher[-1][-1]}\b", done.stdout)  # the table before each stage says how many
+    assert re.search(rf"processes\W+{launcher[-1][-1]}\b", done.stderr)  # the table before each stage says how many
     assert done.stdout.count('"folder"') == 1  # the main process's answer, and nobody else's
     return load_file(out / "model" / "model.safetensors")
 

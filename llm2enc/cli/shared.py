@@ -3,6 +3,7 @@
 import errno
 import functools
 import logging
+import os
 import signal
 import sys
 import threading
@@ -51,7 +52,7 @@ def ending_well(command: Callable[..., None], kept: str) -> Callable[..., None]:
 
     @functools.wraps(command)  # whose options typer reads
     def run(*arguments, **options) -> None:
-        with _sigterm_as_ctrl_c():
+        with _stoppable():
             try:
                 command(*arguments, **options)
             except KeyboardInterrupt:
@@ -85,15 +86,31 @@ _REMEDIES = {
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """SIGTERM, by which schedulers and containers stop a program, is taken for Ctrl-C."""
+def _stoppable() -> Iterator[None]:
+    """SIGTERM, by which schedulers and containers stop a program, is taken for Ctrl-C, and no Ctrl-C is lost.
+
+    Python drops an exception that reaches it in a destructor or in the callback of a weak reference.
+    """
     if threading.current_thread() is not threading.main_thread():  # where no handler may be set
         yield
         return
-    former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    former, hook = signal.signal(signal.SIGTERM, signal.default_int_handler), sys.unraisablehook
+    repeated: list[threading.Timer] = []
+
+    def notice(dropped: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            hook(dropped)
+            return
+        repeated.append(threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)))  # when that code has returned
+        repeated[-1].start()
+
+    sys.unraisablehook = notice
     try:
         yield
     finally:
+        for timer in repeated:
+            timer.cancel()
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, former)
 
 
