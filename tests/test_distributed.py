@@ -8,6 +8,7 @@ import os
 import socket
 from pathlib import Path
 
+import jobs
 import pytest
 import torch
 from conftest import assert_same, gradients, make_encoder, pairs_file, sentences, texts_file
@@ -92,14 +93,13 @@ def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
 
 
 KINDS = ("contrastive", "mntp", "dropout")
-PROCESSES = 3  # which can't share 8 shards evenly; test_scale.py has 2 and 4, in every run of the tests
+PROCESSES = 3  # which can't share 8 shards evenly; test_scale.py has 2 and 4
 
 
 def process(rank: int, count: int, port: int, folder: Path) -> None:
     """What each process does, started as torchrun would."""
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
-    torch.set_num_threads(1)
     distributed.start()
     found = {
         "facts": (distributed.rank(), distributed.world_size(), distributed.is_main(), list(distributed.share(5))),
@@ -128,13 +128,13 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:  # inherited by the processes
-        patch.setenv("HF_DATASETS_CACHE", str(folder / "datasets"))
-        torch.multiprocessing.spawn(process, (PROCESSES, port, folder), nprocs=PROCESSES)
+    several = [jobs.start(process, rank, PROCESSES, port, folder) for rank in range(PROCESSES)]
+    for one in several:
+        one.join(200)
+    assert [one.exitcode for one in several] == [0] * PROCESSES
     return [torch.load(folder / f"found-{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
-@pytest.mark.full
 def test_shares_and_gathering(processes: list[dict]) -> None:
     shares = [[0, 1], [2, 3], [4]]
     assert [found["facts"] for found in processes] == [(rank, 3, rank == 0, shares[rank]) for rank in range(3)]
@@ -147,7 +147,6 @@ def test_alone_everything_is_mine() -> None:
     assert distributed.share(5) == range(5)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("name", cases())
 def test_loss_and_gradient_of_the_global_batch(name: str, processes: list[dict]) -> None:
     metrics, expected = one_step(name)
@@ -161,7 +160,6 @@ def test_loss_and_gradient_of_the_global_batch(name: str, processes: list[dict])
         assert_same(processes[0][name][1], found[name][1])
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_keeps_all_equal(kind: str, processes: list[dict], tmp_path: Path) -> None:
     for other in processes[1:]:
