@@ -100,9 +100,16 @@ def clean() -> multiprocessing.context.ForkServerContext:
 
 def start(work: Callable, *arguments: Any) -> multiprocessing.process.BaseProcess:
     """A function of a module in a process of its own."""
-    process = clean().Process(target=work, args=arguments)
+    process = clean().Process(target=_begin, args=(work, *arguments))
     process.start()
     return process
+
+
+def _begin(work: Callable, *arguments: Any) -> None:
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # as from a terminal: of a background job it is switched off
+    work(*arguments)
 
 
 class Job:

@@ -101,7 +101,7 @@ def _stoppable() -> Iterator[None]:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             hook(dropped)
             return
-        repeated.append(threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)))  # when that code has returned
+        repeated.append(threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)))  # when that code has returned
         repeated[-1].start()
 
     sys.unraisablehook = notice
