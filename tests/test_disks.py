@@ -156,6 +156,14 @@ def test_sigterm_is_taken_for_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None
     assert signal.getsignal(signal.SIGTERM) is former
 
 
+def test_ctrl_c_before_a_command_begins(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    assert call(capsys, "encode") == (130, "Interrupted.\n")
+
+
 def test_a_ctrl_c_that_python_drops_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
     class Last:
         def __del__(self) -> None:

@@ -45,6 +45,9 @@ def main() -> None:
     """Entry point: user errors become one message and an exit code, never a traceback."""
     try:
         app()
+    except KeyboardInterrupt:  # before a command has begun, which knows what is kept
+        say("Interrupted.")
+        sys.exit(130)
     except Exception as error:
         code = _exit_code(error)
         if code is None:
