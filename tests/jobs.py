@@ -106,9 +106,8 @@ def start(work: Callable, *arguments: Any) -> multiprocessing.process.BaseProces
 
 
 def _begin(work: Callable, *arguments: Any) -> None:
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # as from a terminal: of a background job it is switched off
+    # As from a terminal: the shell has switched it off if the tests run in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     work(*arguments)
 
 
