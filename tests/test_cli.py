@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from test_recipes_run import make_model, shrink, tiny_data  # noqa: F401  (a fix
 from llm2enc import Encoder, cli
 from llm2enc.cli import making
 from llm2enc.conversion import Result
+from llm2enc.trainer import Interrupted
 from llm2enc.verify import Parity, running
 
 
@@ -155,6 +157,24 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_data: dict[str, str], tmp_path:
     steps = [json.loads(line)["step"] for line in started.read_text().splitlines()]
     assert steps == list(range(1, 41))  # every step once, none lost
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_the_command_that_goes_on_can_be_copied(tmp_path: Path, monkeypatch, capsys) -> None:
+    quick(monkeypatch, tmp_path)
+    asked: list[tuple] = []
+
+    def stopped(recipe, folder: Path, **options: bool) -> None:
+        asked.append((recipe, folder))
+        raise Interrupted("0-mntp: checkpoint after step 1 of 9")
+
+    monkeypatch.setattr("llm2enc.conversion.convert", stopped)
+    monkeypatch.setattr(making, "check_push", lambda repo: None)
+    changes = ["stages.mntp.data=[{kind: docstrings, view: paragraphs}]", "seed=7"]
+    code, _, said = call(capsys, "convert", "pocket", "-o", "a folder", "--push", "me/mine", *sets(changes))
+    assert code == 130 and "0-mntp: checkpoint after step 1 of 9. Go on with:" in said
+    again = shlex.split(said.splitlines()[-1])
+    assert again[0] == "llm2enc" and again[-3:] == ["--push", "me/mine", "--resume"]
+    assert call(capsys, *again[1:])[0] == 130 and asked[1] == asked[0]
 
 
 def test_the_table_says_what_each_stage_gained(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

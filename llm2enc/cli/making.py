@@ -1,6 +1,7 @@
 """`llm2enc convert`, `llm2enc inspect` and `llm2enc recipes`."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -39,10 +40,11 @@ def convert(
     try:
         result = run(loaded, folder, resume=resume, overwrite=overwrite)
     except Interrupted as stopped:
-        options = [*(["--training-free"] if training_free else []), *(f"--set {c}" for c in overrides or [])]
-        again = " ".join(["llm2enc convert", recipe, "-o", str(folder), *options])
+        changes = [part for change in overrides or [] for part in ("--set", change)]
+        sending = [*(["--push", push] if push else []), *(["--private"] if private else [])]
+        again = shlex.join(["llm2enc", "convert", recipe, "-o", str(folder), *changes, *sending, "--resume"])
         if distributed.is_main():
-            say(f"Interrupted. {stopped}. Go on with:\n  {again} --resume")
+            say(f"Interrupted. {stopped}. Go on with:\n  {again}")
         raise typer.Exit(130) from None
     if not distributed.is_main():
         return
