@@ -40,9 +40,12 @@ class StagePlan:
     phase: str
     """When the peak is reached: passes, loss, exchange or optimizer."""
     fits: bool
+    """Whether the peak stays below 90 % of the device."""
+    idle: str
+    """Why some processes would have nothing to do, and what to change; empty if all have work."""
     mini_batch_tokens: int
     safe_mini_batch_tokens: int | None
-    """The largest that stays below 90 % of the device; None if none does."""
+    """The largest that fits; None if none does."""
     whole_shard: bool
     """Whether a whole shard is no larger than that: a larger number would change nothing."""
     steps: int
@@ -82,7 +85,8 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return all(stage.fits for stage in self.stages)
+        """Whether it can run on these devices as it is."""
+        return all(stage.fits and not stage.idle for stage in self.stages)
 
     @property
     def seconds(self) -> float:
@@ -149,8 +153,7 @@ class _Planner:
         size = self.size
         found, costs, largest = self._memory()
         safe, whole = self._safe(found)
-        enough = self.devices.count <= min(self.stage.shards, self.stage.batch_size)
-        fits = enough and found.peak <= self.limit
+        fits = found.peak <= self.limit
         flops = flops_of_a_step(self.stage, self.simulation, self.load, self.devices, costs, largest)
         busiest = flops * self.load.share(self.devices.count)
         peak = self._peak()
@@ -164,6 +167,7 @@ class _Planner:
             peak=found.peak,
             phase=found.phase,
             fits=fits,
+            idle=self._idle(),
             mini_batch_tokens=self.stage.mini_batch_tokens,
             safe_mini_batch_tokens=safe,
             whole_shard=whole,
@@ -219,12 +223,19 @@ class _Planner:
         peaks = self.devices.peaks
         return peaks.get("bfloat16", peaks["float32"]) if mixed else peaks["float32"]
 
+    def _idle(self) -> str:
+        stage, processes = self.stage, self.devices.count
+        few = [name for name in ("shards", "batch_size") if getattr(stage, name) < processes]
+        if not few:
+            return ""
+        changes = " ".join(f"--set stages.{self.index}.{name}={processes}" for name in few)
+        return (
+            f"{processes} processes share {stage.batch_size} rows in {stage.shards} shards, so some would have nothing to "
+            f"do; {changes}, or take fewer devices"
+        )
+
     def _remedies(self, safe: int | None):
         path, processes = f"stages.{self.index}", self.devices.count
-        if processes > min(self.stage.shards, self.stage.batch_size):
-            yield f"--set {path}.shards={processes}, and a batch_size of as many: each process takes a shard"
-        if self._memory()[0].peak <= self.limit:
-            return
         if safe is not None:
             yield f"--set {path}.mini_batch_tokens={safe}"
         if not self.stage.gradient_checkpointing:

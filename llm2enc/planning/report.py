@@ -79,6 +79,7 @@ def lines(plan: Plan) -> list[str]:
             found.append(
                 f"largest mini batch of {stage.name}: --set stages.{index}.mini_batch_tokens={stage.safe_mini_batch_tokens}"
             )
+        found += [f"{stage.name}: {stage.idle}"] if stage.idle else []
         found += [f"{stage.name} does not fit; try {remedy}" for remedy in stage.remedies]
     return [*found, *(f"note: {note}" for note in plan.notes)]
 
