@@ -48,13 +48,24 @@ def _print_source(source: SourceReport, console: "Console") -> None:
 
 
 def _counts(source: SourceReport) -> Any:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("", "texts", "distinct", "signs", "tokens: 5/50/95 %/most", "cut", "lost", "languages")
+    percentiles = Column("tokens:\n5/50/95 %\n/most", no_wrap=True)
+    table = Table(
+        Column(no_wrap=True),
+        "texts",
+        "distinct",
+        "chars",
+        percentiles,
+        "cut",
+        "lost",
+        Column("languages", overflow="fold"),
+    )
     for side, counts in source.columns.items():
         lengths = source.lengths.get(side, {})
         tokens = "/".join(f"{value:.0f}" for value in lengths["tokens"].values()) if lengths else ""
-        languages = ", ".join(f"{name} {share:.0%}" for name, share in list(source.languages.get(side, {}).items())[:3])
+        common = [item for item in source.languages.get(side, {}).items() if item[1] >= 0.005][:3]
+        languages = ", ".join(f"{name} {share:.0%}" for name, share in common)
         cut, lost = (
             f"{lengths[key]:.1%}" if key in lengths else "" for key in ("truncated_share", "tokens_lost_share")
         )
