@@ -39,6 +39,13 @@ class MiniBatch:
         return not torch.equal(generator.get_state(), untouched.get_state())
 
 
+def idle(processes: int, rows: int, shards: int) -> str:
+    """Why some of the processes would have nothing to do with a batch; empty if each has a shard of it."""
+    if processes <= min(shards, rows):
+        return ""
+    return f"{processes} processes share a batch of {rows} rows in {shards} shards: some would have nothing to do"
+
+
 def in_step(parts: list[MiniBatch], device: torch.device) -> list[MiniBatch]:
     """As many mini-batches as the process with most of them has: processes that share layers run them together.
 

@@ -27,6 +27,7 @@ from llm2enc.guards import Guard, NotFinite, NothingLearnt, check_finite
 from llm2enc.layers import emulated
 from llm2enc.objectives import OBJECTIVES
 from llm2enc.recipe import LoraSpec, Stage, Tracking
+from llm2enc.splitting import idle
 
 PREFETCH = 2  # batches collated ahead: one hides the tokenizer, two hide its jitter
 
@@ -117,10 +118,10 @@ def _check_processes(stage: Stage) -> None:
     if _uses_zero(stage):
         distributed.check_zero()
     processes = distributed.world_size()
-    if processes > min(stage.shards, stage.batch_size):
+    reason = idle(processes, stage.batch_size, stage.shards)
+    if reason:
         raise ValueError(
-            f"{processes} processes share a batch of {stage.batch_size} rows in {stage.shards} shards: some would have "
-            "nothing to do. Start fewer, or set `shards` (which changes the dropout noise) and `batch_size` to at least "
+            f"{reason}. Start fewer, or set `shards` (which changes the dropout noise) and `batch_size` to at least "
             f"{processes} in the recipe"
         )
 

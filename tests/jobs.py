@@ -88,6 +88,7 @@ def clean() -> multiprocessing.context.ForkServerContext:
     context.set_forkserver_preload(BEFOREHAND)
     tables = tempfile.TemporaryDirectory()  # which read data of tests only
     atexit.register(tables.cleanup)
+    atexit.register(_kill_all)  # before multiprocessing waits for them
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_DATASETS_CACHE", tables.name)
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -96,6 +97,12 @@ def clean() -> multiprocessing.context.ForkServerContext:
         first.start()
     first.join()  # the imports are done, and cost no job its time
     return context
+
+
+def _kill_all() -> None:
+    """What a failed test has left running."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def start(work: Callable, *arguments: Any) -> multiprocessing.process.BaseProcess:

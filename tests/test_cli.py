@@ -84,7 +84,8 @@ def test_every_public_name_is_found_on_first_use() -> None:
 
 
 def test_recipes_lists_and_shows() -> None:
-    listed = run("recipes")
+    real = [sys.executable, "-m", "llm2enc", "recipes"]  # as users and torchrun start it: the others are forked
+    listed = subprocess.run(real, capture_output=True, text=True, timeout=300)
     assert listed.returncode == 0 and "echo-mistral-7b" in listed.stdout
     shown = run("recipes", "pocket", "--set", "seed=7")
     assert shown.returncode == 0 and "seed: 7" in shown.stdout

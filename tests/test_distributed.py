@@ -5,7 +5,6 @@ Gloo processes run every case once and write down what they found; the tests com
 
 import math
 import os
-import socket
 from pathlib import Path
 
 import jobs
@@ -96,10 +95,9 @@ KINDS = ("contrastive", "mntp", "dropout")
 PROCESSES = 3  # which can't share 8 shards evenly; test_scale.py has 2 and 4
 
 
-def process(rank: int, count: int, port: int, folder: Path) -> None:
+def process(rank: int, place: dict[str, str], folder: Path) -> None:
     """What each process does, started as torchrun would."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
+    os.environ.update(place)
     distributed.start()
     found = {
         "facts": (distributed.rank(), distributed.world_size(), distributed.is_main(), list(distributed.share(5))),
@@ -125,10 +123,7 @@ def gathered(total: int) -> torch.Tensor:
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of the processes found."""
     folder = tmp_path_factory.mktemp("several")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    several = [jobs.start(process, rank, PROCESSES, port, folder) for rank in range(PROCESSES)]
+    several = [jobs.start(process, rank, place, folder) for rank, place in enumerate(jobs.places(PROCESSES))]
     for one in several:
         one.join(200)
     assert [one.exitcode for one in several] == [0] * PROCESSES

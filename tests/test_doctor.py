@@ -1,5 +1,6 @@
 """The data doctor: every check on a planted fault and on clean data, its numbers against counting by hand."""
 
+import io
 import json
 import sys
 from collections import Counter
@@ -9,11 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import INPUT, make_tokenizer, sentences
+from rich.console import Console
 
 from llm2enc import cli, doctor
 from llm2enc.data import Pair, pair_batches
 from llm2enc.data.rows import Rows, Stream
-from llm2enc.doctor import Batching, Finding, Reading, Setting, SourceReport, examine, examine_rows, subjects
+from llm2enc.doctor import (
+    Batching,
+    Finding,
+    Reading,
+    Setting,
+    SourceReport,
+    examine,
+    examine_rows,
+    printing,
+    subjects,
+)
 from llm2enc.doctor.balance import effective
 from llm2enc.doctor.chance import share_of_batches, share_of_rows
 from llm2enc.doctor.languages import language_of
@@ -498,6 +510,16 @@ def test_texts_folders_and_beir_sets_are_read(tmp_path: Path) -> None:
     (beir / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
     (source,) = examine(str(beir)).sources
     assert source.recognised["format"] == "beir" and source.rows == 1
+
+
+def test_the_table_fits_a_narrow_terminal(tmp_path: Path) -> None:
+    (source,) = examine(str(write(tmp_path / "pairs.jsonl", _columns(clean(20))["ours.jsonl"]))).sources
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(printing._counts(source))
+    shown = console.export_text()
+    assert all(word in shown for word in ("positives", "negatives", "5/50/95 %", "distinct")) and "…" not in shown, (
+        shown
+    )
 
 
 def test_a_stream_of_texts_alone_is_told_from_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections import Counter
@@ -191,9 +190,8 @@ def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- several processes
 
 
-def _shared(rank: int, count: int, port: int, folder: Path, model: Path) -> None:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()})
+def _shared(place: dict[str, str], folder: Path, model: Path) -> None:
+    os.environ.update(place)
     os.environ["SAID"] = str(folder.with_name("said.txt"))
     _make_small()
     _command("encode", model, folder / "texts.txt", "-o", folder / "shared.npy")
@@ -206,10 +204,7 @@ def test_processes_that_share_the_work_write_the_file_of_one(model: Path, tmp_pa
     _run(_alone, model, tmp_path, "shared.npy", 30)
     done = Unfinished(tmp_path / "shared.npy")
     assert 0 < sum(map(len, done.done(done.facts()))) < len(TEXTS)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    both = [jobs.start(_shared, rank, 2, port, tmp_path, model) for rank in range(2)]
+    both = [jobs.start(_shared, place, tmp_path, model) for place in jobs.places(2)]
     for process in both:
         process.join(WAIT)
     assert [process.exitcode for process in both] == [0, 0], (tmp_path.with_name("said.txt")).read_text()

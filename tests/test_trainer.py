@@ -380,6 +380,5 @@ def test_the_table_before_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     passes: list[int] = []
     encoder.register_forward_pre_hook(lambda *given: passes.append(1))
     objective.backward(encoder.train(), batch, stage)
-    assert (
-        rows["model passes per batch"] == f"{len(passes) // 2} on this process"
-    )  # each without a graph, then with one
+    # Each runs without a graph first, then with one.
+    assert rows["model passes per batch"] == f"{len(passes) // 2} on this process"

@@ -64,7 +64,7 @@ def _counts(source: SourceReport) -> Any:
     for side, counts in source.columns.items():
         lengths = source.lengths.get(side, {})
         tokens = "/".join(f"{value:.0f}" for value in lengths["tokens"].values()) if lengths else ""
-        common = [item for item in source.languages.get(side, {}).items() if item[1] >= 0.005][:3]
+        common = [item for item in source.languages.get(side, {}).items() if item[1] >= 0.005][:3]  # no "0%"
         languages = ", ".join(f"{name} {share:.0%}" for name, share in common)
         cut, lost = (
             f"{lengths[key]:.1%}" if key in lengths else "" for key in ("truncated_share", "tokens_lost_share")

@@ -250,7 +250,8 @@ def _is_fixed(part: Part) -> bool:
 
 def probes(max_tokens: int) -> dict[str, str]:
     """Texts that bring out what engines do differently, by name."""
-    # Seven words each: over the limit by half at least, and not by more, for what is cut off costs its square in time.
+    # Of seven words each, so 1.7 times the limit if a word is a token: enough to be cut, and no more, for a tokenizer whose
+    # template repeats the text takes time with the square of what it cuts off.
     many = "A river runs through the old town. " * (max_tokens // 4 + 2)
     return {
         "a plain text": "The river runs through the old town",

@@ -20,6 +20,7 @@ from llm2enc.planning.memory import SAFE, Memory, Sizes, kept, memory, sizes
 from llm2enc.planning.simulation import Costs, Simulation
 from llm2enc.planning.workload import Workload
 from llm2enc.recipe import LoraSpec, Recipe, Stage
+from llm2enc.splitting import idle
 from llm2enc.tokens import InputFormat
 
 # Share of the devices' peak that a step reaches, if nobody has measured it: Llama 3 was trained at 38 to 43 % (The Llama 3
@@ -225,14 +226,10 @@ class _Planner:
 
     def _idle(self) -> str:
         stage, processes = self.stage, self.devices.count
+        reason = idle(processes, stage.batch_size, stage.shards)
         few = [name for name in ("shards", "batch_size") if getattr(stage, name) < processes]
-        if not few:
-            return ""
         changes = " ".join(f"--set stages.{self.index}.{name}={processes}" for name in few)
-        return (
-            f"{processes} processes share {stage.batch_size} rows in {stage.shards} shards, so some would have nothing to "
-            f"do; {changes}, or take fewer devices"
-        )
+        return reason and f"{reason}; {changes}, or take fewer devices"
 
     def _remedies(self, safe: int | None):
         path, processes = f"stages.{self.index}", self.devices.count
