@@ -85,7 +85,7 @@ def _backbone(name: str, device: str):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from llm2enc.backbone import Backbone
+    from llm2enc.model import Backbone
 
     fields, stage, _ = _resolved(name)
     torch.manual_seed(0)
@@ -116,10 +116,10 @@ def _resolved(name: str):
 
 def predicted(name: str) -> dict[str, Any]:
     """What the planner says of a case: bytes beside the weights, and operations of a step."""
-    from llm2enc.planning import flops_of_a_step
     from llm2enc.planning.devices import Devices
+    from llm2enc.planning.fake_profiler import Simulation
     from llm2enc.planning.memory import memory, sizes
-    from llm2enc.planning.simulation import Simulation
+    from llm2enc.planning.run import flops_of_a_step
     from llm2enc.planning.workload import Workload
 
     (_, stage, lengths), backbone = _resolved(name), _backbone(name, "meta")
@@ -137,8 +137,8 @@ def measured(name: str) -> dict[str, Any]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from llm2enc.encoder import Encoder
-    from llm2enc.objectives import OBJECTIVES
+    from llm2enc.encoding import Encoder
+    from llm2enc.training import OBJECTIVES
 
     torch.set_num_threads(1)
     (_, stage, lengths), backbone = _resolved(name), _backbone(name, "cpu")
@@ -195,10 +195,10 @@ def _batch(stage, lengths, vocabulary: int):
     """A batch of random tokens."""
     import torch
 
-    from llm2enc.objectives.contrastive import ContrastiveBatch
-    from llm2enc.objectives.token_loss import TokenBatch
-    from llm2enc.splitting import Split
-    from llm2enc.tokens import Tokens
+    from llm2enc.text import Tokens
+    from llm2enc.training import Split
+    from llm2enc.training.objectives.contrastive import ContrastiveBatch
+    from llm2enc.training.objectives.token_loss import TokenBatch
 
     total = int(lengths.sum())
     ids = torch.randint(vocabulary, (total,))

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llm2enc.evaluation.folders import find_tasks, read_task
+from llm2enc.encoding import calibrate
+from llm2enc.encoding.quantization import quantize
+from llm2enc.evaluation import RetrievalTask, find_tasks, read_task
 from llm2enc.evaluation.metrics import ranking_metrics, unit
-from llm2enc.evaluation.tasks import RetrievalTask
-from llm2enc.quantization import calibrate, quantize
 
 DEPTH, RESCORED = 10, 40
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of tasks")
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
-    from llm2enc.encoder import Encoder
+    from llm2enc.encoding import Encoder
 
     encoder = Encoder.load(arguments.model)
     tasks = [task for path in find_tasks(arguments.data).values() if isinstance(task := read_task(path), RetrievalTask)]

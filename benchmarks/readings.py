@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from llm2enc.backbone import quiet
 from llm2enc.comparison import compare, save
 from llm2enc.comparison.results import Candidate, Comparison
-from llm2enc.evaluation.bootstrap import Interval, difference
+from llm2enc.evaluation import Interval, difference
+from llm2enc.model import quiet
 
 # One or two tasks of every type in English, small enough for 32 cells on a CPU.
 TASKS = (

@@ -28,10 +28,9 @@ import torch.multiprocessing
 import transformers
 
 from llm2enc import distributed
-from llm2enc.backbone import Backbone, load_tokenizer, quiet
 from llm2enc.data import Pair, RowBatch
-from llm2enc.encoder import Encoder
-from llm2enc.objectives import OBJECTIVES
+from llm2enc.encoding import Encoder
+from llm2enc.model import Backbone, load_tokenizer, quiet
 from llm2enc.recipe import (
     ClmStage,
     ContrastiveStage,
@@ -44,8 +43,9 @@ from llm2enc.recipe import (
     SimcseStage,
     Stage,
 )
-from llm2enc.tokens import InputFormat
-from llm2enc.trainer import precision
+from llm2enc.text import InputFormat
+from llm2enc.training import OBJECTIVES
+from llm2enc.training.trainer import precision
 
 ROWS = 9  # one more than 2, 4 or 8 processes share evenly
 STRATEGIES = ("ddp", "fsdp")

@@ -63,7 +63,7 @@ def result(family: str, out: Path) -> dict[str, Any]:
 def measure(family: str, folder: Path) -> dict[str, Any]:
     """Every form of a tiny model of `family`, written into `folder` and verified."""
     from llm2enc.export import Source, export, why_not
-    from llm2enc.verify import verify
+    from llm2enc.verification import verify
 
     made = encoder(family)
     made.save(folder)
@@ -95,11 +95,11 @@ def encoder(family: str):
     """A tiny random encoder of a family."""
     from transformers import CONFIG_MAPPING
 
-    from llm2enc.backbone import Backbone, load_tokenizer
-    from llm2enc.encoder import Encoder
-    from llm2enc.miniature import miniature
+    from llm2enc.encoding import Encoder
+    from llm2enc.model import Backbone, load_tokenizer
+    from llm2enc.model.tiny_random import miniature
     from llm2enc.recipe import InputSpec, ModelSpec
-    from llm2enc.tokens import InputFormat
+    from llm2enc.text import InputFormat
 
     tokenizer = load_tokenizer(ModelSpec(name="pocket"))
     if family == "qwen2":  # transformers reads any tokenizer beside a qwen2 configuration with this class

@@ -10,11 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm2enc.backbone import CannotConvert
     from llm2enc.comparison import compare
     from llm2enc.conversion import convert
-    from llm2enc.encoder import Encoder
-    from llm2enc.inspection import inspect
+    from llm2enc.encoding import Encoder
+    from llm2enc.model import CannotConvert, inspect
     from llm2enc.recipe import Recipe, RecipeError, load_recipe, recipe_names
 
 __version__ = "0.1.0"
@@ -24,13 +23,13 @@ __all__ = [
 
 # Loaded on first use: torch takes seconds and pydantic a fifth of one, which `llm2enc --help` does not need.
 _HOMES = {
-    "CannotConvert": "llm2enc.backbone",
-    "Encoder": "llm2enc.encoder",
+    "CannotConvert": "llm2enc.model",
+    "Encoder": "llm2enc.encoding",
     "Recipe": "llm2enc.recipe",
     "RecipeError": "llm2enc.recipe",
     "compare": "llm2enc.comparison",
     "convert": "llm2enc.conversion",
-    "inspect": "llm2enc.inspection",
+    "inspect": "llm2enc.model",
     "load_recipe": "llm2enc.recipe",
     "recipe_names": "llm2enc.recipe",
 }

@@ -17,10 +17,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from llm2enc.backbone import Backbone
-from llm2enc.encoder import Encoder
+from llm2enc.encoding import Encoder
+from llm2enc.model import Backbone
 from llm2enc.recipe import FilesData, InputSpec, Part
-from llm2enc.tokens import InputFormat
+from llm2enc.text import InputFormat
 
 WORDS = (
     "a river runs through the old town and the bridge over it was built of stone when trade in salt made it rich "
@@ -168,4 +168,4 @@ def run_here(script: Path, here: Path, seconds: float) -> str:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """All engines run in this process."""
-    monkeypatch.setattr("llm2enc.verify.running._run", run_here)
+    monkeypatch.setattr("llm2enc.verification.subprocesses._run", run_here)

@@ -76,8 +76,8 @@ def _write_task(folder: Path) -> None:
 
 # Whatever the commands import when they need it.
 BEFOREHAND = """
-    jobs llm2enc.cli llm2enc.conversion llm2enc.data llm2enc.evaluation.command llm2enc.verify
-    llm2enc.export.sentence_transformers accelerate peft rich.progress sentence_transformers sklearn.metrics.pairwise
+    jobs llm2enc.cli llm2enc.conversion llm2enc.data llm2enc.evaluation.command llm2enc.verification
+    llm2enc.export accelerate peft rich.progress sentence_transformers sklearn.metrics.pairwise
 """.split()
 
 

@@ -15,8 +15,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from llm2enc.evaluation import score
-from llm2enc.evaluation.tasks import Task
+from llm2enc.evaluation import Task, score
 
 
 class TableEncoder:

@@ -12,10 +12,10 @@ from test_backbone import some_tokens, stir
 from tiny import tiny_model
 from torch import Tensor
 
-from llm2enc import checkpoint
-from llm2enc.backbone import Backbone, load_backbone
 from llm2enc.export import adapter
+from llm2enc.model import Backbone, load_backbone
 from llm2enc.recipe import Recipe, load_recipe
+from llm2enc.training import checkpoint
 
 # Differing ranks, scalings and targets: every stage leaves something alone that another one trains.
 CHAIN = (

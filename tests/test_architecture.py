@@ -1,4 +1,4 @@
-"""Imports point one way: a module of llm2enc knows only those above it, and each dependency has one owner."""
+"""Imports point one way: a package knows only those below it, by their faces, and each dependency has its owners."""
 
 import ast
 from collections.abc import Iterator
@@ -7,70 +7,110 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "llm2enc"
-ORDER = (
-    "secrets recipe files locking hub distributed guards tokens splitting attention pooling quantization "
-    "losses layers positions backbone miniature proof inspection encoder data bulk gradcache objectives "
-    "checkpoint export trainer evaluation doctor planning verify merging comparison folder conversion cli"
-).split()
-EXCEPTIONS = {("encoder", "export")}  # Encoder.load and Encoder.save, imported inside the functions
-TRANSFORMERS = set("layers backbone miniature export proof inspection attention tokens verify pocket".split())
-FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]  # the face may import anything
+# From the ground floor up: a package imports only from those before it.
+ORDER = {
+    "storage": "files that are whole or absent, locks, secrets",
+    "recipe": "one YAML file that says everything a run does",
+    "distributed": "several processes, one batch",
+    "text": "tokens and templates",
+    "data": "sources, rows, batches",
+    "losses": "pure functions of tensors",
+    "model": "the decoder as a backbone, and its proof",
+    "artifact": "the saved directory",
+    "encoding": "the encoder",
+    "training": "one loop for every objective",
+    "export": "other forms of a directory",
+    "evaluation": "tasks, metrics, intervals",
+    "audit": "what is wrong with the data",
+    "planning": "memory, time and disk beforehand",
+    "merging": "several encoders become one",
+    "verification": "do other programs agree",
+    "comparison": "variants of models on the same texts",
+    "conversion": "the whole run",
+    "cli": "one command, one file",
+}
+OWNERS = {  # who may import what
+    "torch.distributed": {"distributed"},
+    "transformers": {"text", "model", "artifact", "export", "verification"},
+    "peft": {"model"},
+}
+LIGHT = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+FILES = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT]
 
 
-def room(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def package(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
 
 
-def imports(path: Path) -> Iterator[tuple[str, ast.AST]]:
-    """Dotted names that a file imports, at its top or inside functions: `from a import b` is `a.b`."""
+def imports(path: Path) -> Iterator[tuple[str, str]]:
+    """(module, name) that a file imports, at its top or inside functions; no name for `import module`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node) for alias in node.names)
+            yield from ((alias.name, "") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: write imports in full, `from llm2enc.x import y`"
-            yield from ((f"{node.module}.{alias.name}", node) for alias in node.names)
+            yield from ((node.module or "", alias.name) for alias in node.names)
 
 
-def names(path: Path, package: str) -> list[str]:
-    return [name for name, _ in imports(path) if f"{name}.".startswith(f"{package}.")]
+def names(path: Path, top: str) -> list[str]:
+    """Dotted names from `top` that a file imports: `from a import b` is `a.b`."""
+    dotted = [f"{module}.{name}".rstrip(".") for module, name in imports(path)]
+    return [name for name in dotted if f"{name}.".startswith(f"{top}.")]
+
+
+def test_every_package_has_its_place_and_no_module_is_loose() -> None:
+    found = {path.name for path in ROOT.iterdir() if path.is_dir() or path.suffix == ".py"} - {"__pycache__"}
+    assert found == {"__init__.py", "__main__.py", "pocket", *ORDER}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_imports_only_from_rooms_above(path: Path) -> None:
-    here = room(path)
-    assert here in {*ORDER, "pocket", "__main__"}, f"{here} has no place yet: write it into ORDER"
-    below = len(ORDER) if here not in ORDER else ORDER.index(here)  # the other two stand at the end
+def test_a_package_imports_only_from_those_below_it(path: Path) -> None:
+    below = list(ORDER)[: list(ORDER).index(package(path))]
     for name in names(path, "llm2enc"):
         there = name.split(".")[1]
-        assert there == here or there in ORDER[:below] or (here, there) in EXCEPTIONS, f"{here} imports {name}"
+        assert there == package(path) or there in below or there[0].isupper(), f"{path}: imports {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_each_dependency_has_one_owner(path: Path) -> None:
-    assert room(path) == "distributed" or not names(path, "torch.distributed")
-    assert room(path) in TRANSFORMERS or not names(path, "transformers")
-    assert room(path) == "backbone" or not names(path, "peft")
-    assert path.name == "build.py" or room(path) != "pocket" or not names(path, "transformers")
+def test_packages_are_entered_by_their_face(path: Path) -> None:
+    for module, name in imports(path):
+        parts = module.split(".")
+        if parts[0] == "llm2enc" and len(parts) > 1 and parts[1] != package(path):
+            assert len(parts) == 2, f"{path}: `from {module} import {name}` passes the face of {parts[1]}"
+            assert parts[1] == "errors" or name in face(parts[1]), f"{path}: {module} does not promise {name}"
 
 
-def test_tokens_name_transformers_for_type_checkers_only() -> None:
-    tree = ast.parse((ROOT / "tokens.py").read_text(encoding="utf-8"))
-    blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    named = [node for name, node in imports(ROOT / "tokens.py") if name.startswith("transformers.")]
-    assert len(blocks) == 1 and named
-    # One parse per call: compare places in the file, not objects.
-    lines = {inner.lineno for block in blocks for inner in block.body}
-    assert {node.lineno for node in named} <= lines
+def face(name: str) -> list[str]:
+    tree = ast.parse((ROOT / name / "__init__.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{name} does not say what it promises"
+    (found,) = [
+        node.value for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    return ast.literal_eval(found)
 
 
-@pytest.mark.parametrize("path", [ROOT / "recipe.py", *sorted((ROOT / "cli").glob("*.py"))], ids=lambda path: path.stem)
+@pytest.mark.parametrize("name", [name for name in ORDER if (ROOT / name).is_dir()])
+def test_a_face_promises_what_it_imports(name: str) -> None:
+    promised = face(name)
+    imported = {name for _, name in imports(ROOT / name / "__init__.py")}
+    assert len(set(promised)) == len(promised)
+    assert imported == set(promised)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_dependency_has_its_owners(path: Path) -> None:
+    for dependency, owners in OWNERS.items():
+        assert package(path) in owners or not names(path, dependency), f"{path}: {dependency} belongs to {owners}"
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted((ROOT / "recipe").glob("*.py")), *sorted((ROOT / "cli").glob("*.py"))], ids=lambda path: path.stem
+)
 def test_help_and_recipes_answer_without_torch(path: Path) -> None:
-    top = {node for node in ast.parse(path.read_text(encoding="utf-8")).body}
-    heavy = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy")
-    for node in top:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Import | ast.ImportFrom):
             imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            assert not any(module.split(".")[0] in heavy for module in imported), ast.unparse(node)
+            assert not any(module.split(".")[0] in LIGHT for module in imported), ast.unparse(node)
             ours = [module for module in imported if module.startswith("llm2enc")]
-            light = ("llm2enc.recipe", "llm2enc.secrets", "llm2enc.cli.")
-            assert all(module.startswith(light) for module in ours)
+            light = ("llm2enc.errors", "llm2enc.recipe", "llm2enc.storage", "llm2enc.cli")
+            assert all(module.startswith(light) for module in ours), ast.unparse(node)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from llm2enc import attention
-from llm2enc.attention import Packing, _grouped, allowed, packed_attention
-from llm2enc.tokens import Tokens
+from llm2enc.model import attention
+from llm2enc.model.attention import Packing, _grouped, allowed, packed_attention
+from llm2enc.text import Tokens
 
 CPU = torch.device("cpu")
 MODULE = torch.nn.Module()

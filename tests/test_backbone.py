@@ -8,9 +8,9 @@ from conftest import assert_same, gradients, make_backbone, make_model
 from tiny import tiny_model
 from torch import Tensor
 
-from llm2enc.backbone import Backbone
+from llm2enc.model import Backbone
 from llm2enc.recipe import LoraSpec
-from llm2enc.tokens import Tokens
+from llm2enc.text import Tokens
 
 LORA = LoraSpec(r=4, alpha=8, dropout=0.0)
 

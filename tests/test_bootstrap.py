@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, v_measure_score
 
-from llm2enc.evaluation import bootstrap
-from llm2enc.evaluation.bootstrap import Interval, difference, draws, interval, mean_interval
+from llm2enc.evaluation import Interval, Outcome, bootstrap, difference, draws, interval, mean_interval
 from llm2enc.evaluation.metrics import statistic
-from llm2enc.evaluation.tasks import Outcome, Statistic
+from llm2enc.evaluation.tasks import Statistic
 from llm2enc.evaluation.weighted import weighted_statistic
 
 

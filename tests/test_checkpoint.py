@@ -11,9 +11,9 @@ import torch
 from conftest import assert_same, make_encoder
 from safetensors.torch import load_file, save_file
 
-from llm2enc import checkpoint
-from llm2enc.encoder import Encoder
+from llm2enc.encoding import Encoder
 from llm2enc.recipe import ClmStage, FilesData, LoraSpec
+from llm2enc.training import checkpoint
 
 LORA = ClmStage(
     objective="clm",

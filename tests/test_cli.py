@@ -21,9 +21,10 @@ from test_recipes_run import make_model, shrink, tiny_data  # noqa: F401  (a fix
 
 from llm2enc import Encoder, cli
 from llm2enc.cli import making
-from llm2enc.conversion import Result
-from llm2enc.trainer import Interrupted
-from llm2enc.verify import Parity, running
+from llm2enc.conversion.run import Result
+from llm2enc.training import Interrupted
+from llm2enc.verification import Parity
+from llm2enc.verification import subprocesses as running
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def test_the_command_that_goes_on_can_be_copied(tmp_path: Path, monkeypatch, cap
         asked.append((recipe, folder))
         raise Interrupted("0-mntp: checkpoint after step 1 of 9")
 
-    monkeypatch.setattr("llm2enc.conversion.convert", stopped)
+    monkeypatch.setattr("llm2enc.conversion.run.convert", stopped)
     monkeypatch.setattr(making, "check_push", lambda repo: None)
     changes = ["stages.mntp.data=[{kind: docstrings, view: paragraphs}]", "seed=7"]
     code, _, said = call(capsys, "convert", "pocket", "-o", "a folder", "--push", "me/mine", *sets(changes))

@@ -10,10 +10,9 @@ from safetensors.torch import load_file, save_file
 from test_cli import call, quick
 from test_mteb_stub import NATIVE
 
-from llm2enc import hub
-from llm2enc.encoder import Encoder
-from llm2enc.export.files import read_facts
-from llm2enc.export.sentence_transformers import write
+from llm2enc.artifact import read_facts
+from llm2enc.encoding import Encoder
+from llm2enc.export import hub
 from llm2enc.recipe import load_recipe
 
 
@@ -21,7 +20,7 @@ from llm2enc.recipe import load_recipe
 def native(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that every engine can read. Tests leave it as it is."""
     folder = tmp_path_factory.mktemp("native") / "mine"
-    write(make_encoder(NATIVE), folder, recipe=load_recipe("pocket"), history=[])
+    make_encoder(NATIVE).save(folder, recipe=load_recipe("pocket"), history=[])
     return folder
 
 

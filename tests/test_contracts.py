@@ -14,14 +14,15 @@ import pytest
 from conftest import INPUT, make_tokenizer
 from tiny import tiny_model
 
-from llm2enc.backbone import Backbone
-from llm2enc.encoder import Encoder
-from llm2enc.export import sentence_transformers as export
+from llm2enc.artifact import directory as export
+from llm2enc.encoding import Encoder
+from llm2enc.model import Backbone
 from llm2enc.recipe import InputSpec, Part
-from llm2enc.tokens import InputFormat
-from llm2enc.verify.contracts import Finding, check, verdicts
-from llm2enc.verify.contracts.layout import read
-from llm2enc.verify.contracts.vllm import seq_pooling
+from llm2enc.text import InputFormat
+from llm2enc.verification.rules import check, verdicts
+from llm2enc.verification.rules.findings import Finding
+from llm2enc.verification.rules.layout import read
+from llm2enc.verification.rules.vllm import seq_pooling
 
 FAMILIES = "llama mistral qwen2 qwen3 gemma2 gemma3_text phi3 gpt_neox olmo2".split()
 EVERYTHING_POOLED = InputSpec(

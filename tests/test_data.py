@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from tables import private_cache
 
-from llm2enc.data import Pair, block_batches, pair_batches, read_pairs, read_texts, text_batches
+from llm2enc.data import Pair, block_batches, pair_batches, read_texts, text_batches
+from llm2enc.data.sources import read_pairs
 from llm2enc.recipe import DocstringsData, FilesData, HubData
 
 _private_cache = private_cache  # for every test of this file

@@ -16,14 +16,15 @@ import pytest
 import typer
 from conftest import make_encoder, sentences
 
-from llm2enc import cli, files
+from llm2enc import cli
+from llm2enc.artifact import beside, put_back
 from llm2enc.cli.shared import ending_well
-from llm2enc.encoder import Encoder
-from llm2enc.evaluation.cache import CachedEncoder
+from llm2enc.encoding import Encoder
+from llm2enc.evaluation import CachedEncoder
 from llm2enc.evaluation.mteb_adapter import _remove_torn
 from llm2enc.export import Source
-from llm2enc.export.files import beside, put_back
-from llm2enc.verify import running
+from llm2enc.storage import atomic as files
+from llm2enc.verification import subprocesses as running
 
 GONE = 2**22 + 1  # the number of no process: Linux gives out 2**22 at most
 
@@ -63,8 +64,8 @@ def refusing(number: int, after: int) -> Callable[[int], None]:
 def test_a_disk_that_takes_no_more_ends_encode_with_a_message_and_keeps_the_rows(
     number: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llm2enc.encoder.PIECE", 4)
-    monkeypatch.setattr("llm2enc.encoder.WINDOW", 8)
+    monkeypatch.setattr("llm2enc.encoding.encoder.PIECE", 4)
+    monkeypatch.setattr("llm2enc.encoding.encoder.WINDOW", 8)
     (tmp_path / "texts.txt").write_text("\n".join(sentences(40)))
     command = ("encode", model, tmp_path / "texts.txt", "-o", tmp_path / "out.npy")
     with monkeypatch.context() as patch:
@@ -85,7 +86,7 @@ def test_room_is_looked_for_before_the_model_is_loaded(
 
     (tmp_path / "texts.txt").write_text("\n".join(sentences(40)))
     (tmp_path / "pairs.csv").write_text("one,two\n" + "".join(f'"{text}","b {text}"\n' for text in sentences(8)))
-    monkeypatch.setattr("llm2enc.encoder.Encoder.load", loaded)
+    monkeypatch.setattr("llm2enc.encoding.encoder.Encoder.load", loaded)
     monkeypatch.setenv("LLM2ENC_CACHE", str(tmp_path / "cache"))
     commands = (
         ("encode", model, tmp_path / "texts.txt", "-o", tmp_path / "out.npy"),

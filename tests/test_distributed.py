@@ -14,9 +14,9 @@ from conftest import assert_same, gradients, make_encoder, pairs_file, sentences
 
 from llm2enc import distributed
 from llm2enc.data import Pair, RowBatch
-from llm2enc.encoder import Encoder
-from llm2enc.objectives import OBJECTIVES
+from llm2enc.encoding import Encoder
 from llm2enc.recipe import ClmStage, ContrastiveStage, FilesData, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.training import OBJECTIVES
 
 COMMON = {
     "data": (FilesData(kind="files", path="unused.txt"),),
@@ -76,7 +76,7 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
 
 def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     """The weights after three steps of `train` in `folder`."""
-    from llm2enc.trainer import train
+    from llm2enc.training import train
 
     (folder / f"data-{distributed.rank()}").mkdir()
     data = (texts_file if kind == "mntp" else pairs_file)(folder / f"data-{distributed.rank()}")

@@ -13,9 +13,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from llm2enc.data.docstrings import DEFAULT_PACKAGES, docstrings, is_heldout, pair_view, paragraph_view, sentence_view
-from llm2enc.data.prose import paragraphs, sentences
-from llm2enc.data.scan import scan_docstrings
+from llm2enc.data import docstrings, pair_view
+from llm2enc.data.docstrings.corpus import DEFAULT_PACKAGES, is_heldout, paragraph_view, sentence_view
+from llm2enc.data.docstrings.prose import paragraphs, sentences
+from llm2enc.data.docstrings.scan import scan_docstrings
 
 GOOGLE = """Compute the mean of a list of numbers. It is exact for integers.
 

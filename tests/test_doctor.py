@@ -12,31 +12,26 @@ import pytest
 from conftest import INPUT, make_tokenizer, sentences
 from rich.console import Console
 
-from llm2enc import cli, doctor
-from llm2enc.data import Pair, pair_batches
-from llm2enc.data.rows import Rows, Stream
-from llm2enc.doctor import (
-    Batching,
-    Finding,
-    Reading,
-    Setting,
-    SourceReport,
-    examine,
-    examine_rows,
-    printing,
-    subjects,
-)
-from llm2enc.doctor.balance import effective
-from llm2enc.doctor.chance import share_of_batches, share_of_rows
-from llm2enc.doctor.languages import language_of
-from llm2enc.doctor.overlap import GRAM, NEAR, evaluation_texts, words_of
-from llm2enc.doctor.prefixes import common_prefix
-from llm2enc.doctor.show import marked, seen
-from llm2enc.doctor.sides import is_question
-from llm2enc.doctor.slabs import Reservoir, choose, keys_of, normalised, slabs
-from llm2enc.evaluation.tasks import ClassificationTask, RetrievalTask, StsTask
+from llm2enc import audit as doctor
+from llm2enc import cli
+from llm2enc.audit import examine, printing
+from llm2enc.audit import targets as subjects
+from llm2enc.audit.checks.balance import effective
+from llm2enc.audit.checks.chance import share_of_batches, share_of_rows
+from llm2enc.audit.checks.contamination import GRAM, NEAR, evaluation_texts, words_of
+from llm2enc.audit.checks.duplicates import Batching
+from llm2enc.audit.checks.languages import language_of
+from llm2enc.audit.checks.lengths import Reading
+from llm2enc.audit.checks.prefixes import common_prefix
+from llm2enc.audit.checks.swapped import is_question
+from llm2enc.audit.chunks import Reservoir, choose, keys_of, normalised, slabs
+from llm2enc.audit.examination import Setting, examine_rows
+from llm2enc.audit.report import Finding, SourceReport
+from llm2enc.audit.show import marked, seen
+from llm2enc.data import Pair, Rows, Stream, pair_batches
+from llm2enc.evaluation import ClassificationTask, RetrievalTask, StsTask
 from llm2enc.recipe import FilesData, InputSpec, Part, load_recipe
-from llm2enc.tokens import InputFormat
+from llm2enc.text import InputFormat
 
 
 def pair(query: str, positive: str, *negatives: str, others: tuple[str, ...] = (), instruction: str = "") -> Pair:

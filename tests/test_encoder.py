@@ -13,10 +13,10 @@ import pytest
 import torch
 from conftest import INPUT, make_backbone, make_encoder, make_tokenizer, sentences
 
-from llm2enc import encoder as module
-from llm2enc.encoder import Encoder
+from llm2enc.encoding import Encoder
+from llm2enc.encoding import encoder as module
 from llm2enc.recipe import InputSpec, LoraSpec, Part
-from llm2enc.tokens import InputFormat
+from llm2enc.text import InputFormat
 
 TEXTS = sentences(24)
 

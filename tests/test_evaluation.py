@@ -7,14 +7,24 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from tables import FILES, LOG3, TableEncoder, write_task
 
-from llm2enc.data.docstrings import Docstring
-from llm2enc.evaluation import baselines, docstrings, evaluate, metrics, score
-from llm2enc.evaluation.docstrings import docstring_tasks, graded_pairs
-from llm2enc.evaluation.folders import read_task
-from llm2enc.evaluation.sources import gather
-from llm2enc.evaluation.tasks import BitextTask, RetrievalTask, Task
-from llm2enc.evaluation.tfidf import Tfidf
-from llm2enc.recipe import DocstringEval, FolderEval
+from llm2enc.data.docstrings.corpus import Docstring
+from llm2enc.evaluation import (
+    BitextTask,
+    RetrievalTask,
+    Task,
+    Tfidf,
+    baselines,
+    docstring_tasks,
+    docstrings,
+    evaluate,
+    gather,
+    metrics,
+    read_task,
+    score,
+)
+from llm2enc.evaluation.docstrings import graded_pairs
+from llm2enc.recipe import DocstringEval
+from llm2enc.recipe.recipe import FolderEval
 
 
 def folder_eval(folder: Path, *tasks: str) -> FolderEval:

@@ -15,13 +15,12 @@ from test_export_tokenizer import recipe_format
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from llm2enc.backbone import Backbone
-from llm2enc.encoder import Encoder
-from llm2enc.export import sentence_transformers
-from llm2enc.export.sentence_transformers import FACTS, read, write
-from llm2enc.export.tokenizer import layout
+from llm2enc.artifact import FACTS, layout
+from llm2enc.artifact import directory as sentence_transformers
+from llm2enc.encoding import Encoder
+from llm2enc.model import Backbone
 from llm2enc.recipe import InputSpec, LoraSpec, Part, load_recipe
-from llm2enc.tokens import InputFormat
+from llm2enc.text import InputFormat
 
 BOS, EOS = Part(special="bos", pool=True), Part(special="eos", pool=True)
 TEXT, ASK = Part(slot="text", pool=True), Part(slot="instruction", pool=True)
@@ -158,7 +157,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Case], P
     root = tmp_path_factory.mktemp("exports")
     cases = {name: make() for name, make in CASES.items()}
     for name, case in cases.items():
-        write(case.encoder, root / name)
+        case.encoder.save(root / name)
     asked = {str(root / name): case.names for name, case in cases.items()}
     out = root / "vectors.npz"
     command = [sys.executable, "-c", _IN_SENTENCE_TRANSFORMERS, json.dumps(asked), json.dumps(TEXTS), str(out)]
@@ -191,7 +190,7 @@ def test_the_first_token_sees_the_last_exactly_if_the_encoder_is_bidirectional(o
 @pytest.mark.parametrize("name", CASES)
 def test_reading_gives_the_same_vectors_and_weights(opened, name: str) -> None:
     cases, root, _ = opened
-    encoder, again = cases[name].encoder, read(root / name)
+    encoder, again = cases[name].encoder, Encoder.load(root / name)
     assert again.backbone.fingerprint() == encoder.backbone.fingerprint() == facts_of(root / name)["fingerprint"]
     assert again.input_format.spec == encoder.input_format.spec
     for prompt in cases[name].names:
@@ -217,7 +216,7 @@ def test_the_number_type_is_chosen_at_loading(opened) -> None:
 @pytest.mark.parametrize("name", ["gemma3_text", "llama-2-7b", "sheared-llama-1.3b"])
 def test_a_directory_written_twice_is_the_same(opened, tmp_path: Path, name: str) -> None:
     _, root, _ = opened
-    write(read(root / name), tmp_path / "again")
+    Encoder.load(root / name).save(tmp_path / "again")
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "1_Pooling/config.json"):
         one, other = (json.loads((folder / file).read_text()) for folder in (root / name, tmp_path / "again"))
         assert one == other, file
@@ -227,13 +226,13 @@ def test_a_directory_written_twice_is_the_same(opened, tmp_path: Path, name: str
 def test_another_storage_type_is_one_rounding_of_the_weights(tmp_path: Path, dtype: str) -> None:
     encoder = make_encoder()
     before = encoder.encode(TEXTS)
-    write(encoder, tmp_path / "out", dtype=dtype)
+    encoder.save(tmp_path / "out", dtype=dtype)
     stored, narrow = load_file(tmp_path / "out" / "model.safetensors"), getattr(torch, dtype)
     live = encoder.backbone.trunk.state_dict()
     assert stored.keys() == live.keys()
     assert all(torch.equal(tensor, live[name].to(narrow)) for name, tensor in stored.items())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
-    again, facts = read(tmp_path / "out"), facts_of(tmp_path / "out")
+    again, facts = Encoder.load(tmp_path / "out"), facts_of(tmp_path / "out")
     assert facts["fingerprint"] == again.backbone.fingerprint() != encoder.backbone.fingerprint()
     np.testing.assert_allclose(again.encode(facts["golden"]["texts"]), facts["golden"]["vectors"], atol=2e-6)
     np.testing.assert_array_equal(encoder.encode(TEXTS), before)
@@ -246,9 +245,9 @@ def test_a_storage_type_that_can_not_hold_the_weights_is_refused(tmp_path: Path)
     with torch.no_grad():
         encoder.backbone.trunk.layers[0].mlp.up_proj.weight[0, 0] = 1e5
     with pytest.raises(ValueError, match=r"up_proj.weight has values that float16 can't hold"):
-        write(encoder, tmp_path / "out", dtype="float16")
+        encoder.save(tmp_path / "out", dtype="float16")
     with pytest.raises(ValueError, match="'int8'; weights are written as one of float32, bfloat16, float16"):
-        write(encoder, tmp_path / "out", dtype="int8")
+        encoder.save(tmp_path / "out", dtype="int8")
     assert not list(tmp_path.iterdir())
 
 
@@ -334,7 +333,7 @@ def test_echo_repeats_the_text_in_the_tokenizer(opened) -> None:
 
 def test_pooling_that_others_cannot_do_is_said_and_measured(tmp_path: Path) -> None:
     parts = (BOS, TEXT, Part(special="eos"))  # nothing can leave out a token behind the text
-    write(make_encoder(spec=InputSpec(query=parts, document=parts, max_tokens=40)), tmp_path / "out")
+    make_encoder(spec=InputSpec(query=parts, document=parts, max_tokens=40)).save(tmp_path / "out")
     facts = facts_of(tmp_path / "out")
     assert facts["native"] is False
     assert "set `pool: true` on every part" in facts["reason"]
@@ -348,7 +347,7 @@ def test_a_prompt_alone_out_of_the_pool_is_exact_by_include_prompt(tmp_path: Pat
     spec = InputSpec(query=query, document=(BOS, TEXT, EOS), max_tokens=40, prompts={"query": "Find the answer"})
     split = spec.model_copy(update={"tokenize": "pieces"})
     assert make_encoder(spec=split).input_format.pack(["a"], "b", "query").pool.tolist()[:3] == [False] * 3
-    write(make_encoder(spec=spec), tmp_path / "out")
+    make_encoder(spec=spec).save(tmp_path / "out")
     facts = facts_of(tmp_path / "out")
     assert json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text())["include_prompt"] is False
     assert any("vLLM" in note for note in facts["notes"])
@@ -359,7 +358,7 @@ def test_a_prompt_alone_out_of_the_pool_is_exact_by_include_prompt(tmp_path: Pat
 def test_echo_mean_is_not_native_and_its_queries_are_left_out(tmp_path: Path) -> None:
     query = (Part(special="bos"), Part(slot="instruction"), Part(slot="text"), Part(literal=" again:"), TEXT, EOS)
     spec = InputSpec(query=query, document=ECHO, max_tokens=80, tokenize="pieces", prompts={"query": "Find"})
-    write(make_encoder(spec=spec, bidirectional=False), tmp_path / "out")
+    make_encoder(spec=spec, bidirectional=False).save(tmp_path / "out")
     facts = facts_of(tmp_path / "out")
     assert not facts["native"]
     assert "the prompts query are left out" in facts["reason"] and "pooling: last" in facts["reason"]
@@ -379,7 +378,7 @@ def test_the_dummy_space_of_sentencepiece_belongs_to_the_text() -> None:
 
 
 def test_stripping_is_a_rule_of_the_exported_tokenizer(tmp_path: Path) -> None:
-    write(make_encoder(spec=WHOLE.model_copy(update={"strip": "outer"})), tmp_path / "out")
+    make_encoder(spec=WHOLE.model_copy(update={"strip": "outer"})).save(tmp_path / "out")
     facts = facts_of(tmp_path / "out")
     assert facts["native"] and facts["prompts"]["document"] == ""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")
@@ -388,7 +387,7 @@ def test_stripping_is_a_rule_of_the_exported_tokenizer(tmp_path: Path) -> None:
 
 def test_the_packaged_recipe_is_exact_in_other_programs(tmp_path: Path) -> None:
     recipe = load_recipe("pocket")
-    write(make_encoder(spec=recipe.input, pooling=recipe.pooling), tmp_path / "out", recipe=recipe)
+    make_encoder(spec=recipe.input, pooling=recipe.pooling).save(tmp_path / "out", recipe=recipe)
     facts = facts_of(tmp_path / "out")
     assert facts["native"], facts["reason"]
     assert facts["recipe"]["name"] == "pocket"
@@ -400,7 +399,7 @@ def test_the_card_has_the_numbers_of_the_run(tmp_path: Path) -> None:
         {"stage": "causal-mean", "scores": {"ndcg": 0.25}, "seconds": 1.4},
         {"stage": "after mntp", "scores": {"ndcg": 0.5, "spearman": 0.75}, "seconds": 62.0},
     ]
-    write(make_encoder(), tmp_path / "out", recipe=recipe, history=history)
+    make_encoder().save(tmp_path / "out", recipe=recipe, history=history)
     text = (tmp_path / "out" / "README.md").read_text()
     assert "base_model: someone/some-model\n" in text.split("---")[1]
     assert "| causal-mean | 0.2500 |  | 1 |" in text and "| after mntp | 0.5000 | 0.7500 | 62 |" in text
@@ -410,7 +409,7 @@ def test_the_card_has_the_numbers_of_the_run(tmp_path: Path) -> None:
 
 def test_a_card_does_not_name_a_local_directory(tmp_path: Path) -> None:
     recipe = load_recipe("pocket", [f"model.name={tmp_path}"])
-    write(make_encoder(), tmp_path / "out", recipe=recipe)
+    make_encoder().save(tmp_path / "out", recipe=recipe)
     assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -418,7 +417,7 @@ def test_an_adapter_that_is_not_merged_is_refused(tmp_path: Path) -> None:
     encoder = make_encoder()
     encoder.backbone.add_lora(LoraSpec(r=2), seed=0)
     with pytest.raises(ValueError, match="merge_lora"):
-        write(encoder, tmp_path / "out")
+        encoder.save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -431,8 +430,8 @@ def test_a_merged_adapter_is_in_the_weights(tmp_path: Path) -> None:
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
     trained = encoder.encode(TEXTS)
     encoder.backbone.merge_lora()
-    write(encoder, tmp_path / "out")
-    again = read(tmp_path / "out").encode(TEXTS)
+    encoder.save(tmp_path / "out")
+    again = Encoder.load(tmp_path / "out").encode(TEXTS)
     assert np.abs(before - trained).max() > 0.01
     np.testing.assert_allclose(again, trained, atol=1e-5)
 
@@ -450,19 +449,19 @@ def test_saving_leaves_the_live_encoder_as_it_was(tmp_path: Path) -> None:
 def test_a_foreign_directory_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(ValueError, match="no export of llm2enc"):
-        write(make_encoder(), tmp_path)
+        make_encoder().save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
-        write(make_encoder(), tmp_path / "file")
+        make_encoder().save(tmp_path / "file")
 
 
 def test_an_older_export_and_an_empty_directory_are_replaced(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    write(make_encoder(), out)
+    make_encoder().save(out)
     (out / "left-over.txt").write_text("of the older export")
-    write(make_encoder(pooling="first"), out)
+    make_encoder(pooling="first").save(out)
     assert facts_of(out)["pooling"] == "first" and not (out / "left-over.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -471,22 +470,22 @@ def test_a_failure_midway_leaves_nothing_new_and_the_older_export_whole(tmp_path
     def fail(*args) -> None:
         raise RuntimeError("disk full")
 
-    write(make_encoder(), tmp_path / "older")
+    make_encoder().save(tmp_path / "older")
     older = (tmp_path / "older" / FACTS).read_text()
     monkeypatch.setattr(sentence_transformers, "_golden", fail)
     for name in ("new", "older"):
         with pytest.raises(RuntimeError, match="disk full"):
-            write(make_encoder(), tmp_path / name)
+            make_encoder().save(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["older"]
     assert (tmp_path / "older" / FACTS).read_text() == older
 
 
 def test_reading_something_else_says_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a directory written by llm2enc"):
-        read(tmp_path)
+        Encoder.load(tmp_path)
     (tmp_path / FACTS).write_text('{"format": 99, "versions": {"llm2enc": "9.0"}}')
     with pytest.raises(ValueError, match=r"format 99, this llm2enc reads format 1.*9.0"):
-        read(tmp_path)
+        Encoder.load(tmp_path)
 
 
 def judged_texts(folder: Path) -> list[int]:

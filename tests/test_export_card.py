@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from test_export import ECHO, facts_of, make_encoder
 
-from llm2enc.export.card import ENGINES_BEGIN, ENGINES_END, engines_section, with_engines
-from llm2enc.export.sentence_transformers import write
+from llm2enc.artifact import with_engines
+from llm2enc.artifact.card import ENGINES_BEGIN, ENGINES_END, engines_section
 from llm2enc.recipe import InputSpec, Part
 
 ROWS = [
@@ -49,7 +49,7 @@ def test_a_hand_written_part_behind_the_table_survives() -> None:
 
 
 def test_the_card_of_a_native_directory_says_how_to_open_it(tmp_path: Path) -> None:
-    write(make_encoder(), tmp_path / "out")
+    make_encoder().save(tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert "sentence-transformers gives the same vectors, without code of llm2enc:" in text
     assert "vLLM, text-embeddings-inference and llama.cpp are in the README of llm2enc" in text
@@ -58,8 +58,8 @@ def test_the_card_of_a_native_directory_says_how_to_open_it(tmp_path: Path) -> N
 def test_the_card_of_echo_mean_names_what_it_needs(tmp_path: Path) -> None:
     query = (Part(special="bos"), Part(slot="instruction"), *ECHO[1:])
     spec = InputSpec(query=query, document=ECHO, max_tokens=80, tokenize="pieces", prompts={"query": "Find"})
-    write(make_encoder(spec=spec, bidirectional=False), tmp_path / "out")
+    make_encoder(spec=spec, bidirectional=False).save(tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
     assert not facts_of(tmp_path / "out")["native"]
-    assert "use llm2enc.encoder.Encoder.load for this directory" in text and "pools both copies" in text
+    assert "use llm2enc.Encoder.load for this directory" in text and "pools both copies" in text
     assert "It lacks the prompts query." in text

@@ -11,11 +11,12 @@ from conftest import sentences
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llm2enc.export import rules
-from llm2enc.export.rules import MARK
-from llm2enc.export.tokenizer import Written, layout, write
+from llm2enc.artifact import layout
+from llm2enc.artifact import prompt_masking as rules
+from llm2enc.artifact.prompt_masking import MARK
+from llm2enc.artifact.tokenizer import Written, write
 from llm2enc.recipe import InputSpec, Part, load_recipe
-from llm2enc.tokens import InputFormat
+from llm2enc.text import InputFormat
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"

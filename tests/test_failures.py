@@ -23,8 +23,10 @@ import torch
 from jobs import Job, assert_equal, contents, convert, places, write_recipe
 from safetensors.torch import load_file
 
-from llm2enc import conversion, distributed, folder, objectives, trainer
+from llm2enc import conversion, distributed
+from llm2enc.conversion import run_directory as folder
 from llm2enc.distributed import joining, watch
+from llm2enc.training import objectives, trainer
 
 SOON = 15  # seconds on a busy machine; alone it is a tenth of one
 

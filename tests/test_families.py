@@ -9,9 +9,10 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
-from llm2enc.backbone import Backbone, CannotConvert, families, load_backbone
+from llm2enc.model import Backbone, CannotConvert, load_backbone
+from llm2enc.model.backbone import families
 from llm2enc.recipe import LoraSpec, ModelSpec
-from llm2enc.tokens import Tokens
+from llm2enc.text import Tokens
 
 # Windows, caps, sinks, experts, latent attention, grouped keys, parallel blocks, learned positions, scaled logits, masks.
 SPREAD = (

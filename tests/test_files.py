@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm2enc.files import replace_text
+from llm2enc.storage import replace_text
 
 
 def test_a_file_is_written_and_replaced_as_the_text_is(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tables import CORPUS, FILES, LABELLED, PAIRS, QRELS, QUERIES, RERANKED, SUMMARIES, jsonl, write, write_task
 
-from llm2enc.evaluation.folders import find_tasks, read_task
+from llm2enc.evaluation import find_tasks, read_task
 
 RETRIEVED = {
     "queries": {"q0": "first", "q1": "second"},  # the others have no relevant document

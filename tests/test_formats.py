@@ -15,14 +15,14 @@ import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 from tables import CORPUS, QRELS, QUERIES, jsonl, private_cache, write
 
-from llm2enc.data import Pair, examine, pair_batches, read_pairs, read_texts, recognise, sources
+from llm2enc.data import Pair, Rows, pair_batches, read_texts, sources
 from llm2enc.data import batches as data_batches
 from llm2enc.data.cells import filled, instructed_list, plain_list
-from llm2enc.data.formats import E5_INSTRUCTIONS
-from llm2enc.data.rows import Rows
-from llm2enc.evaluation.folders import read_task
-from llm2enc.objectives import contrastive
+from llm2enc.data.formats import E5_INSTRUCTIONS, recognise
+from llm2enc.data.sources import examine, read_pairs
+from llm2enc.evaluation import read_task
 from llm2enc.recipe import FilesData, HubData, load_recipe
+from llm2enc.training.objectives import contrastive
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
 

@@ -18,8 +18,8 @@ from fuzzing import TEXTS, fuzz
 from hypothesis import example
 from hypothesis import strategies as st
 
-from llm2enc.data import Pair, batches, read_pairs, read_texts
-from llm2enc.data.rows import Rows, Stream
+from llm2enc.data import Pair, Rows, Stream, batches, read_texts
+from llm2enc.data.sources import read_pairs
 from llm2enc.recipe import FilesData
 
 BLANK = st.sampled_from(["", " ", "\n", "\u2003", "\x1c", "\x85"])

@@ -10,11 +10,12 @@ from fuzzing import fuzz
 from hypothesis import example
 from hypothesis import strategies as st
 
-from llm2enc import distributed, losses
-from llm2enc.losses import cross_entropy_sum, info_nce
-from llm2enc.pooling import POOLERS, pooled_edges
-from llm2enc.quantization import calibrate, quantize
-from llm2enc.splitting import Split
+from llm2enc import distributed
+from llm2enc.encoding import calibrate
+from llm2enc.encoding.quantization import quantize
+from llm2enc.losses import cross_entropy_sum, info_nce, losses
+from llm2enc.model import POOLERS, pooled_edges
+from llm2enc.training import Split
 
 SEEDS = st.integers(0, 2**32 - 1)
 

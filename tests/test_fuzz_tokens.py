@@ -12,10 +12,10 @@ from hypothesis import example
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from llm2enc.backbone import load_tokenizer
-from llm2enc.encoder import Encoder
+from llm2enc.encoding import Encoder
+from llm2enc.model import load_tokenizer
 from llm2enc.recipe import InputSpec, ModelSpec
-from llm2enc.tokens import InputFormat
+from llm2enc.text import InputFormat
 
 ROWS = st.lists(st.tuples(TEXTS | LONG_TEXTS, INSTRUCTIONS), min_size=1, max_size=3)
 

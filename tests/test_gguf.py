@@ -15,12 +15,12 @@ from gguf.quants import dequantize
 from tiny import tiny_model
 from transformers import AddedToken, AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from llm2enc.backbone import Backbone
-from llm2enc.encoder import Encoder
+from llm2enc.encoding import Encoder
 from llm2enc.export import gguf as target
 from llm2enc.export.gguf.families import FAMILIES
+from llm2enc.model import Backbone
 from llm2enc.recipe import InputSpec, LoraSpec, Part
-from llm2enc.tokens import InputFormat
+from llm2enc.text import InputFormat
 
 BOS, EOS, TEXT = Part(special="bos", pool=True), Part(special="eos", pool=True), Part(slot="text", pool=True)
 ASK = Part(slot="instruction", pool=True)

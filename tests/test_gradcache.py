@@ -7,12 +7,12 @@ import torch
 from conftest import assert_same, gradients, make_encoder, sentences
 from torch import Tensor
 
-from llm2enc.encoder import Encoder
-from llm2enc.gradcache import cached_backward
+from llm2enc.encoding import Encoder
 from llm2enc.losses import info_nce
 from llm2enc.recipe import LoraSpec
-from llm2enc.splitting import Split
-from llm2enc.tokens import Tokens
+from llm2enc.text import Tokens
+from llm2enc.training import Split
+from llm2enc.training.gradcache import cached_backward
 
 # Query, positive and 2, 0, 1 hard negatives.
 QUERIES, DOCUMENTS, POSITIVES = [0, 4, 6], [1, 2, 3, 5, 7, 8], [0, 3, 4]

@@ -8,14 +8,12 @@ import torch
 from conftest import make_encoder, pairs_file, sentences, texts_file
 from torch import nn
 
-from llm2enc import trainer
 from llm2enc.data import Pair, RowBatch
-from llm2enc.gradcache import cached_backward
-from llm2enc.guards import Guard, NotFinite, NothingLearnt, check_finite
-from llm2enc.objectives import contrastive, simcse
 from llm2enc.recipe import ContrastiveStage, LoraSpec, SimcseStage
-from llm2enc.splitting import Split
-from llm2enc.trainer import train
+from llm2enc.training import Split, train, trainer
+from llm2enc.training.checks import Guard, NotFinite, NothingLearnt, check_finite
+from llm2enc.training.gradcache import cached_backward
+from llm2enc.training.objectives import contrastive, simcse
 
 FIELDS = {"steps": 3, "batch_size": 4, "lr": 1e-2, "precision": "float32", "log_every": 1}
 

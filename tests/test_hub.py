@@ -13,9 +13,10 @@ import pytest
 from conftest import make_encoder, sentences
 from hub_server import HubServer
 
-from llm2enc.encoder import Encoder
-from llm2enc.export.sentence_transformers import FACTS
-from llm2enc.hub import check_folder, check_login, push
+from llm2enc.artifact import FACTS
+from llm2enc.encoding import Encoder
+from llm2enc.export import check_login, push
+from llm2enc.export.hub import check_folder
 from llm2enc.recipe import InputSpec, Part
 
 TOKEN = "hf_" + "StandInToken" * 3  # made up
@@ -79,8 +80,8 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import snapshot_download
 from sentence_transformers import SentenceTransformer
-from llm2enc.encoder import Encoder
-from llm2enc.hub import push
+from llm2enc import Encoder
+from llm2enc.export import push
 
 folder, repo, texts, out = json.loads(sys.argv[1])
 push(Path(folder), repo, private=True)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 from transformers import CONFIG_MAPPING
 
-from llm2enc import inspection
-from llm2enc.inspection import ECHO, inspect
+from llm2enc.model import inspect, inspection
+from llm2enc.model.inspection import ECHO
 
 
 def _config(folder: Path, model_type: str, **fields: object) -> Path:
@@ -63,7 +63,7 @@ def test_an_unknown_family_is_judged_by_its_miniature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, verdict: str, word: str
 ) -> None:
     monkeypatch.setattr(inspection, "families", dict)
-    monkeypatch.setattr("llm2enc.backbone.families", dict)
+    monkeypatch.setattr("llm2enc.model.backbone.families", dict)
     found = inspect(_config(tmp_path, model_type))
     assert (found.verdict, found.studied) == (verdict, False) and word in found.reason
 

@@ -24,8 +24,10 @@ import jobs
 import pytest
 from jobs import Job, assert_equal, convert, write_recipe
 
-from llm2enc import Encoder, checkpoint, folder, load_recipe, trainer
-from llm2enc.locking import owner
+from llm2enc import Encoder, load_recipe
+from llm2enc.conversion import run_directory as folder
+from llm2enc.storage import owner
+from llm2enc.training import checkpoint, trainer
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What a kill may be aimed at: the first one of these paths shows that it is being written.

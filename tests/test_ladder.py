@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import make_encoder, sentences
 
-from llm2enc.evaluation.ladder import (
+from llm2enc.evaluation import RetrievalTask, StsTask
+from llm2enc.evaluation.cost import (
     Rung,
     characters_per_text,
     duration,
@@ -18,7 +19,6 @@ from llm2enc.evaluation.ladder import (
     mteb_size,
     print_estimates,
 )
-from llm2enc.evaluation.tasks import RetrievalTask, StsTask
 
 
 class Timed:
@@ -93,7 +93,7 @@ def test_both_benchmarks_can_be_counted_whole_and_a_lower_limit_leaves_less() ->
 
 def test_a_task_without_statistics_counts_as_the_mean_of_the_others(monkeypatch) -> None:
     pytest.importorskip("mteb")
-    from llm2enc.evaluation import ladder as module
+    from llm2enc.evaluation import cost as module
 
     sizes = iter([(10, 1000), None, (30, 2000)])
     monkeypatch.setattr(module, "mteb_tasks", lambda names: ["a", "b", "c"])

@@ -9,13 +9,12 @@ from test_backbone import some_tokens
 from test_families import USABLE, _packed, _reference, _spread, _texts
 from tiny import tiny_model
 
-from llm2enc import backbone as backbone_module
-from llm2enc.backbone import Backbone
-from llm2enc.encoder import Encoder
-from llm2enc.layers import Float32Arithmetic, LayerStates, emulated
-from llm2enc.pooling import POOLERS
+from llm2enc.encoding import Encoder
+from llm2enc.model import POOLERS, Backbone, emulated
+from llm2enc.model import backbone as backbone_module
+from llm2enc.model.hooks import Float32Arithmetic, LayerStates
 from llm2enc.recipe import InputSpec, Part
-from llm2enc.tokens import InputFormat
+from llm2enc.text import InputFormat
 
 
 @pytest.fixture

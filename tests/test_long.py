@@ -20,15 +20,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from llm2enc import positions
-from llm2enc.backbone import Backbone
-from llm2enc.comparison.subjects import check as check_subjects
+from llm2enc.comparison.systems import check as check_subjects
 from llm2enc.conversion import convert, training_free
-from llm2enc.encoder import Encoder
-from llm2enc.export.sentence_transformers import write
-from llm2enc.inspection import inspect
+from llm2enc.encoding import Encoder
+from llm2enc.model import Backbone, inspect
+from llm2enc.model import limits as positions
 from llm2enc.recipe import InputSpec, ModelSpec, Part, load_recipe
-from llm2enc.tokens import InputFormat
+from llm2enc.text import InputFormat
 
 BARE = InputSpec(document=(Part(slot="text", pool=True),), query=(Part(slot="text", pool=True),), max_tokens=64)
 POSITIONS, ORIGINAL = 48, 16
@@ -382,7 +380,7 @@ def test_the_tokenizers_own_length_does_not_cut(tmp_path: Path) -> None:
     encoder = Encoder(backbone, InputFormat(INPUT, tokenizer), "mean").eval()
     assert encoder.count_tokens([text]) > 20
     assert np.array_equal(encoder.encode(text), make_encoder().encode(text))
-    write(encoder, tmp_path / "saved")
+    encoder.save(tmp_path / "saved")
     saved = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
     assert saved["model_max_length"] == 64
     assert json.loads((tmp_path / "saved" / "sentence_bert_config.json").read_text())["max_seq_length"] == 64

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm2enc import losses
-from llm2enc.losses import cross_entropy_sum, info_nce
+from llm2enc.losses import cross_entropy_sum, info_nce, losses
 
 EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
 

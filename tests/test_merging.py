@@ -17,16 +17,14 @@ from test_export import make_encoder as family_encoder
 from torch import Tensor, nn
 
 from llm2enc import merging
-from llm2enc.backbone import Backbone
-from llm2enc.encoder import Encoder
-from llm2enc.evaluation import command, score
-from llm2enc.evaluation.sources import gather
-from llm2enc.export import card
-from llm2enc.export.files import read_facts, recipes_of
-from llm2enc.export.sentence_transformers import write
-from llm2enc.merging import check_sources, merge, scores, table
+from llm2enc.artifact import card, read_facts, recipes_of
+from llm2enc.encoding import Encoder
+from llm2enc.evaluation import command, gather, score
+from llm2enc.merging import check_sources, merge, scores
 from llm2enc.merging.arithmetic import METHODS, Method, average, slerp
+from llm2enc.merging.measuring import table
 from llm2enc.merging.weights import INDEX, WEIGHTS, Weights, fingerprint
+from llm2enc.model import Backbone
 from llm2enc.recipe import load_recipe
 
 X, Y, Z = torch.eye(3)
@@ -237,7 +235,7 @@ def test_a_merged_encoder_keeps_the_recipes_of_all_that_are_in_it(tmp_path: Path
     runs = []
     for name, made in (("a", recipe), ("b", recipe), ("c", other)):
         runs.append(tmp_path / name)
-        write(make_encoder(), runs[-1], recipe=made)
+        make_encoder().save(runs[-1], recipe=made)
     merge(runs[:2], tmp_path / "ab")
     merge([tmp_path / "ab", runs[2]], tmp_path / "abc")
     names = {out: [r["model"]["name"] for r in recipes_of(read_facts(tmp_path / out))] for out in ("ab", "abc")}

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from conftest import make_encoder, sentences
 
-from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks, run_mteb
-from llm2enc.evaluation.mteb_local import local_task
-from llm2enc.evaluation.scoring import score
-from llm2enc.evaluation.tasks import (
+from llm2enc.evaluation import (
     BitextTask,
     ClassificationTask,
-    ClusteringTask,
     Outcome,
     PairClassificationTask,
     RerankingTask,
     RetrievalTask,
     StsTask,
-    SummarizationTask,
     Task,
+    mteb_tasks,
+    score,
 )
+from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, run_mteb
+from llm2enc.evaluation.mteb_local import local_task
+from llm2enc.evaluation.tasks import ClusteringTask, SummarizationTask
 
 mteb = pytest.importorskip("mteb")
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from conftest import INPUT, make_encoder, sentences
 
-from llm2enc.encoder import Encoder
+from llm2enc.artifact import read_facts as facts_of
+from llm2enc.encoding import Encoder
+from llm2enc.evaluation import RetrievalTask, score
 from llm2enc.evaluation.mteb_local import local_task
-from llm2enc.evaluation.scoring import score
-from llm2enc.evaluation.tasks import RetrievalTask
 from llm2enc.export import mteb as stub
-from llm2enc.export.files import read_facts as facts_of
 from llm2enc.recipe import InputSpec, Part, load_recipe
 
 mteb = pytest.importorskip("mteb")

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from conftest import assert_same, gradients, make_encoder, make_tokenizer, sentences
 
 from llm2enc.data import Pair, RowBatch
-from llm2enc.encoder import Encoder
-from llm2enc.objectives import OBJECTIVES, clm, contrastive, mntp, simcse
+from llm2enc.encoding import Encoder
 from llm2enc.recipe import ClmStage, ContrastiveStage, FilesData, LoraSpec, MntpStage, SimcseStage
+from llm2enc.training import OBJECTIVES
+from llm2enc.training.objectives import clm, contrastive, mntp, simcse
 
 DATA = (FilesData(kind="files", path="unused.txt"),)
 COMMON = {"data": DATA, "steps": 1, "batch_size": 3, "lr": 1e-3, "precision": "float32"}

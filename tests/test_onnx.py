@@ -11,14 +11,13 @@ from conftest import make_tokenizer, sentences
 from tiny import tiny_model
 from transformers import AutoModel, PreTrainedTokenizerFast
 
-from llm2enc.backbone import Backbone
-from llm2enc.encoder import Encoder
+from llm2enc.encoding import Encoder
 from llm2enc.export import graph
 from llm2enc.export import onnx as target
 from llm2enc.export.graph import Expected, Graph, check, pooling_weights
-from llm2enc.pooling import POOLERS
+from llm2enc.model import POOLERS, Backbone
 from llm2enc.recipe import InputSpec, Part
-from llm2enc.tokens import InputFormat
+from llm2enc.text import InputFormat
 
 BOS, EOS = Part(special="bos", pool=True), Part(special="eos", pool=True)
 TEXT, ASK = Part(slot="text", pool=True), Part(slot="instruction", pool=True)

@@ -11,9 +11,9 @@ from conftest import make_encoder, make_model, make_tokenizer, sentences
 from test_export import WHOLE
 from transformers import BertConfig, BertModel
 
-from llm2enc.encoder import Encoder
-from llm2enc.evaluation import command
-from llm2enc.evaluation.opening import SentenceTransformerEncoder, open_encoder
+from llm2enc.encoding import Encoder
+from llm2enc.evaluation import command, open_encoder
+from llm2enc.evaluation.models import SentenceTransformerEncoder
 
 transformer_models = pytest.importorskip("sentence_transformers")
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")

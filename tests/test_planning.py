@@ -13,17 +13,17 @@ from tiny import tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from llm2enc import checkpoint
-from llm2enc.backbone import Backbone, skeleton
-from llm2enc.cli import app
-from llm2enc.planning import plan
-from llm2enc.planning.devices import Devices, parse
+from llm2enc.cli.app import app
+from llm2enc.model import Backbone, skeleton
+from llm2enc.planning import parse, plan
+from llm2enc.planning.devices import Devices
+from llm2enc.planning.fake_profiler import Costs, Setting, Simulation
 from llm2enc.planning.measured import tokens_per_second
 from llm2enc.planning.memory import sizes
-from llm2enc.planning.simulation import Costs, Setting, Simulation
 from llm2enc.planning.workload import Workload, of_stage
 from llm2enc.recipe import LoraSpec, ModelSpec, load_recipe
-from llm2enc.tokens import Tokens
+from llm2enc.text import Tokens
+from llm2enc.training import checkpoint
 
 GIB = 2**30
 LENGTHS = torch.full((6,), 16)
@@ -247,7 +247,7 @@ def test_a_large_model_is_planned_without_its_weights(tmp_path: Path) -> None:
 
 
 def test_no_configuration_is_an_error_that_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm2enc.planning.skeleton", _offline)
+    monkeypatch.setattr("llm2enc.planning.run.skeleton", _offline)
     with pytest.raises(ValueError, match=r"only that file is needed.*model.name=path/to/config.json"):
         plan(recipe_of(Path("nobody/nothing"), [stage()]), ONE)
 

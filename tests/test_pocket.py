@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm2enc.pocket import build
+import llm2enc
+from tools import build_pocket as build
 
-FOLDER = Path(build.__file__).parent
+FOLDER = Path(llm2enc.__file__).parent / "pocket"
 
 
 def test_the_packaged_model_is_small_and_stock() -> None:

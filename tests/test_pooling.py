@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm2enc.pooling import POOLERS, pooled_edges
+from llm2enc.model import POOLERS, pooled_edges
 from llm2enc.recipe import Pooling
 
 # Texts of 4, 1 and 3 tokens; the pool has holes at the start, in the middle and at the end.

@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from llm2enc import backbone as backbone_module
-from llm2enc.attention import NAME
-from llm2enc.backbone import Backbone, CannotConvert
-from llm2enc.proof import one_sided_modules, prove
+from llm2enc.model import Backbone, CannotConvert, prove
+from llm2enc.model import backbone as backbone_module
+from llm2enc.model.attention import NAME
+from llm2enc.model.proof import one_sided_modules
 
 CAUGHT = {
     "bloom": "ALiBi",

@@ -11,10 +11,10 @@ from conftest import make_encoder, sentences
 from benchmarks.quantization import qualities, recall, searches, table
 from llm2enc import cli
 from llm2enc.cli import encoding
-from llm2enc.encoder import Encoder
+from llm2enc.encoding import Encoder, calibrate, layout
+from llm2enc.encoding.quantization import quantize
+from llm2enc.evaluation import RetrievalTask
 from llm2enc.evaluation.metrics import unit
-from llm2enc.evaluation.tasks import RetrievalTask
-from llm2enc.quantization import calibrate, layout, quantize
 
 PRECISIONS = ("int8", "uint8", "binary", "ubinary")
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from llm2enc.recipe import Part, RecipeError, load_recipe, recipe_names
+from llm2enc.recipe import Part, load_recipe, recipe_names
+from llm2enc.recipe.recipe import RecipeError
 
 NAMES = [
     "echo-mistral-7b",

@@ -18,10 +18,9 @@ from conftest import make_encoder, sentences
 from pyarrow import parquet
 
 from llm2enc import cli
-from llm2enc.bulk import encoding
-from llm2enc.bulk.unfinished import Unfinished
-from llm2enc.data.rows import Rows
-from llm2enc.encoder import Encoder
+from llm2enc.data import Rows
+from llm2enc.encoding import Encoder, Unfinished
+from llm2enc.encoding import to_file as encoding
 from llm2enc.evaluation import cache as vectors_on_disk
 from llm2enc.evaluation import command
 
@@ -37,8 +36,8 @@ def rows_of(texts: list[str]) -> Rows[str]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SMALL.items():
-        monkeypatch.setattr(f"llm2enc.encoder.{name}", value)
-    monkeypatch.setattr("llm2enc.encoder.WINDOW_TOKENS", 90)  # some windows end by tokens, others by texts
+        monkeypatch.setattr(f"llm2enc.encoding.encoder.{name}", value)
+    monkeypatch.setattr("llm2enc.encoding.encoder.WINDOW_TOKENS", 90)  # some windows end by tokens, others by texts
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +224,7 @@ def _alone(model: Path, folder: Path, name: str, kill_after: int) -> None:
 
 
 def _make_small() -> None:
-    from llm2enc import encoder
+    from llm2enc.encoding import encoder
 
     for name, value in SMALL.items():
         setattr(encoder, name, value)

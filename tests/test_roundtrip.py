@@ -15,9 +15,9 @@ import pytest
 from conftest import make_tokenizer, pairs_file, sentences
 from tiny import tiny_model
 
-from llm2enc.encoder import Encoder
+from llm2enc.encoding import Encoder
 from llm2enc.recipe import Recipe, load_recipe
-from llm2enc.trainer import train
+from llm2enc.training import train
 
 FAMILIES = "llama mistral qwen2 qwen3 gemma2 gemma3_text phi3 gpt_neox olmo2".split()
 TEXTS = [*sentences(6), "Zürich, 東京 & Москва 🦜", "x", "def area(r):\n    return 3.14 * r ** 2", "word " * 90]

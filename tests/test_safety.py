@@ -15,17 +15,18 @@ import pytest
 import torch
 from conftest import INPUT, make_encoder, make_model, make_tokenizer, texts_file
 
-from llm2enc import files, folder, secrets
-from llm2enc.backbone import load_backbone, load_config, load_tokenizer
+from llm2enc.artifact import beside
 from llm2enc.cli.shared import label, say
-from llm2enc.data.tables import open_table
-from llm2enc.encoder import Encoder
-from llm2enc.evaluation.folders import read_task
-from llm2enc.evaluation.opening import open_encoder
-from llm2enc.evaluation.tasks import BitextTask
-from llm2enc.export.files import beside
+from llm2enc.conversion import run_directory as folder
+from llm2enc.data import open_table
+from llm2enc.encoding import Encoder
+from llm2enc.evaluation import BitextTask, open_encoder, read_task
 from llm2enc.merging.weights import Weights
-from llm2enc.recipe import HubData, ModelSpec, RecipeError, load_recipe
+from llm2enc.model import load_backbone, load_config, load_tokenizer
+from llm2enc.recipe import HubData, ModelSpec, load_recipe
+from llm2enc.recipe.recipe import RecipeError
+from llm2enc.storage import atomic as files
+from llm2enc.storage import secrets
 
 ROOT = Path(__file__).parent.parent / "llm2enc"
 HF_TOKEN = "hf_" + "aB3" * 11

@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 
 from benchmarks import scale
 from benchmarks.scale import STRATEGIES, cases, difference
-from llm2enc import convert, distributed, load_recipe, trainer
+from llm2enc import convert, distributed, load_recipe
 from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, Stage
+from llm2enc.training import trainer
 
 ROOT = Path(__file__).parent.parent
 

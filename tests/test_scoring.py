@@ -6,19 +6,19 @@ from scipy import sparse
 from sklearn.metrics import average_precision_score, ndcg_score
 from tables import LOG3, PLANE, TableEncoder, scored
 
-from llm2enc.evaluation import metrics, score
-from llm2enc.evaluation.scoring import Instructions
-from llm2enc.evaluation.tasks import (
+from llm2enc.evaluation import (
     BitextTask,
     ClassificationTask,
-    ClusteringTask,
     PairClassificationTask,
     RerankingTask,
     RetrievalTask,
     StsTask,
-    SummarizationTask,
     Task,
+    metrics,
+    score,
 )
+from llm2enc.evaluation.scoring import Instructions
+from llm2enc.evaluation.tasks import ClusteringTask, SummarizationTask
 
 # -------------------------------------------------------------------------------------------------------- task by task
 

@@ -10,8 +10,7 @@ import pandas
 import pytest
 from tables import scored, write, write_task
 
-from llm2enc.evaluation.sources import gather, read_pairs_file
-from llm2enc.evaluation.tasks import RetrievalTask, StsTask
+from llm2enc.evaluation import RetrievalTask, StsTask, gather, read_pairs_file
 
 ROWS = [("what is, this?", 'a "thing", here'), ("why", "because\tof it"), ("007", "NA")]
 UNTABBED = [(one, other.replace("\t", " ")) for one, other in ROWS]

@@ -11,7 +11,7 @@ from conftest import make_encoder
 
 from benchmarks.environments import TORCH
 from benchmarks.stacks import Outcome, Stack, build, look, share_torch, table
-from llm2enc.export import sentence_transformers as export
+from llm2enc.artifact import directory as export
 
 HERE = Stack("what runs these tests", ())
 

@@ -11,21 +11,22 @@ import pytest
 import torch
 from conftest import INPUT, make_encoder, sentences
 
-from llm2enc.encoder import Encoder
-from llm2enc.evaluation import cache as module
-from llm2enc.evaluation.bootstrap import draws, interval
-from llm2enc.evaluation.cache import CachedEncoder, default_cache
-from llm2enc.evaluation.scoring import score
-from llm2enc.evaluation.suite import (
-    Result,
-    digest,
-    means,
-    measure,
-    outcome_from_json,
-    outcome_to_json,
-    write_summary,
+from llm2enc.encoding import Encoder
+from llm2enc.evaluation import (
+    BitextTask,
+    CachedEncoder,
+    Outcome,
+    PairClassificationTask,
+    RetrievalTask,
+    StsTask,
+    Task,
+    default_cache,
+    draws,
+    interval,
+    score,
 )
-from llm2enc.evaluation.tasks import BitextTask, Outcome, PairClassificationTask, RetrievalTask, StsTask, Task
+from llm2enc.evaluation import cache as module
+from llm2enc.evaluation.suite import Result, digest, means, measure, outcome_from_json, outcome_to_json, write_summary
 
 TEXTS = sentences(12)
 

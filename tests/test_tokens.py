@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from llm2enc.recipe import InputSpec, Part
-from llm2enc.tokens import InputFormat, Tokens, concatenate, mini_batches
+from llm2enc.text import InputFormat, Tokens, concatenate, mini_batches
 
 GOLDEN = Path(__file__).parent / "golden"
 CORPUS = [

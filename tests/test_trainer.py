@@ -13,19 +13,11 @@ import pytest
 import torch
 from conftest import assert_same, make_encoder, pairs_file, texts_file
 
-from llm2enc import checkpoint, trainer
-from llm2enc.encoder import Encoder
-from llm2enc.objectives import OBJECTIVES
-from llm2enc.recipe import (
-    ClmStage,
-    ContrastiveStage,
-    LoraSpec,
-    MntpStage,
-    SimcseStage,
-    Stage,
-    Tracking,
-)
-from llm2enc.trainer import Interrupted, NotFinite, learning_rate, train
+from llm2enc.encoding import Encoder
+from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage, Tracking
+from llm2enc.training import OBJECTIVES, Interrupted, checkpoint, train, trainer
+from llm2enc.training.checks import NotFinite
+from llm2enc.training.trainer import learning_rate
 
 STAGES = {
     "clm": (ClmStage, texts_file, {"block_tokens": 16, "lr": 1e-2}),

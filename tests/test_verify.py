@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_export import make_encoder
 
-from llm2enc.encoder import Encoder
+from llm2enc.encoding import Encoder
 from llm2enc.recipe import InputSpec, Part
-from llm2enc.verify import ENGINES, Parity, Report, directory, running, verify, write_card
-from llm2enc.verify.table import show
-from llm2enc.verify.texts import LONG, TEXTS, runs, texts
+from llm2enc.verification import Parity, show, verify, write_card
+from llm2enc.verification import run as directory
+from llm2enc.verification import subprocesses as running
+from llm2enc.verification.report import Report
+from llm2enc.verification.run import ENGINES
+from llm2enc.verification.texts import LONG, TEXTS, runs, texts
 
 pytest.importorskip("sentence_transformers")
 
@@ -255,7 +258,7 @@ def test_damage_is_found_and_named(
 
 
 def test_a_text_too_long_to_be_run_is_compared_by_its_ids(copy: Path, in_process: None, monkeypatch) -> None:
-    monkeypatch.setattr("llm2enc.verify.texts.MOST_TOKENS", 79)
+    monkeypatch.setattr("llm2enc.verification.texts.MOST_TOKENS", 79)
     (row,) = verify(copy, ("transformers",)).rows
     assert row.agrees and row.verdict == "agrees"
     change(copy / "sentence_bert_config.json", max_seq_length=79)

@@ -9,9 +9,10 @@ from conftest import make_tokenizer
 from tiny import tiny_model
 from transformers import BertConfig, BertModel, PreTrainedModel
 
-from llm2enc.evaluation.opening import SentenceTransformerEncoder
-from llm2enc.verify import Check, ForeignReport, foreign, verify_foreign
-from llm2enc.verify.table import show
+from llm2enc.evaluation.models import SentenceTransformerEncoder
+from llm2enc.verification import show, verify_foreign
+from llm2enc.verification import third_party as foreign
+from llm2enc.verification.third_party import Check, ForeignReport
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")

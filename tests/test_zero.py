@@ -19,8 +19,9 @@ from test_scale import TRAINED, trained
 
 from benchmarks import scale
 from llm2enc import distributed
-from llm2enc.distributed import launching, zero
-from llm2enc.guards import Guard, NothingLearnt
+from llm2enc.distributed import launch as launching
+from llm2enc.distributed import zero
+from llm2enc.training.checks import Guard, NothingLearnt
 
 ROOT = Path(__file__).parent.parent
 CONFIG = {  # of the kind that examples for transformers and accelerate have

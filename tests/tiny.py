@@ -1,14 +1,14 @@
 """A tiny random causal LM of every family: `tiny_model("llama")`.
 
-Sizes come from the family's own default configuration, cut down by `llm2enc.miniature`. The table below says where the
-default alone would leave something out (windows, grouped keys) or can't be cut down by rule.
+Sizes come from the family's own default configuration, cut down by `llm2enc.model.tiny_random`. The table below says where
+the default alone would leave something out (windows, grouped keys) or can't be cut down by rule.
 """
 
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
-from llm2enc.miniature import miniature
+from llm2enc.model.tiny_random import miniature
 
 _ALTERNATING = ["sliding_attention", "full_attention"]
 _WINDOWS = {"layer_types": _ALTERNATING, "sliding_window": 3}

@@ -8,13 +8,12 @@ import torch
 from jobs import fill_adapter, gradients, read
 
 from llm2enc import Encoder
-from llm2enc.backbone import quiet
-from llm2enc.data import Pair
-from llm2enc.data.batches import RowBatch
-from llm2enc.objectives import contrastive, mntp, simcse
-from llm2enc.objectives.token_loss import token_batch
+from llm2enc.data import Pair, RowBatch
+from llm2enc.model import quiet
 from llm2enc.recipe import ContrastiveStage, DocstringsData, InputSpec, LoraSpec, MntpStage, ModelSpec, SimcseStage
-from llm2enc.splitting import Split
+from llm2enc.training import Split
+from llm2enc.training.objectives import contrastive, mntp, simcse
+from llm2enc.training.objectives.token_loss import token_batch
 
 Run = Callable[[], dict[str, np.ndarray]]
 TEXT = [{"slot": "text", "pool": True}]

@@ -36,8 +36,7 @@ def data(
 
     loaded = load_recipe(recipe) if recipe else None
     quiet()
-    from llm2enc.doctor import examine
-    from llm2enc.doctor.printing import print_report
+    from llm2enc.audit import examine, print_report
 
     with status(sys.stderr.isatty(), "opening the data", "rows") as advance:
         report = examine(path, loaded, evaluation or (), model, rows, limit, advance)

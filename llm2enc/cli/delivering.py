@@ -7,18 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llm2enc.cli.shared import (
-    Json,
-    NoCache,
-    Private,
-    Push,
-    cache,
-    check_push,
-    label,
-    quiet,
-    say,
-    send,
-)
+from llm2enc.cli.shared import Json, NoCache, Private, Push, cache, check_push, label, quiet, say, send
 
 
 def export(
@@ -52,9 +41,9 @@ def export(
     if push:
         check_push(push)
     quiet()
+    from llm2enc.artifact import FACTS
     from llm2enc.export import DIRECTORY, Source
     from llm2enc.export import export as write
-    from llm2enc.export.files import FACTS
 
     folder = out or Source.of(model).folder
     if out and not to:
@@ -90,9 +79,8 @@ def verify(
     """Say whether every engine gives the same vectors; of someone else's model, whether it is what it claims to be."""
     quiet()
     from llm2enc.export import Source
-    from llm2enc.verify import verify as check
-    from llm2enc.verify import verify_foreign, write_card
-    from llm2enc.verify.table import show
+    from llm2enc.verification import show, verify_foreign, write_card
+    from llm2enc.verification import verify as check
 
     try:
         folder = Source.of(Path(model)).folder

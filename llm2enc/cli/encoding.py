@@ -11,7 +11,7 @@ from llm2enc.cli.shared import check_choice, quiet, say
 if TYPE_CHECKING:
     import numpy as np
 
-    from llm2enc.bulk.unfinished import Facts, Unfinished
+    from llm2enc.encoding import Facts, Unfinished
 
 CALIBRATION_TEXTS = 10_000  # of a file given to `encode --calibrate`; more hardly widen the ranges
 
@@ -43,7 +43,7 @@ def encode(
     check_choice("--precision", precision, ("float32", "int8", "uint8", "binary", "ubinary"))
     _check_ranges(precision, calibrate, ranges)
     ranges_out = out.with_suffix(".ranges.npy") if precision in ("int8", "uint8") else None
-    from llm2enc.bulk.unfinished import Unfinished
+    from llm2enc.encoding import Unfinished
 
     unfinished = Unfinished(out)
     former = unfinished.facts()
@@ -51,8 +51,8 @@ def encode(
         _check_free(out, ranges_out)
     quiet()
     from llm2enc import distributed
-    from llm2enc.bulk.encoding import text_digest
     from llm2enc.data import read_texts
+    from llm2enc.encoding import text_digest
     from llm2enc.recipe import FilesData
 
     def read(path: Path):
@@ -90,8 +90,7 @@ def _run(model, texts, samples, ranges, unfinished: "Unfinished", facts: "Facts"
     from contextlib import nullcontext
 
     from llm2enc import distributed
-    from llm2enc.bulk.encoding import encode_file, encoder_facts
-    from llm2enc.encoder import Encoder
+    from llm2enc.encoding import Encoder, encode_file, encoder_facts
 
     encoder = Encoder.load(model)
     precision, truncate_dim = facts["precision"], facts["truncate_dim"]
@@ -124,8 +123,8 @@ def _ranges(encoder, samples, given, unfinished: "Unfinished", goes_on: bool, as
     import numpy as np
 
     from llm2enc import distributed
-    from llm2enc.files import replace_bytes
-    from llm2enc.quantization import calibrate
+    from llm2enc.encoding import calibrate
+    from llm2enc.storage import replace_bytes
 
     if goes_on and unfinished.ranges.is_file():
         return np.load(unfinished.ranges)
@@ -151,9 +150,9 @@ def _check_disk(unfinished: "Unfinished", model: Path, facts: "Facts") -> None:
     """OSError if the folder can't be written or has no room for the vectors that are missing."""
     import numpy as np
 
-    from llm2enc.export.files import read_facts
-    from llm2enc.files import check_room
-    from llm2enc.quantization import layout
+    from llm2enc.artifact import read_facts
+    from llm2enc.encoding import layout
+    from llm2enc.storage import check_room
 
     entries, kind = layout(facts["truncate_dim"] or read_facts(model)["dimensions"], facts["precision"])
     row = entries * np.dtype(kind).itemsize

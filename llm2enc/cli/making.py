@@ -28,14 +28,14 @@ def convert(
     if push:
         check_push(push)
     folder = out or Path("runs") / loaded.name
-    from llm2enc.files import check_room
+    from llm2enc.storage import check_room
 
     check_room(folder)
     quiet()
     narrate()
     from llm2enc import distributed
     from llm2enc.conversion import convert as run
-    from llm2enc.trainer import Interrupted
+    from llm2enc.training import Interrupted
 
     try:
         result = run(loaded, folder, resume=resume, overwrite=overwrite)
@@ -82,7 +82,7 @@ def inspect(
 ) -> None:
     """Say whether a model can be made bidirectional. It goes layer by layer and loads no weights."""
     quiet()
-    from llm2enc.inspection import inspect as look
+    from llm2enc.model import inspect as look
 
     found = look(model)
     if as_json:

@@ -34,7 +34,8 @@ def evaluate(
     """Measure an encoder on the eight MTEB task types, on local data or by mteb. Goes on where it was interrupted."""
     check_choice("--instructions", instructions, ("own", "task", "none"))
     quiet()
-    from llm2enc.evaluation import command, ladder
+    from llm2enc.evaluation import command
+    from llm2enc.evaluation import cost as ladder
 
     sources = tasks or ["smoke"]
     if plan:
@@ -104,7 +105,7 @@ def compare(
 def _print_comparison(found) -> None:
     from rich.console import Console
 
-    from llm2enc.comparison.table import table
+    from llm2enc.comparison import table
 
     console = Console()
     console.print(table(found))

@@ -31,10 +31,8 @@ def plan(
     if mfu is not None and measured is not None:
         raise ValueError("give one of --mfu and --measured: both say how fast the devices are")
     quiet()
-    from llm2enc.planning import SHARE
+    from llm2enc.planning import SHARE, here, parse, show
     from llm2enc.planning import plan as make
-    from llm2enc.planning.devices import here, parse
-    from llm2enc.planning.report import show
 
     found = make(loaded, here() if gpus is None else parse(gpus), SHARE if mfu is None else mfu, measured)
     if as_json:

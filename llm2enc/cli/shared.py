@@ -28,7 +28,7 @@ def check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
 
 def cache(off: bool) -> Path | None:
     """The folder of vectors, unless it is switched off."""
-    from llm2enc.evaluation.cache import default_cache
+    from llm2enc.evaluation import default_cache
 
     return None if off else default_cache() / "vectors"
 
@@ -59,7 +59,7 @@ def ending_well(command: Callable[..., None], kept: str) -> Callable[..., None]:
                 say(f"Interrupted. {kept}")
                 raise typer.Exit(130) from None
             except Exception as error:
-                from llm2enc.files import refusal
+                from llm2enc.storage import refusal
 
                 found = refusal(error)
                 if found is None:
@@ -134,14 +134,14 @@ def status(show: bool, opening: str = "opening the model", unit: str = "texts") 
 
 def say(text: str) -> None:
     """Print to the people's channel; a secret that a library put into its message is not passed on."""
-    from llm2enc.secrets import redacted
+    from llm2enc.storage import redacted
 
     print(redacted(text), file=sys.stderr)
 
 
 def quiet() -> None:
     """Libraries' progress bars and notices make way for our own."""
-    from llm2enc.backbone import quiet
+    from llm2enc.model import quiet
 
     quiet()
 
@@ -162,7 +162,7 @@ def narrate() -> None:
 
 def check_push(repo: str) -> None:
     """ValueError, before anything heavy, for a name or a login that the hub would refuse."""
-    from llm2enc.hub import check_login, check_repo
+    from llm2enc.export import check_login, check_repo
 
     check_repo(repo)
     check_login()
@@ -170,6 +170,6 @@ def check_push(repo: str) -> None:
 
 def send(folder: Path, repo: str, private: bool) -> None:
     """Push a directory and say where it is."""
-    from llm2enc.hub import push
+    from llm2enc.export import push
 
     say(f"pushed: {push(folder, repo, private=private)}")

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from llm2enc.comparison.results import Candidate, Layers
-from llm2enc.evaluation.bootstrap import Interval, difference
+from llm2enc.evaluation import Interval, difference
 
 
 def advise(

@@ -9,15 +9,12 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from llm2enc.backbone import evaluating
 from llm2enc.comparison.prefixes import TRIPLES
 from llm2enc.comparison.results import PrefixTest, Similarities
-from llm2enc.encoder import Encoder
-from llm2enc.evaluation.bootstrap import draws, interval
-from llm2enc.evaluation.metrics import Vectors, cosine, cosines
-from llm2enc.evaluation.opening import Opened
-from llm2enc.evaluation.tasks import (
+from llm2enc.encoding import Encoder
+from llm2enc.evaluation import (
     BitextTask,
+    Opened,
     Outcome,
     PairClassificationTask,
     RerankingTask,
@@ -26,9 +23,14 @@ from llm2enc.evaluation.tasks import (
     StsTask,
     Task,
     TextEncoder,
+    Vectors,
+    cosine,
+    cosines,
+    draws,
+    interval,
 )
-from llm2enc.pooling import POOLERS
-from llm2enc.tokens import Tokens
+from llm2enc.model import POOLERS, evaluating
+from llm2enc.text import Tokens
 
 SEED = 0
 SAMPLE = 500  # texts whose similarities are looked at

@@ -30,7 +30,7 @@ from llm2enc.comparison.summary import (
     tokens,
     words,
 )
-from llm2enc.files import replace_text
+from llm2enc.storage import replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llm2enc.evaluation.bootstrap import Interval
-from llm2enc.evaluation.tasks import Outcome
+from llm2enc.evaluation import Interval, Outcome
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from llm2enc.comparison.results import Candidate, Comparison, Difference, Layers, PrefixTest, Similarities
-from llm2enc.evaluation.bootstrap import Interval
-from llm2enc.evaluation.tasks import Outcome
+from llm2enc.evaluation import Interval, Outcome
 
 FORMAT = 1
 

@@ -5,7 +5,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from llm2enc.comparison.results import Candidate, Comparison
-from llm2enc.evaluation.tasks import Outcome
+from llm2enc.evaluation import Outcome
 
 KINDS = ("causal", "bidirectional", "echo", "prompt")
 OTHER = "other"

@@ -1,19 +1,25 @@
-"""Data: from the sources of a recipe to an endless, resumable sequence of batches."""
+"""Training data: from the sources of a recipe to an endless, resumable sequence of batches."""
 
 from llm2enc.data.batches import RowBatch, block_batches, pair_batches, text_batches
-from llm2enc.data.formats import Recognised, recognise
-from llm2enc.data.rows import Pair
-from llm2enc.data.sources import examine, read_pairs, read_texts
+from llm2enc.data.cells import titled
+from llm2enc.data.docstrings.corpus import docstrings, pair_view
+from llm2enc.data.rows import Pair, Rows, Stream
+from llm2enc.data.sources import read_texts, schema_of, source_name
+from llm2enc.data.tables import open_table
 
 __all__ = [
     "Pair",
-    "Recognised",
     "RowBatch",
+    "Rows",
+    "Stream",
     "block_batches",
-    "examine",
+    "docstrings",
+    "open_table",
     "pair_batches",
-    "read_pairs",
+    "pair_view",
     "read_texts",
-    "recognise",
+    "schema_of",
+    "source_name",
     "text_batches",
+    "titled",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from llm2enc.data import beir, cells
-from llm2enc.data.docstrings import docstrings, pair_view, paragraph_view, sentence_view
+from llm2enc.data.docstrings.corpus import docstrings, pair_view, paragraph_view, sentence_view
 from llm2enc.data.formats import FORMATS, Recognised, recognise, to_pair
 from llm2enc.data.rows import Pair, Rows, Stream
 from llm2enc.data.tables import Blocks, Table, label, open_table, reading

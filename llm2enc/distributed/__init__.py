@@ -5,98 +5,49 @@ each sends gradients through its own share of the batch only, and `sum_gradients
 gradient of the global batch, so nothing is ever multiplied or divided by the number of processes.
 """
 
-from collections.abc import Iterable, Sequence
-
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-
-from llm2enc.distributed.joining import Together, barrier, from_main, running, start, together
-from llm2enc.distributed.launching import wants_fsdp, wants_zero
-from llm2enc.distributed.sharding import alike, check_spread, clip, is_spread, like, local, spread, whole
+from llm2enc.distributed.collectives import (
+    gather,
+    is_main,
+    largest,
+    rank,
+    reduce_gradients,
+    share,
+    sum_gradients,
+    sum_over_processes,
+    world_size,
+)
+from llm2enc.distributed.fsdp import alike, check_spread, clip, is_spread, like, local, spread, whole
+from llm2enc.distributed.joining import Together, barrier, from_main, start, together
+from llm2enc.distributed.launch import wants_fsdp, wants_zero
 from llm2enc.distributed.zero import Zero, check_zero, moments, set_moment
 
 __all__ = [
-    "Together", "Zero", "alike", "barrier", "check_spread", "check_zero", "clip", "from_main", "gather", "is_main",
-    "is_spread", "largest", "like", "local", "moments", "rank", "reduce_gradients", "set_moment", "share", "spread",
-    "start", "sum_gradients", "sum_over_processes", "together", "wants_fsdp", "wants_zero", "whole", "world_size",
-]  # fmt: skip
-
-
-def rank() -> int:
-    """Number of this process."""
-    return dist.get_rank() if running() else 0
-
-
-def world_size() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if running() else 1
-
-
-def is_main() -> bool:
-    """Whether this process writes files and prints."""
-    return rank() == 0
-
-
-def share(count: int, process: int | None = None) -> range:
-    """Which of `count` things belong to a process, this one by default: neighbours, one more or less than others have."""
-    process = rank() if process is None else process
-    size, extra = divmod(count, world_size())
-    start = process * size + min(process, extra)
-    return range(start, start + size + (process < extra))
-
-
-def gather(rows: Tensor, counts: Sequence[int]) -> Tensor:
-    """(sum of counts, D) the rows of every process, in order, without gradient. `counts`: how many each one has."""
-    if world_size() == 1:
-        return rows.detach()
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows.detach()
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its sum over the processes, all in one message. Gradients of parts are sums already."""
-    if world_size() == 1:
-        return
-    parameters = [parameter for parameter in parameters if not is_spread(parameter)]
-    if not parameters:
-        return
-    for parameter in parameters:  # a process whose share was empty still takes part
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters])
-    dist.all_reduce(flat)
-    for parameter, total in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(total.view_as(parameter))
-
-
-def reduce_gradients(
-    optimizer: torch.optim.Optimizer | Zero, parameters: Iterable[nn.Parameter], largest: float
-) -> Tensor:
-    """Add gradients up over the processes for the optimizer's next step; return the norm of the whole gradient.
-
-    If it is larger than `largest`, the step is done with gradients scaled down to that.
-    """
-    if isinstance(optimizer, Zero):
-        return optimizer.reduce()  # it was told `largest` before
-    sum_gradients(parameters)
-    return clip(parameters, largest)
-
-
-def sum_over_processes(value: Tensor) -> Tensor:
-    """The sum of `value` over the processes."""
-    if world_size() > 1:
-        dist.all_reduce(value)
-    return value
-
-
-def largest(number: int, device: torch.device) -> int:
-    """The largest of the numbers that the processes have."""
-    if world_size() == 1:
-        return number
-    value = torch.tensor(number, device=device)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return int(value)
+    "Together",
+    "Zero",
+    "alike",
+    "barrier",
+    "check_spread",
+    "check_zero",
+    "clip",
+    "from_main",
+    "gather",
+    "is_main",
+    "is_spread",
+    "largest",
+    "like",
+    "local",
+    "moments",
+    "rank",
+    "reduce_gradients",
+    "set_moment",
+    "share",
+    "spread",
+    "start",
+    "sum_gradients",
+    "sum_over_processes",
+    "together",
+    "wants_fsdp",
+    "wants_zero",
+    "whole",
+    "world_size",
+]

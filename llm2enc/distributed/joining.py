@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from llm2enc.distributed import watch
-from llm2enc.distributed.launching import check_launcher
+from llm2enc.distributed.launch import check_launcher
 
 T = TypeVar("T")
 _member: watch.Member | None = None

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llm2enc.evaluation.opening import Opened
-from llm2enc.files import refusal
+from llm2enc.evaluation.models import Opened
+from llm2enc.storage import refusal
 
 BLOCK = 2048  # texts encoded and written at a time: what an interruption can lose
 

@@ -6,20 +6,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm2enc.evaluation import ladder, suite
+from llm2enc.artifact import FACTS, read_facts
+from llm2enc.evaluation import cost as ladder
+from llm2enc.evaluation import suite
 from llm2enc.evaluation.bootstrap import draws, interval
 from llm2enc.evaluation.cache import CachedEncoder
 from llm2enc.evaluation.docstrings import docstring_tasks
+from llm2enc.evaluation.models import Opened, find, open_encoder
 from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks, run_mteb
 from llm2enc.evaluation.mteb_local import local_task
-from llm2enc.evaluation.opening import Opened, find, open_encoder
 from llm2enc.evaluation.scoring import Instructions
 from llm2enc.evaluation.sources import BENCHMARKS, gather
 from llm2enc.evaluation.suite import Result
 from llm2enc.evaluation.tasks import Task
-from llm2enc.export.files import FACTS, read_facts
-from llm2enc.files import check_room
 from llm2enc.recipe import DocstringEval
+from llm2enc.storage import check_room
 
 if TYPE_CHECKING:
     from mteb import AbsTask

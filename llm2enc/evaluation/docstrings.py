@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from llm2enc.data.docstrings import docstrings, pair_view
+from llm2enc.data import docstrings, pair_view
 from llm2enc.evaluation.tasks import Outcome, RetrievalTask, StsTask
 from llm2enc.recipe import DocstringEval
 

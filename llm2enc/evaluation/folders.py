@@ -25,7 +25,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from llm2enc.data.cells import titled
+from llm2enc.data import titled
 from llm2enc.evaluation.tasks import (
     BitextTask,
     ClassificationTask,
@@ -38,7 +38,7 @@ from llm2enc.evaluation.tasks import (
     Task,
     TaskType,
 )
-from llm2enc.files import read_unpacked
+from llm2enc.storage import read_unpacked
 
 _BEIR_SPLITS = ("test", "dev", "train")  # the first that is there
 

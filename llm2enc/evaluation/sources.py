@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm2enc.data.tables import open_table
+from llm2enc.data import open_table
 from llm2enc.evaluation.docstrings import docstring_tasks
 from llm2enc.evaluation.folders import find_tasks, read_task
 from llm2enc.evaluation.tasks import RetrievalTask, StsTask, Task

@@ -17,10 +17,10 @@ import numpy as np
 
 from llm2enc.evaluation.bootstrap import Interval, draws, interval
 from llm2enc.evaluation.cache import CachedEncoder
-from llm2enc.evaluation.opening import Opened
+from llm2enc.evaluation.models import Opened
 from llm2enc.evaluation.scoring import Instructions, score
 from llm2enc.evaluation.tasks import Outcome, Task
-from llm2enc.files import replace_text
+from llm2enc.storage import replace_text
 
 SCORING = 1  # raised when a change of scoring makes old results wrong
 

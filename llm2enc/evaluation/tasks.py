@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from llm2enc.files import check_name
+from llm2enc.storage import check_name
 
 TaskType = Literal[
     "sts",

@@ -21,14 +21,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm2enc.export import card, files
-from llm2enc.export.files import CannotExport, beside, write_json
+from llm2enc.artifact import CannotExport, beside, card, files, write_json
 from llm2enc.recipe import LoraSpec, Recipe, load_recipe
 
 if TYPE_CHECKING:
     import torch
 
-    from llm2enc.backbone import Backbone
+    from llm2enc.model import Backbone
 
 SUMMARY = "one LoRA adapter on the base model that equals all stages of a run (PEFT's layout)"
 FACTS = "llm2enc_adapter.json"
@@ -226,7 +225,7 @@ def _names(recipe: Recipe) -> _Names:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from llm2enc.backbone import Backbone, load_config
+    from llm2enc.model import Backbone, load_config
 
     with torch.device("meta"):  # names alone: no weight is read or made
         model = AutoModelForCausalLM.from_config(

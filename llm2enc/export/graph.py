@@ -19,20 +19,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm2enc.export import config as trunk_config
-from llm2enc.export.files import CannotExport
-from llm2enc.export.tokenizer import asked
-from llm2enc.files import naming, scratch, sync
-
-if TYPE_CHECKING:
-    from llm2enc.encoder import Encoder
-    from llm2enc.recipe import Pooling
+from llm2enc.artifact import CannotExport, asked
+from llm2enc.artifact import config as trunk_config
+from llm2enc.encoding import Encoder
+from llm2enc.recipe import Pooling
+from llm2enc.storage import naming, scratch, sync
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
@@ -51,7 +48,7 @@ Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 class Graph(nn.Module):
     """Trunk, pooling and normalisation."""
 
-    def __init__(self, trunk: nn.Module, pooling: "Pooling", normalize: bool):
+    def __init__(self, trunk: nn.Module, pooling: Pooling, normalize: bool):
         super().__init__()
         self.trunk = trunk
         self.pooling: Pooling = pooling
@@ -70,7 +67,7 @@ class Graph(nn.Module):
         return hidden, nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
 
-def pooling_weights(mask: Tensor, count: Tensor, pooling: "Pooling") -> Tensor:
+def pooling_weights(mask: Tensor, count: Tensor, pooling: Pooling) -> Tensor:
     """(B, S) int64: how much each token counts in the vector, before division by the sum.
 
     mask   (B, S) 1 for tokens, 0 for padding
@@ -106,7 +103,7 @@ def example(graph: Graph) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
-def refusal(encoder: "Encoder", facts: dict[str, Any]) -> str:
+def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
     """Why no graph whose only inputs are ids and mask gives this encoder's vectors; empty if one does."""
     if not facts["native"]:
         return (
@@ -124,7 +121,7 @@ def refusal(encoder: "Encoder", facts: dict[str, Any]) -> str:
     return ""
 
 
-def _unpooled_prompts(encoder: "Encoder", facts: dict[str, Any]) -> list[str]:
+def _unpooled_prompts(encoder: Encoder, facts: dict[str, Any]) -> list[str]:
     """Prompts whose vectors pool other tokens than the mask shows."""
     decisive = {"first": slice(0, 1), "last": slice(-1, None)}.get(encoder.pooling, slice(None))
     readings = asked(encoder.input_format)
@@ -137,7 +134,7 @@ def _unpooled_prompts(encoder: "Encoder", facts: dict[str, Any]) -> list[str]:
 
 
 def check_request(
-    encoder: "Encoder", facts: dict[str, Any], dtypes: tuple[str, ...], packages: tuple[str, ...], extra: str
+    encoder: Encoder, facts: dict[str, Any], dtypes: tuple[str, ...], packages: tuple[str, ...], extra: str
 ) -> None:
     """CannotExport for an encoder that no graph holds; ValueError for a storage type that none has, or missing packages."""
     reason = refusal(encoder, facts)
@@ -183,16 +180,15 @@ class Expected:
     bidirectional: bool
 
 
-def expected(encoder: "Encoder", folder: Path, facts: dict[str, Any]) -> Expected:
+def expected(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> Expected:
     """Ids and vectors of the golden texts and of 1 to 256 words, as documents, and of some under every prompt.
 
     Texts reach beyond a sliding window, where the encoder's limit does. An encoder of 16 bits is opened again in
     float32, because its own rounding would hide what a graph does wrong.
     """
-    from llm2enc.export.sentence_transformers import read
 
     if next(encoder.parameters()).dtype != torch.float32:
-        encoder = read(folder, "float32")
+        encoder = Encoder.load(folder, "float32")
     input_format, config = encoder.input_format, encoder.backbone.config
     longest = min(encoder.max_tokens, max(_PADDED_TOKENS, (getattr(config, "sliding_window", None) or 0) + 64))
     texts, readings = _texts(facts["golden"]["texts"], longest), asked(input_format)

@@ -10,14 +10,11 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from llm2enc.export.card import base_model
-from llm2enc.export.files import recipes_of
-from llm2enc.files import replace_text
-
-if TYPE_CHECKING:
-    from llm2enc.encoder import Encoder
+from llm2enc.artifact import base_model, recipes_of
+from llm2enc.encoding import Encoder
+from llm2enc.storage import replace_text
 
 SUMMARY = "how mteb runs the model and what it should know of it (mteb_model.py)"
 FILE = "mteb_model.py"
@@ -57,12 +54,12 @@ _TASKS: dict[str, tuple[str, ...]] = {
 _UNRECORDED = "whatever this encoder saw in training: it was saved without a recipe"
 
 
-def refusal(encoder: "Encoder", facts: dict[str, Any]) -> str:
+def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
     """Nothing: what sentence-transformers can't run, llm2enc runs."""
     return ""
 
 
-def write(encoder: "Encoder", folder: Path, facts: dict[str, Any], *, name: str | None = None) -> list[Path]:
+def write(encoder: Encoder, folder: Path, facts: dict[str, Any], *, name: str | None = None) -> list[Path]:
     """Write mteb_model.py into `folder`, the exported directory.
 
     name  USER/NAME on the hub; `your-name/` and the recipe's name by default
@@ -72,7 +69,7 @@ def write(encoder: "Encoder", folder: Path, facts: dict[str, Any], *, name: str 
     return [path]
 
 
-def _source(encoder: "Encoder", folder: Path, facts: dict[str, Any], name: str | None) -> str:
+def _source(encoder: Encoder, folder: Path, facts: dict[str, Any], name: str | None) -> str:
     recipe = facts["recipe"]
     parameters = list(encoder.backbone.trunk.parameters())
     embeddings = encoder.backbone.trunk.get_input_embeddings().weight
@@ -135,8 +132,8 @@ _OURS = '''from mteb.models.model_meta import ModelMeta, ScoringFunction
 
 def load(name, revision=None, **_):
     """The model of the directory that this file is in, by llm2enc: sentence-transformers gives other vectors."""
-    from llm2enc.encoder import Encoder
-    from llm2enc.evaluation.mteb_adapter import MtebEncoder
+    from llm2enc import Encoder
+    from llm2enc.evaluation import MtebEncoder
 
     encoder = Encoder.load(Path(__file__).resolve().parent)
     return MtebEncoder(encoder, name, revision, prompts=encoder.prompts)
@@ -192,7 +189,7 @@ def _frameworks(folder: Path, native: bool) -> list[str]:
     return ["Sentence Transformers", *found] if native else found
 
 
-def _reads_instructions(encoder: "Encoder", facts: dict[str, Any]) -> bool:
+def _reads_instructions(encoder: Encoder, facts: dict[str, Any]) -> bool:
     """Whether a query's input is another than a document's."""
     readings = [encoder.reading(prompt_name=side) for side in ("query", "document")]
     return readings[0] != readings[1] or any(facts["prompts"].values())

@@ -37,15 +37,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm2enc.artifact import CannotExport
+from llm2enc.encoding import Encoder
 from llm2enc.export import graph
-from llm2enc.export.files import CannotExport
 from llm2enc.export.graph import INPUTS, OUTPUTS, Agreement, Run
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
     from torch import Tensor
 
-    from llm2enc.encoder import Encoder
     from llm2enc.export.graph import Graph
 
 Exporter = Callable[["Graph", "tuple[Tensor, Tensor]", Path], None]
@@ -60,13 +60,13 @@ _HALF = 10  # TensorProto.FLOAT16
 _FLOAT = 1  # TensorProto.FLOAT
 
 
-def refusal(encoder: "Encoder", facts: dict[str, Any]) -> str:
+def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
     """Why this encoder can't have the form; empty if it can."""
     return graph.refusal(encoder, facts)
 
 
 def write(
-    encoder: "Encoder", folder: Path, facts: dict[str, Any], *, dtypes: tuple[str, ...] = ("float32",)
+    encoder: Encoder, folder: Path, facts: dict[str, Any], *, dtypes: tuple[str, ...] = ("float32",)
 ) -> list[Path]:
     """Write the graphs into `folder`/onnx and return their files; weights beyond 1.9 GB stand beside them.
 

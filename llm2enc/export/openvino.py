@@ -21,27 +21,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm2enc.artifact import CannotExport
+from llm2enc.encoding import Encoder
 from llm2enc.export import graph
-from llm2enc.export.files import CannotExport
 from llm2enc.export.graph import INPUTS, OUTPUTS, Agreement, Run
 
 if TYPE_CHECKING:
     from openvino import Model
 
-    from llm2enc.encoder import Encoder
 
 SUMMARY = "OpenVINO model for Intel processors, and sentence-transformers with backend='openvino'"
 FILES = {"float32": "openvino_model.xml", "float16": "openvino_model_fp16.xml"}
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-def refusal(encoder: "Encoder", facts: dict[str, Any]) -> str:
+def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
     """Why this encoder can't have the form; empty if it can."""
     return graph.refusal(encoder, facts)
 
 
 def write(
-    encoder: "Encoder", folder: Path, facts: dict[str, Any], *, dtypes: tuple[str, ...] = ("float32",)
+    encoder: Encoder, folder: Path, facts: dict[str, Any], *, dtypes: tuple[str, ...] = ("float32",)
 ) -> list[Path]:
     """Write the models into `folder`/openvino and return their files.
 

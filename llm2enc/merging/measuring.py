@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm2enc.evaluation import command, suite
-from llm2enc.evaluation.mteb_adapter import mteb_tasks
-from llm2enc.evaluation.sources import gather
+from llm2enc.evaluation import command, gather, mteb_tasks, suite
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from llm2enc.files import check_name
+from llm2enc.storage import check_name
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llm2enc.backbone import Backbone
-from llm2enc.layers import decoder_layers
+from llm2enc.model import Backbone, decoder_layers
 from llm2enc.planning.devices import Devices
-from llm2enc.planning.simulation import Costs, Setting, Simulation
+from llm2enc.planning.fake_profiler import Costs, Setting, Simulation
 from llm2enc.planning.workload import Workload
 from llm2enc.recipe import Pooling, Stage
 

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from pathlib import Path
 
-from llm2enc.planning import Plan, StagePlan, gib
+from llm2enc.planning.run import Plan, StagePlan, gib
 
 PARTS = {
     "weights": "weights",

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from llm2enc.objectives import OBJECTIVES
 from llm2enc.recipe import FilesData, HubData, InputSpec, Stage
-from llm2enc.splitting import Split
-from llm2enc.tokens import InputFormat
+from llm2enc.text import InputFormat
+from llm2enc.training import OBJECTIVES, Split
 
 SAMPLE = "numpy"  # every installation has its docstrings
 CHEAP = 2**28  # bytes of local files that are read to see how long texts are

@@ -18,16 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm2enc.export.files import CannotExport
+from llm2enc.artifact import CannotExport, Layout, asked, layout
+from llm2enc.encoding import Encoder
 from llm2enc.export.gguf import families, rope, tensors, vocabulary
 from llm2enc.export.gguf.families import Unsupported
-from llm2enc.export.tokenizer import Layout, asked, layout
-from llm2enc.files import part, sweep, sync_one
+from llm2enc.storage import part, sweep, sync_one
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-    from llm2enc.encoder import Encoder
 
 SUMMARY = "GGUF files for llama.cpp: weights, tokenizer and pooling in one file, in 32, 16 or 8 bits"
 
@@ -40,7 +39,7 @@ _MEANINGFUL_NAME = re.compile(r"phi-?3|modern-bert", re.IGNORECASE)
 _SHORT_TEXTS = ("a", "The river runs through the old town.")
 
 
-def refusal(encoder: "Encoder", facts: dict[str, Any]) -> str:
+def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
     """Why llama.cpp can't give the vectors of this encoder, and what to do; empty if it can."""
     try:
         _checked(encoder, facts)
@@ -49,7 +48,7 @@ def refusal(encoder: "Encoder", facts: dict[str, Any]) -> str:
     return ""
 
 
-def notes(encoder: "Encoder", facts: dict[str, Any]) -> list[str]:
+def notes(encoder: Encoder, facts: dict[str, Any]) -> list[str]:
     """What whoever serves the files should know. CannotExport as `write`."""
     _, words = _accepted(encoder, facts)
     limit, bidirectional = encoder.max_tokens, encoder.backbone.bidirectional
@@ -70,9 +69,7 @@ def notes(encoder: "Encoder", facts: dict[str, Any]) -> list[str]:
     return found
 
 
-def write(
-    encoder: "Encoder", folder: Path, facts: dict[str, Any], *, dtypes: Sequence[str] = ("float16",)
-) -> list[Path]:
+def write(encoder: Encoder, folder: Path, facts: dict[str, Any], *, dtypes: Sequence[str] = ("float16",)) -> list[Path]:
     """Write gguf/model-*.gguf into `folder`, one file per type. CannotExport if `refusal` has a reason.
 
     dtypes  of float32, float16, q8_0 (8 bits, a scale per 32 weights). Norms and biases are float32 in all of them
@@ -96,14 +93,14 @@ def write(
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
-def _accepted(encoder: "Encoder", facts: dict[str, Any]) -> tuple[Layout, vocabulary.Vocabulary]:
+def _accepted(encoder: Encoder, facts: dict[str, Any]) -> tuple[Layout, vocabulary.Vocabulary]:
     try:
         return _checked(encoder, facts)
     except Unsupported as reason:
         raise CannotExport(f"no GGUF: {reason}") from None
 
 
-def _checked(encoder: "Encoder", facts: dict[str, Any]) -> tuple[Layout, vocabulary.Vocabulary]:
+def _checked(encoder: Encoder, facts: dict[str, Any]) -> tuple[Layout, vocabulary.Vocabulary]:
     """How the template splits, and the tokenizer. Unsupported if llama.cpp can't do one of all things."""
     backbone, limit = encoder.backbone, encoder.max_tokens
     if backbone.has_adapter:
@@ -121,7 +118,7 @@ def _checked(encoder: "Encoder", facts: dict[str, Any]) -> tuple[Layout, vocabul
     return split, words
 
 
-def _template(encoder: "Encoder", facts: dict[str, Any]) -> Layout:
+def _template(encoder: Encoder, facts: dict[str, Any]) -> Layout:
     """The split of the template, whose ends llama.cpp must be able to add: a first token and a last one."""
     if not facts["native"]:
         raise Unsupported(f"its input can't be built outside llm2enc. {facts['reason']}")
@@ -154,7 +151,7 @@ def _prompts(facts: dict[str, Any]) -> dict[str, str]:
     return facts.get("prefixes", facts["prompts"])  # directories of earlier releases have no prefixes, and no mark
 
 
-def _pools_what_llama_pools(encoder: "Encoder") -> bool:
+def _pools_what_llama_pools(encoder: Encoder) -> bool:
     """Whether the pooled tokens are all of them (mean), or the outer one (first, last), under every prompt."""
     for instruction, role in asked(encoder.input_format).values():
         for text in _SHORT_TEXTS:
@@ -168,7 +165,7 @@ def _pools_what_llama_pools(encoder: "Encoder") -> bool:
 
 
 def _write(
-    encoder: "Encoder", facts: dict[str, Any], split: Layout, words: vocabulary.Vocabulary, target: Path, dtype: str
+    encoder: Encoder, facts: dict[str, Any], split: Layout, words: vocabulary.Vocabulary, target: Path, dtype: str
 ) -> Path:
     """One file, beside its place and then renamed."""
     import gguf
@@ -204,7 +201,7 @@ def _write(
     return path
 
 
-def _add_metadata(writer: "GGUFWriter", encoder: "Encoder", facts: dict[str, Any]) -> None:
+def _add_metadata(writer: "GGUFWriter", encoder: Encoder, facts: dict[str, Any]) -> None:
     backbone, config = encoder.backbone, encoder.backbone.config
     name = (facts.get("recipe") or {}).get("name") or config.model_type
     writer.add_name("encoder" if _MEANINGFUL_NAME.search(name) else name)
@@ -239,7 +236,7 @@ def _add_metadata(writer: "GGUFWriter", encoder: "Encoder", facts: dict[str, Any
         add(f"{writer.arch}.rope.{key}", value)
 
 
-def _add_tokenizer(writer: "GGUFWriter", split: Layout, words: vocabulary.Vocabulary, encoder: "Encoder") -> None:
+def _add_tokenizer(writer: "GGUFWriter", split: Layout, words: vocabulary.Vocabulary, encoder: Encoder) -> None:
     tokenizer = encoder.input_format.tokenizer
     lead, suffix = split.runs[0][: split.lead], split.runs[-1]
     writer.add_tokenizer_model(words.model)

@@ -9,7 +9,7 @@ stop at a name they don't know.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llm2enc.export.files import CannotExport
+from llm2enc.artifact import CannotExport
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

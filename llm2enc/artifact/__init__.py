@@ -1,0 +1,42 @@
+"""The saved directory: sentence-transformers' layout, metadata and model card, written and read back as parts."""
+
+from llm2enc.artifact import card, config, files
+from llm2enc.artifact.card import base_model, with_engines
+from llm2enc.artifact.directory import DTYPES, POOLING_MODES, REQUIREMENTS, read, write
+from llm2enc.artifact.files import (
+    FACTS,
+    CannotExport,
+    beside,
+    check_target,
+    put_back,
+    read_facts,
+    recipes_of,
+    write_json,
+)
+from llm2enc.artifact.parts import Parts
+from llm2enc.artifact.tokenizer import Layout, asked, layout
+
+__all__ = [
+    "DTYPES",
+    "FACTS",
+    "POOLING_MODES",
+    "REQUIREMENTS",
+    "CannotExport",
+    "Layout",
+    "Parts",
+    "asked",
+    "base_model",
+    "beside",
+    "card",
+    "check_target",
+    "config",
+    "files",
+    "layout",
+    "put_back",
+    "read",
+    "read_facts",
+    "recipes_of",
+    "with_engines",
+    "write",
+    "write_json",
+]

@@ -1,0 +1,334 @@
+"""The directory that comes out: sentence-transformers' layout, written so that every engine reads the same model.
+
+    model.safetensors, config.json     the bare trunk, without head or prefix, and both keys for bidirectional attention
+    tokenizer.json, ...                with the input template as post-processor
+    modules.json, 1_Pooling/, 2_Normalize/, sentence_bert_config.json, config_sentence_transformers.json
+    llm2enc.json                       everything `read` needs, how the model was made, and what differs elsewhere
+    README.md                          model card
+
+The directory is written beside its place and renamed into it. Old releases of sentence-transformers and transformers,
+which would open the model as causal without a word, stop with an error.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm2enc.artifact import card as model_card
+from llm2enc.artifact import config as trunk_config
+from llm2enc.artifact import prompt_masking as rules
+from llm2enc.artifact import tokenizer as exported
+from llm2enc.artifact.files import FACTS, FORMAT, beside, check_target, read_facts, write_json
+from llm2enc.artifact.parts import Parts
+from llm2enc.artifact.tokenizer import Difference
+
+if TYPE_CHECKING:
+    from llm2enc.recipe import Pooling, Recipe
+    from llm2enc.text import InputFormat
+
+GOLDEN = ("The river runs through the old town.", "def area(r): return 3.14 * r ** 2", "Zürich, 東京 & Москва")
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+POOLING_MODES: dict["Pooling", str] = {
+    "mean": "mean",
+    "weighted_mean": "weightedmean",
+    "last": "lasttoken",
+    "first": "cls",
+}
+# The releases that give our vectors. sentence-transformers checks them itself from 6.0 on.
+REQUIREMENTS = {"transformers": ">=5.4", "sentence-transformers": ">=5.5"}
+
+
+def write(
+    parts: Parts,
+    folder: Path,
+    vectors_of: Callable[[Parts, list[str]], np.ndarray],
+    *,
+    recipe: "Recipe | None" = None,
+    history: list[dict[str, Any]] | None = None,
+    merge: dict[str, Any] | None = None,
+    card: str | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Write an encoder's parts to `folder`. One process calls it.
+
+    vectors_of  what an encoder built from parts makes of texts, (B, D): the golden vectors
+    history  rows {"stage", "scores", "seconds"}: measurements of the run, for the card
+    merge    what `llm2enc.merging.merge` returns, of an encoder that was merged from others
+    card     text of README.md; made from the facts by default
+    dtype    storage type, one of DTYPES; that of the weights by default. Fingerprint and golden vectors are those of what
+             was written
+    raises   ValueError if an adapter is not merged, if `folder` holds something that is not an older export, or for a
+             type that can't hold the weights
+    """
+    from llm2enc.model import prove
+
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype is {dtype!r}; weights are written as one of {', '.join(DTYPES)}")
+
+    if parts.backbone.has_adapter:
+        raise ValueError(
+            "the encoder still carries an adapter, which other programs would open without our attention; call "
+            "encoder.backbone.merge_lora() first"
+        )
+    check_target(folder)
+    proof = prove(parts.backbone)
+    with beside(folder) as partial:
+        notes = trunk_config.write(parts, partial, dtype)
+        sentence_transformers = _write_modules(parts, partial)
+        notes += sentence_transformers.pop("notes")
+        facts = {
+            "format": FORMAT,
+            "attention": "bidirectional" if parts.backbone.bidirectional else "causal",
+            "pooling": parts.pooling,
+            "normalize": parts.normalize,
+            "input": parts.input_format.spec.model_dump(mode="json"),
+            **sentence_transformers,
+            "notes": notes,
+            "model_type": parts.backbone.config.model_type,
+            "dimensions": parts.backbone.width,
+            "proof": dataclasses.asdict(proof),
+            "versions": _versions(),
+            "history": history or [],
+            "recipe": recipe.model_dump(mode="json") if recipe else None,
+            **({"merge": merge} if merge else {}),
+        }
+        written = parts if dtype is None else _open(partial, facts)
+        facts["fingerprint"] = written.backbone.fingerprint()
+        facts["golden"] = {"texts": list(GOLDEN), "vectors": _golden(vectors_of(written, list(GOLDEN)))}
+        write_json(partial / FACTS, facts)
+        text = model_card.render(facts, parts.input_format, REQUIREMENTS) if card is None else card
+        (partial / "README.md").write_text(text, encoding="utf-8")
+
+
+def read(folder: Path, dtype: str = "auto") -> Parts:
+    """The parts that `write` wrote, proven again. ValueError if `folder` is not such a directory."""
+    return _open(folder, read_facts(folder), dtype)
+
+
+def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from llm2enc.model import Backbone, naming_untrusted_code, prove
+    from llm2enc.model import limits as positions
+    from llm2enc.recipe import InputSpec
+    from llm2enc.text import InputFormat
+
+    spec = InputSpec.model_validate_json(json.dumps(facts["input"]))
+    config = trunk_config.read(folder)
+    positions.check(config, {"input.max_tokens": spec.max_tokens})
+    with naming_untrusted_code(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if facts.get("tokenizer"):
+        tokenizer = rules.restore(tokenizer, facts["tokenizer"])
+    input_format = InputFormat(spec, tokenizer)
+    model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, trust_remote_code=False, dtype=dtype)
+    backbone = Backbone(model, bidirectional=facts["attention"] == "bidirectional")
+    if torch.cuda.is_available():
+        backbone.to("cuda")
+    prove(backbone)
+    return Parts(backbone, input_format, facts["pooling"], facts["normalize"])
+
+
+# ------------------------------------------------------------------------------------------------------------- modules
+
+
+def _write_modules(parts: Parts, folder: Path) -> dict[str, Any]:
+    """Tokenizer and sentence-transformers' files; what they can say of this encoder and what not."""
+    input_format, pooling = parts.input_format, parts.pooling
+    split = exported.layout(input_format)
+    rows = parts.backbone.trunk.get_input_embeddings().num_embeddings
+    written = exported.write(input_format, split, folder, pooling, rows)
+    differences = exported.telling(written.differences)
+    # A prompt that gives other ids for a plain text is left out: an error that names it is better than a wrong vector.
+    broken = {d.prompt for d in differences if d.kind == "prompt" or (d.kind == "ids" and d.probe == "a plain text")}
+    prompts = {name: prompt for name, prompt in written.prompts.items() if prompt is not None and name not in broken}
+    write_json(folder / "modules.json", _modules(parts.normalize))
+    (folder / "1_Pooling").mkdir()
+    write_json(folder / "1_Pooling" / "config.json", _pooling(parts.backbone.width, pooling, written.include_prompt))
+    if parts.normalize:
+        (folder / "2_Normalize").mkdir()
+        write_json(folder / "2_Normalize" / "config.json", {})  # an empty folder would not survive git
+    write_json(
+        folder / "sentence_bert_config.json",
+        _transformer(exported.max_seq_length(input_format, split), trunk_config.model_args(parts)),
+    )
+    write_json(folder / "config_sentence_transformers.json", _top(prompts))
+    return {
+        "native": not differences,
+        "reason": _reason(differences, parts, written.rules is not None) if differences else "",
+        "prompts": prompts,
+        "prefixes": {name: written.prefixes[name] for name in prompts},
+        "tokenizer": written.changed,
+        "differences": [dataclasses.asdict(difference) for difference in differences],
+        "notes": _notes(written, input_format, pooling),
+    }
+
+
+def _notes(written: exported.Written, input_format: "InputFormat", pooling: "Pooling") -> list[str]:
+    """What a user of other programs should know, although it is no difference or a rare one."""
+    notes = []
+    if len(exported.telling(written.differences)) < len(written.differences):
+        notes.append("An empty text has a vector here; other programs give it another one, or fail.")
+    if not written.include_prompt:
+        notes.append(
+            "The prompt is not pooled. Only sentence-transformers knows this rule (include_prompt: false); vLLM and "
+            "text-embeddings-inference pool the prompt too and give other vectors for texts with one. To be exact "
+            "there, train with `pool: true` on every part of both templates."
+        )
+    if written.rules is not None:
+        notes.append(
+            f"`{rules.MARK}` in a prompt marks where the text begins. The tokenizer puts in its place what the template "
+            "has there; `prefixes` in llm2enc.json has it written out, for programs with a tokenizer of their own."
+        )
+    rare = exported.rare(input_format, written, pooling)
+    if rare:
+        notes.append(f"Other programs read these texts a little differently: {', '.join(rare)}.")
+    if exported.cuts_inside_characters(input_format, written.tokenizer, written.prompts["document"] or ""):
+        notes.append(
+            "A text beyond the limit is cut at a whole character by llm2enc, and inside one by other programs, if the "
+            "limit falls inside a character of several tokens (emoji): up to three tokens differ."
+        )
+    return notes
+
+
+def _modules(normalize: bool) -> list[dict[str, Any]]:
+    """modules.json with the class paths that vLLM and text-embeddings-inference compare with; new releases know both."""
+    rows = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
+    return [
+        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for number, (path, name) in enumerate(rows)
+    ]
+
+
+def _pooling(width: int, pooling: "Pooling", include_prompt: bool) -> dict[str, Any]:
+    """1_Pooling/config.json in the new schema, and with the old keys that vLLM and text-embeddings-inference read.
+
+    Not with `word_embedding_dimension`: no engine needs it, and sentence-transformers would call it deprecated.
+    """
+    mode = POOLING_MODES[pooling]
+    old = {
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_max_tokens": "max",
+        "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+        "pooling_mode_weightedmean_tokens": "weightedmean",
+        "pooling_mode_lasttoken": "lasttoken",
+    }
+    return {
+        "embedding_dimension": width,
+        **{key: name == mode for key, name in old.items()},
+        "pooling_mode": mode,
+        "include_prompt": include_prompt,
+    }
+
+
+def _transformer(limit: int, model_args: dict[str, Any]) -> dict[str, Any]:
+    """sentence_bert_config.json. Releases before 5.4, which may run a causal model, stop at `transformer_task` and on."""
+    return {
+        **({"model_args": model_args} if model_args else {}),
+        "max_seq_length": limit,
+        "do_lower_case": False,
+        "transformer_task": "feature-extraction",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        "module_output_name": "token_embeddings",
+    }
+
+
+def _top(prompts: dict[str, str]) -> dict[str, Any]:
+    """config_sentence_transformers.json."""
+    return {
+        "model_type": "SentenceTransformer",
+        "__version__": {name: value for name, value in _versions().items() if name in ("transformers", "torch")},
+        "prompts": prompts,
+        # Without it, `encode(texts)` would leave out what the document template has before the text.
+        "default_prompt_name": "document" if prompts.get("document") else None,
+        "similarity_fn_name": "cosine",
+        "requirements": {
+            name: {"specifier": specifier, "reason": "Older releases may run this model with causal attention."}
+            for name, specifier in REQUIREMENTS.items()
+        },
+    }
+
+
+def _reason(differences: list[Difference], parts: Parts, ruled: bool) -> str:
+    """What sentence-transformers can't do as we do, and what in the recipe would change that.
+
+    ruled  whether the prompts are left out of the pool by rules, so that only what depends on the text is left
+    """
+    sentences = []
+    unsaid = _names(d.prompt for d in differences if d.kind == "prompt")
+    if unsaid:
+        sentences.append(
+            f"the prompts {unsaid} are left out: what they change is not a prefix of the text, so only llm2enc can build "
+            "their input. Give both templates the same parts after the text, and Echo templates no instruction"
+        )
+    pooled = [d for d in differences if d.kind == "pool"]
+    if pooled and ruled:
+        sentences.append(
+            f"whether the whitespace in front of the text is a token of its own, and left out of the pool, depends on the "
+            f"text ({_names(d.probe for d in pooled)}; prompts {_names(d.prompt for d in pooled)}), and it leaves out one "
+            "number of tokens for all; to make it exact, write that whitespace as a part of its own that is pooled, "
+            '`{literal: " ", pool: true}`'
+        )
+    elif pooled and _is_echo(parts):
+        sentences.append(
+            "it pools both copies of the text, and we the second alone, which is what makes Echo work; use "
+            "llm2enc.Encoder.load for this directory, or train with `pooling: last` and a pooled EOS"
+        )
+    elif pooled:
+        remedy = {"last": "the last part", "first": "the first part"}.get(parts.pooling, "every part")
+        sentences.append(
+            f"it pools tokens that our template reads only ({_names(d.prompt for d in pooled)}); to make it exact, set "
+            f"`pool: true` on {remedy} of both templates"
+        )
+    ids = [d for d in differences if d.kind == "ids"]
+    if ids:
+        spec = parts.input_format.spec
+        why = [
+            text
+            for text, true in (
+                ("`strip: outer` removes whitespace at the ends", spec.strip == "outer"),
+                ("`tokenize: pieces` splits the prompt from the text", spec.tokenize == "pieces"),
+                ("`max_text_tokens` counts the text alone", spec.max_text_tokens is not None),
+            )
+            if true
+        ]
+        sentences.append(
+            f"token ids differ for {_names(d.probe for d in ids)} (prompts {_names(d.prompt for d in ids)})"
+            + (f"; {' and '.join(why)}" if why else "; the tokenizer joins the text with what stands beside it")
+        )
+    return "sentence-transformers can't do all of it: " + ". And ".join(sentences) + "."
+
+
+def _is_echo(parts: Parts) -> bool:
+    return sum(part.slot == "text" for part in parts.input_format.spec.document) > 1
+
+
+def _names(items: Iterator[str]) -> str:
+    return ", ".join(dict.fromkeys(items))
+
+
+# ------------------------------------------------------------------------------------------------------ facts and files
+
+
+def _golden(vectors: np.ndarray) -> list[list[float]]:
+    """Vectors of the golden texts (N, D), six decimals, for whoever opens the directory with another program."""
+    return np.round(vectors.astype(np.float64), 6).tolist()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("llm2enc", "torch", "transformers", "tokenizers", "peft"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a source tree that was never installed
+            found[name] = "unknown"
+    return found

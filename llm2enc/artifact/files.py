@@ -1,0 +1,129 @@
+"""An exported directory as files: its facts, and how one is written beside its place."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llm2enc.storage import leftovers, naming, part, replace_text, scratch, sync, sync_one
+
+FACTS = "llm2enc.json"
+FORMAT = 1
+
+_log = logging.getLogger(__name__)
+
+
+class CannotExport(ValueError):
+    """An encoder that a form can't hold; the message says why, and what can be done."""
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The content of llm2enc.json. ValueError if `folder` is not an export that this release reads."""
+    path = folder / FACTS
+    if not folder.exists():
+        put_back(folder)
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not a directory written by llm2enc: it has no {FACTS}. Convert a model first: "
+            "llm2enc convert NAME -o DIR"
+        )
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{path} is damaged: it is not valid JSON. Export the directory again") from None
+    if facts.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} has format {facts.get('format')!r}, this llm2enc reads format {FORMAT}; install the release that "
+            f"wrote it ({facts.get('versions', {}).get('llm2enc', 'unknown')}), or a newer one"
+        )
+    return facts
+
+
+def recipes_of(facts: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """The recipe that made an encoder, or those of all that were merged into it; None for one that is not known."""
+    if "merge" not in facts:
+        return [facts["recipe"]]
+    return [recipe for parent in facts["merge"]["parents"] for recipe in parent["recipes"]]
+
+
+def check_target(folder: Path) -> None:
+    """ValueError if `folder` holds something that is not an older export."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give a directory")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS).is_file():
+        raise ValueError(
+            f"{folder} is not empty and no export of llm2enc ({FACTS} is missing); choose another directory"
+        )
+
+
+@contextmanager
+def beside(folder: Path) -> Iterator[Path]:
+    """An empty directory beside `folder` that takes its place in the end, or is removed if anything goes wrong.
+
+    All of it is on the disk before it has the name. For a moment there is neither the former directory nor the new one
+    under it: of a process that was killed then, `put_back` repairs what it left. A link stays a link: what it points to is
+    replaced.
+    """
+    folder = folder.resolve()
+    put_back(folder)
+    former = part(folder, "former")
+    with scratch(folder) as partial:
+        with naming(folder):
+            yield partial
+            _share(partial)
+            sync(partial)
+        try:
+            if folder.exists():
+                folder.rename(former)
+            partial.rename(folder)
+        except BaseException:
+            if former.exists() and not folder.exists():
+                former.rename(folder)
+            raise
+    sync_one(folder.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def put_back(folder: Path) -> None:
+    """Bring back the directory that a killed process had taken away to put another one in its place.
+
+    Where the new one is in its place already, the former one goes. ValueError, which says where it is, if it can't be
+    moved.
+    """
+    folder = folder.resolve()
+    formers = sorted(leftovers(folder, "former"), key=lambda path: path.stat().st_mtime)
+    if not formers:
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        for former in formers:
+            shutil.rmtree(former, ignore_errors=True)
+        return
+    try:
+        formers[-1].replace(folder)
+    except OSError as error:
+        if folder.is_dir():  # another process was first
+            return
+        raise ValueError(
+            f"a process that replaced {folder} was killed on the way, and the former directory can't be put back "
+            f"({error.strerror}); it is {formers[-1]}: rename it"
+        ) from None
+    _log.warning("%s was being replaced by a process that was killed; the former directory is back", folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as JSON that people can read; the file is replaced whole."""
+    replace_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def _share(folder: Path) -> None:
+    """Give all files the rights that the umask gives: safetensors makes its own readable to their owner alone."""
+    probe = folder / ".rights"
+    probe.touch()
+    rights = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(rights)

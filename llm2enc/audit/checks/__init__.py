@@ -1,0 +1,1 @@
+"""Checks of a data source, each reading chunks of rows once."""

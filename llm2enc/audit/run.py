@@ -1,0 +1,102 @@
+"""The data doctor: what a source holds, as the model will see it, and what is wrong with it.
+
+examine(path="pairs.jsonl")                       one file, glob, folder or hub data set
+examine(recipe=load_recipe("pocket"))             every source of every stage, against the recipe's own evaluation
+examine_rows(pairs, Setting(Batching(64)))        rows in memory
+
+One pass over each source, in memory that does not grow with the texts (slabs.py). No weights are loaded.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from llm2enc.audit.checks.balance import mixture, one_source
+from llm2enc.audit.checks.contamination import EvaluationTexts, evaluation_texts
+from llm2enc.audit.checks.duplicates import Batching
+from llm2enc.audit.checks.lengths import Reading
+from llm2enc.audit.chunks import LIMIT
+from llm2enc.audit.examination import Setting, examine_rows
+from llm2enc.audit.report import Finding, Report, SourceReport, graded
+from llm2enc.audit.targets import Subject, name_of, of_path, of_recipe, opened, tasks_of
+from llm2enc.recipe import Recipe
+
+__all__ = ["Batching", "Finding", "Reading", "Report", "Setting", "SourceReport", "examine", "examine_rows"]
+
+
+def examine(
+    path: str | None = None,
+    recipe: Recipe | None = None,
+    evaluation: Iterable[str] = (),
+    model: str = "pocket",
+    examples: int = 2,
+    limit: int = LIMIT,
+    advance: Callable[[str, int], None] = lambda name, count: None,
+) -> Report:
+    """The report on a path, or on every data source of a recipe.
+
+    evaluation  task folders to compare with, besides the recipe's own evaluation
+    model       whose tokenizer counts, where there is no recipe
+    examples    rows to show as the model sees them
+    limit       rows of a source beyond which a sample is read
+    advance     hears the name of the source and how many more of its rows were read
+    raises      ValueError if the path can't be read; an unreadable source of a recipe is in the report
+    """
+    if path is None and recipe is None:
+        raise ValueError("nothing to look at: give a path of data, or a recipe")
+    subjects = of_path(path, recipe, model) if path is not None else of_recipe(recipe)
+    tasks = evaluation_texts(tasks_of(recipe, evaluation))
+    report = Report(evaluation=tasks.counts)
+    read: list[tuple[Subject, SourceReport]] = []
+    for subject in subjects:
+        try:
+            read.append((subject, _examine_one(subject, tasks, examples, limit, advance)))
+        except ValueError as error:
+            if len(subjects) == 1:
+                raise
+            report.unreadable[name_of(subject)] = str(error)
+    report.sources = [source for _, source in read]
+    if path is None:
+        _compare_sources(recipe, read)
+    return report
+
+
+def _compare_sources(recipe: Recipe, read: list[tuple[Subject, SourceReport]]) -> None:
+    """Add what is out of proportion between the sources of a stage."""
+    for number, stage in enumerate(recipe.stages):
+        members = [
+            (subject.spec.weight, source) for subject, source in read if subject.number == number and source.rows
+        ]
+        if members:
+            weights, sources = zip(*members, strict=True)
+            shares = mixture([source.available for source in sources], weights, stage.mixture_alpha)
+            sources[int(shares.argmax())].findings += one_source(shares)
+
+
+def _examine_one(
+    subject: Subject,
+    tasks: EvaluationTexts,
+    examples: int,
+    limit: int,
+    advance: Callable[[str, int], None],
+) -> SourceReport:
+    subject, source = opened(subject)
+    setting = Setting(
+        batching=replace(subject.batching, in_batch_negatives=subject.spec.in_batch_negatives),
+        reading=subject.reading,
+        evaluation=tasks if tasks.counts else None,
+        examples=examples,
+        limit=limit,
+        stage=subject.stage,
+    )
+    name = name_of(subject)
+    report = examine_rows(source.rows, setting, name, lambda count: advance(name, count))
+    report.recognised = source.recognised
+    if source.dropped:
+        total = report.rows + source.dropped
+        what = (
+            f"{source.dropped:,} of {total:,} rows have no query, no positive or no text, and training leaves them out"
+        )
+        remedy = "row numbers below count the others; fill these rows or take them out"
+        severity = graded(source.dropped / total, warning=0.001, error=0.5)
+        report.findings.append(Finding("left-out", severity, what, remedy, source.dropped, total))
+    return report

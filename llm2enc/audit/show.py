@@ -1,0 +1,80 @@
+"""Rows exactly as the model will see them: token by token, with those that enter the vector marked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from llm2enc.audit.checks.lengths import Reading, asked, encodable
+from llm2enc.data import Pair
+from llm2enc.recipe import Role
+
+
+def show(rows: Sequence[Pair | str], reading: Reading) -> list[dict[str, Any]]:
+    """Each row's texts as `seen` gives them, by side."""
+    return [
+        {side: [seen(text, *asked(side, row), reading) for text in texts] for side, texts in _sides(row)}
+        for row in rows
+    ]
+
+
+def seen(text: str, instruction: str, role: Role, reading: Reading) -> dict[str, Any]:
+    """The pieces of an input with their pooling flags; joined, the pieces are the decoded input."""
+    if reading.block_tokens:
+        ids = reading.input_format.plain_ids([encodable(text)])[0]
+        pool, truncated = [True] * len(ids), False
+    else:
+        tokens = reading.input_format.pack([encodable(text)], instruction, role, reading.max_tokens)
+        ids, pool, truncated = tokens.ids.tolist(), tokens.pool.tolist(), bool(tokens.truncated[0])
+    return {
+        "instruction": instruction,
+        "pieces": pieces(reading.input_format.tokenizer, ids),
+        "pooled": pool,
+        "tokens": len(ids),
+        "truncated": truncated,
+    }
+
+
+def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The part of the decoded text that each token adds: empty for a token that ends inside of a character.
+
+    Decoding a token alone would lose the space in front of it (SentencePiece) or give half a character (byte level).
+    """
+
+    def decoded(count: int) -> str:
+        return tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    found: list[str] = []
+    known = 0
+    for count in range(1, len(ids) + 1):
+        text = decoded(count)
+        whole = len(text.rstrip("\ufffd")) if count < len(ids) else len(text)
+        found.append(text[known:whole])
+        known = max(known, whole)
+    return found
+
+
+def marked(view: dict[str, Any], most: int = 60) -> str:
+    """One line: pieces between bars, runs of pooled ones in brackets, the middle of a long input left out."""
+    line, pooled = "", False
+    for place, (piece, pool) in enumerate(zip(view["pieces"], view["pooled"], strict=True)):
+        if most // 2 <= place < len(view["pieces"]) - most // 2 and len(view["pieces"]) > most:
+            if place == most // 2:
+                line += f" ... {len(view['pieces']) - 2 * (most // 2)} tokens ... "
+            continue
+        if pool != pooled:
+            line += "[" if pool else "]"
+        elif line and not line.endswith(("[", "]")):
+            line += "|"
+        pooled = pool
+        line += piece.replace("\n", "\\n")
+    return line + ("]" if pooled else "")
+
+
+def _sides(row: Pair | str) -> list[tuple[str, list[str]]]:
+    if isinstance(row, str):
+        return [("text", [row])]
+    return [
+        ("query", [row.query]),
+        ("positive", [row.positive]),
+        ("other", list(row.others)),
+        ("negative", list(row.negatives)),
+    ]

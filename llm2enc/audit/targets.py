@@ -1,0 +1,192 @@
+"""What a user names becomes sources to read: a path, a hub id, or all data of a recipe."""
+
+import glob
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+from llm2enc import data
+from llm2enc.audit.checks.duplicates import Batching
+from llm2enc.audit.checks.lengths import Reading
+from llm2enc.audit.chunks import Row
+from llm2enc.data import Rows, Stream, open_table, schema_of, source_name
+from llm2enc.evaluation import Task, docstring_tasks, find_tasks, read_task
+from llm2enc.model import load_tokenizer
+from llm2enc.recipe import (
+    ClmStage,
+    ContrastiveStage,
+    DataSpec,
+    DocstringEval,
+    DocstringsData,
+    FilesData,
+    HubData,
+    InputSpec,
+    MntpStage,
+    ModelSpec,
+    Part,
+    Recipe,
+    Stage,
+)
+from llm2enc.text import InputFormat, surrounding
+
+BATCH_SIZE = 64  # of a path without a recipe
+MAX_TOKENS = 512
+_TABLES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One source as one stage reads it."""
+
+    spec: DataSpec
+    stage: str
+    batching: Batching
+    reading: Reading
+    number: int = 0
+    """Number of the stage in the recipe."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source that can be read."""
+
+    rows: Rows[Row] | Stream[Row]
+    recognised: dict[str, str]
+    dropped: int
+    """Rows without a query, a positive or a text, which training leaves out; of a stream they are not counted."""
+
+
+def of_recipe(recipe: Recipe) -> list[Subject]:
+    """Every source of every stage, with the recipe's own template, tokenizer and limits. No weights are read."""
+    input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
+    return [
+        Subject(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number)
+        for number, stage in enumerate(recipe.stages)
+        for spec in stage.data
+    ]
+
+
+def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> list[Subject]:
+    """The files that a path names: one source, or one per file of a folder that is no BEIR data set.
+
+    recipe  its template and tokenizer are used; pairs are read as its contrastive stage would, texts as its first stage
+    """
+    specs = _specs(path)
+    if recipe is None:
+        reading = _plain_reading(model)
+        return [Subject(spec, "", Batching(BATCH_SIZE), reading) for spec in specs]
+    input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
+    stage = next((stage for stage in recipe.stages if stage.objective == "contrastive"), None)
+    if stage is None:
+        reading = Reading(input_format, described=f"template and tokenizer of recipe {recipe.name}")
+        return [Subject(spec, "", Batching(BATCH_SIZE), reading) for spec in specs]
+    return [Subject(spec, "", *_of_stage(stage, input_format, recipe.name)) for spec in specs]
+
+
+def opened(subject: Subject) -> tuple[Subject, Opened]:
+    """The rows of a subject; its stage is `contrastive` or `texts` where only the data can tell.
+
+    raises  ValueError if the source can't be read
+    """
+    if subject.stage not in ("", "contrastive"):
+        rows = data.read_texts(subject.spec)
+        return subject, Opened(rows, {"format": "texts"}, _dropped(rows))
+    try:
+        recognised, rows = data.examine(subject.spec)
+    except ValueError:
+        if subject.stage or not _is_one_column(subject.spec):
+            raise
+        texts = data.read_texts(subject.spec)
+        given = {"format": "texts", "why": "one column of text", "block": block(subject.spec)}
+        return replace(subject, stage="texts"), Opened(texts, given, _dropped(texts))
+    given = {"format": recognised.format, "why": str(recognised)}
+    if not subject.stage:
+        given["block"] = block(subject.spec)
+    return replace(subject, stage="contrastive"), Opened(rows, given, _dropped(rows))
+
+
+def block(spec: DataSpec) -> str:
+    """The source as YAML, to paste into a stage of a recipe."""
+    fields = {key: value for key, value in spec.model_dump(mode="json").items() if value != _default(spec, key)}
+    return yaml.safe_dump({"data": [fields]}, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:
+    """The evaluation tasks of a recipe and of further folders, each name once."""
+    seen: set[str] = set()
+    given = [*(recipe.evaluation if recipe else ()), *folders]
+    for spec in given:
+        if isinstance(spec, DocstringEval):
+            tasks: Iterable[Task] = docstring_tasks(spec)
+        else:
+            path, names = (spec, None) if isinstance(spec, str) else (spec.path, spec.tasks)
+            if not Path(path).is_dir():
+                raise ValueError(f"{path}: no such folder of evaluation tasks")
+            tasks = (read_task(folder) for folder in find_tasks(Path(path), names).values())
+        for task in tasks:
+            if task.name not in seen:
+                seen.add(task.name)
+                yield task
+
+
+def _of_stage(stage: Stage, input_format: InputFormat, recipe: str) -> tuple[Batching, Reading]:
+    described = f"template and tokenizer of recipe {recipe}"
+    if isinstance(stage, ClmStage | MntpStage):
+        words = f"tokenizer of recipe {recipe}; texts are joined and cut into blocks of {stage.block_tokens} tokens"
+        return Batching(1), Reading(input_format, block_tokens=stage.block_tokens, described=words)
+    mask = isinstance(stage, ContrastiveStage) and stage.mask_duplicates
+    return Batching(stage.batch_size, mask_duplicates=mask), Reading(
+        input_format, stage.max_tokens, described=described
+    )
+
+
+def _plain_reading(model: str) -> Reading:
+    """The texts themselves, between the special tokens that the tokenizer puts around them."""
+    tokenizer = load_tokenizer(ModelSpec(name=model))
+    begins, ends = surrounding(tokenizer)
+    parts = (
+        *([Part(special="bos", pool=True)] if begins else []),
+        Part(slot="text", pool=True),
+        *([Part(special="eos", pool=True)] if ends else []),
+    )
+    spec = InputSpec(query=parts, document=parts, max_tokens=MAX_TOKENS)
+    described = f"tokenizer of {model}, no template, {MAX_TOKENS} tokens at most; --recipe or --model for another"
+    return Reading(InputFormat(spec, tokenizer), plain=True, described=described)
+
+
+def _specs(path: str) -> list[DataSpec]:
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / f"corpus.jsonl{end}").is_file() for end in ("", ".gz")):
+        files = sorted(file for file in folder.iterdir() if file.is_file() and set(file.suffixes) & set(_TABLES))
+        if not files:
+            raise ValueError(
+                f"{path} holds no file that can be read as data: expected {', '.join(_TABLES)}, or a BEIR data set"
+            )
+        return [FilesData(kind="files", path=str(file)) for file in files]
+    looks_local = path.startswith((".", "/", "~")) or set(Path(path).suffixes) & set(_TABLES) or path.count("/") != 1
+    if folder.exists() or glob.has_magic(path) or looks_local:
+        return [FilesData(kind="files", path=path)]
+    return [HubData(kind="hub", path=path, streaming=True)]
+
+
+def _is_one_column(spec: DataSpec) -> bool:
+    """Whether the table is of texts: it has a column `text`, or no other than one."""
+    if isinstance(spec, DocstringsData):
+        return False
+    names = schema_of(open_table(spec))
+    return "text" in names or len(names) == 1
+
+
+def _dropped(rows: Rows[Row] | Stream[Row]) -> int:
+    return 0 if isinstance(rows, Stream) else rows.dropped
+
+
+def _default(spec: DataSpec, key: str) -> object:
+    field = type(spec).model_fields[key]
+    return field.default if not field.is_required() else None
+
+
+def name_of(subject: Subject) -> str:
+    return source_name(subject.spec)

@@ -1,0 +1,66 @@
+"""The command line. Heavy imports stay inside the commands, so that `--help` and a wrong recipe answer at once.
+
+Exit codes: 0 done, 1 failed (also for a disk that is full or closed), 2 usage or bad input, 3 refused (can't be converted
+or exported), 130 interrupted (Ctrl-C or SIGTERM); the same command goes on from there.
+"""
+
+import sys
+
+import typer
+
+from llm2enc.cli.checking import data
+from llm2enc.cli.delivering import export, merge, verify
+from llm2enc.cli.encoding import encode
+from llm2enc.cli.making import convert, inspect, recipes
+from llm2enc.cli.measuring import compare, evaluate
+from llm2enc.cli.planning import plan
+from llm2enc.cli.shared import ending_well, say
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # help in plain text: rich takes three times as long to import as all the rest
+    help="Turn a decoder-only language model into a proven text encoder.",
+)
+_GOES_ON = "What is finished is kept: the same command goes on from here."
+_NOTHING_HALF = "Nothing half-written stands in its place: run the same command again."
+COMMANDS = {  # and what is kept when something from outside ends it
+    convert: "Finished stages and the last checkpoint are kept: the same command with --resume goes on from there.",
+    encode: "Finished rows are kept in OUT.partial: the same command goes on from there.",
+    evaluate: _GOES_ON,
+    compare: _GOES_ON,
+    data: "Nothing was written.",
+    verify: _NOTHING_HALF,
+    export: f"{_NOTHING_HALF} What a push has sent already is not sent again.",
+    merge: f"{_NOTHING_HALF} Scores that are finished are kept.",
+    inspect: "",
+    plan: "",
+    recipes: "",
+}
+for command, kept in COMMANDS.items():
+    app.command()(ending_well(command, kept))
+
+
+def main() -> None:
+    """Entry point: user errors become one message and an exit code, never a traceback."""
+    try:
+        app()
+    except KeyboardInterrupt:  # before a command has begun, which knows what is kept
+        say("Interrupted.")
+        sys.exit(130)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        say(f"error: {error}")
+        sys.exit(code)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for bad input, 3 for a refused model, 1 for a failed run; None for our own faults, which keep their traceback."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if names & {"CannotConvert", "CannotExport"}:
+        return 3
+    if names & {"NotFinite", "NothingLearnt"}:
+        return 1
+    return 2 if isinstance(error, ValueError | TypeError | OSError) else None

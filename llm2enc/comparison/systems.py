@@ -1,0 +1,146 @@
+"""What is compared: the readings of a causal language model, the stages of a run, encoders that exist already."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm2enc.comparison.variants import DEFAULT, Reading, find_readings, input_spec
+from llm2enc.encoding import Encoder, LoadType
+from llm2enc.evaluation import Opened, open_encoder
+from llm2enc.model import CannotConvert, load_config, load_tokenizer, text_config
+from llm2enc.model import limits as positions
+from llm2enc.recipe import ModelSpec, load_recipe
+from llm2enc.training import checkpoint
+
+SENTENCE_TRANSFORMER = "st:"  # before a hub id, which could be either
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One way of making vectors, ready to be measured. The weights may change when the next subject is asked for."""
+
+    name: str
+    description: str
+    encoder: Opened
+
+
+def is_run(model: str) -> bool:
+    return (Path(model) / "recipe.yaml").is_file()
+
+
+def is_encoder(model: str) -> bool:
+    files = ("llm2enc.json", "modules.json")
+    return model.startswith(SENTENCE_TRANSFORMER) or any((Path(model) / name).is_file() for name in files)
+
+
+def check(models: Sequence[str], names: Sequence[str] | None, max_text_tokens: int, dtype: LoadType = "auto") -> None:
+    """ValueError for what can be seen to be wrong before any weight is loaded."""
+    readings = find_readings(names or ())
+    if len(set(models)) < len(models):
+        raise ValueError(f"a model is named twice: {', '.join(models)}")
+    for model in models:
+        path = Path(model)
+        if (path.is_absolute() or model.startswith(".")) and not path.exists():
+            raise ValueError(f"{model}: no such directory")
+        if dtype != "auto" and (is_run(model) or is_encoder(model)):
+            raise ValueError(f"{model} says itself what its weights are held in; --dtype is for causal models")
+        if is_run(model):
+            load_recipe(path / "recipe.yaml")
+        elif is_encoder(model):
+            if names:
+                raise ValueError(
+                    f"{model} is an encoder and has its own reading; leave out --readings, or give its run"
+                )
+        else:
+            if path.is_dir() and not (path / "config.json").is_file():
+                raise ValueError(
+                    f"{model} holds neither a model (config.json), an encoder (modules.json) nor a run of llm2enc "
+                    "(recipe.yaml)"
+                )
+            spec = ModelSpec(name=model)
+            tokenizer, positions = load_tokenizer(spec), _positions(spec)
+            for reading in readings or find_readings(DEFAULT):
+                input_spec(reading, tokenizer, max_text_tokens, positions)
+
+
+def subjects(
+    model: str, names: Sequence[str] | None, max_text_tokens: int, dtype: LoadType, notes: list[str]
+) -> Iterator[Subject]:
+    """Everything to measure of one model. What has to be left out is said in `notes`.
+
+    names  readings; by default those of DEFAULT for a causal model and the recipe's own for the stages of a run
+    """
+    if is_run(model):
+        yield from _stages(Path(model), names, max_text_tokens, notes)
+    elif is_encoder(model):
+        name = model.removeprefix(SENTENCE_TRANSFORMER)
+        yield Subject("as saved", "an encoder, with its own input format and pooling", open_encoder(name))
+    else:
+        yield from _readings(model, find_readings(names or DEFAULT), max_text_tokens, dtype, notes)
+
+
+def _readings(
+    model: str, readings: list[Reading], max_text_tokens: int, dtype: LoadType, notes: list[str]
+) -> Iterator[Subject]:
+    spec = ModelSpec(name=model, dtype=_stored(dtype))
+    first = input_spec(readings[0], load_tokenizer(spec), max_text_tokens, _positions(spec))
+    try:
+        encoder = Encoder.from_causal_lm(spec, first)
+    except CannotConvert as refused:
+        readings = [reading for reading in readings if reading.causal]
+        notes.append(f"{model}: the bidirectional readings are left out. {refused}")
+        if not readings:
+            raise
+        encoder = Encoder.from_causal_lm(spec.model_copy(update={"attention": "causal"}), first)
+    for reading in readings:
+        yield Subject(reading.name, reading.description, _variant(encoder, reading, max_text_tokens))
+
+
+def _stages(run: Path, names: Sequence[str] | None, max_text_tokens: int, notes: list[str]) -> Iterator[Subject]:
+    recipe = load_recipe(run / "recipe.yaml")
+    encoder = Encoder.from_recipe(recipe)
+    own = f"{recipe.model.attention} attention, {recipe.pooling} pooling, template of the recipe"
+    readings = [
+        reading for reading in find_readings(names or ()) if reading.causal or recipe.model.attention == "bidirectional"
+    ]
+    if len(readings) < len(names or ()):
+        notes.append(f"{run}: its recipe keeps the model causal, so the bidirectional readings are left out")
+
+    def of(stage: str) -> Iterator[Subject]:
+        if not names:
+            yield Subject(stage, f"{stage}: {own}", encoder.variant())
+        for reading in readings:
+            variant = _variant(encoder, reading, max_text_tokens)
+            yield Subject(f"{stage} {reading.name}", f"{stage}: {reading.description}", variant)
+
+    yield from of("untrained")
+    for index, stage in enumerate(recipe.stages):
+        folder = run / f"{index}-{stage.objective}"
+        if not checkpoint.is_finished(folder):
+            notes.append(f"{run}: stage {folder.name} and what follows is not finished, so it is left out")
+            return
+        checkpoint.load_finished(folder, encoder.backbone, stage, recipe.seed)
+        yield from of(f"after {stage.objective}")
+
+
+def _variant(encoder: Encoder, reading: Reading, max_text_tokens: int) -> Encoder:
+    spec = input_spec(reading, encoder.input_format.tokenizer, max_text_tokens, _limit(encoder.backbone.config))
+    return encoder.variant(causal=reading.causal, pooling=reading.pooling, layer=reading.layer, input=spec)
+
+
+def _positions(spec: ModelSpec) -> int:
+    return _limit(text_config(load_config(spec)))
+
+
+def _limit(config) -> int:
+    limit = positions.limit(config)
+    return 2**31 if limit is None else limit.tokens
+
+
+def _stored(dtype: LoadType) -> str:
+    """What weights are held in where the user does not say: float32 on a CPU, for exactness; bfloat16 on a GPU."""
+    import torch
+
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if torch.cuda.is_available() else "float32"

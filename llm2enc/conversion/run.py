@@ -1,0 +1,182 @@
+"""The whole story: a causal language model becomes a text encoder.
+
+recipe -> load, convert, prove -> stage after stage -> export -> verify
+
+runs/pocket/
+  recipe.yaml      the resolved recipe
+  history.json     scores before training and after every stage
+  0-mntp/ ...      one folder per stage (checkpoint.py)
+  model/           the encoder, in the form other programs open
+"""
+
+import json
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm2enc import distributed
+from llm2enc.artifact import FACTS, put_back, read_facts
+from llm2enc.conversion import run_directory as folder
+from llm2enc.encoding import Encoder
+from llm2enc.evaluation import baselines, evaluate
+from llm2enc.model import limits as positions
+from llm2enc.model import load_config, load_tokenizer, text_config
+from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
+from llm2enc.storage import naming, replace_text, sweep
+from llm2enc.text import surrounding
+from llm2enc.training import checkpoint, train
+from llm2enc.verification import AT_THE_END_OF_A_CONVERSION, Parity, verify
+
+Row = dict[str, Any]  # {"stage": str, "scores": {metric: value}, "seconds": float}, of stages also parent and result
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a conversion leaves."""
+
+    folder: Path
+    encoder: Encoder
+    history: list[Row]
+    parity: list[Parity]
+    baselines: dict[str, float]
+    """TF-IDF's scores on the same docstrings: what an encoder should beat."""
+    already: bool = False
+    """Whether the run was finished before: everything but the verification was there."""
+
+
+def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bool = False) -> Result:
+    """Turn the recipe's causal LM into a text encoder in `out`.
+
+    resume     go on with an interrupted run of the same recipe; finished stages are loaded, not repeated
+    overwrite  delete what is in `out` first
+    raises     ValueError for a folder in use or data that can't be used, CannotConvert for a model that stays one-sided,
+               Interrupted after a checkpoint on Ctrl-C or SIGTERM in a stage, KeyboardInterrupt elsewhere, OSError for a
+               disk that is full or closed; however it ends, `resume` goes on to the same result, bit for bit
+    """
+    distributed.start()
+    out = Path(out)
+    with (
+        distributed.together("Finished stages and the last checkpoint are kept: go on with --resume"),
+        naming(out),
+        folder.opened(recipe, out, resume, overwrite),
+    ):
+        # A model that can't be converted is refused before anything is written.
+        encoder = Encoder.from_recipe(recipe)
+        folder.begin(recipe, out, overwrite)
+        try:
+            return _run(recipe, out, encoder)
+        finally:
+            if distributed.is_main():
+                _tidy(recipe, out)
+
+
+def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
+    """Everything that is not in `out` yet."""
+    if distributed.is_main():
+        put_back(out / "model")
+    history = _History(out, recipe)
+    for name, causal, pooling in _starting_points(recipe):
+        history.measure(name, encoder.variant(causal=causal, pooling=pooling), time.perf_counter())
+    for index, stage in enumerate(recipe.stages):
+        place = out / f"{index}-{stage.objective}"
+        started = time.perf_counter()
+        if checkpoint.is_finished(place):
+            checkpoint.load_finished(place, encoder.backbone, stage, recipe.seed)
+        else:
+            train(encoder, stage, place, recipe.seed, recipe.tracking)
+        history.measure(f"after {stage.objective}", encoder, started, key=place.name)
+    parity: list[Parity] = []
+    scores: dict[str, float] = {}
+    already = False
+    if distributed.is_main():
+        scores = baselines(recipe.evaluation)
+        already = _is_exported(out / "model", encoder, history.rows)
+        if not already:  # otherwise its other forms would be lost
+            encoder.save(out / "model", recipe=recipe, history=history.rows)
+        parity = verify(out / "model", AT_THE_END_OF_A_CONVERSION, encoder).rows
+    distributed.barrier()
+    return Result(out, encoder, history.rows, parity, scores, already)
+
+
+def _is_exported(place: Path, encoder: Encoder, history: list[Row]) -> bool:
+    """Whether this encoder stands in `place`, whole, with this history."""
+    if not (place / FACTS).is_file():
+        return False
+    facts = read_facts(place)
+    return facts["history"] == history and facts["fingerprint"] == encoder.backbone.fingerprint()
+
+
+def _tidy(recipe: Recipe, out: Path) -> None:
+    """Remove what a killed process, or one that found the disk full, left half-written."""
+    sweep(out / "model")
+    sweep(out / "history.json")
+    for index, stage in enumerate(recipe.stages):
+        checkpoint.tidy(out / f"{index}-{stage.objective}")
+
+
+def training_free(model: str) -> Recipe:
+    """The recipe that only converts, proves and exports `model` (hub id or directory), with mean pooling.
+
+    Special tokens are those the model's own tokenizer puts around a text; inputs are as long as usual, or as the model's
+    positions allow.
+    """
+    tokenizer = load_tokenizer(ModelSpec(name=model))
+    limit = positions.limit(text_config(load_config(ModelSpec(name=model))))
+    begins, ends = surrounding(tokenizer)
+    before = [{"special": "bos", "pool": True}] if begins else []
+    after = [{"special": "eos", "pool": True}] if ends else []
+    template = [*before, {"slot": "text", "pool": True}, *after]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(model).name)[:100].strip("-._") or "model"
+    usual = InputSpec.model_fields["max_tokens"].default
+    input = {"query": template, "document": template, "max_tokens": min(usual, limit.tokens) if limit else usual}
+    return load_recipe({"name": name, "model": {"name": model}, "input": input, "pooling": "mean"})
+
+
+def gains(history: list[Row]) -> list[Row]:
+    """For each stage, what it added to every score of the row before it."""
+    trained = [place for place, row in enumerate(history) if row["stage"].startswith("after ")]
+    return [
+        {
+            "stage": history[place]["stage"],
+            "gains": {
+                metric: score - history[place - 1]["scores"][metric]
+                for metric, score in history[place]["scores"].items()
+                if metric in history[place - 1]["scores"]
+            },
+        }
+        for place in trained
+        if place
+    ]
+
+
+def _starting_points(recipe: Recipe) -> list[tuple[str, bool, Pooling]]:
+    """What the untrained model scores, causal and as converted: the last row is where training starts."""
+    own = recipe.model.attention == "causal"
+    points: list[tuple[str, bool, Pooling]] = [("causal-last", True, "last"), ("causal-mean", True, "mean")]
+    start = (f"{recipe.model.attention}-{recipe.pooling}", own, recipe.pooling)
+    return [*(point for point in points if point[1:] != start[1:]), start]
+
+
+class _History:
+    """Scores by stage, kept on disk so that a resumed run measures nothing twice."""
+
+    def __init__(self, out: Path, recipe: Recipe):
+        self.path = out / "history.json"
+        self.specs = recipe.evaluation
+        self.rows: list[Row] = json.loads(self.path.read_text()) if self.path.is_file() else []
+
+    def measure(self, name: str, encoder: Encoder, started: float, key: str = "") -> None:
+        """Add a row unless it is there already. `key` tells two stages of one objective apart."""
+        identity = f"{key or 'start'}/{name}"
+        if distributed.is_main() and identity not in [row["key"] for row in self.rows]:
+            seconds = time.perf_counter() - started
+            scores = evaluate(encoder, self.specs)
+            row = {"key": identity, "stage": name, "scores": scores, "seconds": round(seconds, 1)}
+            if key:  # the chain of parents: which weights the stage's adapter belongs to, and what it made of them
+                finished = json.loads((self.path.parent / key / "finished.json").read_text())
+                row |= {"parent": finished["parent"], "result": finished["result"]}
+            self.rows.append(row)
+            replace_text(self.path, json.dumps(self.rows, indent=1))
+        distributed.barrier()

@@ -1,0 +1,162 @@
+"""Any encoder on disk or on the hub, behind one face: ours, and those of sentence-transformers."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from llm2enc.artifact import put_back
+from llm2enc.encoding import Encoder
+from llm2enc.evaluation.tasks import TextEncoder
+
+_PIECE = 1024  # texts that are tokenized at a time
+_WHENCE = ("_name_or_path", "transformers_version")  # of a configuration: says nothing of the vectors
+
+
+class Opened(TextEncoder, Protocol):
+    """An encoder that can say what its vectors depend on."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input; what goes beyond is cut."""
+        ...
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Its instructions by name."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Equal for two encoders that give the same vectors."""
+        ...
+
+    def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
+        """How a text is read that is encoded with these keywords; equal for two calls that give equal vectors."""
+        ...
+
+    def count_tokens(
+        self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
+    ) -> int:
+        """Tokens that the model reads to encode the texts."""
+        ...
+
+
+def open_encoder(name: str) -> Opened:
+    """The encoder of a directory, of a run's folder, or of a hub id.
+
+    raises  ValueError if the directory holds no encoder, or sentence-transformers is needed and not installed
+    """
+    place = find(name)
+    return SentenceTransformerEncoder(name) if place is None else Encoder.load(place)
+
+
+def find(name: str) -> Path | None:
+    """Where an encoder of ours stands; None for what sentence-transformers opens. ValueError if it can't be either."""
+    folder = Path(name)
+    for place in (folder, folder / "model"):
+        if not place.exists():
+            put_back(place)
+        if (place / "llm2enc.json").is_file():
+            return place
+    if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ValueError(f"{name}: no such directory; expected one with an encoder, or a hub id such as owner/name")
+    if folder.is_dir() and not (folder / "modules.json").is_file():
+        raise ValueError(
+            f"{name} holds no encoder: neither llm2enc.json nor modules.json of sentence-transformers. For a causal "
+            "language model: `llm2enc compare` measures it as it is, `llm2enc convert DIR --training-free` makes an "
+            "encoder of it"
+        )
+    return None
+
+
+class SentenceTransformerEncoder:
+    """A model of sentence-transformers. Prompts are its own; an instruction is given in E5's form, `Instruct: ...`."""
+
+    def __init__(self, name: str):
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise ValueError(
+                f"{name} is opened by sentence-transformers, which is not installed: pip install 'llm2enc[serve]'"
+            ) from None
+        if not Path(name).is_dir():
+            _check_hub(name)
+        self.model = SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+        self.max_tokens: int = self.model.max_seq_length or 2**31
+        self.prompts: Mapping[str, str] = self.model.prompts
+        self._routed = any(hasattr(module, "sub_modules") for module in self.model)  # other weights for queries
+
+    def encode(
+        self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
+    ) -> np.ndarray:
+        asked = self._asked(instruction, prompt_name)
+        return self.model.encode(list(texts), **asked, convert_to_numpy=True, show_progress_bar=False)
+
+    def fingerprint(self) -> str:
+        import torch
+
+        model = self.model
+        digest = hashlib.sha256(repr([model, model.max_seq_length, model.truncate_dim, model.prompts]).encode())
+        for module in model.modules():
+            digest.update(json.dumps(_facts(module), sort_keys=True, default=str).encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
+        return json.dumps(self._asked(instruction, prompt_name))
+
+    def count_tokens(
+        self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
+    ) -> int:
+        asked = self._asked(instruction, prompt_name)
+        prompt, total = asked.pop("prompt"), 0
+        for start in range(0, len(texts), _PIECE):
+            read = self.model.preprocess([prompt + text for text in texts[start : start + _PIECE]], **asked)
+            # Static embeddings come packed, without a mask.
+            total += int(read["attention_mask"].sum()) if "attention_mask" in read else read["input_ids"].numel()
+        return total
+
+    def _asked(self, instruction: str | None, prompt_name: str | None) -> dict[str, str]:
+        """Keywords of the model's own `encode`: the prompt that is put before a text, and the route it takes."""
+        prompt = (
+            f"Instruct: {instruction}\nQuery: " if instruction else self.model.prompts.get(prompt_name or "document")
+        )
+        asks = bool(instruction) or prompt_name == "query"
+        return {"prompt": prompt or ""} | ({"task": "query" if asks else "document"} if self._routed else {})
+
+
+def _check_hub(name: str) -> None:
+    """ValueError for a hub model that is no encoder: sentence-transformers would put mean pooling over it, silently."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        hf_hub_download(name, "modules.json")
+    except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, of a hub that does not answer
+        raise ValueError(f"{name}: the hub can't be reached, and no copy of it is here ({error})") from None
+    except EntryNotFoundError:
+        raise ValueError(
+            f"{name} on the hub is no encoder (it has no modules.json); for a causal language model use `llm2enc compare` "
+            "or `llm2enc convert`"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ValueError(f"{name}: no such directory, and no such model on the hub that you may read") from None
+
+
+def _facts(module: Any) -> dict[str, Any]:
+    """What a module of sentence-transformers or transformers does besides its weights: its settings and tokenizer."""
+    facts = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
+    config = getattr(module, "config", None)
+    if hasattr(config, "to_dict"):
+        facts = facts | {"config": {key: value for key, value in config.to_dict().items() if key not in _WHENCE}}
+    tokenizer = getattr(module, "tokenizer", None)
+    tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of transformers; static embeddings have it bare
+    if hasattr(tokenizer, "to_str"):
+        # Truncation and padding are what the last call left behind.
+        facts = facts | {"tokenizer": json.loads(tokenizer.to_str()) | {"truncation": None, "padding": None}}
+    return facts

@@ -1,0 +1,47 @@
+"""Evaluation: what an encoder scores.
+
+evaluate(encoder, recipe.evaluation)   a flat dict: {"docstrings/ndcg@10": 0.41, "STSBenchmark-dev": 0.70, ...}
+baselines(recipe.evaluation)           the same of TF-IDF, for the docstrings
+score(encoder, task)                   one task, with everything needed to resample it
+suite.measure(encoder, tasks, ...)     many tasks: cached vectors, results on disk, resumed where interrupted
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from llm2enc.evaluation.docstrings import docstring_scores, docstring_tasks
+from llm2enc.evaluation.folders import find_tasks, read_task
+from llm2enc.evaluation.scoring import Instructions, score
+from llm2enc.evaluation.tasks import Outcome, Task, TextEncoder
+from llm2enc.recipe import DocstringEval, EvalSpec
+
+__all__ = ["Instructions", "Outcome", "TextEncoder", "baselines", "evaluate", "score"]
+
+
+def evaluate(encoder: TextEncoder, specs: Iterable[EvalSpec], instructions: Instructions = "own") -> dict[str, float]:
+    """The scores of a recipe's evaluations: three of the docstrings, the main metric of every other task by its name."""
+    scores: dict[str, float] = {}
+    for spec in specs:
+        if isinstance(spec, DocstringEval):
+            scores |= _docstrings(spec, lambda task: score(encoder, task, instructions))
+            continue
+        for folder in find_tasks(Path(spec.path), spec.tasks).values():
+            outcome = score(encoder, read_task(folder), instructions)
+            scores[outcome.task] = outcome.score
+    return scores
+
+
+def baselines(specs: Iterable[EvalSpec]) -> dict[str, float]:
+    """What TF-IDF scores on the docstring evaluations."""
+    from llm2enc.evaluation.tfidf import Tfidf
+
+    scores: dict[str, float] = {}
+    for spec in specs:
+        if isinstance(spec, DocstringEval):
+            scores |= _docstrings(spec, lambda task: score(Tfidf(task), task))
+    return scores
+
+
+def _docstrings(spec: DocstringEval, score_of: Callable[[Task], Outcome]) -> dict[str, float]:
+    retrieval, similarity = docstring_tasks(spec)
+    return docstring_scores(score_of(retrieval), score_of(similarity))

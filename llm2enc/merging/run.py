@@ -1,0 +1,113 @@
+"""Merging encoders: several exported directories become one, and one can be taken back towards its base.
+
+    merge(["runs/a/model", "runs/b/model"], "runs/soup")                         the mean (a model soup)
+    merge([...], "runs/soup", method="slerp", weights=[2, 1, 1])                 along the arc
+    merge(["runs/a/model"], "runs/mild", base="pocket", towards=0.3)             LM-Cocktail
+    scores(["runs/a/model", "runs/b/model"], "runs/soup", ["smoke"], "scores")   was it worth it?
+
+    average   sum_i w_i x_i / sum_i w_i                                                       arXiv 2203.05482
+    slerp     sin((1-t)o)/sin(o) x_0 + sin(t o)/sin(o) x_1, o the angle between x_0 and x_1   arXiv 2506.05176
+    towards   (1-t) merged + t base                                                           arXiv 2311.13534
+
+Each tensor is merged by itself, flattened. SLERP takes the angle from the directions and leaves the lengths alone: it
+turns the tensors as they are, so that two of one length give a third of that length. Where no arc is defined (parallel,
+opposite or zero tensors) it is the average. More than two are taken in one after another, each at its share of the weight
+so far, so their order matters. Sums are float64 and are rounded once, to the type the models are stored in.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llm2enc.artifact import check_target, read_facts, recipes_of
+from llm2enc.encoding import Encoder
+from llm2enc.merging.arithmetic import METHODS, Method, average
+from llm2enc.merging.checks import differences, names_in_base, unlike_base, wrong_arguments
+from llm2enc.merging.measuring import Row, check_sources, scores, table
+from llm2enc.merging.weights import WEIGHTS, Weights, fingerprint
+from llm2enc.model import resolve
+from llm2enc.storage import check_room, naming, scratch
+
+__all__ = ["Method", "Row", "check_sources", "merge", "scores", "table"]
+
+
+def merge(
+    folders: Sequence[str | Path],
+    out: str | Path,
+    *,
+    method: Method = "average",
+    weights: Sequence[float] | None = None,
+    base: str | Path | None = None,
+    towards: float = 0.0,
+) -> dict[str, Any]:
+    """Write the encoder merged from the exported directories `folders` to `out`; how it was made, as its llm2enc.json has.
+
+    weights  one per folder, equal by default; only their ratios count
+    base     a directory with the same trunk, exported or a causal LM whose head is ignored, or `pocket`
+    towards  share of the base in the result, 0 to 1
+    raises   ValueError with everything that does not fit, before any weight is read or anything written
+    """
+    places, out = [Path(folder) for folder in folders], Path(out)
+    shares = [1.0] * len(places) if weights is None else [float(weight) for weight in weights]
+    _raise(wrong_arguments(places, out, method, shares, base, towards))
+    check_target(out)
+    facts = [read_facts(place) for place in places]
+    parents = [Weights(place) for place in places]
+    ground = None if base is None else Weights(Path(resolve(str(base))))
+    faults = [fault for n in range(1, len(places)) for fault in differences(parents, facts, n)]
+    _raise(faults + ([] if ground is None else unlike_base(parents[0], ground)))
+    names = {} if ground is None else names_in_base(parents[0], ground)
+
+    def merged(name: str) -> Tensor:
+        below = None if ground is None else ground[names[name]]
+        return _merged([parent[name] for parent in parents], shares, method, below, towards)
+
+    size = sum((parents[0].folder / file).stat().st_size for file in set(parents[0].files.values()))
+    check_room(out.absolute().parent, 2 * size)  # for a moment the weights are there twice
+    record = {
+        "method": method,
+        "parents": [
+            {"fingerprint": fact["fingerprint"], "weight": share, "recipes": recipes_of(fact)}
+            for fact, share in zip(facts, shares, strict=True)
+        ],
+        "base": None if ground is None else fingerprint(ground, names, parents[0]),
+        "towards": float(towards),
+    }
+    with scratch(out.absolute(), "merged") as folder, naming(out):
+        _write_merged(parents[0], folder, merged)
+        Encoder.load(folder).save(out, merge=record)
+    return record
+
+
+def _merged(
+    tensors: list[Tensor], weights: list[float], method: Method, below: Tensor | None, towards: float
+) -> Tensor:
+    """One tensor of the result, in the type of the parents. Integers (a buffer) must be the same everywhere."""
+    first = tensors[0]
+    if not first.is_floating_point():
+        if any(not first.equal(tensor) for tensor in tensors[1:]):
+            raise ValueError("the models hold different integers under one name, which have no average")
+        return first
+    merged = METHODS[method](tensors, weights)
+    if below is not None:
+        merged = average([merged, below], [1 - towards, towards])
+    return merged.to(first.dtype)
+
+
+def _write_merged(parent: Weights, folder: Path, merged: Callable[[str], Tensor]) -> None:
+    """A copy of the parent's directory with other weights, in the same shards; one shard is in memory at a time."""
+    for path in parent.folder.iterdir():
+        if path.is_file() and path.name not in {WEIGHTS, *parent.files.values()}:
+            shutil.copy2(path, folder)
+    for file in sorted(set(parent.files.values())):
+        names = [name for name, place in parent.files.items() if place == file]
+        save_file({name: merged(name) for name in names}, folder / file, metadata={"format": "pt"})
+
+
+def _raise(faults: list[str]) -> None:
+    if faults:
+        raise ValueError("; ".join(faults))

@@ -1,0 +1,600 @@
+"""The causal language model under an encoder: load, convert or refuse, adapt, merge, hidden states, logits.
+
+The only file that knows the names transformers and PEFT give to things. No model file is subclassed or copied: a model
+is made bidirectional by `config.is_causal = False`, the switch that transformers and the serving engines read, and packed
+rows go through the attention function of `attention.py`.
+
+Legend: B texts, T tokens of the packed row, D width, V vocabulary, R rows.
+"""
+
+import copy
+import hashlib
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from llm2enc import distributed
+from llm2enc.model import attention
+from llm2enc.model import limits as positions
+from llm2enc.model.attention import NAME, Packing, allowed, packed_call
+from llm2enc.model.hooks import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
+from llm2enc.recipe import LoraSpec, ModelSpec
+from llm2enc.storage import replace_text
+from llm2enc.text import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Route = Literal["packed", "mask", "alone"]
+"""`packed`: our attention, no mask. `mask`: the family's own under a block-diagonal mask. `alone`: texts by length, one
+call each, for models with recurrent layers, which are causal anyway."""
+ADAPTER = "default"  # the name PEFT gives to the only adapter we keep
+
+
+class CannotConvert(ValueError):
+    """A model whose attention can't be made bidirectional; the message names the layer and the alternative."""
+
+
+# ------------------------------------------------------------------------------------------------------------ families
+
+
+@lru_cache
+def families() -> dict[str, dict[str, Any]]:
+    """What is known of each model_type: verdict (convertible, conditional, refused), reason, packed."""
+    return json.loads((Path(__file__).parent / "families.json").read_text(encoding="utf-8"))
+
+
+# What transformers calls layers whose attention a config can open to both sides, or that don't mix tokens at all.
+TWO_SIDED_LAYERS = {"full_attention", "sliding_attention", "indexed_attention", "mlp", "moe", "dense", "sparse"}
+ALIBI = "ALiBi's bias grows with the key's position whatever the query's, so without a causal mask the last tokens win"
+
+
+def one_sided_by_config(config: "PretrainedConfig") -> str:
+    """Why the configuration alone rules out a conversion; empty if it does not."""
+    known = families().get(config.model_type, {})
+    if known.get("verdict") == "refused":
+        return known["reason"]
+    for index, kind in enumerate(getattr(config, "layer_types", None) or []):
+        if kind not in TWO_SIDED_LAYERS:
+            return f"layer {index} is of kind {kind!r}, which reads in one direction or was never studied"
+    return ALIBI if getattr(config, "alibi", False) is True else ""
+
+
+def config_notes(config: "PretrainedConfig") -> list[str]:
+    """Conditions under which a conversion holds, one sentence each."""
+    limit = positions.limit(config)
+    return [] if limit is None else [f"inputs of more than {limit.tokens} tokens are refused: {limit.why}"]
+
+
+def text_config(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration of the text decoder: of a composite model (Gemma 3 with vision) only this one is obeyed."""
+    return config.get_text_config(decoder=True)
+
+
+def resolve(name: str) -> str:
+    """The directory of the packaged model for `pocket`; every other name as it is."""
+    return str(Path(__file__).parent.parent / "pocket") if name == "pocket" else name
+
+
+def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer.
+
+    raises  ValueError if it brings code of its own and the recipe does not trust it, or if its files hold no tokenizer
+    """
+    from transformers import AutoTokenizer
+
+    folder = resolve(spec.name)
+    with naming_untrusted_code(spec.name):
+        try:
+            return AutoTokenizer.from_pretrained(
+                folder, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            )
+        except (OSError, ImportError):  # not found, or a package is missing: both say what to do
+            raise
+        except Exception as error:  # a setting of the wrong type gives any, from TypeError to the tokenizers' own
+            raise ValueError(
+                f"the tokenizer of {folder} can't be opened: {type(error).__name__}: {error}; look at its tokenizer.json "
+                "and tokenizer_config.json"
+            ) from error
+
+
+def load_config(spec: ModelSpec) -> "PretrainedConfig":
+    """The model's configuration. ValueError if it brings code of its own and the recipe does not trust it."""
+    from transformers import AutoConfig
+
+    with naming_untrusted_code(spec.name):
+        config = AutoConfig.from_pretrained(
+            resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    return without_kernels(config)
+
+
+@contextmanager
+def naming_untrusted_code(name: str | Path) -> Iterator[None]:
+    """What transformers says of code that comes with a model, in terms of a recipe."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} brings Python code of its own, which runs only if the recipe says `model.trust_remote_code: true`; "
+            "read that code first, and set `model.revision` to the commit that you have read"
+        ) from None
+
+
+def without_kernels(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration without its word on kernels, which transformers would fetch from the hub and run.
+
+    A name such as `kernels-community/flash-attn` in a stranger's config.json is code that nobody has said yes to.
+    """
+    config._attn_implementation = None  # of nested configurations too
+    for part in (config, text_config(config)):
+        if getattr(part, "_experts_implementation", None) is not None:
+            part._experts_implementation = None
+    return config
+
+
+def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | None] | None = None) -> "Backbone":
+    """The backbone of a causal LM, bidirectional if the recipe says so.
+
+    seed     for `random` weights
+    lengths  tokens of the longest inputs, by the key that asks for them
+    raises   before any weight is read: CannotConvert for a known family that can't be converted, ValueError for inputs
+             that are too long for the model
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(spec)
+    reason = one_sided_by_config(text_config(config)) if spec.attention == "bidirectional" else ""
+    if reason:
+        raise CannotConvert(refusal(text_config(config).model_type, reason))
+    positions.check(text_config(config), lengths or {})
+    attention.register()
+    kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
+    if spec.weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, **kwargs)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve(spec.name), config=config, revision=spec.revision, use_safetensors=True, **kwargs
+        )
+    return Backbone(model, bidirectional=spec.attention == "bidirectional")
+
+
+def skeleton(spec: ModelSpec) -> "PreTrainedModel":
+    """The model of a spec on the meta device, from its configuration alone: names, shapes and types, no weights."""
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(spec)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, spec.dtype), trust_remote_code=spec.trust_remote_code
+        )
+
+
+def refusal(model_type: str, reason: str) -> str:
+    return (
+        f"{model_type} can't be made bidirectional: {reason}. Echo embeddings work on any causal model: set "
+        "`model.attention: causal` and an Echo input template (see the recipes pocket-echo and echo-mistral-7b)"
+    )
+
+
+# Where a model comes from, how it is stored, and its direction, which an encoder may override.
+_NO_SETTINGS = {
+    "_name_or_path", "architectures", "dtype", "is_causal", "pruned_heads", "transformers_version",
+    "use_bidirectional_attention", "use_cache",
+}  # fmt: skip
+
+# ------------------------------------------------------------------------------------------------------------ backbone
+
+
+class Backbone(nn.Module):
+    """A transformers model that reads packed rows. `model` may have a language-model head or be a bare trunk."""
+
+    def __init__(self, model: "PreTrainedModel", bidirectional: bool):
+        super().__init__()
+        attention.register()
+        self.model = model
+        self.bidirectional = bidirectional
+        self._peft: list[Any] = []  # PEFT's wrapper while an adapter trains; in a list, so that it is no submodule
+        self._outline: list[Backbone] = []  # this backbone without its layers' weights, while processes share them
+        self._convert()
+        self.route = self._choose_route()
+        self._pruning = LastLayerPruning(self.trunk) if self.route == "packed" else None
+        self._float32 = Float32Arithmetic(self.trunk)
+
+    # ---- facts
+
+    @property
+    def trunk(self) -> "PreTrainedModel":
+        """The text model without its head; what is exported and what adapters live in."""
+        if text_config(self.model.config) is not self.model.config:
+            return self.model.get_decoder()
+        base = self.model.base_model
+        if base is self.model and self.model.get_output_embeddings() is not None:  # Llama 4 misnames its trunk
+            return self.model.model
+        return base
+
+    @property
+    def config(self) -> "PretrainedConfig":
+        return text_config(self.model.config)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def width(self) -> int:
+        return self.config.hidden_size
+
+    @property
+    def has_head(self) -> bool:
+        return self.trunk is not self.model and self.model.get_output_embeddings() is not None
+
+    @property
+    def has_adapter(self) -> bool:
+        return bool(self._peft)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters that get a gradient, by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def fingerprint(self, adapter: bool = False) -> str:
+        """SHA-256 of the trunk's weights: what an adapter's parent is recognised by.
+
+        adapter  include the weights of the adapter itself, if there is one
+        """
+        digest = hashlib.sha256()
+        state = self.trunk.state_dict() if adapter and self.has_adapter else _plain_state(self.trunk)
+        for name, tensor in sorted(state.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration, without what says nothing of the states of given ids in a given direction."""
+        return {name: value for name, value in self.config.to_dict().items() if name not in _NO_SETTINGS}
+
+    # ---- forward
+
+    def hidden(self, tokens: Tokens, causal: bool | None = None, queries: Tensor | None = None) -> Tensor:
+        """Last-layer states after the final norm: (T, D).
+
+        causal   overrides the model's own direction for this call (a clm stage in a bidirectional model)
+        queries  (T,) bool: only these states are needed. Others come out undefined, and the last layer skips them.
+        """
+        causal = not self.bidirectional if causal is None else causal
+        # Never in training: a gradient cache runs once without a graph, and then again with one, and both must agree.
+        encoding = not (self.training or torch.is_grad_enabled())
+        widen = encoding and emulated(next(self.trunk.parameters()).dtype, self.device)
+        with self._float32.active(widen):
+            if self.route == "alone":
+                return self._alone(tokens)
+            row: dict[str, Any] = {
+                "input_ids": tokens.ids[None],
+                "position_ids": tokens.positions[None],
+                "use_cache": False,
+            }
+            if self.route == "mask":
+                return self._masked(tokens, row, causal)
+            wanted = None if queries is None or bool(queries.all()) else queries.cpu()
+            packing = Packing.of(tokens, causal)
+            last = packing if wanted is None else Packing.of(tokens, causal, wanted)
+            with packed_call():
+                return self.trunk(**row, packing=packing, last_packing=last).last_hidden_state[0]
+
+    @property
+    def depth(self) -> int:
+        """Number of decoder layers."""
+        return len(decoder_layers(self.trunk))
+
+    def layers(self, tokens: Tokens, causal: bool | None = None) -> list[Tensor]:
+        """States (T, D) of every layer: 0 is what the first layer is given, the last one what `hidden` returns.
+
+        raises  ValueError for models whose layers hand on something else than one row of states
+        """
+        states = LayerStates(self.trunk)
+        with states:
+            final = self.hidden(tokens, causal)
+        shape = (1, *final.shape)
+        if len(states.found) != self.depth + 1 or any(found.shape != shape for found in states.found):
+            raise ValueError(
+                f"the layers of {self.config.model_type} can't be read one by one: a vector of its last layer only"
+            )
+        return [*(found[0] for found in states.found[:-1]), final]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits (R, V) of last-layer states (R, D), with the family's scaling, bias and soft cap."""
+        return self._head(inputs_embeds=hidden[None]).logits[0]
+
+    @cached_property
+    def plain_head(self) -> bool:
+        """Whether logits are one linear layer, whose backward pass does not read them: they may be overwritten.
+
+        A soft cap (Gemma 2) is no such head: its backward pass needs what came out.
+        """
+        layer = self.model.get_output_embeddings()
+        if type(layer) is not nn.Linear:
+            return False
+        # Large, so that a cap of small logits shows too.
+        probe = torch.linspace(-100, 100, layer.in_features, device=self.device, dtype=layer.weight.dtype)[None]
+        with torch.no_grad():
+            return torch.equal(self.logits(probe), layer(probe))
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Compute activations again in the backward pass instead of keeping them."""
+        if on:
+            # Reentrant checkpointing gives no gradient at all if the first input (a frozen embedding) needs none.
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+    def set_attention_dropout(self, rate: float) -> None:
+        """Set the dropout on attention weights. ValueError if the family has none and `rate` is not zero."""
+        found = 0
+        for module in self.trunk.modules():
+            for name in ("attention_dropout", "attn_dropout", "attn_pdrop"):
+                value = getattr(module, name, None)
+                if isinstance(value, nn.Dropout):
+                    value.p, found = rate, found + 1
+                elif isinstance(value, int | float) and not isinstance(value, bool):
+                    setattr(module, name, rate)
+                    found += 1
+        if rate and not found:
+            raise ValueError(
+                f"{self.config.model_type} has no attention dropout to set to {rate}; set `attention_dropout: 0` and "
+                "rely on `lora.dropout` for noise"
+            )
+
+    # ---- adapters
+
+    def add_lora(self, spec: LoraSpec, seed: int) -> None:
+        """A fresh adapter on the trunk; everything else is frozen. Its weights are float32."""
+        from peft import LoraConfig, get_peft_model
+
+        targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
+        if isinstance(targets, list):  # PEFT is content if one of them matches
+            names = [f".{name}" for name, _ in self.trunk.named_modules()]
+            unknown = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]
+            if unknown:
+                linear = {name.rpartition(".")[2] for name, m in self.trunk.named_modules() if isinstance(m, nn.Linear)}
+                raise ValueError(f"lora.targets {unknown} match no module of this model; it has {sorted(linear)}")
+        config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets)
+        self.model.requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # PEFT puts its layers into the trunk itself; keeping its wrapper out of our modules keeps names clean.
+            self._peft = [get_peft_model(self.trunk, config)]
+        for layer in self._lora_layers():
+            if isinstance(layer.get_base_layer(), nn.Linear):
+                layer.forward = partial(_lora_linear, layer)
+        self.train(self.training)  # PEFT's new layers come in training mode, their dropout included
+
+    def train_everything(self, head: bool) -> None:
+        """All weights get a gradient; those of an untied head only with `head`."""
+        if any(parameter.dtype != torch.float32 for parameter in self.trunk.parameters()):
+            raise ValueError("full training needs `model.dtype: float32`: updates vanish in 16-bit weights")
+        self.model.requires_grad_(head)
+        self.trunk.requires_grad_(True)
+
+    def merge_lora(self) -> None:
+        """Add the adapter to the weights under it, in float32, and remove it."""
+        for layer in self._lora_layers():
+            weight = layer.get_base_layer().weight
+            # One rounding, at the end: merged in bfloat16, a delta below 2**-9 of the weight would vanish.
+            merged = weight.data.float() + layer.get_delta_weight(ADAPTER).float()
+            weight.data = merged.to(weight.dtype)
+        self._peft.pop().unload()
+
+    def save_adapter(self, folder: Path) -> None:
+        """The adapter in PEFT's own layout."""
+        self._peft[0].save_pretrained(folder, save_embedding_layers=False)
+        # PEFT writes a set, whose order is another one in every process; equal runs leave equal files.
+        path = folder / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["target_modules"] = sorted(config["target_modules"])
+        replace_text(path, json.dumps(config, indent=2, sort_keys=True))
+
+    def load_adapter(self, folder: Path) -> None:
+        """Weights saved by `save_adapter` into the adapter that `add_lora` made; every tensor must match."""
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        saved = load_file(folder / "adapter_model.safetensors")
+        own = get_peft_model_state_dict(self._peft[0], save_embedding_layers=False)
+        missing, unexpected = own.keys() - saved.keys(), saved.keys() - own.keys()
+        other = {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape}
+        if missing or unexpected or other:
+            raise ValueError(
+                f"{folder} does not fit this model's adapter: missing {sorted(missing)[:3]}, unexpected "
+                f"{sorted(unexpected)[:3]}, of another shape {sorted(other)[:3]}; it was trained with another LoRA "
+                "shape or another model"
+            )
+        set_peft_model_state_dict(self._peft[0], saved)
+
+    # ---- several processes
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this process holds only a part of each layer's weights."""
+        return bool(self._outline)
+
+    def shard(self) -> None:
+        """Spread the layers' own weights over the processes, until `unshard`; adapters and all else stay whole.
+
+        From here on every process must run the model equally often.
+
+        raises  ValueError for a torch or a model that can't be spread
+        """
+        distributed.check_spread()
+        if self.route == "alone":
+            raise ValueError(
+                f"`strategy: fsdp` needs every process to call the layers equally often, but {self.config.model_type} "
+                "reads texts by length, one call each; use `strategy: ddp`"
+            )
+        layers = [layer for _, layer in decoder_layers(self.trunk)]
+        own = {id(p) for layer in layers for name, p in layer.named_parameters() if ".lora_" not in name}
+        # What two layers share, or a layer and the head, belongs to no single layer and stays whole.
+        uses = Counter(id(parameter) for _, parameter in self.named_parameters(remove_duplicate=False))
+        own = {parameter for parameter in own if uses[parameter] == 1}
+        # FSDP can't be taken off a module again, so what we go on with afterwards is set aside now.
+        memo = {id(p): _without_memory(p) if id(p) in own else p for p in self.parameters()}
+        outline = copy.deepcopy(self, memo)
+        memo.clear()
+        distributed.spread(self.trunk, layers, {p for p in self.parameters() if id(p) not in own})
+        self._outline.append(outline)
+
+    def unshard(self) -> None:
+        """Take all weights back into every process."""
+        outline = self._outline.pop()
+        for name, parameter in self.named_parameters():
+            if distributed.is_spread(parameter):
+                path, _, last = name.rpartition(".")
+                full = distributed.whole(parameter.detach())
+                setattr(outline.get_submodule(path), last, nn.Parameter(full, parameter.requires_grad))
+        self.__dict__ = outline.__dict__
+
+    # ---- internals
+
+    def _lora_layers(self) -> list[nn.Module]:
+        from peft.tuners.lora import LoraLayer
+
+        return [module for module in self.trunk.modules() if isinstance(module, LoraLayer)]
+
+    def _convert(self) -> None:
+        causal = not self.bidirectional
+        for config in {id(c): c for c in (self.model.config, self.config, self.trunk.config)}.values():
+            config.use_cache = False
+            if self.bidirectional:
+                config.is_causal = False
+        for module in self.model.modules():
+            if isinstance(getattr(module, "is_causal", None), bool):
+                module.is_causal = causal
+
+    def _choose_route(self) -> Route:
+        """How packed rows are read; a few families bypass transformers' attention interface."""
+        if not self.bidirectional and one_sided_by_config(self.config):
+            return "alone"
+        known = families().get(self.config.model_type, {})
+        if known.get("packed", True) and self.model._can_set_attn_implementation():
+            self.model.set_attn_implementation(NAME)
+            return "packed"
+        return "mask"
+
+    def _masked(self, tokens: Tokens, row: dict[str, Any], causal: bool) -> Tensor:
+        """The same states by a block-diagonal (1, 1, T, T) mask, for families without the attention interface."""
+        packing = Packing.of(tokens, causal)
+        dtype = torch.float32 if self._float32.on else next(self.trunk.parameters()).dtype
+        kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
+        masks = {}
+        for kind in kinds:
+            mask = allowed(packing, self.config.sliding_window if kind == "sliding_attention" else None)
+            additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+            masks[kind] = additive.masked_fill(~mask, torch.finfo(dtype).min)[None, None]
+        # Models with several kinds of layers take one mask per kind; one mask for all would narrow the others.
+        mask = masks if len(masks) > 1 else masks.popitem()[1]
+        return self.trunk(**row, attention_mask=mask).last_hidden_state[0]
+
+    def _alone(self, tokens: Tokens) -> Tensor:
+        """The same states from one call per length, without masks: recurrent layers have no other border of a text."""
+        states: Tensor | None = None
+        for group in Packing.of(tokens, causal=True).groups:
+            found = self.trunk(input_ids=tokens.ids[group.keys], use_cache=False).last_hidden_state  # (N, L, D)
+            if states is None:
+                states = found.new_zeros(len(tokens.ids), found.size(-1))
+            states = states.index_copy(0, group.keys.reshape(-1), found.flatten(0, 1))
+        return states
+
+    @cached_property
+    def _head(self) -> nn.Module:
+        """The model with a stub in place of its trunk: its own code turns given states into logits.
+
+        Scaling (Cohere, Granite), bias (Phi), soft caps (Gemma 2) and pre-head layers stay exactly as the family has
+        them. Weights are shared, not copied.
+        """
+        head = copy.copy(self.model)
+        head.__dict__ = dict(self.model.__dict__)
+        head._modules = dict(self.model._modules)
+        name = next(name for name, module in head._modules.items() if self.trunk in module.modules())
+        head._modules[name] = _GivenStates()
+        return head
+
+
+class _GivenStates(nn.Module):
+    """A trunk whose last-layer states are the embeddings it is given."""
+
+    @property
+    def decoder(self) -> nn.Module:
+        return self  # OPT's head asks a part of its trunk
+
+    def forward(self, *args, inputs_embeds: Tensor, **kwargs) -> "_States":
+        return _States(inputs_embeds)
+
+
+class _States:
+    """A trunk's output of any family: the states, and nothing else that a head may ask for."""
+
+    def __init__(self, states: Tensor):
+        self.last_hidden_state = states
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return (self.last_hidden_state,)[index]
+
+
+def _lora_linear(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """W x + scaling * B A x of PEFT's layer, with the sum inside of the last matrix product.
+
+    Written as a product, a scaling and a sum, it would pass over outputs of full width twice more, and again backwards.
+    """
+    output = layer.base_layer(inputs)
+    factor_a, factor_b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
+    autocast = torch.is_autocast_enabled(inputs.device.type)
+    low = factor_a(layer.lora_dropout[ADAPTER](inputs if autocast else inputs.to(factor_a.weight.dtype)))
+    wide = output if autocast else output.to(low.dtype)
+    total = torch.addmm(wide.flatten(0, -2), low.flatten(0, -2), factor_b.weight.T, alpha=layer.scaling[ADAPTER])
+    return total.view_as(output).to(output.dtype)
+
+
+def _without_memory(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+
+
+def _plain_state(trunk: nn.Module) -> dict[str, Tensor]:
+    """The trunk's weights by the names they have without an adapter."""
+    return {
+        name.replace(".base_layer.", "."): tensor for name, tensor in trunk.state_dict().items() if ".lora_" not in name
+    }
+
+
+def quiet() -> None:
+    """Turn off the libraries' progress bars and notices, for programs that show their own."""
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, and the former mode afterwards."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)

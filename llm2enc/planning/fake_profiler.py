@@ -1,0 +1,317 @@
+"""What one mini-batch of a stage takes: the backbone that trains, on tensors without contents (`meter.py`).
+
+A deep model is not run in full. Layers are sorted into kinds (same class, shapes and type of attention). Two of each
+kind run, then three of one kind, and the difference counts for all others of it. Peaks are noted layer by layer: which
+layer is at the peak may change with the depth, but what is alive at a given layer grows by the same amount with each
+further one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm2enc.losses import cross_entropy_sum, info_nce
+from llm2enc.model import POOLERS, Backbone, decoder_layers, pooled_edges
+from llm2enc.planning.meter import Meter, as_on_cuda
+from llm2enc.text import Tokens
+
+GROUPS = 4  # lengths a mini-batch is given; more would cost time here and change next to nothing
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one mini-batch, on one process. Bytes beside the weights and their gradients, and operations."""
+
+    graph: float = 0
+    """What autograd keeps between the forward and the backward pass: the activations."""
+    evaluated: float = 0
+    """The most during a pass without a graph."""
+    logits: float = 0
+    """The most while logits and their gradient are made, the graph included; 0 without a head."""
+    backward: float = 0
+    """The most during forward and backward of the layers, the graph included."""
+    casts: float = 0
+    """16-bit copies of trained weights that autocast keeps for the whole step; contained in the others."""
+    forward_flops: float = 0
+    forward_attention: float = 0
+    flops: float = 0
+    """Forward and backward, and what checkpointing computes again."""
+    attention: float = 0
+
+    @property
+    def peak(self) -> float:
+        """The most at any moment."""
+        return max(self.backward, self.logits)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a mini-batch runs."""
+
+    autocast: bool
+    cuda: bool
+    causal: bool
+    pooling: str | None
+    """How states become vectors; None for token prediction."""
+    targets: float = 0.0
+    """Share of the tokens that are predicted."""
+    logit_rows: int = 1
+    gradients: bool = True
+    """Whether gradients of earlier mini-batches exist already."""
+    evaluate: bool = False
+    """Whether to look at a pass without a graph too."""
+
+
+Moment = tuple[str, int]  # a phase of the step, and the number of the layer at work
+
+
+@dataclass
+class _Reading:
+    """One run: the most alive at each moment, and sums over the run."""
+
+    peaks: dict[Moment, float] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def extended(self, longer: list[tuple["_Reading", int, int, int]]) -> "_Reading":
+        """This run with more layers of some kinds.
+
+        longer  for each kind: the run with one more layer of it, the layer's number, that of the layer before it of
+                the same kind, and how many there are more
+        """
+        found = _Reading()
+        for name, value in self.sums.items():
+            found.sums[name] = value + sum(times * (run.sums[name] - value) for run, _, _, times in longer)
+        for moment, value in self.peaks.items():
+            found.peaks[moment] = value + sum(times * (run.peaks[moment] - value) for run, _, _, times in longer)
+        for run, new, kin, times in longer:
+            for phase in {phase for phase, layer in run.peaks if layer == new}:
+                # The last of its kind: in the shorter run that was the layer before.
+                own = self.peaks[phase, kin]
+                others = sum(
+                    count * (other.peaks[phase, kin] - own) for other, _, _, count in longer if other is not run
+                )
+                found.peaks[phase, new] = own + times * (run.peaks[phase, new] - own) + others
+        return found
+
+    def peak(self, *phases: str) -> float:
+        return max((value for (phase, _), value in self.peaks.items() if phase in phases), default=0)
+
+
+class Simulation:
+    """A backbone without weights. It is changed for good: only for counting."""
+
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+        self.meter = Meter()
+        self.meter.adopt(backbone)
+        self.known: dict[Any, Costs] = {}
+        self._phase = ""
+        self._reading = _Reading()
+        for number, (_, layer) in enumerate(decoder_layers(backbone.trunk)):
+            layer.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
+
+    def costs(self, lengths: Tensor, setting: Setting) -> Costs:
+        """Of a mini-batch of texts with these lengths (B,)."""
+        lengths = representative(lengths)
+        key = (tuple(lengths.tolist()), setting)
+        if key not in self.known:
+            try:
+                reading = self._all_layers(lengths, setting)
+            except RuntimeError as error:  # torch's, for operations whose shape depends on contents
+                raise ValueError(
+                    f"{self.backbone.config.model_type} can't be planned: its layers do what the contents of their inputs "
+                    f"say, or they don't run on outlines ({' '.join(str(error).split())[:200]})"
+                ) from error
+            self.known[key] = Costs(
+                evaluated=reading.peak("evaluate"),
+                logits=reading.peak("logits"),
+                backward=reading.peak("forward", "backward"),
+                **reading.sums,
+            )
+        return self.known[key]
+
+    def loss(self, texts: int, queries: int) -> tuple[float, float, float]:
+        """Bytes of all vectors of a step while mini-batches run a second time, the most during the contrastive loss, and
+        its operations."""
+        meter, width = self.meter, self.backbone.width
+        start = meter.live
+        meter.restart()
+        parts = meter.like(torch.empty(texts, width, device="meta"))
+        everything = parts.clone().requires_grad_()
+        positives = torch.arange(queries)
+        value = info_nce(everything[:queries], everything[queries:], positives, 1.0)
+        torch.autograd.backward(value)
+        return meter.live - start, meter.peak - start, meter.flops
+
+    def _all_layers(self, lengths: Tensor, setting: Setting) -> _Reading:
+        layers = Layers(self.backbone.trunk)
+        if not layers.repeated:
+            return self._run(lengths, setting)
+        with layers.only(layers.first):
+            base = self._run(lengths, setting)
+        longer = []
+        for number, kin, times in layers.repeated:
+            with layers.only(sorted([*layers.first, number], key=layers.order.index)):
+                longer.append((self._run(lengths, setting), number, kin, times))
+        return base.extended(longer)
+
+    def _run(self, lengths: Tensor, setting: Setting) -> _Reading:
+        backbone, meter = self.backbone, self.meter
+        tokens, queries = _tokens(lengths, setting)
+        trained = list(backbone.trained().values())
+        for parameter in trained:
+            parameter.grad = meter.like(parameter) if setting.gradients else None
+        self._start, self._reading = meter.live, _Reading()
+        sums = self._reading.sums
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=setting.autocast)
+        with autocast, as_on_cuda() if setting.cuda else nullcontext():
+            if setting.evaluate:
+                with self._during("evaluate"), torch.no_grad():
+                    self._states(tokens, queries, setting)
+            with self._during("forward"):
+                states = self._states(tokens, queries, setting)
+            sums["forward_flops"], sums["forward_attention"] = meter.flops, meter.attention
+            sums["graph"] = meter.live - self._start
+            with self._during("logits"):
+                gradient = torch.ones_like(states) if setting.pooling else self._head(states, setting)
+            head_flops = meter.flops
+            with self._during("backward"):
+                torch.autograd.backward(states, gradient)
+                del states, gradient
+            sums["flops"] = sums["forward_flops"] + head_flops + meter.flops
+            sums["attention"] = sums["forward_attention"] + meter.attention
+            sums["casts"] = meter.live - self._start if setting.gradients else 0
+        for parameter in trained:
+            parameter.grad = None
+        return self._reading
+
+    @contextmanager
+    def _during(self, phase: str) -> Iterator[None]:
+        self.meter.restart()
+        self._phase, self._layer = phase, -1
+        yield
+        self._note(self._layer)
+        self._phase = ""
+
+    def _note(self, layer: int) -> None:
+        """The peak since the last note belongs to this layer."""
+        self._reading.peaks[self._phase, layer] = self.meter.peak - self._start
+        self.meter.peak = self.meter.live
+
+    def _enter(self, number: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if self._phase not in ("evaluate", "forward"):  # a layer that is computed again
+            return
+        self._note(self._layer)
+        self._layer = number
+        states = args[0] if args else kwargs["hidden_states"]
+        if states.requires_grad:
+            states.register_hook(lambda gradient: self._note(number))
+
+    def _states(self, tokens: Tokens, queries: Tensor, setting: Setting) -> Tensor:
+        """What the rest of the step is given: vectors, or the states that predict."""
+        if setting.pooling is None:
+            return self.backbone.hidden(tokens, setting.causal, queries)[queries.nonzero()[:, 0]]
+        hidden = self.backbone.hidden(tokens, setting.causal, queries)
+        return POOLERS[setting.pooling](hidden, tokens.pool, tokens.lengths)
+
+    def _head(self, states: Tensor, setting: Setting) -> Tensor:
+        """The gradient in the states, as objectives/token_loss.py makes it."""
+        leaf = states.detach().requires_grad_()
+        for part in leaf.split(setting.logit_rows):
+            logits = self.backbone.logits(part)
+            _, gradient = cross_entropy_sum(logits, torch.zeros(len(part), dtype=torch.long), 1.0, _is_linear(logits))
+            torch.autograd.backward(logits, gradient)
+            del logits, gradient
+        return leaf.grad
+
+
+def representative(lengths: Tensor) -> Tensor:
+    """As many texts with about as many tokens, of `GROUPS` lengths at most: each quarter of them gets its mean."""
+    ordered = torch.sort(lengths, descending=True).values
+    if len(torch.unique(ordered)) <= GROUPS:
+        return ordered
+    return torch.cat([torch.full_like(part, round(part.double().mean().item())) for part in ordered.chunk(GROUPS)])
+
+
+def _tokens(lengths: Tensor, setting: Setting) -> tuple[Tokens, Tensor]:
+    """Tokens of the lengths, and which of their states are needed."""
+    total = int(lengths.sum())
+    tokens = Tokens(
+        torch.zeros(total, dtype=torch.long),
+        lengths,
+        torch.ones(total, dtype=torch.bool),
+        torch.zeros(len(lengths)).bool(),
+    )
+    if setting.pooling in ("mean", "weighted_mean"):
+        return tokens, tokens.pool
+    if setting.pooling is not None:
+        edges = pooled_edges(tokens.pool, lengths)[setting.pooling == "last"]
+        return tokens, torch.zeros_like(tokens.pool).index_fill(0, edges, True)
+    # Evenly spread: every text of a length then asks the same number of states.
+    place = torch.arange(total, dtype=torch.double)
+    return tokens, torch.floor((place + 1) * setting.targets) > torch.floor(place * setting.targets)
+
+
+def _is_linear(logits: Tensor) -> bool:
+    """Whether nothing but one matrix product made the logits, so that they may be overwritten (Backbone.plain_head)."""
+    moves = {"View", "UnsafeView", "Select", "Slice", "Squeeze", "Unsqueeze", "T", "Transpose", "ToCopy"}
+    node = logits.grad_fn
+    while node is not None:
+        kind = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
+        if kind in ("Mm", "Addmm"):
+            return True
+        if kind not in moves:
+            return False
+        node = node.next_functions[0][0]
+    return False
+
+
+class Layers:
+    """The decoder layers of a trunk by kind.
+
+    first     numbers of the layers that always run: two of each kind, and the last one, which may skip tokens
+    repeated  for each kind with more layers: the number of the third, of the second, and how many there are from it on
+    """
+
+    def __init__(self, trunk: nn.Module):
+        self.trunk = trunk
+        found = decoder_layers(trunk)
+        self.count = len(found)
+        owner, _, self.name = found[0][0].rpartition(".")[0].rpartition(".")
+        self.owner = trunk.get_submodule(owner)
+        self.types = getattr(trunk.config, "layer_types", None)
+        members: dict[tuple, list[int]] = {}
+        for number, (_, layer) in enumerate(found[:-1]):
+            members.setdefault(self._kind(number, layer), []).append(number)
+        # Kind by kind, not mixed as in the model: what a further layer adds is then that layer's, and no other's.
+        self.order = [number for group in members.values() for number in group] + [self.count - 1]
+        self.first = [*(number for group in members.values() for number in group[:2]), self.count - 1]
+        self.repeated = [(group[2], group[1], len(group) - 2) for group in members.values() if len(group) > 2]
+        in_a_list = isinstance(getattr(self.owner, self.name, None), nn.ModuleList)
+        if not in_a_list or not isinstance(getattr(trunk.config, "num_hidden_layers", None), int):
+            self.repeated = []  # it can't be made shorter
+
+    def _kind(self, number: int, layer: nn.Module) -> tuple:
+        shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
+        return type(layer), self.types[number] if self.types else None, shapes
+
+    @contextmanager
+    def only(self, numbers: list[int]) -> Iterator[None]:
+        """Inside, the trunk has these layers."""
+        config, all_layers = self.trunk.config, getattr(self.owner, self.name)
+        setattr(self.owner, self.name, nn.ModuleList(all_layers[number] for number in numbers))
+        config.num_hidden_layers = len(numbers)
+        if self.types:
+            config.layer_types = [self.types[number] for number in numbers]
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.name, all_layers)
+            config.num_hidden_layers = self.count
+            if self.types:
+                config.layer_types = self.types

@@ -1,0 +1,295 @@
+"""What a recipe takes, before it runs: memory, time and disk on given devices, from config.json alone.
+
+Weights are never read. A model without contents goes through the code that trains (`simulation.py`), so what is counted is
+what that code does: last-layer pruning, adapters, gradient checkpointing, cached gradients and all. benchmarks/planner.md
+compares it with measured steps.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from llm2enc.model import Backbone, load_tokenizer, skeleton
+from llm2enc.planning import workload as workloads
+from llm2enc.planning.devices import Devices
+from llm2enc.planning.fake_profiler import Costs, Simulation
+from llm2enc.planning.measured import tokens_per_second
+from llm2enc.planning.memory import SAFE, Memory, Sizes, kept, memory, sizes
+from llm2enc.planning.workload import Workload
+from llm2enc.recipe import LoraSpec, Recipe, Stage
+from llm2enc.text import InputFormat
+from llm2enc.training import idle
+
+# Share of the devices' peak that a step reaches, if nobody has measured it: Llama 3 was trained at 38 to 43 % (The Llama 3
+# Herd of Models, arXiv 2407.21783, table 4). Short texts, small models and slow links reach less.
+SHARE = 0.4
+ROUND = 256  # tokens: a mini-batch size that people read
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage on one process; sizes in bytes."""
+
+    name: str
+    trained: int
+    """Weights that train."""
+    memory: dict[str, int]
+    peak: int
+    phase: str
+    """When the peak is reached: passes, loss, exchange or optimizer."""
+    fits: bool
+    """Whether the peak stays below 90 % of the device."""
+    idle: str
+    """Why some processes would have nothing to do, and what to change; empty if all have work."""
+    mini_batch_tokens: int
+    safe_mini_batch_tokens: int | None
+    """The largest that fits; None if none does."""
+    whole_shard: bool
+    """Whether a whole shard is no larger than that: a larger number would change nothing."""
+    steps: int
+    texts: int
+    """Per step, over all processes; so are the tokens."""
+    tokens: int
+    basis: str
+    flops: float
+    """Of all steps and processes."""
+    share: float
+    """Of the devices' peak, assumed or measured."""
+    seconds: float
+    checkpoint: int
+    """Bytes on disk of a checkpoint."""
+    finished: int
+    """Bytes on disk of what the stage leaves."""
+    remedies: tuple[str, ...]
+    """What would make it fit, if it does not."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole recipe."""
+
+    recipe: str
+    model: str
+    parameters: int
+    devices: Devices
+    stages: tuple[StagePlan, ...]
+    download: int
+    """Bytes fetched from a hub; 0 for a model that is here."""
+    exported: int
+    """Bytes of the finished directory."""
+    disk: int
+    """Bytes that are there at the worst moment: two checkpoints while one replaces the other."""
+    notes: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can run on these devices as it is."""
+        return all(stage.fits and not stage.idle for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """Of training alone: no download, no evaluation, no export."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain data."""
+        return json.loads(json.dumps({**asdict(self), "fits": self.fits, "seconds": self.seconds}))
+
+
+def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path | None = None) -> Plan:
+    """The plan of a recipe on devices, one process each.
+
+    share     of the devices' peak
+    measured  folder of a run of this recipe on one such device: its tokens per second count instead of `share`
+    raises    ValueError if the configuration can't be had, or nothing was measured there
+    """
+    model = _skeleton(recipe)  # without a configuration there is no use in looking for a tokenizer
+    input_format, note = _input_format(recipe)
+    notes = [text for text in (devices.note, note) if text]
+    stages = []
+    for index, stage in enumerate(recipe.stages):
+        load = workloads.of_stage(stage, recipe.input, input_format, recipe.seed)
+        speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
+        stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
+    backbone = Backbone(model, recipe.model.attention == "bidirectional")
+    here = recipe.model.weights == "random" or recipe.model.name == "pocket" or Path(recipe.model.name).exists()
+    exported = _bytes(backbone.trunk)
+    download = 0 if here else _bytes(model)
+    checkpoints = max((2 * stage.checkpoint for stage in stages), default=0)
+    return Plan(
+        recipe=recipe.name,
+        model=recipe.model.name,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        devices=devices,
+        stages=tuple(stages),
+        download=download,
+        exported=exported,
+        disk=download + exported + checkpoints + sum(stage.finished for stage in stages),
+        notes=tuple(notes),
+    )
+
+
+class _Planner:
+    """One stage. The backbone is built anew: a stage starts from merged weights."""
+
+    def __init__(self, recipe: Recipe, index: int, stage: Stage, load: Workload, devices: Devices):
+        self.recipe, self.index, self.stage, self.load, self.devices = recipe, index, stage, load, devices
+        backbone = Backbone(_skeleton(recipe), recipe.model.attention == "bidirectional")
+        if stage.trainable == "full":
+            backbone.train_everything(head=stage.objective == "clm")
+        else:
+            backbone.add_lora(stage.lora or LoraSpec(), recipe.seed)
+        backbone.set_attention_dropout(stage.attention_dropout)
+        backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
+        backbone.train()
+        self.size = self._sizes(backbone)
+        self.trained = sum(parameter.numel() for parameter in backbone.trained().values())
+        self.simulation = Simulation(backbone)
+        self.limit = int(SAFE * devices.memory)
+
+    def plan(self, share: float, speed: float | None) -> StagePlan:
+        size = self.size
+        found, costs, largest = self._memory()
+        safe, whole = self._safe(found)
+        fits = found.peak <= self.limit
+        flops = flops_of_a_step(self.stage, self.simulation, self.load, self.devices, costs, largest)
+        busiest = flops * self.load.share(self.devices.count)
+        peak = self._peak()
+        if speed is not None:
+            share = flops / self.load.tokens * speed / peak
+        finished = size.adapter or 4 * self.trained
+        return StagePlan(
+            name=f"{self.index}-{self.stage.objective}",
+            trained=self.trained,
+            memory=found.parts,
+            peak=found.peak,
+            phase=found.phase,
+            fits=fits,
+            idle=self._idle(),
+            mini_batch_tokens=self.stage.mini_batch_tokens,
+            safe_mini_batch_tokens=safe,
+            whole_shard=whole,
+            steps=self.stage.steps,
+            texts=self.load.texts,
+            tokens=self.load.tokens,
+            basis=self.load.basis,
+            flops=flops * self.stage.steps,
+            share=share,
+            seconds=busiest / (peak * share) * self.stage.steps,
+            checkpoint=3 * self.trained * 4,
+            finished=finished,
+            remedies=() if fits else tuple(self._remedies(safe)),
+        )
+
+    def _sizes(self, backbone: Backbone) -> Sizes:
+        return sizes(backbone, self.devices.count, self.stage.strategy == "fsdp")
+
+    def _memory(self, max_tokens: int | None = None):
+        return memory(self.stage, self.simulation, self.size, self.load, self.devices, self.recipe.pooling, max_tokens)
+
+    def _safe(self, found: Memory) -> tuple[int | None, bool]:
+        """The largest mini-batch that fits, and whether it is a whole shard.
+
+        What mini-batches take grows in a straight line with their tokens, so two of them give a first guess. Each guess is
+        planned for, and its result corrects the next one.
+        """
+        largest = self.load.largest_shard
+        longest = int(self.load.lengths.max())
+        whole = self._memory(largest)[0].peak
+        if whole <= self.limit:
+            return largest, True
+        low = longest
+        bottom = self._memory(low)[0].peak
+        if bottom > self.limit:
+            return None, False
+        high, top = largest, whole
+        for _ in range(3):
+            guess = low + (high - low) * (self.limit - bottom) / (top - bottom)
+            guess = max(low, int(guess) // ROUND * ROUND if guess > 2 * ROUND else int(guess))
+            if guess in (low, high):
+                break
+            peak = self._memory(guess)[0].peak
+            if peak <= self.limit:
+                low, bottom = guess, peak
+            else:
+                high, top = guess, peak
+        return low, False
+
+    def _peak(self) -> float:
+        """FLOP/s of a device for this stage's matrix products."""
+        mixed = self.stage.precision == "bfloat16" or self.recipe.model.dtype != "float32"
+        peaks = self.devices.peaks
+        return peaks.get("bfloat16", peaks["float32"]) if mixed else peaks["float32"]
+
+    def _idle(self) -> str:
+        stage, processes = self.stage, self.devices.count
+        reason = idle(processes, stage.batch_size, stage.shards)
+        few = [name for name in ("shards", "batch_size") if getattr(stage, name) < processes]
+        changes = " ".join(f"--set stages.{self.index}.{name}={processes}" for name in few)
+        return reason and f"{reason}; {changes}, or take fewer devices"
+
+    def _remedies(self, safe: int | None):
+        path, processes = f"stages.{self.index}", self.devices.count
+        if safe is not None:
+            yield f"--set {path}.mini_batch_tokens={safe}"
+        if not self.stage.gradient_checkpointing:
+            self.simulation.backbone.set_gradient_checkpointing(True)
+            self.simulation.known.clear()
+            found = self._memory()[0].peak
+            yield f"--set {path}.gradient_checkpointing=true ({gib(found)}, which {self._verdict(found)})"
+        if processes > 1 and self.stage.strategy == "ddp":
+            self.size = sizes(self.simulation.backbone, processes, sharded=True)
+            found = self._memory()[0].peak
+            yield f"--set {path}.strategy=fsdp (with it {gib(found)}, which {self._verdict(found)})"
+        if self.stage.trainable == "full":
+            saved = 4 * 4 * self.trained - self.size.weights
+            yield f"--set {path}.trainable=lora (about {gib(saved)} of gradients and optimizer less)"
+        yield "devices with more memory"
+
+    def _verdict(self, peak: int) -> str:
+        return "fits" if peak <= self.limit else "does not fit either"
+
+
+def flops_of_a_step(
+    stage: Stage, simulation: Simulation, load: Workload, devices: Devices, costs: Costs, largest: Tensor
+) -> float:
+    """Of a step, over all processes: per token as in the largest mini-batch, attention per pair of tokens of a text."""
+    tokens, pairs = load.tokens / int(largest.sum()), load.pairs / int((largest**2).sum())
+    total = costs.flops * tokens + costs.attention * pairs
+    if stage.objective in ("clm", "mntp"):
+        return total
+    batches = load.busiest(stage.mini_batch_tokens, devices.count)
+    number = kept(stage, batches)
+    again = 1 - sum(int(part.sum()) for part in batches[:number]) / sum(int(part.sum()) for part in batches)
+    total += again * (costs.forward_flops * tokens + costs.forward_attention * pairs)
+    return total + devices.count * simulation.loss(load.texts, stage.batch_size)[2]
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB"
+
+
+def _skeleton(recipe: Recipe):
+    try:
+        return skeleton(recipe.model)
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"no config.json for {recipe.model.name!r}: only that file is needed to plan, no weights. Give a directory with "
+            f"it, or the file itself: --set model.name=path/to/config.json ({reason})"
+        ) from None
+
+
+def _input_format(recipe: Recipe) -> tuple[InputFormat | None, str]:
+    """How texts become tokens, or why that can't be known here."""
+    try:
+        return InputFormat(recipe.input, load_tokenizer(recipe.model)), ""
+    except (OSError, ValueError, KeyError, TypeError) as error:  # transformers has no one error for a missing tokenizer
+        return None, f"no tokenizer, so lengths are upper bounds ({' '.join(str(error).split())[:120]})"
+
+
+def _bytes(module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())

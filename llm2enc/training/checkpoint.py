@@ -1,0 +1,162 @@
+"""Stage folders on disk: checkpoints to resume from, finished stages to build on.
+
+    0-mntp/
+      checkpoint/        trained weights, the optimizer's moments, step; replaced as a whole
+      adapter/           the finished adapter in PEFT's layout, or full.safetensors
+      finished.json      steps, fingerprints of the weights before and after; written last
+      metrics.jsonl      one line per logged step
+
+Everything is written beside its place and renamed into it, so a killed run leaves the former state or the new one. An
+adapter means something on the weights it was trained on only: the fingerprint of its parent is stored and checked.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llm2enc import distributed
+from llm2enc.distributed import Zero
+from llm2enc.model import Backbone
+from llm2enc.storage import replace_text, sync, sync_one
+
+FULL, TRAINED, OPTIMIZER = "full.safetensors", "trained.safetensors", "optimizer.safetensors"
+CHECKPOINTS = ("checkpoint", "checkpoint.former")  # newest first
+
+
+def save(folder: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer | Zero) -> None:
+    """Everything that step `step` (the next to run) needs; its noise depends on its number alone."""
+    target, partial = folder / "checkpoint", folder / "checkpoint.partial"
+    if distributed.is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    trained = backbone.trained()
+    moments = (
+        (f"{name}.{moment}", tensor)
+        for name, parameter in trained.items()
+        for moment, tensor in distributed.moments(optimizer, parameter)
+    )
+    for tensors, file in ((trained.items(), TRAINED), (moments, OPTIMIZER)):
+        whole = _whole(tensors)
+        if distributed.is_main():
+            save_file(whole, partial / file)
+        del whole  # before the next ones are put together
+    if distributed.is_main():
+        (partial / "step.json").write_text(json.dumps({"step": step}))
+        sync(partial)
+        _replace(partial, target)
+    distributed.barrier()
+
+
+def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | Zero) -> int:
+    """The step to go on with, after restoring the checkpoint of `folder`; 0 if there is none."""
+    source = _newest(folder)
+    if source is None:
+        return 0
+    facts = json.loads((source / "step.json").read_text())
+    trained, saved = backbone.trained(), load_file(source / TRAINED)
+    if trained.keys() != saved.keys() or any(trained[n].shape != saved[n].shape for n in trained):
+        raise ValueError(
+            f"the checkpoint in {source} trains other weights than the recipe does now; resume with the recipe it was "
+            "started with, or start again with --overwrite"
+        )
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(distributed.like(saved[name], parameter))
+    if isinstance(optimizer, Zero):
+        optimizer.take_weights()
+    for name, tensor in load_file(source / OPTIMIZER).items():
+        name, _, moment = name.rpartition(".")
+        # Adam counts its steps on the CPU wherever the weights are.
+        held = tensor if moment == "step" else distributed.like(tensor, trained[name])
+        distributed.set_moment(optimizer, trained[name], moment, held)
+    return facts["step"]
+
+
+def finish(folder: Path, backbone: Backbone, parent: str, facts: dict) -> None:
+    """Store what the stage trained, merge its adapter, and mark the folder finished. `parent`: the fingerprint before."""
+    is_adapter = backbone.has_adapter
+    if distributed.is_main():
+        if is_adapter:
+            backbone.save_adapter(folder / "adapter")
+        else:
+            trained = {name: p.detach().contiguous() for name, p in backbone.trained().items()}
+            save_file(trained, folder / FULL)
+    if is_adapter:
+        backbone.merge_lora()
+    backbone.model.requires_grad_(False)
+    if distributed.is_main():
+        # What the next line says is there must be there after a power cut too.
+        (sync if is_adapter else sync_one)(folder / ("adapter" if is_adapter else FULL))
+        facts = {**facts, "parent": parent, "result": backbone.fingerprint()}
+        replace_text(folder / "finished.json", json.dumps(facts, indent=1))
+        tidy(folder)
+    distributed.barrier()
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left: half a checkpoint, and whole ones of a finished stage."""
+    for name in ("checkpoint.partial", *(CHECKPOINTS if is_finished(folder) else ())):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "finished.json").is_file()
+
+
+def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
+    """Bring the backbone to the state after the finished stage of `folder`.
+
+    ValueError if the weights are not those the stage was trained on, or do not become those it produced.
+    """
+    facts = json.loads((folder / "finished.json").read_text())
+    parent = backbone.fingerprint()
+    if parent != facts["parent"]:
+        raise ValueError(
+            f"{folder} was trained on weights {facts['parent'][:12]}, but these are {parent[:12]}: another base model, or "
+            "an earlier stage has changed. Use the base it belongs to, or train the stage again"
+        )
+    if (folder / FULL).exists():
+        state = load_file(folder / FULL)
+        parameters = dict(backbone.named_parameters())
+        with torch.no_grad():
+            for name, tensor in state.items():
+                parameters[name].copy_(tensor)
+    else:
+        backbone.add_lora(stage.lora, seed)
+        backbone.load_adapter(folder / "adapter")
+        backbone.merge_lora()
+    backbone.model.requires_grad_(False)
+    if backbone.fingerprint() != facts["result"]:
+        raise ValueError(f"{folder}: the weights after this stage are not those it produced; its files are damaged")
+
+
+def _whole(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors as the main process writes them; the others help to put together what is spread over them."""
+    found = {}
+    for name, tensor in tensors:
+        full = distributed.whole(tensor.detach())
+        if distributed.is_main():
+            found[name] = full.cpu().contiguous()  # at once: a GPU has room for one at a time
+    return found
+
+
+def _newest(folder: Path) -> Path | None:
+    """The checkpoint to use. A kill between the two renames of `_replace` leaves the former one under `.former`."""
+    for name in CHECKPOINTS:
+        if (folder / name / "step.json").is_file():
+            return folder / name
+    return None
+
+
+def _replace(new: Path, target: Path) -> None:
+    former = target.with_suffix(".former")
+    if target.exists():  # otherwise `former` is the only good one
+        shutil.rmtree(former, ignore_errors=True)
+        target.rename(former)
+    new.rename(target)
+    shutil.rmtree(former, ignore_errors=True)

@@ -1,0 +1,178 @@
+"""Supervised contrastive training: InfoNCE over in-batch and hard negatives, with the gradient of the global batch.
+
+The texts of a batch stand row by row, so that processes get equal work:
+
+    row      q0 p0 n00 | q1 p1 n10 n11 | q2 p2 | ...
+    queries   0            3               7
+    documents    1  2         4  5   6        8        columns of the logits
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from llm2enc.data import Pair, RowBatch, pair_batches
+from llm2enc.encoding import Encoder
+from llm2enc.losses import info_nce
+from llm2enc.recipe import ContrastiveStage
+from llm2enc.text import InputFormat, Tokens, concatenate
+from llm2enc.training.gradcache import cached_backward
+from llm2enc.training.microbatch import Split
+
+PIECE = 256  # texts tokenized at a time: what a tokenizer returns takes far more memory than the tokens
+
+
+@dataclass(frozen=True)
+class ContrastiveBatch:
+    """This process's texts, and how all texts of the global batch relate."""
+
+    tokens: Tokens
+    split: Split  # of all texts over the processes
+    queries: Tensor  # (Q,) which of them are queries
+    documents: Tensor  # (N,) which are documents
+    positives: Tensor  # (Q,) the document of each query, as an index into `documents`
+    allowed: Tensor | None  # (Q, N) bool, which documents are negatives; None: all
+    source: str
+    duplicates: float = 0.0  # share of the queries whose positive's text is among their negatives
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens.ids)
+
+
+def batches(stage: ContrastiveStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
+    """Query-document pairs, each batch from one source."""
+    return pair_batches(stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
+
+
+def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:
+    """Tokens of this process's texts; queries by the query template, documents by the document template."""
+    generator = np.random.default_rng((seed, rows.step))
+    pairs = [_with_negatives(pair, stage.hard_negatives, generator) for pair in rows.rows]
+    if not rows.in_batch_negatives and not any(pair.negatives for pair in pairs):
+        raise ValueError(
+            f"{rows.source} has in_batch_negatives: false, and a batch without a single hard negative: there is nothing "
+            "to learn from; add negatives, raise hard_negatives, or allow in-batch negatives"
+        )
+    texts, instructions, is_query = _lay_out(pairs)
+    split = Split(len(texts), stage.shards, seed, rows.step)
+    queries = torch.from_numpy(np.flatnonzero(is_query))
+    documents = torch.from_numpy(np.flatnonzero(~is_query))
+    allowed = _allowed(pairs, rows.in_batch_negatives, stage.mask_duplicates)
+    return ContrastiveBatch(
+        tokens=_pack(input_format, texts, instructions, is_query, split.rows(), stage.max_tokens),
+        split=split,
+        queries=queries,
+        documents=documents,
+        positives=torch.searchsorted(documents, queries + 1),  # a positive stands right behind its query
+        allowed=allowed,
+        source=rows.source,
+        duplicates=_duplicates(pairs, allowed),
+    )
+
+
+def backward(encoder: Encoder, batch: ContrastiveBatch, stage: ContrastiveStage) -> dict[str, Tensor]:
+    """Gradient of InfoNCE over the global batch."""
+    metrics: dict[str, Tensor] = {}
+    allowed = None if batch.allowed is None else batch.allowed.to(encoder.device)
+
+    def loss(vectors: Tensor) -> Tensor:
+        queries = vectors[batch.queries.to(vectors.device)]
+        documents = vectors[batch.documents.to(vectors.device)]
+        positives = batch.positives.to(vectors.device)
+        metrics["positive_cosine"] = cosine_similarity(queries, documents[positives]).mean().detach()
+        return info_nce(queries, documents, positives, stage.temperature, allowed)
+
+    tokens = batch.tokens.to(encoder.device)
+    sizes = stage.mini_batch_tokens, stage.graph_tokens
+    value = cached_backward(encoder, tokens, batch.split, loss, *sizes, together=encoder.backbone.sharded)
+    return {"loss": value, **metrics, "duplicate_positives": torch.tensor(batch.duplicates)}
+
+
+def _with_negatives(pair: Pair, count: int, generator: np.random.Generator) -> Pair:
+    """The pair with one of its right answers, and at most `count` of its hard negatives, drawn without repetition."""
+    if pair.others:
+        right = (pair.positive, *pair.others)
+        drawn = int(generator.integers(len(right)))
+        pair = replace(pair, positive=right[drawn], others=right[:drawn] + right[drawn + 1 :])
+    if len(pair.negatives) > count:
+        chosen = sorted(generator.choice(len(pair.negatives), size=count, replace=False))
+        pair = replace(pair, negatives=tuple(pair.negatives[i] for i in chosen))
+    return pair
+
+
+def _lay_out(pairs: Sequence[Pair]) -> tuple[list[str], list[str], np.ndarray]:
+    """Texts, their instructions, and which are queries, row by row."""
+    texts: list[str] = []
+    instructions: list[str] = []
+    is_query: list[bool] = []
+    for pair in pairs:
+        documents = (pair.positive, *pair.negatives)
+        texts += [pair.query, *documents]
+        instructions += [pair.instruction, *[pair.document_instruction] * len(documents)]
+        is_query += [True, *[False] * len(documents)]
+    return texts, instructions, np.array(is_query)
+
+
+def _pack(input_format, texts, instructions, is_query, own: range, max_tokens: int | None) -> Tokens:
+    """This process's texts. A document with an instruction (a symmetric task) takes the query template, as it will at
+    encoding time."""
+    asking = np.array([bool(is_query[i] or instructions[i]) for i in own])
+    order = np.argsort(~asking, kind="stable")  # those that ask first
+    rows = np.asarray(own)[order]
+    split = int(asking.sum())
+    packed = [
+        input_format.pack([texts[i] for i in piece], [instructions[i] for i in piece], role, max_tokens)
+        for part, role in ((rows[:split], "query"), (rows[split:], "document"))
+        for piece in np.split(part, range(PIECE, len(part), PIECE))
+        if len(piece)
+    ]
+    return concatenate(packed).select(torch.from_numpy(np.argsort(order)))
+
+
+def _allowed(pairs: Sequence[Pair], in_batch: bool, mask_duplicates: bool) -> Tensor | None:
+    """(Q, N) which documents are negatives of which query; None if all are.
+
+    No right answer of a row is a negative of it, in whatever row of the batch its text stands.
+    """
+    several = [row for row, pair in enumerate(pairs) if pair.others]
+    if in_batch and not mask_duplicates and not several:
+        return None
+    owners = np.array([row for row, pair in enumerate(pairs) for _ in (pair.positive, *pair.negatives)])
+    allowed = np.ones((len(pairs), len(owners)), dtype=bool)
+    if not in_batch:
+        allowed &= owners[None, :] == np.arange(len(pairs))[:, None]
+    documents = [text for pair in pairs for text in (pair.positive, *pair.negatives)]
+    for row in several:
+        known = {pairs[row].positive, *pairs[row].others}
+        allowed[row] &= np.array([document not in known for document in documents])
+    if mask_duplicates:
+        right: dict[str, set[str]] = {}
+        for pair in pairs:
+            right.setdefault(pair.query, set()).update((pair.positive, *pair.others))
+        for row, pair in enumerate(pairs):
+            # A query is no negative of itself either: symmetric tasks list a pair in both directions.
+            known = right[pair.query] | {pair.query}
+            allowed[row] &= np.array([document not in known for document in documents])
+    return torch.from_numpy(allowed)
+
+
+def _duplicates(pairs: Sequence[Pair], allowed: Tensor | None) -> float:
+    """Share of the rows whose positive, as a text, is also a document that counts as a negative for them."""
+    places: dict[str, list[int]] = {}
+    column = 0
+    own = []
+    for pair in pairs:
+        own.append(column)
+        for text in (pair.positive, *pair.negatives):
+            places.setdefault(text, []).append(column)
+            column += 1
+    found = [
+        any(place != own[row] and (allowed is None or bool(allowed[row, place])) for place in places[pair.positive])
+        for row, pair in enumerate(pairs)
+    ]
+    return sum(found) / len(found)

@@ -1,0 +1,86 @@
+"""Masked next-token prediction (LLM2Vec, arXiv 2404.05961, section 2.2).
+
+A masked token at position i is predicted from the state at i - 1: the head was trained to name the next token, and stays
+frozen. Attention is bidirectional, so the state at i - 1 has seen what follows the mask.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from llm2enc.data import RowBatch
+from llm2enc.encoding import Encoder
+from llm2enc.recipe import MntpStage
+from llm2enc.text import InputFormat
+from llm2enc.training.microbatch import Split
+from llm2enc.training.objectives.token_loss import TokenBatch, blocks_of, token_backward, token_batch
+
+
+def batches(stage: MntpStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
+    """Blocks of joined text."""
+    return blocks_of(stage, input_format, seed, start)
+
+
+def collate(rows: RowBatch, stage: MntpStage, input_format: InputFormat, seed: int) -> TokenBatch:
+    """Corrupted blocks and their targets. The noise depends on the step alone, not on the number of processes."""
+    tokenizer = input_format.tokenizer
+    blocks = np.stack(rows.rows)
+    corrupted, chosen = corrupt(
+        blocks,
+        special=np.asarray(tokenizer.all_special_ids),
+        mask_id=mask_id(tokenizer, stage.mask_token),
+        vocabulary=len(tokenizer),
+        rate=stage.mask_rate,
+        policy=stage.mask_policy,
+        generator=np.random.default_rng((seed, rows.step)),
+    )
+    targets = np.full(blocks.shape, -100, dtype=np.int64)
+    targets[:, :-1] = np.where(chosen[:, 1:], blocks[:, 1:], -100)
+    return token_batch(corrupted, targets, rows.source, Split(len(blocks), stage.shards, seed, rows.step))
+
+
+def backward(encoder: Encoder, batch: TokenBatch, stage: MntpStage) -> dict[str, Tensor]:
+    """Gradient of the mean loss over masked tokens."""
+    return token_backward(encoder, batch, stage.mini_batch_tokens, stage.logit_rows, causal=False)
+
+
+def corrupt(
+    blocks: np.ndarray,
+    special: np.ndarray,
+    mask_id: int,
+    vocabulary: int,
+    rate: float,
+    policy: Literal["bert", "all"],
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Corrupted ids and the bool mask of chosen positions, both (B, L). `blocks` stays as it is.
+
+    Chosen: each token with probability `rate`, never a special one, never the first of a block, which nothing predicts.
+    bert: 80 % of them become the mask token, 10 % a random token, 10 % stay. all: every one becomes the mask token.
+    """
+    chosen = (generator.random(blocks.shape) < rate) & ~np.isin(blocks, special)
+    chosen[:, 0] = False
+    if not chosen.any():  # a tiny batch: a step without a target has no gradient
+        candidates = np.flatnonzero(~np.isin(blocks[:, 1:], special))
+        if not len(candidates):
+            raise ValueError("a batch of special tokens only has nothing to mask; is the source text empty?")
+        row, column = np.divmod(candidates[generator.integers(len(candidates))], blocks.shape[1] - 1)
+        chosen[row, column + 1] = True
+    fate = generator.random(blocks.shape) if policy == "bert" else np.zeros(blocks.shape)
+    corrupted = np.where(chosen & (fate < 0.8), mask_id, blocks)
+    random = generator.integers(vocabulary, size=blocks.shape)
+    return np.where(chosen & (fate >= 0.8) & (fate < 0.9), random, corrupted), chosen
+
+
+def mask_id(tokenizer, mask_token: Literal["blank", "eos", "mask"]) -> int:
+    """Id of the token that hides others. ValueError if the tokenizer has no such single token."""
+    name = {"blank": "_", "eos": tokenizer.eos_token, "mask": tokenizer.mask_token}[mask_token]
+    vocabulary = tokenizer.get_vocab()
+    if name is None or name not in vocabulary:
+        raise ValueError(
+            f"mask_token: {mask_token} needs {'the token _' if mask_token == 'blank' else 'a token of that role'}, which "
+            "this tokenizer lacks; choose another of blank, eos, mask"
+        )
+    return vocabulary[name]

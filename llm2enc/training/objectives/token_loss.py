@@ -1,0 +1,93 @@
+"""What clm and mntp share: blocks of tokens, and cross-entropy at chosen positions without a (T, V) tensor.
+
+Legend: B blocks, L tokens of a block, T = B x L, R predicted positions, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llm2enc import distributed
+from llm2enc.data import RowBatch, block_batches
+from llm2enc.encoding import Encoder
+from llm2enc.losses import cross_entropy_sum
+from llm2enc.text import InputFormat, Tokens
+from llm2enc.training.microbatch import Split, in_step
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token prediction on this process's blocks."""
+
+    tokens: Tokens
+    targets: Tensor  # (T,) int64: the id to predict from this token's state, -100 where there is nothing to predict
+    num_targets: int  # over all processes
+    split: Split  # of all blocks over the processes
+    source: str
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens.ids)
+
+
+def blocks_of(stage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
+    """Batches of token blocks: every text opens with BOS (EOS if the tokenizer has none), as language models see text."""
+    tokenizer = input_format.tokenizer
+    opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    prefix = [] if opening is None else [opening]
+
+    def tokenize(texts: list[str]) -> list[list[int]]:
+        return [prefix + ids for ids in input_format.plain_ids(texts)]
+
+    return block_batches(stage.data, tokenize, stage.block_tokens, stage.batch_size, seed, start, stage.mixture_alpha)
+
+
+def token_batch(inputs: np.ndarray, targets: np.ndarray, source: str, split: Split) -> TokenBatch:
+    """This process's part of (B, L) inputs and, at the same places, the (B, L) ids to predict or -100."""
+    own = split.rows()
+    return TokenBatch(
+        Tokens.from_blocks(torch.from_numpy(inputs[own.start : own.stop])),
+        torch.from_numpy(targets[own.start : own.stop].reshape(-1).astype(np.int64)),
+        int((targets != -100).sum()),
+        split,
+        source,
+    )
+
+
+def token_backward(
+    encoder: Encoder, batch: TokenBatch, mini_batch_tokens: int, logit_rows: int, causal: bool
+) -> dict[str, Tensor]:
+    """Gradient of the mean cross-entropy over all targets of the global batch.
+
+    The head runs on the states of predicted positions only, `logit_rows` at a time: each slice of logits is computed,
+    turned into a gradient in the states, and dropped before the next one exists.
+    """
+    total = torch.zeros((), device=encoder.device)
+    tokens, targets = batch.tokens.to(encoder.device), batch.targets.to(encoder.device)
+    blocks = targets.view(len(tokens), -1)  # every block has the same length
+    own = list(batch.split.mini_batches(tokens.lengths, mini_batch_tokens))
+    for number, part in enumerate(in_step(own, encoder.device) if encoder.backbone.sharded else own):
+        part.start_noise()
+        wanted = blocks[part.rows.to(encoder.device)].reshape(-1)
+        if number >= len(own):  # it is there for the sake of the other processes only
+            wanted = torch.full_like(wanted, -100)
+        hidden = encoder.backbone.hidden(tokens.select(part.rows), causal=causal, queries=wanted != -100)
+        states = hidden[wanted != -100]  # (R, D)
+        total += _head_backward(encoder, states, wanted[wanted != -100], 1 / batch.num_targets, logit_rows)
+    return {"loss": distributed.sum_over_processes(total)}
+
+
+def _head_backward(encoder: Encoder, states: Tensor, targets: Tensor, scale: float, logit_rows: int) -> Tensor:
+    leaf = states.detach().requires_grad_()
+    total = torch.zeros((), device=states.device)
+    for slice_states, slice_targets in zip(leaf.split(logit_rows), targets.split(logit_rows), strict=True):
+        logits = encoder.backbone.logits(slice_states)
+        loss, gradient = cross_entropy_sum(logits, slice_targets, scale, overwrite=encoder.backbone.plain_head)
+        logits.backward(gradient)
+        total += loss
+    if leaf.grad is not None:
+        states.backward(leaf.grad)
+    return total
