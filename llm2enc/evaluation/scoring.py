@@ -102,10 +102,7 @@ def _pair_classification(vectors: _Vectors, task: PairClassificationTask) -> Out
 def _bitext(vectors: _Vectors, task: BitextTask) -> Outcome:
     from sklearn.metrics import f1_score
 
-    count = len(task.first)
-    both, rows = vectors.distinct("document", [*task.first, *task.second])
-    second, earliest = np.unique(rows[count:], return_index=True)  # of equal sentences the first one is found
-    found, truth = earliest[nearest(both[rows[:count]], both[second])], np.arange(count)
+    found, truth = nearest(*_two(vectors, task)), np.arange(len(task.first))
     items = f1_score(truth, found, average=None, labels=truth, zero_division=0)  # a row is a class of its own
     return _outcome(task, "f1", "mean", items, {"accuracy": float((found == truth).mean())})
 
@@ -140,8 +137,7 @@ def _reranking(vectors: _Vectors, task: RerankingTask) -> Outcome:
     end = 0
     for row, texts in enumerate(candidates):
         start, end = end, end + len(texts)
-        own, place = np.unique(rows[start:end], return_inverse=True)  # equal texts get one score
-        scores = cosines(queries[row : row + 1], documents[own])[0][place]
+        scores = cosines(queries[row : row + 1], documents[rows[start:end]])[0]
         # Positives get the first ids, and equal scores are ordered by id descending: a tie never helps.
         ids = [f"{number:06d}" for number in range(len(texts))]
         run[str(row)] = dict(zip(ids, map(float, scores), strict=True))
@@ -153,9 +149,8 @@ def _reranking(vectors: _Vectors, task: RerankingTask) -> Outcome:
 
 def _retrieval(vectors: _Vectors, task: RetrievalTask) -> Outcome:
     queries = vectors("query", list(task.queries.values()))
-    documents, rows = vectors.distinct("document", list(task.documents.values()))
-    places = dict(zip(task.documents, rows.tolist(), strict=True))
-    found = ranking_metrics(search(queries, documents, list(task.queries), places), task.judged)
+    documents = vectors("document", list(task.documents.values()))
+    found = ranking_metrics(search(queries, documents, list(task.queries), list(task.documents)), task.judged)
     means = {name: float(values.mean()) for name, values in found.items()}
     return _outcome(task, "ndcg@10", "mean", found["ndcg@10"], means)
 
