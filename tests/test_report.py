@@ -225,6 +225,7 @@ def test_the_page_loads_and_runs_nothing(both) -> None:
     (style,) = page.texts["style"]
     assert "url(" not in style and "@import" not in style and "<" not in style
     assert "http:" not in text and "https:" not in text
+    assert text.encode().decode() == text, "a name that is no Unicode is written as what is"
 
 
 def test_every_image_is_an_svg_file_that_stands_alone(both) -> None:
@@ -323,7 +324,7 @@ def test_the_kind_is_read_off_the_name() -> None:
 
 
 def test_a_report_replaces_the_old_one_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, (comparison, text) = tmp_path / "report.html", rendered("hostile")
+    path, (comparison, text) = tmp_path / "report.html", rendered("bare")
     path.write_text("old")
     with monkeypatch.context() as patched:
         patched.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))

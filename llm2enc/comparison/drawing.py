@@ -26,7 +26,8 @@ RC = {
     "axes.labelcolor": FAINT, "axes.labelsize": SMALL, "axes.axisbelow": True,
     "axes.titlelocation": "left", "axes.titlesize": TEXT, "axes.titleweight": "bold",
     "grid.color": RULE, "grid.linewidth": 0.6,
-    "legend.frameon": False, "legend.fontsize": SMALL, "legend.borderpad": 0, "legend.borderaxespad": 0.5,
+    "legend.frameon": False, "legend.handlelength": 2.6, "legend.fontsize": SMALL,
+    "legend.borderpad": 0, "legend.borderaxespad": 0.5,
 }  # fmt: skip
 
 
@@ -41,7 +42,7 @@ class Style:
 def new_figure(title: str, width: float, height: float) -> Figure:
     """A white figure, `width` x `height` CSS pixels large, with its title in the upper left corner."""
     figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-    figure.get_layout_engine().set(w_pad=6 / 72)
+    figure.get_layout_engine().set(w_pad=6 / 72, h_pad=5 / 72)
     figure.suptitle(shorten(title, columns(width, 15 * 1.1)), x=6 / width, ha="left", size=15, weight="bold")
     return figure
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from llm2enc.comparison import plots
@@ -70,7 +69,7 @@ def render(comparison: Comparison) -> str:
         loader=PackageLoader("llm2enc.comparison", ""),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=lambda value: value if isinstance(value, Markup) else plain(str(value)),
+        finalize=lambda value: value if hasattr(value, "__html__") else plain(str(value)),  # a macro's result is HTML
         trim_blocks=True,
         lstrip_blocks=True,
     )
