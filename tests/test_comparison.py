@@ -7,34 +7,28 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_encoder, make_model, make_tokenizer, sentences
+from llm2enc.comparison.readings import DEFAULT, READINGS, at_layer, find_readings, input_spec
+from llm2enc.comparison.subjects import check, subjects
+from llm2enc.encoder import Encoder
+from llm2enc.tokens import InputFormat
 from tiny import tiny_model
 
-from llm2enc.comparison import compare, measures, subjects
+from llm2enc.comparison import compare, measures
 from llm2enc.comparison.advice import advise
 from llm2enc.comparison.prefixes import TRIPLES
 from llm2enc.comparison.results import Candidate, Layers, Similarities
-from llm2enc.comparison.storage import from_json, to_json
-from llm2enc.comparison.systems import check
-from llm2enc.comparison.variants import DEFAULT, READINGS, at_layer, find_readings, input_spec
-from llm2enc.encoding import Encoder
-from llm2enc.evaluation import (
+from llm2enc.evaluation import score
+from llm2enc.evaluation.bootstrap import Interval, difference, draws, interval, mean_interval
+from llm2enc.evaluation.sources import gather, read_pairs_file
+from llm2enc.evaluation.tasks import (
     BitextTask,
-    Interval,
+    ClusteringTask,
     Outcome,
     PairClassificationTask,
     RerankingTask,
     RetrievalTask,
     StsTask,
-    difference,
-    draws,
-    gather,
-    interval,
-    mean_interval,
-    read_pairs_file,
-    score,
 )
-from llm2enc.evaluation.tasks import ClusteringTask
-from llm2enc.text import InputFormat
 
 TEXTS = ["the old river", "a bridge of stone and salt", "boats bring wool"]
 
@@ -338,7 +332,6 @@ def test_a_comparison_on_ones_own_pairs(model: Path, pairs: Path, tmp_path: Path
     last = {layers.name: layers.scores[-1] for layers in found.layers}
     assert last["bidirectional-mean"] == pytest.approx(named.mean.value, abs=1e-6)
     assert found.baseline.mean.value == pytest.approx(1.0)  # the same words in another order
-    assert to_json(from_json(to_json(found))) == to_json(found)
     assert found.facts["command"] == f"llm2enc compare {model} --data {pairs} --max-text-tokens 24"
 
 

@@ -31,9 +31,11 @@ def kind(name: str) -> str:
 
 
 def plain(text: str) -> str:
-    """One line without characters that steer a terminal or a renderer; their place is taken by spaces."""
-    seen = "".join(" " if unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") else letter for letter in text)
-    return " ".join(seen.split())
+    """One line without characters that steer a terminal or that XML does not allow; spaces take their place."""
+    seen = (
+        " " if unicodedata.category(one) in ("Cc", "Cs", "Zl", "Zp") or one in "\ufffe\uffff" else one for one in text
+    )
+    return " ".join("".join(seen).split())
 
 
 def words(type: str) -> str:
@@ -103,3 +105,8 @@ def tokens(candidate: Candidate) -> str:
 def seconds(candidate: Candidate) -> str:
     """Seconds for 1,000 texts; a dash for TF-IDF, whose time is not measured."""
     return number(candidate.seconds, 1) if candidate.seconds > 0 else NONE
+
+
+def count(number: int, noun: str) -> str:
+    """`1 task`, `2 tasks`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
