@@ -125,7 +125,7 @@ def _pooling(config: dict[str, Any], pooling: dict[str, Any] | None) -> str:
     if pooling is None:
         generator = any(name.endswith("ForCausalLM") for name in config.get("architectures") or [])
         return "last" if generator and config.get("is_causal") is not False else "mean"
-    mode = pooling.get("pooling_mode") or ""
+    mode = str(pooling.get("pooling_mode") or "")
     stated = {name for key, name in POOLINGS.items() if pooling.get(key)} | {
         _MODES.get(mode, mode.removesuffix("_tokens"))
     }
