@@ -7,28 +7,33 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_encoder, make_model, make_tokenizer, sentences
-from llm2enc.comparison.readings import DEFAULT, READINGS, at_layer, find_readings, input_spec
-from llm2enc.comparison.subjects import check, subjects
-from llm2enc.encoder import Encoder
-from llm2enc.tokens import InputFormat
 from tiny import tiny_model
 
-from llm2enc.comparison import compare, measures
+from llm2enc.comparison import compare, measures, subjects
 from llm2enc.comparison.advice import advise
 from llm2enc.comparison.prefixes import TRIPLES
 from llm2enc.comparison.results import Candidate, Layers, Similarities
-from llm2enc.evaluation import score
-from llm2enc.evaluation.bootstrap import Interval, difference, draws, interval, mean_interval
-from llm2enc.evaluation.sources import gather, read_pairs_file
-from llm2enc.evaluation.tasks import (
+from llm2enc.comparison.systems import check
+from llm2enc.comparison.variants import DEFAULT, READINGS, at_layer, find_readings, input_spec
+from llm2enc.encoding import Encoder
+from llm2enc.evaluation import (
     BitextTask,
-    ClusteringTask,
+    Interval,
     Outcome,
     PairClassificationTask,
     RerankingTask,
     RetrievalTask,
     StsTask,
+    difference,
+    draws,
+    gather,
+    interval,
+    mean_interval,
+    read_pairs_file,
+    score,
 )
+from llm2enc.evaluation.tasks import ClusteringTask
+from llm2enc.text import InputFormat
 
 TEXTS = ["the old river", "a bridge of stone and salt", "boats bring wool"]
 

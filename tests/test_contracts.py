@@ -12,17 +12,15 @@ from typing import Any
 
 import pytest
 from conftest import INPUT, make_tokenizer
+from llm2enc.verification.rules import check, verdicts
 from tiny import tiny_model
 
-from llm2enc.artifact import directory as export
+from llm2enc.artifact import layout as export
 from llm2enc.encoding import Encoder
 from llm2enc.model import Backbone
 from llm2enc.recipe import InputSpec, Part
 from llm2enc.text import InputFormat
-from llm2enc.verification.rules import check, verdicts
 from llm2enc.verification.rules.findings import Finding
-from llm2enc.verification.rules.layout import read
-from llm2enc.verification.rules.vllm import seq_pooling
 
 FAMILIES = "llama mistral qwen2 qwen3 gemma2 gemma3_text phi3 gpt_neox olmo2".split()
 EVERYTHING_POOLED = InputSpec(
@@ -53,19 +51,16 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def damaged(exports: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
-    """A copy of an export with keys of one file changed; None takes a key out."""
+def copied(exports: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a family's export."""
+    return lambda family: shutil.copytree(exports[family], tmp_path / "copy")
 
-    def damage(family: str, file: str, **changes: Any) -> Path:
-        folder = tmp_path / "copy"
-        if not folder.exists():
-            shutil.copytree(exports[family], folder)
-        content = json.loads((folder / file).read_text())
-        content = {key: value for key, value in (content | changes).items() if value is not None}
-        (folder / file).write_text(json.dumps(content))
-        return folder
 
-    return damage
+def change(folder: Path, file: str, **changes: Any) -> Path:
+    """The folder with keys of one file changed; None takes a key out."""
+    content = json.loads((folder / file).read_text()) | changes
+    (folder / file).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return folder
 
 
 def found(folder: Path, engine: str, *words: str) -> list[Finding]:
@@ -107,222 +102,197 @@ def test_exports_are_judged_by_family(exports: dict[str, Path], family: str) -> 
     assert found["infinity"] == "unsupported"  # sentence-transformers 3 stops at the first key it does not know
 
 
-def test_gemma3_in_tei_takes_its_layers_from_a_pattern(damaged: Callable[..., Path]) -> None:
-    """Gemma3Config needs _sliding_window_pattern, and layer_types is not read: every n-th layer is full."""
-    without = damaged("gemma3_text", "config.json", _sliding_window_pattern=None)
-    assert only(without, "tei", "_sliding_window_pattern").verdict == "unsupported"
-    agreeing = damaged("gemma3_text", "config.json", _sliding_window_pattern=3)  # sliding, sliding, full
-    assert verdicts(check(agreeing))["tei"] == "agrees"
-    other = damaged("gemma3_text", "config.json", _sliding_window_pattern=2)
-    assert only(other, "tei", "layer_types").verdict == "differs"
+CONFIG, POOLING, TOP = "config.json", "1_Pooling/config.json", "config_sentence_transformers.json"
+OLD = dict.fromkeys(f"pooling_mode_{name}_tokens" for name in ("cls", "mean", "max", "mean_sqrt_len", "weightedmean"))
+DEFAULT = {"prompts": {"document": "text: ", "query": "ask: "}, "default_prompt_name": "document"}
+BOTH = "use_bidirectional_attention"
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gpt_neox", "olmo2"])
-def test_what_vllm_runs_as_causal_has_no_flag_that_helps(exports: dict[str, Path], family: str) -> None:
-    finding = only(exports[family], "vllm", "causal attention, and no error")
-    assert finding.remedy == "serve it by sentence-transformers"
+@pytest.mark.parametrize(
+    ("family", "file", "changes", "engine", "verdict", "word"),
+    [
+        # Direction: each engine reads its own key.
+        ("llama", CONFIG, {"is_causal": None}, "vllm", "differs", "causal attention, and no error"),
+        ("llama", CONFIG, {"is_causal": None}, "tei", "agrees", "bidirectional attention"),
+        *((name, CONFIG, {BOTH: None}, "tei", "differs", "causal attention") for name in ("llama", "mistral", "qwen3")),
+        *((name, CONFIG, {BOTH: None}, "vllm", "agrees", "bidirectional") for name in ("llama", "mistral", "qwen3")),
+        ("gemma3_text", CONFIG, {BOTH: None}, "vllm", "differs", "causal attention"),
+        ("gemma3_text", CONFIG, {"is_causal": None}, "vllm", "agrees", "bidirectional attention"),
+        # Qwen2Config has is_causal, true by default, and no use_bidirectional_attention.
+        ("qwen2", CONFIG, {BOTH: None}, "tei", "agrees", "bidirectional attention"),
+        ("qwen2", CONFIG, {"is_causal": None}, "tei", "differs", "causal attention"),
+        # Pooling: PoolConfig has no default for two booleans; vLLM's get_pooling_config takes `pooling_mode` as well.
+        ("llama", POOLING, OLD, "tei", "unsupported", "lacks pooling_mode_cls_token"),
+        ("llama", POOLING, OLD, "vllm", "agrees", "pools mean"),
+        # Rotary scaling that depends on the batch.
+        ("llama", CONFIG, {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "vllm", "unknown", "dynamic"),
+        # Fields that TEI's parser needs: Option<usize>, usize, a bool without a default, ...
+        ("llama", CONFIG, {"eos_token_id": [1, 2]}, "tei", "unsupported", "eos_token_id"),
+        ("qwen3", CONFIG, {"eos_token_id": [1, 2]}, "tei", "unsupported", "eos_token_id"),
+        ("qwen2", CONFIG, {"use_sliding_window": None}, "tei", "unsupported", "use_sliding_window"),
+        ("mistral", CONFIG, {"initializer_range": None}, "tei", "unsupported", "initializer_range"),
+        ("llama", CONFIG, {"pad_token_id": "<pad>"}, "tei", "unsupported", "pad_token_id"),
+        ("gemma3_text", CONFIG, {"_sliding_window_pattern": None}, "tei", "unsupported", "_sliding_window_pattern"),
+        ("llama", "sentence_bert_config.json", {"max_seq_length": None}, "tei", "unsupported", "max_seq_length"),
+        ("mistral", CONFIG, {"head_dim": 64}, "tei", "unsupported", "head_dim"),
+        # Every n-th layer of Gemma 3 is a full one there, and layer_types (sliding, sliding, full) is not read.
+        ("gemma3_text", CONFIG, {"_sliding_window_pattern": 2}, "tei", "differs", "layer_types"),
+        # A default prompt is put before texts by no engine.
+        *(("llama", TOP, DEFAULT, engine, "differs", "'text: '") for engine in ("vllm", "tei", "infinity")),
+        # What sentence-transformers itself cannot say.
+        *(("llama", "llm2enc.json", {"reason": "it skips tokens"}, engine, "differs", "it skips tokens")
+          for engine in ("vllm", "tei", "infinity")),
+    ],
+)  # fmt: skip
+def test_a_changed_key_is_judged_by_what_the_engine_reads(
+    copied: Callable, family: str, file: str, changes: dict, engine: str, verdict: str, word: str
+) -> None:
+    folder = change(copied(family), file, **changes)
+    assert only(folder, engine, word).verdict == verdict
 
 
-def test_an_onnx_file_lets_tei_run_any_family_on_the_cpu(exports: dict[str, Path], tmp_path: Path) -> None:
-    """backends/ort pools `last_hidden_state` of onnx/model.onnx, by the last token too; the family is not asked."""
-    for folder in (
-        shutil.copytree(exports["olmo2"], tmp_path / "copy"),
-        exported(tmp_path / "last", "phi3", "last"),
-    ):
-        assert only(folder, "tei", "not built in").verdict == "unsupported"
-        (folder / "onnx").mkdir()
-        (folder / "onnx" / "model.onnx").touch()
-        assert verdicts(check(folder))["tei"] == "agrees"
+def test_gemma3_agrees_where_its_layers_follow_the_pattern(copied: Callable) -> None:
+    """Its window too: 2 W in config.json, of which transformers makes W + 1 and vLLM W; TEI halves it to W."""
+    folder = change(copied("gemma3_text"), CONFIG, _sliding_window_pattern=3)
+    assert json.loads((folder / CONFIG).read_text())["sliding_window"] < 64
+    assert verdicts(check(folder))["vllm"] == verdicts(check(folder))["tei"] == "agrees"
 
 
-def test_an_onnx_file_is_asked_for_only_where_there_is_none(exports: dict[str, Path], tmp_path: Path) -> None:
-    folder = shutil.copytree(exports["llama"], tmp_path / "copy")
-    assert only(folder, "tei", "in float16 only").remedy == "for a CPU, add onnx/model.onnx"
-    (folder / "onnx").mkdir()
-    (folder / "onnx" / "model.onnx").touch()
-    assert only(folder, "tei", "in float16 only").remedy == ""
+@pytest.mark.parametrize(
+    ("family", "file", "changes", "engine", "word", "remedy"),
+    [
+        *((name, CONFIG, {}, "vllm", "causal", "serve it by sentence-transformers") for name in ("gemma2", "olmo2")),
+        ("llama", CONFIG, {"is_causal": None}, "vllm", "causal", "--hf-overrides '{\"is_causal\": false}'"),
+        ("llama", CONFIG, {BOTH: None}, "tei", "causal", f'set "{BOTH}": true in config.json'),
+        ("llama", TOP, DEFAULT, "tei", "'text: '", '--default-prompt-name NAME, or "prompt_name" in the request'),
+        ("llama", CONFIG, {}, "tei", "float16", "for a CPU, add onnx/model.onnx"),
+        ("llama", CONFIG, {"dtype": "float32"}, "vllm", "float16", "--dtype float32"),
+        ("gemma3_text", CONFIG, {}, "tei", "float32 only", "--dtype float32"),
+    ],
+)
+def test_the_remedy_is_what_the_engine_takes(
+    copied: Callable, family: str, file: str, changes: dict, engine: str, word: str, remedy: str
+) -> None:
+    assert only(change(copied(family), file, **changes), engine, word).remedy == remedy
 
 
-# ------------------------------------------------------------------------------------------------------------- damages
+@pytest.mark.parametrize(
+    ("pooling", "vllm", "tei"),
+    [
+        ("first", "agrees", "agrees"),
+        ("last", "agrees", "agrees"),
+        ("weighted_mean", "differs", "unsupported"),  # vLLM warns and pools the last token
+    ],
+)
+def test_a_pooling_is_judged_by_what_the_engine_has(tmp_path: Path, pooling: str, vllm: str, tei: str) -> None:
+    folder = exported(tmp_path / "model", "qwen3", pooling)
+    assert verdicts(check(folder)) == {"vllm": vllm, "tei": tei, "infinity": "unsupported"}
 
 
-def test_without_is_causal_vllm_is_causal_and_tei_is_not(damaged: Callable[..., Path]) -> None:
-    """TEI's LlamaConfig reads use_bidirectional_attention instead."""
-    folder = damaged("llama", "config.json", is_causal=None)
-    assert only(folder, "vllm", "causal attention").verdict == "differs"
-    assert "is_causal" in only(folder, "vllm", "causal attention").remedy
-    assert verdicts(check(folder))["tei"] == "agrees"
-
-
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
-def test_without_its_flag_tei_is_causal_and_vllm_is_not(damaged: Callable[..., Path], family: str) -> None:
-    folder = damaged(family, "config.json", use_bidirectional_attention=None)
-    assert only(folder, "tei", "causal attention").verdict == "differs"
+def test_gemma3_is_pooled_by_the_mean_only_in_tei(tmp_path: Path) -> None:
+    folder = exported(tmp_path / "model", "gemma3_text", "last")
+    assert only(folder, "tei", "stops at the pooling last").verdict == "unsupported"
     assert verdicts(check(folder))["vllm"] == "agrees"
 
 
-def test_tei_reads_is_causal_for_qwen2_alone(damaged: Callable[..., Path]) -> None:
-    """Qwen2Config has is_causal, true by default, and no use_bidirectional_attention."""
-    assert verdicts(check(damaged("qwen2", "config.json", use_bidirectional_attention=None)))["tei"] == "agrees"
-    assert verdicts(check(damaged("qwen2", "config.json", is_causal=None)))["tei"] == "differs"
+@pytest.mark.parametrize(
+    ("key", "vllm", "tei"),
+    [
+        ("pooling_mode_cls_token", "pools first;", "pools first;"),
+        ("pooling_mode_lasttoken", "pools last;", "pools last;"),
+        ("pooling_mode_mean_sqrt_len_tokens", "pools mean", "stops at the pooling mean_sqrt_len"),  # vLLM: first word
+        ("pooling_mode_max_tokens", "pools last;", "stops at the pooling max"),
+        ("pooling_mode_weightedmean_tokens", "pools last;", "stops at the pooling weighted_mean"),
+    ],
+)
+def test_the_pooling_is_found_by_the_old_keys(copied: Callable, key: str, vllm: str, tei: str) -> None:
+    changes = {"pooling_mode": None, "pooling_mode_mean_tokens": False, key: True}
+    folder = change(copied("llama"), POOLING, **changes)
+    assert found(folder, "vllm", vllm) and found(folder, "tei", tei)
 
 
-def test_the_pooling_schema_of_sentence_transformers_6_stops_tei_and_not_vllm(damaged: Callable[..., Path]) -> None:
-    """PoolConfig has no default for the two booleans; get_pooling_config takes `pooling_mode` as well."""
-    old = dict.fromkeys(key for key in read_pooling(damaged("llama", "config.json")) if key.startswith("pooling_mode_"))
-    folder = damaged("llama", "1_Pooling/config.json", **old)
-    assert only(folder, "tei", "1_Pooling/config.json lacks").verdict == "unsupported"
-    assert only(folder, "tei", "1_Pooling/config.json lacks").remedy == "--pooling mean"
-    assert verdicts(check(folder))["vllm"] == "agrees"
-
-
-def read_pooling(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "1_Pooling" / "config.json").read_text())
-
-
-def test_the_class_paths_of_sentence_transformers_6_are_known_to_vllm(damaged: Callable[..., Path]) -> None:
-    folder = damaged("llama", "config.json")
+def test_the_class_paths_of_sentence_transformers_6_are_known_to_vllm_alone(copied: Callable) -> None:
+    folder = copied("llama")
     rows = json.loads((folder / "modules.json").read_text())
     rows[1]["type"] = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
     (folder / "modules.json").write_text(json.dumps(rows))
     assert verdicts(check(folder))["vllm"] == "agrees"
     rows[1]["type"] = "my.own.Pooling"  # compared with two names, so the last token is pooled
     (folder / "modules.json").write_text(json.dumps(rows))
-    assert only(folder, "vllm", "pools the last token").verdict == "differs"
-    assert '"pooling_type": "MEAN"' in only(folder, "vllm", "pools the last token").remedy
+    assert only(folder, "vllm", "pools last").verdict == "differs"
+    assert '"pooling_type": "MEAN"' in only(folder, "vllm", "pools last").remedy
+    assert only(folder, "infinity", "has no my.own.Pooling").verdict == "unsupported"
 
 
-@pytest.mark.parametrize(
-    ("key", "pooling"),
-    [
-        ("pooling_mode_cls_token", "first"),
-        ("pooling_mode_lasttoken", "last"),
-        ("pooling_mode_mean_sqrt_len_tokens", "mean"),  # the name is cut after its first word
-        ("pooling_mode_max_tokens", None),
-        ("pooling_mode_weightedmean_tokens", None),
-    ],
-)
-def test_poolings_that_vllm_finds(damaged: Callable[..., Path], key: str, pooling: str | None) -> None:
-    changes = {"pooling_mode": None, "pooling_mode_mean_tokens": False, key: True}
-    assert seq_pooling(read(damaged("llama", "1_Pooling/config.json", **changes))) == pooling
-
-
-def test_a_weighted_mean_is_refused_by_tei_and_silently_the_last_token_in_vllm(tmp_path: Path) -> None:
-    folder = exported(tmp_path / "weighted", "llama", "weighted_mean")
-    assert only(folder, "vllm", "pools the last token; weighted_mean is meant").verdict == "differs"
-    assert only(folder, "tei", "stops at the pooling weighted_mean").verdict == "unsupported"
-
-
-def test_the_last_token_is_pooled_by_both(tmp_path: Path) -> None:
-    found = verdicts(check(exported(tmp_path / "last", "qwen3", "last")))
-    assert found["vllm"] == found["tei"] == "agrees"
-
-
-def test_a_missing_normalize_module_changes_lengths_only(damaged: Callable[..., Path]) -> None:
+def test_a_missing_normalize_module_changes_lengths_only(copied: Callable) -> None:
     """vLLM sets use_activation by the module; TEI normalises whatever the directory says."""
-    folder = damaged("llama", "llm2enc.json", normalize=False)
-    rows = json.loads((folder / "modules.json").read_text())
-    (folder / "modules.json").write_text(json.dumps(rows[:2]))
-    assert only(folder, "vllm", "length").verdict == "agrees"
-    assert only(folder, "tei", "length 1").verdict == "differs"
+    folder = copied("llama")
+    rows = json.loads((folder / "modules.json").read_text())[:2]
+    (folder / "modules.json").write_text(json.dumps(rows))
+    assert only(folder, "vllm", "as they are").remedy == "--pooler-config '{\"use_activation\": true}'"
+    change(folder, "llm2enc.json", normalize=False)
+    assert not found(folder, "vllm", "vectors come")
     assert only(folder, "tei", "length 1").remedy == '"normalize": false in the request'
 
 
 def test_prompts_that_are_not_pooled_differ_where_a_mean_is_taken(tmp_path: Path) -> None:
     """INPUT pools the text alone: the export writes include_prompt false, which only sentence-transformers knows."""
     folder = exported(tmp_path / "unpooled", "llama", input=INPUT)
-    assert read_pooling(folder)["include_prompt"] is False
+    assert json.loads((folder / POOLING).read_text())["include_prompt"] is False
     for engine in ("vllm", "tei"):
         assert only(folder, engine, "prompt's tokens are pooled").verdict == "differs"
 
 
-def test_a_default_prompt_is_put_before_texts_by_no_engine(damaged: Callable[..., Path]) -> None:
-    changes = {"prompts": {"document": "text: ", "query": "ask: "}, "default_prompt_name": "document"}
-    folder = damaged("llama", "config_sentence_transformers.json", **changes)
-    for engine in ("vllm", "tei", "infinity"):
-        assert only(folder, engine, "'text: '").verdict == "differs"
-    assert only(folder, "tei", "'text: '").remedy == "--default-prompt-name document"
-    named = damaged("llama", "config_sentence_transformers.json", default_prompt_name=None)
-    assert verdicts(check(named))["vllm"] == verdicts(check(named))["tei"] == "agrees"
-
-
-def test_a_window_in_use_is_one_token_narrower_in_vllm_and_one_sided_in_tei(tmp_path: Path) -> None:
-    """Flash attention's (W - 1, W - 1) against |i - j| <= W; FlashMistral passes window_size_left alone."""
-    folder = exported(tmp_path / "mistral", "mistral", sliding_window=WINDOW)
-    assert only(folder, "vllm", "15 tokens to either side").verdict == "differs"
-    assert only(folder, "tei", "to the left alone").verdict == "differs"
-
-
-def test_a_window_is_refused_by_tei_for_qwen(tmp_path: Path) -> None:
-    """Qwen3Attention::load bails out."""
+def test_a_window_in_use_is_narrower_in_vllm_and_one_sided_or_refused_in_tei(tmp_path: Path) -> None:
+    """Flash attention's (W - 1, W - 1) against |i - j| <= W; FlashMistral has a left window; Qwen3Attention bails out."""
+    mistral = exported(tmp_path / "mistral", "mistral", sliding_window=WINDOW)
     options = {"sliding_window": WINDOW, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
-    folder = exported(tmp_path / "qwen3", "qwen3", **options)
-    assert only(folder, "tei", "sliding window is refused").verdict == "unsupported"
-    assert verdicts(check(folder))["vllm"] == "differs"
-
-
-def test_gemma3s_window_is_right_everywhere(exports: dict[str, Path]) -> None:
-    """2 W in config.json: transformers makes W + 1 of it, of which vLLM reads W; TEI halves it to W."""
-    assert json.loads((exports["gemma3_text"] / "config.json").read_text())["sliding_window"] < 64
-    assert not found(exports["gemma3_text"], "vllm", "window") and not found(exports["gemma3_text"], "tei", "window")
+    qwen = exported(tmp_path / "qwen3", "qwen3", **options)
+    assert only(mistral, "vllm", "one token less").verdict == only(qwen, "vllm", "one token less").verdict == "differs"
+    assert only(mistral, "tei", "to the left alone").verdict == "differs"
+    assert only(qwen, "tei", "sliding window is refused").verdict == "unsupported"
 
 
 def test_rotary_scaling_is_refused_ignored_or_followed(tmp_path: Path) -> None:
     yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
     llama = exported(tmp_path / "llama", "llama", rope_parameters=yarn)
     qwen = exported(tmp_path / "qwen3", "qwen3", rope_parameters=yarn)
-    assert only(llama, "tei", "yarn").verdict == "unsupported"
+    assert only(llama, "tei", "refused").verdict == "unsupported"
     assert only(qwen, "tei", "yarn").verdict == "differs"  # Qwen3Config has no rope_scaling, and rope_type is unused
     assert verdicts(check(llama))["vllm"] == verdicts(check(qwen))["vllm"] == "agrees"
 
 
-def test_a_batch_dependent_rotary_scaling_is_unknown(damaged: Callable[..., Path]) -> None:
-    folder = damaged("llama", "config.json", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4})
-    assert only(folder, "vllm", "dynamic").verdict == "unknown"
-
-
-@pytest.mark.parametrize(
-    ("family", "changes", "word"),
-    [
-        ("llama", {"eos_token_id": [1, 2]}, "eos_token_id"),  # Option<usize>
-        ("qwen3", {"eos_token_id": [1, 2]}, "eos_token_id"),  # usize
-        ("qwen2", {"use_sliding_window": None}, "use_sliding_window"),  # bool without a default
-        ("mistral", {"initializer_range": None}, "initializer_range"),
-        ("llama", {"pad_token_id": "<pad>"}, "pad_token_id"),
-    ],
-)
-def test_fields_of_another_type_stop_tei(damaged: Callable[..., Path], family: str, changes: dict, word: str) -> None:
-    folder = damaged(family, "config.json", **changes)
-    assert verdicts(check(folder))["tei"] == "unsupported" and found(folder, "tei", word)
-
-
-def test_a_missing_tokenizer_file_stops_tei(damaged: Callable[..., Path]) -> None:
-    folder = damaged("llama", "config.json")
+def test_a_missing_tokenizer_file_stops_tei(copied: Callable) -> None:
+    folder = copied("llama")
     (folder / "tokenizer.json").unlink()
     assert only(folder, "tei", "tokenizer.json").verdict == "unsupported"
     assert only(folder, "vllm", "tokenizer.json").verdict == "unknown"
 
 
-def test_infinity_runs_a_directory_without_guards_as_causal(damaged: Callable[..., Path]) -> None:
+@pytest.mark.parametrize(("family", "before"), [("olmo2", "unsupported"), ("phi3", "unsupported"), ("llama", "agrees")])
+def test_an_onnx_file_lets_tei_run_any_family_on_the_cpu(copied: Callable, family: str, before: str) -> None:
+    """backends/ort pools `last_hidden_state` of onnx/model.onnx; the family is not asked."""
+    folder = copied(family)
+    assert verdicts(check(folder))["tei"] == before
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.onnx").touch()
+    assert verdicts(check(folder))["tei"] == "agrees" and not found(folder, "tei", "float16")
+
+
+def test_infinity_runs_a_directory_without_guards_as_causal(copied: Callable) -> None:
     """Run for real: with neither file's newer keys, its vectors were at cosine 0.94 of the right ones, without a word."""
-    file = "sentence_bert_config.json"
-    assert "transformer_task" in only(damaged("llama", file), "infinity", "stops").message
-    damaged("llama", file, **dict.fromkeys(("transformer_task", "modality_config", "module_output_name")))
-    folder = damaged("llama", "1_Pooling/config.json")
-    assert "embedding_dimension" in only(folder, "infinity", "stops").message
-    damaged("llama", "1_Pooling/config.json", embedding_dimension=None)
-    assert "pruned_heads" in only(folder, "infinity", "stops").message
-    # Heads that were really pruned are numbers, and stop nothing.
-    damaged("llama", "config.json", pruned_heads={"1": [0]})
-    assert "allow_all_kernels" in only(folder, "infinity", "stops").message
-    damaged("llama", file, model_args=None)
-    assert only(folder, "infinity", "as causal").verdict == "differs"
-
-
-def test_what_sentence_transformers_itself_cannot_say_differs_everywhere(damaged: Callable[..., Path]) -> None:
-    folder = damaged("llama", "llm2enc.json", native=False, reason="the pooling skips tokens inside the text")
-    for engine in ("vllm", "tei", "infinity"):
-        assert only(folder, engine, "skips tokens").verdict == "differs"
+    folder, file = copied("llama"), "sentence_bert_config.json"
+    for place, key in (
+        *((file, key) for key in ("transformer_task", "modality_config", "module_output_name")),
+        (POOLING, "embedding_dimension"),
+        (CONFIG, "pruned_heads"),
+        (file, "allow_all_kernels"),
+    ):
+        assert key in only(folder, "infinity", "stops").message
+        # Heads that were really pruned are numbers, and stop nothing.
+        changes = {"pruned_heads": {"1": [0]}} if key == "pruned_heads" else {key: None}
+        change(folder, place, **({"model_args": None} if key == "allow_all_kernels" else changes))
+    assert only(folder, "infinity", "causal attention, and no error").verdict == "differs"
 
 
 # -------------------------------------------------------------------------------------------------- foreign directories
@@ -369,13 +339,17 @@ def test_a_causal_embedder_is_causal_everywhere(tmp_path: Path) -> None:
     assert only(folder, "vllm", "causal attention").verdict == "agrees"
 
 
+def test_infinity_always_normalizes_and_reads_the_legacy_rope_theta_only(tmp_path: Path) -> None:
+    config = {"model_type": "bert", "architectures": ["BertModel"], "rope_parameters": {"rope_theta": 1e6}}
+    folder = foreign(tmp_path / "bert", config, "pooling_mode_mean_tokens", normalize=False)
+    assert only(folder, "infinity", "length 1").verdict == only(folder, "infinity", "rope_theta").verdict == "differs"
+
+
 def test_a_plain_model_is_not_embedded_by_vllm_nor_opened_by_tei(tmp_path: Path) -> None:
     folder = foreign(tmp_path / "plain", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "")
     shutil.rmtree(folder / "1_Pooling")
     (folder / "modules.json").unlink()
-    assert (
-        only(folder, "vllm", "generate text").remedy == '--runner pooling --pooler-config \'{"pooling_type": "LAST"}\''
-    )
+    assert only(folder, "vllm", "generate text").remedy == "--runner pooling"
     assert only(folder, "tei", "1_Pooling/config.json").verdict == "unsupported"
 
 

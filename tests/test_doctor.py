@@ -17,9 +17,8 @@ from llm2enc import cli
 from llm2enc.audit import examine, printing
 from llm2enc.audit import targets as subjects
 from llm2enc.audit.checks.balance import effective
-from llm2enc.audit.checks.chance import share_of_batches, share_of_rows
 from llm2enc.audit.checks.contamination import GRAM, NEAR, evaluation_texts, words_of
-from llm2enc.audit.checks.duplicates import Batching
+from llm2enc.audit.checks.duplicates import Batching, collision_rate
 from llm2enc.audit.checks.languages import language_of
 from llm2enc.audit.checks.lengths import Reading
 from llm2enc.audit.checks.prefixes import common_prefix
@@ -160,31 +159,26 @@ def test_fewer_rows_than_a_batch_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("counts", [(3, 1, 1, 2, 4), (2,) * 5, (1, 9), (5, 5, 1)])
-def test_the_chance_of_twins_in_a_batch_is_that_of_all_batches(counts: tuple[int, ...]) -> None:
+def test_the_collision_rate_is_that_of_all_batches(counts: tuple[int, ...]) -> None:
     rows = [text for text, count in enumerate(counts) for _ in range(count)]
-    for batch in range(2, 6):
-        drawn = list(combinations(rows, batch))
-        twins = np.mean([len(set(each)) < batch for each in drawn])
-        share = np.mean([np.mean([each.count(text) > 1 for text in each]) for each in drawn])
-        assert share_of_batches(counts, batch) == pytest.approx(twins, abs=1e-9)
-        assert share_of_rows(counts, batch) == pytest.approx(share, abs=1e-9)
+    for batch_size in range(1, 6):
+        drawn = list(combinations(rows, batch_size))
+        share = np.mean([np.mean([batch.count(text) > 1 for text in batch]) for batch in drawn])
+        assert collision_rate(np.array(counts), batch_size) == pytest.approx(share, abs=1e-9)
 
 
-def test_the_chance_of_twins_is_met_by_the_batches_of_training(tmp_path: Path) -> None:
+def test_the_collision_rate_is_met_by_the_batches_of_training(tmp_path: Path) -> None:
     generator = np.random.default_rng(3)
     positives = [f"answer {text}" for text in generator.zipf(1.7, size=160).clip(max=90)]
     rows = [{"query": f"question {row}", "positive": text} for row, text in enumerate(positives)]
     spec = FilesData(kind="files", path=str(write(tmp_path / "pairs.jsonl", rows)))
     batches = pair_batches([spec], 6, seed=0)
     drawn = [[row.positive for row in next(batches).rows] for _ in range(1500)]
-    counts = list(Counter(positives).values())
-    for seen_share, expected in (
-        (np.mean([len(set(texts)) < 6 for texts in drawn]), share_of_batches(counts, 6)),
-        (np.mean([np.mean([texts.count(text) > 1 for text in texts]) for texts in drawn]), share_of_rows(counts, 6)),
-    ):
-        assert 0.02 < expected < 0.98
-        # Four standard errors of independent batches; those of an epoch exclude each other, which spreads less.
-        assert seen_share == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 1500))
+    expected = collision_rate(np.array(list(Counter(positives).values())), 6)
+    share = np.mean([np.mean([texts.count(text) > 1 for text in texts]) for texts in drawn])
+    assert 0.02 < expected < 0.98
+    # Four standard errors of independent batches; those of an epoch exclude each other, which spreads less.
+    assert share == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / 1500))
 
 
 # -------------------------------------------------------------------------------------------------------------- columns
@@ -339,12 +333,14 @@ def test_class_labels_are_recognised_and_a_large_class_is_named() -> None:
         ("这座旧桥是用石头建的 (Bridge)", "zh"),
         ("오래된 다리는 돌로 지어졌다", "ko"),
         ("Η γέφυρα είναι παλιά", "el"),
-        ("الجسر القديم من الحجر", "arabic"),
-        ("12 + 30 = 42", "none"),
-        ("Xyzzy", "latin"),
+        ("الجسر القديم من الحجر", "ar"),
+        ("12 + 30 = 42", "und"),
+        ("", "und"),
+        ("Xyzzy", "und"),
+        ("half \ud800 a sign", "und"),
     ],
 )
-def test_languages_are_told(text: str, language: str) -> None:
+def test_a_language_is_detected_or_undetermined(text: str, language: str) -> None:
     assert language_of(text) == language
 
 

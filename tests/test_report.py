@@ -18,14 +18,12 @@ from matplotlib.text import Text
 from rich.cells import cell_len
 from rich.console import Console
 
-from llm2enc.comparison import plots, summary
+from llm2enc.comparison import plots, summary, table
 from llm2enc.comparison.drawing import SMALL, shorten, side_by_side
 from llm2enc.comparison.report import FULL, HALF, render, write_report
 from llm2enc.comparison.results import Candidate, Comparison, Difference, Layers, PrefixTest, Similarities
 from llm2enc.comparison.storage import to_json
-from llm2enc.comparison.table import table
-from llm2enc.evaluation.bootstrap import Interval, difference, draws, interval, mean_interval
-from llm2enc.evaluation.tasks import Outcome
+from llm2enc.evaluation import Interval, Outcome, difference, draws, interval, mean_interval
 
 COUNT = 40  # draws of an interval
 USUAL = (

@@ -56,7 +56,7 @@ class SourceReport:
     measured_with: str = ""
     """Tokenizer, template and limit that lengths and examples come from."""
     languages: dict[str, dict[str, float]] = field(default_factory=dict)
-    """By side: share of each language or script, by `languages.language_of`."""
+    """By side: share of each language, by `languages.language_of`."""
     shown: list[dict[str, Any]] = field(default_factory=list)
     """Example rows as the model sees them."""
     findings: list[Finding] = field(default_factory=list)

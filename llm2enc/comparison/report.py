@@ -31,8 +31,8 @@ from llm2enc.comparison.summary import (
     tokens,
     words,
 )
-from llm2enc.evaluation.bootstrap import Interval
-from llm2enc.files import replace_text
+from llm2enc.evaluation import Interval
+from llm2enc.storage import replace_text
 
 FULL, HALF = 1010, 472  # pixels inside a card of the whole and of half the page's width
 

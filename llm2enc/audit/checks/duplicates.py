@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llm2enc.audit.checks.chance import share_of_batches, share_of_rows
 from llm2enc.audit.chunks import Slab
 from llm2enc.audit.report import Finding, graded, percent
 
@@ -106,25 +105,37 @@ def _repeated_side(side: str, keys: np.ndarray, other: np.ndarray, batching: Bat
     if not shared.any():
         return []
     example = np.sort(first[group == int(np.argmax(counts))])[:2] + 1
-    rows_with, batches_with = share_of_rows(counts, batching.batch_size), share_of_batches(counts, batching.batch_size)
+    colliding = collision_rate(counts, batching.batch_size)
     partner = "positives" if side == "query" else "queries"
     what = (
         f"{int(shared.sum()):,} of {len(first):,} different rows share their {side} with another (up to "
         f"{int(counts.max()):,} {partner} of one). In a batch of {min(batching.batch_size, len(first)):,}, "
-        f"{percent(rows_with)} of the rows are expected to meet such a row, and {percent(batches_with)} of the batches to "
-        "have one"
+        f"{percent(colliding)} of the rows are expected to meet such a row"
     )
     if not batching.in_batch_negatives:
         severity, remedy = "note", "in_batch_negatives is off, so they do not meet"
     elif batching.mask_duplicates:
         severity, remedy = "note", "mask_duplicates is on, so they are no negatives of each other"
     else:
-        severity = graded(rows_with, warning=0.01)
+        severity = graded(colliding, warning=0.01)
         remedy = "a right answer then counts as wrong: set mask_duplicates: true in the stage" + (
-            ", or in_batch_negatives: false if the texts are class labels" if rows_with > 0.3 else ""
+            ", or in_batch_negatives: false if the texts are class labels" if colliding > 0.3 else ""
         )
     rows = tuple(int(row) for row in example)
     return [Finding(f"shared-{side}", severity, what, remedy, int(shared.sum()), len(first), rows)]
+
+
+def collision_rate(counts: np.ndarray, batch_size: int) -> float:
+    """Expected share of the rows of a batch, drawn without replacement, that share their text with another row of it.
+
+    counts  (D,) rows that carry each distinct text
+    """
+    from scipy.stats import hypergeom
+
+    sizes, texts = np.unique(counts, return_counts=True)
+    rows, total = sizes * texts, int(np.sum(counts))
+    alone = hypergeom.pmf(0, total - 1, sizes - 1, min(batch_size, total) - 1)
+    return float(rows @ (1 - alone)) / total
 
 
 def _query_is_positive(query: np.ndarray, right: np.ndarray, rows: np.ndarray) -> list[Finding]:

@@ -1,12 +1,14 @@
-"""What a check of a directory comes to."""
+"""The form of an engine's table, and the comparison of a directory with it."""
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
-from llm2enc.verification.rules.layout import Layout
+from llm2enc.verification.rules.layout import ENCODERS, Layout
 
 Verdict = Literal["agrees", "differs", "unsupported", "unknown"]
+_ELSE = "serve it by sentence-transformers"
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,119 @@ class Finding:
     """A flag of the engine or an option of the export; empty where nothing is to be done or nothing helps."""
 
 
-def pooled_prompts(layout: Layout, finding: Callable[..., Finding]) -> Iterator[Finding]:
-    """Of engines that do not know include_prompt: they pool a prompt's tokens too. Only a mean is moved by that."""
-    if not layout.include_prompt and layout.pooling == "mean" and layout.prompts:
-        message = "the prompt's tokens are pooled, which is not meant"
-        yield finding("differs", message, "serve it by sentence-transformers")
+class Rule(NamedTuple):
+    """A point of its own, for some model types or all: where `found` gives something, `{}` of the message holds it."""
+
+    verdict: Verdict
+    message: str
+    found: Callable[[Layout], object]
+    families: tuple[str, ...] = ()
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What an engine reads of a directory, and what it does then. The key "" of a table is for all others."""
+
+    name: str
+    version: str
+    family: Callable[[Layout], str]
+    """By what it finds the code of a model: its model type or its architecture."""
+    direction: dict[str, str | tuple[str, bool]]
+    """By family: causal, unknown, unsupported, or the key of config.json, and its value, that makes it bidirectional."""
+    pooling: dict[str, str] | None
+    """By pooling in the files: what it pools; without "" it stops. None: all as sentence-transformers, prompts too."""
+    remedies: dict[str, str]
+    """By pooling, `direction`, `normalize` (formats), `prompt` and `limit`: how the engine is told."""
+    rules: tuple[Rule, ...]
+    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By model type, and under "": keys of config.json that must be there in that type."""
+    graphs: tuple[str, ...] = ()
+    """Files with a graph, by which it runs any family."""
+    pooling_modules: tuple[str, ...] = ()
+    """Class paths in modules.json by which it finds the pooling; without them by 1_Pooling/config.json."""
+    always_normalizes: bool = True
+    """Whatever modules.json says."""
+
+
+def findings(engine: Engine, layout: Layout) -> list[Finding]:
+    """What the engine would do alike or otherwise, one finding per point."""
+    points = (_direction, _pooling, _normalize, _texts, _rules)
+    return [Finding(engine.name, engine.version, *said) for point in points for said in point(engine, layout)]
+
+
+_Said = Iterator[tuple[Any, ...]]  # verdict, message and, where there is one, remedy
+
+
+def _direction(engine: Engine, layout: Layout) -> _Said:
+    family = engine.family(layout)
+    runs = "bidirectional" if layout.model_type in ENCODERS else engine.direction.get(family, engine.direction[""])
+    remedy = _ELSE
+    if not isinstance(runs, str):
+        key, value = runs
+        remedy = engine.remedies["direction"].format(f'"{key}": {json.dumps(value)}')
+        runs = "bidirectional" if layout.config.get(key) is value else "causal"
+    if runs in ("unknown", "unsupported") and any(map(layout.has, engine.graphs)):
+        yield "agrees", "images for CPUs run the ONNX file, in whose graph the attention is fixed"
+    elif runs == "unknown":
+        yield "unknown", f"nothing is known here of {family}", "compare with golden vectors"
+    elif runs == "unsupported":
+        yield "unsupported", f"{family} is not built in", f"add {engine.graphs[-1]}, which its CPU images run"
+    elif runs == layout.attention:
+        yield "agrees", f"{family} runs with {runs} attention"
+    else:
+        message = f"{family} would run with {runs} attention, and no error; {layout.attention} is meant"
+        yield "differs", message, remedy if runs == "causal" else ""
+
+
+def _pooling(engine: Engine, layout: Layout) -> _Said:
+    if engine.pooling is None:
+        return
+    types = {*(layout.modules or [])} & {*engine.pooling_modules}
+    found = types if engine.pooling_modules else layout.has("1_Pooling/config.json")
+    default = engine.pooling.get("")
+    if layout.model_type in ENCODERS and (default or not found):
+        default = "first"
+    pooled = engine.pooling.get(layout.stated_pooling, default) if found else default
+    remedy = engine.remedies.get(layout.pooling, _ELSE)
+    if pooled is None:
+        what = f"the pooling {layout.stated_pooling}" if found else "a directory without 1_Pooling/config.json"
+        yield "unsupported", f"it stops at {what}", remedy
+    elif pooled != layout.pooling:
+        yield "differs", f"pools {pooled}; {layout.pooling} is meant", remedy
+    else:
+        yield "agrees", f"pools {pooled}"
+
+
+def _normalize(engine: Engine, layout: Layout) -> _Said:
+    normalizes = engine.always_normalizes or layout.modules is None or layout.normalizes
+    if normalizes != layout.normalize:
+        length = "at length 1" if normalizes else "as they are"
+        yield (
+            "differs",
+            f"vectors come {length}, which is not meant; directions are right",
+            engine.remedies.get("normalize", "").format(str(layout.normalize).lower()),
+        )
+
+
+def _texts(engine: Engine, layout: Layout) -> _Said:
+    """Prompts and the limit."""
+    excluded = layout.pooling_config and not layout.pooling_config.get("include_prompt", True)
+    if engine.pooling and excluded and layout.pooling == "mean" and layout.prompts:
+        yield "differs", "the prompt's tokens are pooled, which is not meant", _ELSE
+    if layout.default_prompt:
+        said = f"no prompt is put before a text; sentence-transformers puts {layout.default_prompt!r} by default"
+        yield "differs", said, engine.remedies["prompt"]
+    if "limit" in engine.remedies:
+        yield "agrees", f"takes texts of up to {layout.limit} tokens, and refuses longer ones", engine.remedies["limit"]
+
+
+def _rules(engine: Engine, layout: Layout) -> _Said:
+    wanted = engine.fields.get("", {}) | engine.fields.get(layout.model_type, {})
+    if bad := [key for key, kind in wanted.items() if not isinstance(layout.config.get(key), kind)]:
+        yield "unsupported", f"it does not start: config.json has no {', '.join(bad)} of the type it reads"
+    for rule in engine.rules:
+        if (not rule.families or layout.model_type in rule.families) and (found := rule.found(layout)):
+            yield rule.verdict, rule.message.format(found), rule.remedy
+    if layout.reason:  # every engine reads what sentence-transformers reads, so none can do better
+        yield "differs", layout.reason, "serve it by llm2enc"

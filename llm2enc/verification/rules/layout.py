@@ -16,80 +16,50 @@ POOLINGS = {
 }
 _MODES = {"cls": "first", "weightedmean": "weighted_mean", "lasttoken": "last"}  # of the newer schema; others as above
 # Families that attend both ways without being told.
-ENCODERS = (
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "distilbert",
-    "mpnet",
-    "deberta-v2",
-    "modernbert",
-    "nomic_bert",
-)
+ENCODERS = "bert roberta xlm-roberta camembert distilbert mpnet deberta-v2 modernbert nomic_bert".split()
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The files that engines read, as they stand; and what the directory means."""
+    """The files that engines read; and what the directory means: attention, pooling, normalize, reason."""
 
     folder: Path
     config: dict[str, Any]
-    modules: list[dict[str, Any]] | None
-    """modules.json; None without one."""
-    pooling_config: dict[str, Any] | None
-    """config.json of the first pooling module; None without one."""
-    transformer_config: dict[str, Any] | None
-    """sentence_bert_config.json."""
-    top_config: dict[str, Any]
-    """config_sentence_transformers.json; empty without one."""
-
+    modules: list[str] | None  # classes in modules.json; None without one
+    pooling_config: dict[str, Any] | None  # config.json of the first pooling module; None without one
+    transformer_config: dict[str, Any]  # sentence_bert_config.json
+    prompts: dict[str, str]  # those that are not empty
+    default_prompt: str  # what sentence-transformers puts before every text unless told otherwise
+    stated_pooling: str  # by its files: first, mean, last, weighted_mean, max, mean_sqrt_len, or several joined by +
+    normalizes: bool  # whether modules.json has a module for it
     attention: Literal["bidirectional", "causal"]
     pooling: str
-    """first, mean, last, weighted_mean, max or mean_sqrt_len."""
     normalize: bool
-    reason: str
-    """Why sentence-transformers itself can't read this model as llm2enc does; empty if it can."""
+    reason: str  # why sentence-transformers itself cannot read this model as llm2enc does; empty if it can
 
     @property
     def model_type(self) -> str:
         return self.config.get("model_type", "")
 
     @property
-    def architectures(self) -> list[str]:
-        return self.config.get("architectures") or []
+    def architecture(self) -> str:
+        """The first class of config.json without its last words: Llama, Gemma3."""
+        name = next(iter(self.config.get("architectures") or []), "")
+        return name.removesuffix("ForCausalLM").removesuffix("Model").removesuffix("Text")
 
     @property
     def limit(self) -> int | None:
-        """Tokens of a text at most, as sentence-transformers cuts it; None where the files don't say."""
-        own = (self.transformer_config or {}).get("max_seq_length")
+        """Tokens of a text at most, as sentence-transformers cuts it; None where the files do not say."""
+        own = self.transformer_config.get("max_seq_length")
         return own or self.config.get("max_position_embeddings") or self.config.get("n_positions")
 
     @property
-    def include_prompt(self) -> bool:
-        return (self.pooling_config or {}).get("include_prompt", True)
-
-    @property
-    def prompts(self) -> dict[str, str]:
-        """Prompts that are not empty."""
-        return {name: prompt for name, prompt in (self.top_config.get("prompts") or {}).items() if prompt}
-
-    @property
-    def default_prompt(self) -> str:
-        """What sentence-transformers puts before every text unless told otherwise."""
-        return self.prompts.get(self.top_config.get("default_prompt_name") or "", "")
-
-    @property
-    def rope(self) -> list[dict[str, Any]]:
-        """Rotary settings, one row per kind of layer, whichever of their names they are under."""
+    def scaling(self) -> str:
+        """The first rotary scaling, of one for all layers or one per kind of layer; empty for the default."""
         rows = self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
-        return list(rows.values()) if rows and all(isinstance(row, dict) for row in rows.values()) else [rows]
-
-    @property
-    def rope_type(self) -> str:
-        """The first scaling that is not the default."""
-        types = [row.get("rope_type") or row.get("type") or "default" for row in self.rope]
-        return next((name for name in types if name != "default"), "default")
+        each = rows.values() if rows and all(isinstance(row, dict) for row in rows.values()) else [rows]
+        types = [row.get("rope_type") or row.get("type") or "default" for row in each]
+        return next((name for name in types if name != "default"), "")
 
     @property
     def window(self) -> int | None:
@@ -107,23 +77,28 @@ class Layout:
 
 def read(folder: Path) -> Layout:
     """ValueError if `folder` has no config.json, or a file of it is no JSON."""
-    config = _json(folder / "config.json")
+    config, rows, facts = (_json(folder / name) for name in ("config.json", "modules.json", FACTS))
     if config is None:
         raise ValueError(f"{folder} has no config.json, so it is not a saved model; give the directory of one")
-    modules = _json(folder / "modules.json")
-    place = next((row["path"] for row in modules or [] if row["type"].endswith(".Pooling")), None)
+    facts, top = facts or {}, _json(folder / "config_sentence_transformers.json") or {}
+    place = next((row["path"] for row in rows or [] if row["type"].endswith(".Pooling")), None)
     pooling_config = _json(folder / place / "config.json") if place is not None else None
-    facts = _json(folder / FACTS) or {}
+    prompts = {name: prompt for name, prompt in (top.get("prompts") or {}).items() if prompt}
+    modules = None if rows is None else [row["type"] for row in rows]
+    stated, normalizes = _pooling(config, pooling_config), any(name.endswith(".Normalize") for name in modules or [])
     return Layout(
-        folder=folder,
-        config=config,
-        modules=modules,
-        pooling_config=pooling_config,
-        transformer_config=_json(folder / "sentence_bert_config.json"),
-        top_config=_json(folder / "config_sentence_transformers.json") or {},
+        folder,
+        config,
+        modules,
+        pooling_config,
+        transformer_config=_json(folder / "sentence_bert_config.json") or {},
+        prompts=prompts,
+        default_prompt=prompts.get(top.get("default_prompt_name") or "", ""),
+        stated_pooling=stated,
+        normalizes=normalizes,
         attention=facts.get("attention") or _attention(config),
-        pooling=facts.get("pooling") or _pooling(config, pooling_config),
-        normalize=facts.get("normalize", any(row["type"].endswith(".Normalize") for row in modules or [])),
+        pooling=facts.get("pooling") or stated,
+        normalize=facts.get("normalize", normalizes),
         reason=facts.get("reason", ""),
     )
 
@@ -150,6 +125,8 @@ def _pooling(config: dict[str, Any], pooling: dict[str, Any] | None) -> str:
     if pooling is None:
         generator = any(name.endswith("ForCausalLM") for name in config.get("architectures") or [])
         return "last" if generator and config.get("is_causal") is not False else "mean"
-    if mode := pooling.get("pooling_mode"):
-        return _MODES.get(mode, mode.removesuffix("_tokens"))
-    return next((name for key, name in POOLINGS.items() if pooling.get(key)), "mean")
+    mode = str(pooling.get("pooling_mode") or "")
+    stated = {name for key, name in POOLINGS.items() if pooling.get(key)} | {
+        _MODES.get(mode, mode.removesuffix("_tokens"))
+    }
+    return "+".join(sorted(stated - {""})) or "mean"

@@ -6,221 +6,94 @@ than the release; it pools the last token since pull request 664 of June 2025). 
 of another type, and passes over fields it does not know.
 """
 
-from collections.abc import Iterator
-from functools import partial
-from typing import Any
+from llm2enc.verification.rules.findings import Engine, Rule
+from llm2enc.verification.rules.layout import Layout
 
-from llm2enc.verification.rules.findings import Finding, pooled_prompts
-from llm2enc.verification.rules.layout import ENCODERS, Layout
-
-ENGINE, VERSION = "tei", "1.9.3"
-
-_SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "max_position_embeddings"),
-)
-# Fields without which the model's configuration is not read, by model_type: whole numbers and others.
-_NEEDED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "llama": (_SIZES, ("hidden_act", "initializer_range", "rms_norm_eps")),
-    "mistral": (_SIZES, ("hidden_act", "initializer_range", "rms_norm_eps")),
-    "qwen2": (_SIZES, ("hidden_act", "rms_norm_eps", "use_sliding_window")),
-    "qwen3": ((*_SIZES, "eos_token_id"), ("hidden_act", "rms_norm_eps", "use_sliding_window", "attention_bias")),
-    "gemma3_text": (
-        (*_SIZES, "pad_token_id", "query_pre_attn_scalar", "_sliding_window_pattern"),
-        ("attention_bias", "hidden_activation", "rms_norm_eps", "rope_local_base_freq", "rope_theta"),
-    ),
-}
-_WHOLE_OR_NULL = {"llama": ("bos_token_id", "eos_token_id", "pad_token_id", "head_dim", "sliding_window")}
-_CUDA_FLOAT16_ONLY = ("llama", "mistral", "qwen2")
-_FLAG = ("llama", "mistral", "qwen3", "gemma3_text")  # attend both ways by use_bidirectional_attention
-_ONNX = ("model.onnx", "onnx/model.onnx")  # in the order in which they are looked for
+_LLAMA, _QWEN, _GEMMA = ("llama", "mistral"), ("qwen2", "qwen3"), ("gemma3_text",)
+_GRAPHS = ("model.onnx", "onnx/model.onnx")
+_MODES = ("pooling_mode_cls_token", "pooling_mode_mean_tokens")
+_OTHER = "serve it by sentence-transformers or vLLM"
 
 
-def check(layout: Layout) -> list[Finding]:
-    # Images for CPUs try an ONNX file first, and their other backend if that fails.
-    by_onnx = _has_onnx(layout)
-    points = [_router, _pooling, _normalize, _prompts, _limit]
-    points += [_onnx] if by_onnx else []
-    points += [_model] if not by_onnx or layout.model_type in _NEEDED else []
-    return [finding for point in points for finding in point(layout)]
+def _lacks_modes(layout: Layout) -> bool:
+    config = layout.pooling_config
+    return config is not None and not all(isinstance(config.get(mode), bool) for mode in _MODES)
 
 
-_finding = partial(Finding, ENGINE, VERSION)
+def _lacks_limit(layout: Layout) -> bool:
+    return bool(layout.transformer_config) and not layout.transformer_config.get("max_seq_length")
 
 
-def _router(layout: Layout) -> Iterator[Finding]:
-    """What is read whichever backend runs."""
-    config = layout.config
-    for name in ("architectures", "model_type", "max_position_embeddings"):
-        if name not in config and not (name == "max_position_embeddings" and "n_positions" in config):
-            yield _finding("unsupported", f"config.json has no {name}, without which the router does not start")
-    if "pad_token_id" in config and not _whole(config["pad_token_id"]):
-        yield _finding(
-            "unsupported",
-            f"pad_token_id is {config['pad_token_id']!r}; the router reads a whole number, or no such key",
-            "take pad_token_id out of config.json",
-        )
-    if not layout.has("tokenizer.json"):
-        yield _finding("unsupported", "there is no tokenizer.json, the only form of a tokenizer that is read")
+def _other_pad_token(layout: Layout) -> bool:
+    return not isinstance(layout.config.get("pad_token_id", 0), int)
 
 
-def _model(layout: Layout) -> Iterator[Finding]:
-    """The candle backend: CUDA, and the CPU where no ONNX file is found."""
-    model_type, config = layout.model_type, layout.config
-    if model_type in ENCODERS:
-        yield from _direction(layout, "bidirectional", "")
-        return
-    if model_type not in _NEEDED:
-        yield _finding(
-            "unsupported", f"model type {model_type!r} is not built in", "add onnx/model.onnx, which its CPU images run"
-        )
-        return
-    yield from _fields(layout)
-    if model_type == "qwen2":
-        both, remedy = config.get("is_causal", True) is False, 'set "is_causal": false in config.json'
-    else:
-        both = config.get("use_bidirectional_attention") is True
-        remedy = 'set "use_bidirectional_attention": true in config.json'
-    yield from _direction(layout, "bidirectional" if both else "causal", remedy)
-    yield from _rope(layout)
-    yield from _window(layout)
-    if model_type in _CUDA_FLOAT16_ONLY:
-        message = f"{model_type} without ONNX runs on CUDA in float16 only, the default there"
-        yield _finding("agrees", message, "" if _has_onnx(layout) else "for a CPU, add onnx/model.onnx")
-    if model_type == "gemma3_text":
-        yield from _gemma3(layout)
-    heads, width = config.get("num_attention_heads"), config.get("hidden_size")
-    if model_type == "mistral" and _whole(heads) and config.get("head_dim", width // heads) != width // heads:
-        yield _finding("unsupported", "mistral is read without head_dim: the weights don't fit and loading stops")
+def _two_sided_window(layout: Layout) -> object:
+    return layout.attention == "bidirectional" and layout.window
 
 
-def _gemma3(layout: Layout) -> Iterator[Finding]:
-    yield _finding("agrees", "gemma3 runs in float32 only, which is not the default on CUDA", "--dtype float32")
-    if layout.pooling != "mean":
-        yield _finding("unsupported", f"gemma3 is pooled by the mean only, and stops at {layout.pooling}")
-    pattern, types = layout.config.get("_sliding_window_pattern"), layout.config.get("layer_types")
-    if not _whole(pattern) or not types:
-        return
-    full = [number for number, name in enumerate(types, 1) if name == "full_attention"]
-    if full != [number for number in range(1, len(types) + 1) if number % pattern == 0]:
-        message = (
-            f"every layer whose number {pattern} divides is made a full one, and layer_types, not read, says otherwise"
-        )
-        yield _finding("differs", message, "serve it by sentence-transformers or vLLM")
+def _other_head_dim(layout: Layout) -> bool:
+    dim, heads = layout.config.get("head_dim"), layout.config.get("num_attention_heads")
+    return bool(dim and heads) and dim * heads != layout.config.get("hidden_size")
 
 
-def _direction(layout: Layout, direction: str, remedy: str) -> Iterator[Finding]:
-    if direction == layout.attention:
-        yield _finding("agrees", f"{layout.model_type} runs with {direction} attention")
-    else:
-        message = f"{layout.model_type} would run with {direction} attention, and no error; {layout.attention} is meant"
-        yield _finding("differs", message, remedy if layout.attention == "bidirectional" else "")
+def _no_graph(layout: Layout) -> bool:
+    return not any(map(layout.has, _GRAPHS))
 
 
-def _fields(layout: Layout) -> Iterator[Finding]:
-    whole, others = _NEEDED[layout.model_type]
-    config = layout.config
-    bad = [name for name in whole if not _whole(config.get(name))] + [
-        name for name in others if config.get(name) is None
-    ]
-    for name in _WHOLE_OR_NULL.get(layout.model_type, ()):
-        bad += [name] if config.get(name) is not None and not _whole(config[name]) else []
-    if bad:
-        message = f"it does not start: config.json has no {', '.join(bad)} of the type read for {layout.model_type}"
-        yield _finding("unsupported", message, "complete config.json")
-
-
-def _rope(layout: Layout) -> Iterator[Finding]:
-    config, parameters = layout.config, layout.config.get("rope_parameters")
-    if layout.model_type != "gemma3_text":
-        whole = isinstance(parameters, dict) and isinstance(parameters.get("rope_theta"), int | float)
-        if parameters is not None and not (whole and isinstance(parameters.get("rope_type"), str)):
-            yield _finding("unsupported", "rope_parameters must hold a rope_theta and a rope_type, or be left out")
-        elif parameters is None and config.get("rope_theta") is None:
-            yield _finding("unsupported", "config.json states no rope_theta")
-    if layout.rope_type == "default":
-        return
-    if layout.model_type in ("llama", "mistral") and config.get("rope_scaling"):
-        yield _finding("unsupported", f"rotary scaling ({layout.rope_type}) is refused for {layout.model_type}")
-    else:
-        message = f"rotary scaling ({layout.rope_type}) is ignored without a word for {layout.model_type}"
-        yield _finding("differs", message, "serve it by sentence-transformers or vLLM")
-
-
-def _window(layout: Layout) -> Iterator[Finding]:
-    if layout.model_type in ("qwen2", "qwen3") and layout.config.get("use_sliding_window"):
-        yield _finding("unsupported", f"a sliding window is refused for {layout.model_type}")
-    elif layout.window and layout.model_type == "mistral" and layout.attention == "bidirectional":
-        yield _finding(
-            "differs",
-            f"the window of {layout.window} tokens is kept to the left alone: longer texts differ",
-            f"export with input.max_tokens of {layout.window} at most, which takes the window out",
-        )
-
-
-def _has_onnx(layout: Layout) -> bool:
-    return any(layout.has(name) for name in _ONNX)
-
-
-def _onnx(layout: Layout) -> Iterator[Finding]:
-    """The output last_hidden_state of the graph is what is pooled."""
-    yield _finding("agrees", "images for CPUs run the ONNX file, in whose graph the attention is fixed")
-
-
-def _pooling(layout: Layout) -> Iterator[Finding]:
-    path, config = "1_Pooling/config.json", layout.pooling_config
-    remedy = {"first": "--pooling cls", "mean": "--pooling mean", "last": "--pooling last-token"}.get(
-        layout.pooling, ""
+def _other_layers(layout: Layout) -> bool:
+    """Every n-th layer is a full one, and layer_types, which is not read, says otherwise."""
+    every, types = layout.config.get("_sliding_window_pattern"), layout.config.get("layer_types") or []
+    return (
+        isinstance(every, int)
+        and every > 0
+        and any((name == "full_attention") != (i % every == 0) for i, name in enumerate(types, 1))
     )
-    if not layout.has(path):
-        if layout.model_type in ENCODERS and layout.pooling == "first":
-            yield _finding("agrees", "pools the first token, its default for BERT-like models")
-        elif "bert" in layout.model_type.lower():
-            yield _finding("differs", f"without {path} it pools the first token; {layout.pooling} is meant", remedy)
-        else:
-            yield _finding("unsupported", f"there is no {path}, so it does not start", remedy)
-        return
-    keys = ("pooling_mode_cls_token", "pooling_mode_mean_tokens")
-    if config is None or any(not isinstance(config.get(key), bool) for key in keys):
-        yield _finding("unsupported", f"{path} lacks {' and '.join(keys)}, so it does not start", remedy)
-        return
-    order = {"pooling_mode_cls_token": "first", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
-    found = next((name for key, name in order.items() if config.get(key)), None)
-    if found is None:
-        yield _finding("unsupported", f"it stops at the pooling {layout.pooling}", remedy)
-    elif found != layout.pooling:
-        yield _finding("differs", f"pools {found}; {layout.pooling} is meant", remedy)
-    else:
-        yield _finding("agrees", f"pools {found}")
 
 
-def _normalize(layout: Layout) -> Iterator[Finding]:
-    if layout.normalize:
-        yield _finding("agrees", "normalises vectors, unless a request says otherwise")
-    else:
-        message = "vectors come at length 1 unless a request says otherwise; directions are right"
-        yield _finding("differs", message, '"normalize": false in the request')
-
-
-def _prompts(layout: Layout) -> Iterator[Finding]:
-    yield from pooled_prompts(layout, _finding)
-    if layout.default_prompt:
-        name = layout.top_config["default_prompt_name"]
-        message = f"no prompt is put before a text; sentence-transformers puts {layout.default_prompt!r} by default"
-        yield _finding("differs", message, f"--default-prompt-name {name}")
-    elif layout.prompts:
-        names = ", ".join(sorted(layout.prompts))
-        yield _finding("agrees", f"a request chooses among the prompts ({names})", '"prompt_name" in the request')
-
-
-def _limit(layout: Layout) -> Iterator[Finding]:
-    config = layout.transformer_config
-    if config is not None and not _whole(config.get("max_seq_length")):
-        yield _finding("unsupported", "sentence_bert_config.json states no max_seq_length, so it does not start")
-        return
-    message = f"takes texts of up to {layout.limit} tokens, and refuses longer ones unless told to cut them"
-    yield _finding("agrees", message, "--auto-truncate")
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+TEI = Engine(
+    "tei",
+    "1.9.3",
+    family=lambda it: it.model_type,
+    direction={
+        "": "unsupported",
+        **dict.fromkeys(("llama", "mistral", "qwen3", "gemma3_text"), ("use_bidirectional_attention", True)),
+        "qwen2": ("is_causal", False),
+    },
+    graphs=_GRAPHS,
+    pooling={"first": "first", "mean": "mean", "last": "last"},
+    remedies={
+        "direction": "set {} in config.json",
+        **{"first": "--pooling cls", "mean": "--pooling mean", "last": "--pooling last-token"},
+        "normalize": '"normalize": {} in the request',
+        "prompt": '--default-prompt-name NAME, or "prompt_name" in the request',
+        "limit": "--auto-truncate",
+    },
+    fields={
+        "": {"architectures": list},
+        "llama": {"eos_token_id": int | None, "initializer_range": float},
+        "mistral": {"initializer_range": float},
+        "qwen2": {"use_sliding_window": bool},
+        "qwen3": {"use_sliding_window": bool, "attention_bias": bool, "eos_token_id": int},
+        "gemma3_text": {"_sliding_window_pattern": int, "rope_theta": int | float, "rope_local_base_freq": int | float},
+    },
+    rules=(
+        Rule("unsupported", "there is no tokenizer.json: it does not start", lambda it: not it.has("tokenizer.json")),
+        Rule("unsupported", f"1_Pooling/config.json lacks {' or '.join(_MODES)}", _lacks_modes, (), "--pooling"),
+        Rule(
+            "unsupported", "rotary scaling is refused", lambda it: it.scaling and it.config.get("rope_scaling"), _LLAMA
+        ),
+        Rule("differs", "rotary scaling ({}) is ignored", lambda it: it.scaling, _LLAMA + _QWEN + _GEMMA, _OTHER),
+        Rule("unsupported", "pad_token_id must be a whole number or left out", _other_pad_token),
+        Rule("unsupported", "sentence_bert_config.json states no max_seq_length", _lacks_limit),
+        Rule("unsupported", "head_dim is not read, so that the weights do not fit", _other_head_dim, ("mistral",)),
+        Rule("unsupported", "a sliding window is refused", lambda it: it.config.get("use_sliding_window"), _QWEN),
+        Rule("differs", "the window of {} tokens is kept to the left alone", _two_sided_window, ("mistral",), _OTHER),
+        Rule("unsupported", "it stops at the pooling {}", lambda it: it.pooling != "mean" and it.pooling, _GEMMA),
+        Rule("differs", "_sliding_window_pattern is read, not layer_types", _other_layers, _GEMMA, _OTHER),
+        Rule("agrees", "it runs in float32 only, not CUDA's default", lambda it: True, _GEMMA, "--dtype float32"),
+        Rule(
+            "agrees", "it runs on CUDA in float16 only", _no_graph, (*_LLAMA, "qwen2"), "for a CPU, add onnx/model.onnx"
+        ),
+    ),
+)
