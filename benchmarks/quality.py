@@ -17,7 +17,7 @@ from llm2enc.conversion import convert
 from llm2enc.conversion.run import Row
 from llm2enc.evaluation import evaluate
 from llm2enc.recipe import Recipe, load_recipe
-from llm2enc.recipe.recipe import FolderEval
+from llm2enc.recipe.evaluation import FolderEval
 
 BASELINES = {"TF-IDF": "tfidf", "all-MiniLM-L6-v2": "all-MiniLM-L6-v2"}  # row of the table: key in baselines.json
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from conftest import INPUT, make_tokenizer
-from llm2enc.verification.rules import check, verdicts
 from tiny import tiny_model
 
 from llm2enc.artifact import layout as export
@@ -20,6 +19,7 @@ from llm2enc.encoding import Encoder
 from llm2enc.model import Backbone
 from llm2enc.recipe import InputSpec, Part
 from llm2enc.text import InputFormat
+from llm2enc.verification.rules import check, verdicts
 from llm2enc.verification.rules.findings import Finding
 
 FAMILIES = "llama mistral qwen2 qwen3 gemma2 gemma3_text phi3 gpt_neox olmo2".split()

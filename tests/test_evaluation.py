@@ -24,7 +24,7 @@ from llm2enc.evaluation import (
 )
 from llm2enc.evaluation.docstrings import graded_pairs
 from llm2enc.recipe import DocstringEval
-from llm2enc.recipe.recipe import FolderEval
+from llm2enc.recipe.evaluation import FolderEval
 
 
 def folder_eval(folder: Path, *tasks: str) -> FolderEval:

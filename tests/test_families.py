@@ -10,7 +10,7 @@ from tiny import tiny_model
 from torch import Tensor
 
 from llm2enc.model import Backbone, CannotConvert, load_backbone
-from llm2enc.model.backbone import families
+from llm2enc.model.families import families
 from llm2enc.recipe import LoraSpec, ModelSpec
 from llm2enc.text import Tokens
 

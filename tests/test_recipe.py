@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from llm2enc.recipe import Part, load_recipe, recipe_names
-from llm2enc.recipe.recipe import RecipeError
+from llm2enc.recipe.base import RecipeError
 
 NAMES = [
     "echo-mistral-7b",

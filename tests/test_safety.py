@@ -24,7 +24,7 @@ from llm2enc.evaluation import BitextTask, open_encoder, read_task
 from llm2enc.merging.weights import Weights
 from llm2enc.model import load_backbone, load_config, load_tokenizer
 from llm2enc.recipe import HubData, ModelSpec, load_recipe
-from llm2enc.recipe.recipe import RecipeError
+from llm2enc.recipe.base import RecipeError
 from llm2enc.storage import atomic as files
 from llm2enc.storage import secrets
 

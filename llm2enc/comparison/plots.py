@@ -50,7 +50,7 @@ from llm2enc.comparison.summary import (
     tasks,
     words,
 )
-from llm2enc.evaluation.bootstrap import Interval
+from llm2enc.evaluation import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

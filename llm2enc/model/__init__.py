@@ -1,10 +1,11 @@
 """The decoder as an encoder's backbone: loading, bidirectional attention on packed rows, pooling, and the proof of both."""
 
 from llm2enc.model import limits
-from llm2enc.model.backbone import (
-    Backbone,
-    CannotConvert,
-    evaluating,
+from llm2enc.model.backbone import Backbone, evaluating
+from llm2enc.model.families import CannotConvert
+from llm2enc.model.hooks import decoder_layers, emulated
+from llm2enc.model.inspection import inspect
+from llm2enc.model.loading import (
     load_backbone,
     load_config,
     load_tokenizer,
@@ -15,8 +16,6 @@ from llm2enc.model.backbone import (
     text_config,
     without_kernels,
 )
-from llm2enc.model.hooks import decoder_layers, emulated
-from llm2enc.model.inspection import inspect
 from llm2enc.model.pooling import POOLERS, pooled_edges
 from llm2enc.model.proof import prove
 

@@ -10,11 +10,10 @@ Legend: B texts, T tokens of the packed row, D width, V vocabulary, R rows.
 import copy
 import hashlib
 import json
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,15 +22,15 @@ from torch import Tensor, nn
 
 from llm2enc import distributed
 from llm2enc.model import attention
-from llm2enc.model import limits as positions
 from llm2enc.model.attention import NAME, Packing, allowed, packed_call
 from llm2enc.model.hooks import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
-from llm2enc.recipe import LoraSpec, ModelSpec
+from llm2enc.recipe import LoraSpec
 from llm2enc.storage import replace_text
 from llm2enc.text import Tokens
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
+from llm2enc.model.families import families, one_sided_by_config, text_config
 
 Route = Literal["packed", "mask", "alone"]
 """`packed`: our attention, no mask. `mask`: the family's own under a block-diagonal mask. `alone`: texts by length, one
@@ -39,163 +38,11 @@ call each, for models with recurrent layers, which are causal anyway."""
 ADAPTER = "default"  # the name PEFT gives to the only adapter we keep
 
 
-class CannotConvert(ValueError):
-    """A model whose attention can't be made bidirectional; the message names the layer and the alternative."""
-
-
-# ------------------------------------------------------------------------------------------------------------ families
-
-
-@lru_cache
-def families() -> dict[str, dict[str, Any]]:
-    """What is known of each model_type: verdict (convertible, conditional, refused), reason, packed."""
-    return json.loads((Path(__file__).parent / "families.json").read_text(encoding="utf-8"))
-
-
-# What transformers calls layers whose attention a config can open to both sides, or that don't mix tokens at all.
-TWO_SIDED_LAYERS = {"full_attention", "sliding_attention", "indexed_attention", "mlp", "moe", "dense", "sparse"}
-ALIBI = "ALiBi's bias grows with the key's position whatever the query's, so without a causal mask the last tokens win"
-
-
-def one_sided_by_config(config: "PretrainedConfig") -> str:
-    """Why the configuration alone rules out a conversion; empty if it does not."""
-    known = families().get(config.model_type, {})
-    if known.get("verdict") == "refused":
-        return known["reason"]
-    for index, kind in enumerate(getattr(config, "layer_types", None) or []):
-        if kind not in TWO_SIDED_LAYERS:
-            return f"layer {index} is of kind {kind!r}, which reads in one direction or was never studied"
-    return ALIBI if getattr(config, "alibi", False) is True else ""
-
-
-def config_notes(config: "PretrainedConfig") -> list[str]:
-    """Conditions under which a conversion holds, one sentence each."""
-    limit = positions.limit(config)
-    return [] if limit is None else [f"inputs of more than {limit.tokens} tokens are refused: {limit.why}"]
-
-
-def text_config(config: "PretrainedConfig") -> "PretrainedConfig":
-    """The configuration of the text decoder: of a composite model (Gemma 3 with vision) only this one is obeyed."""
-    return config.get_text_config(decoder=True)
-
-
-def resolve(name: str) -> str:
-    """The directory of the packaged model for `pocket`; every other name as it is."""
-    return str(Path(__file__).parent.parent / "pocket") if name == "pocket" else name
-
-
-def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer.
-
-    raises  ValueError if it brings code of its own and the recipe does not trust it, or if its files hold no tokenizer
-    """
-    from transformers import AutoTokenizer
-
-    folder = resolve(spec.name)
-    with naming_untrusted_code(spec.name):
-        try:
-            return AutoTokenizer.from_pretrained(
-                folder, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-            )
-        except (OSError, ImportError):  # not found, or a package is missing: both say what to do
-            raise
-        except Exception as error:  # a setting of the wrong type gives any, from TypeError to the tokenizers' own
-            raise ValueError(
-                f"the tokenizer of {folder} can't be opened: {type(error).__name__}: {error}; look at its tokenizer.json "
-                "and tokenizer_config.json"
-            ) from error
-
-
-def load_config(spec: ModelSpec) -> "PretrainedConfig":
-    """The model's configuration. ValueError if it brings code of its own and the recipe does not trust it."""
-    from transformers import AutoConfig
-
-    with naming_untrusted_code(spec.name):
-        config = AutoConfig.from_pretrained(
-            resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
-    return without_kernels(config)
-
-
-@contextmanager
-def naming_untrusted_code(name: str | Path) -> Iterator[None]:
-    """What transformers says of code that comes with a model, in terms of a recipe."""
-    try:
-        yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(
-            f"{name} brings Python code of its own, which runs only if the recipe says `model.trust_remote_code: true`; "
-            "read that code first, and set `model.revision` to the commit that you have read"
-        ) from None
-
-
-def without_kernels(config: "PretrainedConfig") -> "PretrainedConfig":
-    """The configuration without its word on kernels, which transformers would fetch from the hub and run.
-
-    A name such as `kernels-community/flash-attn` in a stranger's config.json is code that nobody has said yes to.
-    """
-    config._attn_implementation = None  # of nested configurations too
-    for part in (config, text_config(config)):
-        if getattr(part, "_experts_implementation", None) is not None:
-            part._experts_implementation = None
-    return config
-
-
-def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | None] | None = None) -> "Backbone":
-    """The backbone of a causal LM, bidirectional if the recipe says so.
-
-    seed     for `random` weights
-    lengths  tokens of the longest inputs, by the key that asks for them
-    raises   before any weight is read: CannotConvert for a known family that can't be converted, ValueError for inputs
-             that are too long for the model
-    """
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(spec)
-    reason = one_sided_by_config(text_config(config)) if spec.attention == "bidirectional" else ""
-    if reason:
-        raise CannotConvert(refusal(text_config(config).model_type, reason))
-    positions.check(text_config(config), lengths or {})
-    attention.register()
-    kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
-    if spec.weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, **kwargs)
-    else:
-        model = AutoModelForCausalLM.from_pretrained(
-            resolve(spec.name), config=config, revision=spec.revision, use_safetensors=True, **kwargs
-        )
-    return Backbone(model, bidirectional=spec.attention == "bidirectional")
-
-
-def skeleton(spec: ModelSpec) -> "PreTrainedModel":
-    """The model of a spec on the meta device, from its configuration alone: names, shapes and types, no weights."""
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(spec)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, spec.dtype), trust_remote_code=spec.trust_remote_code
-        )
-
-
-def refusal(model_type: str, reason: str) -> str:
-    return (
-        f"{model_type} can't be made bidirectional: {reason}. Echo embeddings work on any causal model: set "
-        "`model.attention: causal` and an Echo input template (see the recipes pocket-echo and echo-mistral-7b)"
-    )
-
-
 # Where a model comes from, how it is stored, and its direction, which an encoder may override.
 _NO_SETTINGS = {
     "_name_or_path", "architectures", "dtype", "is_causal", "pruned_heads", "transformers_version",
     "use_bidirectional_attention", "use_cache",
 }  # fmt: skip
-
-# ------------------------------------------------------------------------------------------------------------ backbone
 
 
 class Backbone(nn.Module):
@@ -577,15 +424,6 @@ def _plain_state(trunk: nn.Module) -> dict[str, Tensor]:
     return {
         name.replace(".base_layer.", "."): tensor for name, tensor in trunk.state_dict().items() if ".lora_" not in name
     }
-
-
-def quiet() -> None:
-    """Turn off the libraries' progress bars and notices, for programs that show their own."""
-    from transformers.utils import logging
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 @contextmanager

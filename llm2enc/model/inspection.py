@@ -9,16 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm2enc.model import limits as positions
-from llm2enc.model.backbone import (
-    Backbone,
-    CannotConvert,
-    Route,
-    config_notes,
-    families,
-    one_sided_by_config,
-    resolve,
-    text_config,
-)
+from llm2enc.model.backbone import Backbone, Route
+from llm2enc.model.families import CannotConvert, config_notes, families, one_sided_by_config, text_config
+from llm2enc.model.loading import resolve
 
 if TYPE_CHECKING:
     from torch import nn

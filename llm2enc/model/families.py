@@ -1,0 +1,55 @@
+"""What is known of each family of decoders: convertible, under a condition, or refused, and why."""
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm2enc.model import limits as positions
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class CannotConvert(ValueError):
+    """A model whose attention can't be made bidirectional; the message names the layer and the alternative."""
+
+
+@lru_cache
+def families() -> dict[str, dict[str, Any]]:
+    """What is known of each model_type: verdict (convertible, conditional, refused), reason, packed."""
+    return json.loads((Path(__file__).parent / "families.json").read_text(encoding="utf-8"))
+
+
+# What transformers calls layers whose attention a config can open to both sides, or that don't mix tokens at all.
+TWO_SIDED_LAYERS = {"full_attention", "sliding_attention", "indexed_attention", "mlp", "moe", "dense", "sparse"}
+ALIBI = "ALiBi's bias grows with the key's position whatever the query's, so without a causal mask the last tokens win"
+
+
+def one_sided_by_config(config: "PretrainedConfig") -> str:
+    """Why the configuration alone rules out a conversion; empty if it does not."""
+    known = families().get(config.model_type, {})
+    if known.get("verdict") == "refused":
+        return known["reason"]
+    for index, kind in enumerate(getattr(config, "layer_types", None) or []):
+        if kind not in TWO_SIDED_LAYERS:
+            return f"layer {index} is of kind {kind!r}, which reads in one direction or was never studied"
+    return ALIBI if getattr(config, "alibi", False) is True else ""
+
+
+def config_notes(config: "PretrainedConfig") -> list[str]:
+    """Conditions under which a conversion holds, one sentence each."""
+    limit = positions.limit(config)
+    return [] if limit is None else [f"inputs of more than {limit.tokens} tokens are refused: {limit.why}"]
+
+
+def refusal(model_type: str, reason: str) -> str:
+    return (
+        f"{model_type} can't be made bidirectional: {reason}. Echo embeddings work on any causal model: set "
+        "`model.attention: causal` and an Echo input template (see the recipes pocket-echo and echo-mistral-7b)"
+    )
+
+
+def text_config(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration of the text decoder: of a composite model (Gemma 3 with vision) only this one is obeyed."""
+    return config.get_text_config(decoder=True)

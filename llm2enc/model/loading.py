@@ -1,0 +1,130 @@
+"""A causal language model from a directory, the hub or the package, and what is read of it before its weights."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from llm2enc.model import attention
+from llm2enc.model import limits as positions
+from llm2enc.recipe import ModelSpec
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from llm2enc.model.backbone import Backbone
+from llm2enc.model.families import CannotConvert, one_sided_by_config, refusal, text_config
+
+
+def resolve(name: str) -> str:
+    """The directory of the packaged model for `pocket`; every other name as it is."""
+    return str(Path(__file__).parent.parent / "pocket") if name == "pocket" else name
+
+
+def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
+    """The model's tokenizer.
+
+    raises  ValueError if it brings code of its own and the recipe does not trust it, or if its files hold no tokenizer
+    """
+    from transformers import AutoTokenizer
+
+    folder = resolve(spec.name)
+    with naming_untrusted_code(spec.name):
+        try:
+            return AutoTokenizer.from_pretrained(
+                folder, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            )
+        except (OSError, ImportError):  # not found, or a package is missing: both say what to do
+            raise
+        except Exception as error:  # a setting of the wrong type gives any, from TypeError to the tokenizers' own
+            raise ValueError(
+                f"the tokenizer of {folder} can't be opened: {type(error).__name__}: {error}; look at its tokenizer.json "
+                "and tokenizer_config.json"
+            ) from error
+
+
+def load_config(spec: ModelSpec) -> "PretrainedConfig":
+    """The model's configuration. ValueError if it brings code of its own and the recipe does not trust it."""
+    from transformers import AutoConfig
+
+    with naming_untrusted_code(spec.name):
+        config = AutoConfig.from_pretrained(
+            resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
+        )
+    return without_kernels(config)
+
+
+@contextmanager
+def naming_untrusted_code(name: str | Path) -> Iterator[None]:
+    """What transformers says of code that comes with a model, in terms of a recipe."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name} brings Python code of its own, which runs only if the recipe says `model.trust_remote_code: true`; "
+            "read that code first, and set `model.revision` to the commit that you have read"
+        ) from None
+
+
+def without_kernels(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration without its word on kernels, which transformers would fetch from the hub and run.
+
+    A name such as `kernels-community/flash-attn` in a stranger's config.json is code that nobody has said yes to.
+    """
+    config._attn_implementation = None  # of nested configurations too
+    for part in (config, text_config(config)):
+        if getattr(part, "_experts_implementation", None) is not None:
+            part._experts_implementation = None
+    return config
+
+
+def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | None] | None = None) -> "Backbone":
+    """The backbone of a causal LM, bidirectional if the recipe says so.
+
+    seed     for `random` weights
+    lengths  tokens of the longest inputs, by the key that asks for them
+    raises   before any weight is read: CannotConvert for a known family that can't be converted, ValueError for inputs
+             that are too long for the model
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(spec)
+    reason = one_sided_by_config(text_config(config)) if spec.attention == "bidirectional" else ""
+    if reason:
+        raise CannotConvert(refusal(text_config(config).model_type, reason))
+    positions.check(text_config(config), lengths or {})
+    attention.register()
+    kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
+    if spec.weights == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, **kwargs)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve(spec.name), config=config, revision=spec.revision, use_safetensors=True, **kwargs
+        )
+    return Backbone(model, bidirectional=spec.attention == "bidirectional")
+
+
+def skeleton(spec: ModelSpec) -> "PreTrainedModel":
+    """The model of a spec on the meta device, from its configuration alone: names, shapes and types, no weights."""
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(spec)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            config, dtype=getattr(torch, spec.dtype), trust_remote_code=spec.trust_remote_code
+        )
+
+
+def quiet() -> None:
+    """Turn off the libraries' progress bars and notices, for programs that show their own."""
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

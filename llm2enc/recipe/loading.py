@@ -1,0 +1,170 @@
+"""Recipes: one YAML file says everything a run does, and is refused before torch is imported if it is wrong.
+
+A recipe is strict (no unknown keys, no silent conversions), frozen (nothing writes to it) and discriminated: a stage
+has the fields of its own objective only, a data source those of its own kind. `load_recipe` reads a shipped name, a path
+or a dict, applies dotted overrides through the same validation, and reports every fault at once with its path.
+
+This module imports no other room than `secrets`, and never torch: `llm2enc recipes` and `--help` must answer at once.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from llm2enc.recipe.base import RecipeError
+from llm2enc.recipe.recipe import Recipe
+from llm2enc.recipe.yaml_dialect import Loader
+
+_MAX_NODES = 100_000  # a recipe has hundreds; more is an alias that multiplies itself
+_MAX_CHARACTERS = 250_000  # a recipe has thousands; a minute of reading would only say that a file is none
+
+
+def _parse(text: str, what: str) -> Any:
+    """The plain data of a YAML text. RecipeError for anything that is not."""
+    if len(text) > _MAX_CHARACTERS:
+        raise RecipeError(f"{what} has more than {_MAX_CHARACTERS:,} characters; that is no recipe")
+    try:
+        data = yaml.load(text, Loader)
+        _count(data, {})
+    except RecipeError:
+        raise
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+        raise RecipeError(f"{what} is not valid YAML: {type(error).__name__}: {str(error)[:300]}") from None
+    return data
+
+
+def _count(node: Any, known: dict[int, int]) -> int:
+    """Nodes of the data with every alias written out, found without writing them out."""
+    if id(node) not in known:
+        children = [*node.keys(), *node.values()] if isinstance(node, dict) else node if isinstance(node, list) else []
+        known[id(node)] = 1 + sum(_count(child, known) for child in children)
+        if known[id(node)] > _MAX_NODES:
+            raise RecipeError(f"the YAML stands for more than {_MAX_NODES:,} values; that is no recipe")
+    return known[id(node)]
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(path.stem for path in _recipe_dir().glob("*.yaml"))
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """The validated recipe of a shipped name, a YAML path or a dict.
+
+    overrides  `dotted.path=value` strings; the value is YAML, a list index is a number and a stage may be named by its
+               objective: `stages.0.steps=10`, `stages.mntp.lr=1e-4`, `model.name=./my-model`.
+    raises     RecipeError, with every fault and its path.
+    """
+    data = dict(source) if isinstance(source, Mapping) else _read(str(source))
+    data = json.loads(_to_json(data))  # a deep copy, so that overrides never reach the caller's dict
+    for override in overrides:
+        _apply(data, override)
+    try:
+        # The JSON route is pydantic's strict mode for data that came from text: lists become tuples, 1 may be a float,
+        # but "1" is not a number and 1 is not a bool.
+        return Recipe.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise RecipeError(_report(error)) from None
+
+
+def _recipe_dir() -> Path:
+    package = Path(__file__).parent.parent
+    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+
+
+def _read(source: str) -> dict[str, Any]:
+    path = Path(source)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = _recipe_dir() / f"{source}.yaml"
+    if not _is_file(path):
+        raise RecipeError(
+            f"no recipe {source[:200]!r}: give a .yaml file or one of the shipped names: {', '.join(recipe_names())}"
+        )
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} can't be read as UTF-8 text: {error}") from None
+    data = _parse(text, str(path))
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} holds {type(data).__name__}, a recipe is a mapping with model, input, pooling, ...")
+    return data
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
+        return False
+
+
+def _to_json(data: Any) -> str:
+    try:
+        return json.dumps(data, allow_nan=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RecipeError(f"the recipe holds a value that is not plain data: {error}") from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise RecipeError(f"override {override!r} is not of the form dotted.path=value")
+    value = json.loads(_to_json(_parse(text, f"the value of override {override[:200]!r}")))
+    node: Any = data
+    *parents, last = path.split(".")
+    if len(parents) > 20:
+        raise RecipeError(f"override {override[:200]!r}: no recipe is {len(parents)} levels deep")
+    for depth, key in enumerate(parents):
+        node = _child(node, key, ".".join(parents[: depth + 1]), create=True)
+    if isinstance(node, list):
+        node[_index(node, last, path)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise RecipeError(f"override {override!r}: {'.'.join(parents)} is a value, it has no fields")
+
+
+def _child(node: Any, key: str, path: str, create: bool) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, key, path)]
+    if isinstance(node, dict):
+        return node.setdefault(key, {}) if create else node[key]
+    raise RecipeError(f"override {path}: {node!r} is a value, it has no fields")
+
+
+def _index(items: list[Any], key: str, path: str) -> int:
+    named = [i for i, item in enumerate(items) if isinstance(item, dict) and item.get("objective") == key]
+    if len(named) == 1:
+        return named[0]
+    if key.isdecimal() and len(key) <= len(str(len(items))) and int(key) < len(items):
+        return int(key)
+    reason = "several entries have that objective; use a number" if named else f"the list has {len(items)} entries"
+    raise RecipeError(f"override {path[:200]}: no entry {key[:50]!r}: {reason}")
+
+
+def _report(error: ValidationError) -> str:
+    faults = error.errors()
+    paths = [_path(fault["loc"]) for fault in faults]
+    lines = []
+    for fault, path in zip(faults, paths, strict=True):
+        # A list whose only entry is wrong also counts as too short to pydantic; the entry's own fault says it all.
+        if fault["type"] == "too_short" and any(other.startswith(f"{path}.") for other in paths):
+            continue
+        given = "" if fault["type"] in {"missing", "value_error"} else f" (given: {fault['input']!r:.80})"
+        lines.append(f"  {path or 'recipe'}: {fault['msg'].removeprefix('Value error, ')}{given}")
+    return "\n".join([f"the recipe has {len(lines)} fault(s):", *lines])
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """The dotted path an override would use: pydantic also names the kind of a stage or source, behind its number."""
+    kept = [
+        str(part)
+        for place, part in enumerate(location)
+        if not (place >= 2 and location[place - 2] in {"stages", "data", "evaluation"} and isinstance(part, str)
+                and isinstance(location[place - 1], int))
+    ]  # fmt: skip
+    return ".".join(kept)
