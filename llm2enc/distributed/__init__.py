@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llm2enc.distributed.joining import Together, barrier, from_main, running, start, together
+from llm2enc.distributed.joining import RaisedByAll, abort_with_peers, barrier, from_main, running, start
 from llm2enc.distributed.launching import wants_fsdp, wants_zero
 from llm2enc.distributed.sharding import alike, check_spread, clip, is_spread, like, local, spread, whole
 from llm2enc.distributed.zero import Zero, check_zero, moments, set_moment
 
 __all__ = [
-    "Together", "Zero", "alike", "barrier", "check_spread", "check_zero", "clip", "from_main", "gather", "is_main",
-    "is_spread", "largest", "like", "local", "moments", "rank", "reduce_gradients", "set_moment", "share", "spread",
-    "start", "sum_gradients", "sum_over_processes", "together", "wants_fsdp", "wants_zero", "whole", "world_size",
+    "RaisedByAll", "Zero", "abort_with_peers", "alike", "barrier", "check_spread", "check_zero", "clip", "from_main",
+    "gather", "is_main", "is_spread", "largest", "like", "local", "moments", "rank", "reduce_gradients", "set_moment",
+    "share", "spread", "start", "sum_gradients", "sum_over_processes", "wants_fsdp", "wants_zero", "whole", "world_size",
 ]  # fmt: skip
 
 
