@@ -1,7 +1,7 @@
 """The processes of one run watch each other: when one dies, all stop within seconds and say which one it was, and why.
 
     supervisor  in process 0: knows all processes, and passes on what happens to one of them
-    client      in every process: one TCP connection to the supervisor, read by a thread
+    client      in every process: one TCP connection to the supervisor
 
 torchrun ends the other processes of its own machine only, and an env:// launcher none. So those of the other machines
 would stay in a collective until its timeout, or, while process 0 works alone for hours (evaluation, export), wait for a
@@ -13,7 +13,7 @@ Messages are lines of JSON, but for the first, the token:
 
     client -> supervisor   {"rank", "title", "node", "local_rank"} first; {} alive; {"at": n} waits for the n-th time;
                            {"failed": text, "code": exit code}; {"bye": true}
-    supervisor -> client   {} alive?; {"go": n} all wait for the n-th time; {"stop": failure}; {"bye": true}
+    supervisor -> client   {} alive; {"go": n} all wait for the n-th time; {"stop": failure}; {"bye": true}
 """
 
 import json
@@ -152,7 +152,8 @@ class Client:
         self._connection.sendall(f"{token}\n".encode())
         title = f"process {rank} of {count} ({socket.gethostname()}, pid {os.getpid()})"
         _send(self._connection, {"rank": rank, "title": title, "node": node, "local_rank": local_rank})
-        threading.Thread(target=self._run, name="llm2enc-client", daemon=True).start()
+        for work in (self._listen, self._beat):
+            threading.Thread(target=work, name="llm2enc-client", daemon=True).start()
 
     def wait(self) -> None:
         """Until all processes wait. This process ends here if another one does."""
@@ -181,7 +182,14 @@ class Client:
         with self._news:
             _send(self._connection, {"bye": True})
 
-    def _run(self) -> None:
+    def _beat(self) -> None:
+        """Send signs of life: a machine that is gone is noticed by what it does not answer."""
+        while not (self._left or self._alone):
+            with self._news:
+                _send(self._connection, {})
+            time.sleep(TICK)
+
+    def _listen(self) -> None:
         end = "was killed, or its machine is gone"
         try:
             for message in _messages(self._connection):
@@ -198,8 +206,6 @@ class Client:
             self._opened = message.get("go", self._opened)
             self._alone = self._alone or "bye" in message
             self._news.notify_all()
-            if not message:
-                _send(self._connection, {})
 
     def _stop(self, failure: PeerFailure) -> None:
         """End this process now: its main thread may be in a collective that nothing else ends."""
