@@ -239,16 +239,34 @@ def test_a_death_while_main_evaluates(process: int, recipe: Path, tmp_path: Path
 
 
 def test_strangers_are_sent_away() -> None:
-    hub = watch.Hub(1, 60)
-    for noise in (b'{"token": "guessed", "number": 0}\n', b"GET / HTTP/1.1\r\n\r\n", b"[]\n", bytes(2 * watch.LONGEST)):
-        with socket.create_connection(("localhost", hub.port), timeout=5) as stranger:
+    supervisor = failure.Supervisor(1, 60)
+    for noise in (b'guessed\n{"rank": 0}\n', b"GET / HTTP/1.1\r\n\r\n", b"[]\n", bytes(2 * watch.LONGEST)):
+        with socket.create_connection(("localhost", supervisor.port), timeout=5) as stranger:
             stranger.sendall(noise)
             with suppress(ConnectionResetError):
                 assert stranger.recv(1) == b""
-    member = watch.Member(("localhost", hub.port), hub.token, 0, 1, "here", 0, 60)
-    member.wait()
-    member.leave()
-    hub.leave()
+    client = failure.Client(("localhost", supervisor.port), supervisor.token, 0, 1, "here", 0, 60)
+    client.wait()
+    client.leave()
+    supervisor.leave()
+
+
+def test_who_failed_has_time_to_say_so(tmp_path: Path) -> None:
+    """Process 0 is gone long before: its end is no cause of anything by then."""
+
+    def work() -> None:
+        distributed.start()
+        try:
+            with distributed.abort_with_peers(""):
+                if distributed.rank() == 1:
+                    fail()
+                distributed.barrier()
+        except RuntimeError:
+            time.sleep(1)
+            sys.exit("the whole traceback")
+
+    jobs = [Job(work, tmp_path / f"{number}.log", **place) for number, place in enumerate(places(2))]
+    assert [job.wait() for job in jobs] == [1, 1] and jobs[1].said() == "the whole traceback\n", told(jobs)
 
 
 @pytest.mark.parametrize("given", ["soon", "0", "-3", "nan", "1e9"])
@@ -320,6 +338,33 @@ def test_two_nodes_are_one_run(recipe: Path, whole: Path, tmp_path: Path) -> Non
     nodes = [node(number, again, port, tmp_path / f"second-{number}.log") for number in range(2)]
     assert [job.wait() for job in nodes] == [0, 0], told(nodes)
     assert_equal(out, whole)
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["watched", "torchrun-alone"])
+def test_a_node_fails_while_process_0_works_alone(watched: bool, tmp_path: Path) -> None:
+    """Why there is failure.py: torchrun ends the processes of the node that failed, and tells no other node of it."""
+
+    def work() -> None:
+        if watched:
+            distributed.start()
+        else:
+            torch.distributed.init_process_group("gloo")
+        with distributed.abort_with_peers("Start again"):
+            if distributed.rank() == 1:
+                fail()
+            time.sleep(600)
+
+    port = int(places(1)[0]["MASTER_PORT"])
+    nodes = [node(number, work, port, tmp_path / f"{number}.log") for number in range(2)]
+    assert nodes[1].wait() != 0
+    if watched:
+        assert nodes[0].wait(SOON) != 0
+        assert "failed: RuntimeError: the disk of this node is gone. Start again" in nodes[0].said(), told(nodes)
+    else:
+        time.sleep(5)
+        assert nodes[0].poll() is None and "disk" not in nodes[0].said(), told(nodes)
+        nodes[0].send(signal.SIGTERM)  # which torchrun hands on
+        nodes[0].wait()
 
 
 def test_a_folder_that_nodes_do_not_share_is_refused_at_once(recipe: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ The short form runs the command line's own entry point in processes of jobs.py. 
 the long one: processes started as users start them, all engines verify the result, and every kill is a line of its log.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -11,6 +12,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -192,24 +194,44 @@ def test_two_jobs_never_write_one_folder(recipe: Path, tmp_path: Path) -> None:
     first.wait()
     with folder.opened(load_recipe(str(recipe)), out, resume=True, overwrite=False):  # the lock went with its holder
         assert (out / folder.LOCK).exists()
-    assert not (out / folder.LOCK).exists()
+    assert not (out / folder.LOCK).exists()  # filelock would leave it
 
 
-def test_a_file_system_without_locks_goes_by_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_goes_by_the_process(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """filelock's own fallback knows ENOSYS alone; NFS without a lock daemon answers ENOLCK, other systems EOPNOTSUPP."""
+
     def refuse(*_) -> None:
-        raise OSError(95, "Operation not supported")
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
+    def killed(host: str) -> Callable[[], None]:
+        def work() -> None:
+            fcntl.flock, socket.gethostname = refuse, lambda: host
+            with folder.opened(recipe, out, False, False):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return work
+
     recipe, out = load_recipe("pocket"), tmp_path / "run"
-    with folder.opened(recipe, out, False, False):
-        folder.begin(recipe, out, False)
-        with pytest.raises(ValueError, match=f"process {os.getpid()} on .* delete .*no locks"):
-            folder.opened(recipe, out, True, False).__enter__()
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    (out / folder.LOCK).write_text(json.dumps({"pid": gone.pid, "host": os.uname().nodename, "token": ""}))
-    with folder.opened(recipe, out, True, False):
-        pass
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert Job(killed(socket.gethostname()), tmp_path / "here").wait() == -signal.SIGKILL
+    with (
+        folder.opened(recipe, out, False, False),  # whose holder died on this machine
+        pytest.raises(ValueError, match=f"process {os.getpid()} on .* delete .*no locks"),
+    ):
+        folder.opened(recipe, out, False, False).__enter__()
+    assert not list(out.iterdir())
+    job = Job(killed("elsewhere"), tmp_path / "elsewhere")
+    assert job.wait() == -signal.SIGKILL
+    with pytest.raises(
+        ValueError, match=f"process {job.pid} on elsewhere.* delete {out / folder.LOCK}.soft: .*no locks"
+    ):
+        folder.opened(recipe, out, False, False).__enter__()
+    (out / f"{folder.LOCK}.soft").unlink()
+    _begin(recipe, out)
+    assert [path.name for path in out.iterdir()] == [folder.RECIPE]
 
 
 @pytest.mark.parametrize("moment", range(8))

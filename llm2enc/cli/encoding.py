@@ -100,7 +100,7 @@ def _run(model, texts, samples, ranges, unfinished: "Unfinished", facts: "Facts"
     goes_on = unfinished.check(facts)
     with (
         unfinished.alone() if main else nullcontext(),
-        distributed.together("Finished rows are kept: go on with the same command"),
+        distributed.abort_with_peers("Finished rows are kept: go on with the same command"),
     ):
         if goes_on and main:
             done = sum(map(len, unfinished.done(facts)))

@@ -58,7 +58,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
     distributed.start()
     out = Path(out)
     with (
-        distributed.together("Finished stages and the last checkpoint are kept: go on with --resume"),
+        distributed.abort_with_peers("Finished stages and the last checkpoint are kept: go on with --resume"),
         naming(out),
         folder.opened(recipe, out, resume, overwrite),
     ):

@@ -1,7 +1,7 @@
 """The folder of a run: one job at a time writes it, all processes of the job see it, and a killed one leaves it in order.
 
 recipe.yaml      makes a folder one of ours; there before anything else
-.lock            who writes here now; the operating system gives it up with the process, however that ends
+.lock            who writes here now; the operating system releases it with the process (.lock.soft: no file locks here)
 .overwritten/    what --overwrite deletes: a folder with this and without a recipe is ours and counts as empty
 
 --overwrite deletes what a run writes, and nothing else that is in its folder.
@@ -81,7 +81,7 @@ def _check(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
         raise ValueError(f"{out} is a file; give a folder with -o")
     saved = out / RECIPE
     if not saved.is_file():
-        ours = {out / LOCK, *leftovers(saved)}
+        ours = {out / LOCK, out / f"{LOCK}.soft", *leftovers(saved)}
         if out.is_dir() and not (out / OVERWRITTEN).is_dir() and set(out.iterdir()) - ours:
             raise ValueError(f"{out} is not empty and holds no run of llm2enc; choose another folder with -o")
         return

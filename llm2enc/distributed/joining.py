@@ -1,4 +1,4 @@
-"""How the processes of a run come together, and how they part: all at once, if one fails."""
+"""How the processes of a run join, and how they end: all at once, if one fails."""
 
 import os
 import socket
@@ -12,27 +12,27 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from llm2enc.distributed import watch
+from llm2enc.distributed import failure
 from llm2enc.distributed.launch import check_launcher
 
 T = TypeVar("T")
-_member: watch.Member | None = None
+_client: failure.Client | None = None
 
 
-class Together(Exception):
+class RaisedByAll(Exception):
     """Raised by all processes at the same place: none has to tell the others."""
 
 
 def start() -> None:
     """Join the other processes if torchrun or accelerate started several; nothing otherwise.
 
-    From here on they watch each other (watch.py). LLM2ENC_TIMEOUT is the number of minutes, 30 by default, after which a
+    From here on they watch each other (failure.py). LLM2ENC_TIMEOUT is the number of minutes, 30 by default, after which a
     collective, or a process without a sign of life, is given up. ValueError if it is no such number, or if the launcher
     was asked for something that would not happen (launching.py).
     """
     check_launcher()
     minutes = _timeout()
-    if _member is not None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _client is not None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     from accelerate import PartialState
 
@@ -41,28 +41,30 @@ def start() -> None:
 
 
 @contextmanager
-def together(advice: str) -> Iterator[None]:
+def abort_with_peers(advice: str) -> Iterator[None]:
     """If this process fails in here, the others stop too and say why; so it does if another one failed first.
 
     advice  how to go on, for the message of those that are stopped
     """
-    if _member is not None:
-        _member.advice = advice
+    if _client is not None:
+        _client.advice = advice
     try:
         yield
-    except Together:
+    except RaisedByAll:
         raise
     except BaseException as error:
-        if _member is not None:
-            # An exchange breaks or times out because of another process, whose end says more about the cause.
-            _member.fail(_words(error), _exit_code(error), watch.GRACE if _in_collective(error) else 0.0)
+        if _client is not None:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            text = "was interrupted" if interrupted else f"failed: {type(error).__name__}: {error}"
+            # A collective breaks or times out because of another process, whose end says more about the cause.
+            _client.fail(text, 130 if interrupted else 1, watch.GRACE if _in_collective(error) else 0.0)
         raise
 
 
 def barrier() -> None:
     """Wait for every process, for as long as it takes: one may work alone for hours."""
-    if _member is not None:
-        _member.wait()
+    if _client is not None:
+        _client.wait()
     elif running():  # joined by someone else
         dist.barrier()
 
@@ -94,34 +96,24 @@ def _timeout() -> float:
 
 def _join(silence: float) -> None:
     """Let the processes watch each other."""
-    global _member
+    global _client
     number, count = dist.get_rank(), dist.get_world_size()
-    hub = watch.Hub(count, silence) if number == 0 else None
-    port, token = from_main((hub.port, hub.token) if hub else (0, ""))
-    host = "localhost" if hub else os.environ["MASTER_ADDR"]
+    supervisor = failure.Supervisor(count, silence) if number == 0 else None
+    port, token = from_main((supervisor.port, supervisor.token) if supervisor else (0, ""))
+    host = "localhost" if supervisor else os.environ["MASTER_ADDR"]
     local, node = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("GROUP_RANK", socket.gethostname())
     try:
-        _member = watch.Member((host, port), token, number, count, node, local, silence)
+        _client = failure.Client((host, port), token, number, count, node, local, silence)
     except OSError as error:
         raise RuntimeError(
-            f"process {number} on {socket.gethostname()} can't reach process 0 at {host}, port {port} ({error}). The "
+            f"process {number} on {socket.gethostname()} cannot reach process 0 at {host}, port {port} ({error}). The "
             "machines of a run need open ports between them"
         ) from error
-    for one in filter(None, (_member, hub)):
+    for one in filter(None, (_client, supervisor)):
         Finalize(None, one.leave, exitpriority=0)  # atexit would leave out processes that multiprocessing forked
 
 
-def _words(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt):
-        return "was interrupted"
-    return f"failed: {type(error).__name__}: {error}"
-
-
-def _exit_code(error: BaseException) -> int:
-    return 130 if isinstance(error, KeyboardInterrupt) else 1
-
-
 def _in_collective(error: BaseException) -> bool:
-    """Whether an error comes from an exchange with other processes."""
+    """Whether an error comes from a collective."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and os.path.join("torch", "distributed") in frames[-1].filename

@@ -177,7 +177,7 @@ class Unfinished:
 
 def _is_ours(path: Path) -> bool:
     """Whether a run may leave such a file before it has written run.json."""
-    return path.name in ("lock", "ranges.npy", "rows.npy") or path.match("done-*.txt") or ".partial-" in path.name
+    return any(map(path.match, ("lock", "lock.soft", "ranges.npy", "rows.npy", "done-*.txt", "*.partial-*")))
 
 
 def _header(facts: Facts) -> bytes:

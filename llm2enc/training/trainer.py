@@ -33,7 +33,7 @@ from llm2enc.training.objectives import OBJECTIVES
 PREFETCH = 2  # batches collated ahead: one hides the tokenizer, two hide its jitter
 
 
-class Interrupted(distributed.Together):
+class Interrupted(distributed.RaisedByAll):
     """The run was asked to stop and has written a checkpoint."""
 
 
