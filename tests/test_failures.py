@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from llm2enc import conversion, distributed
 from llm2enc.conversion import run_directory as folder
-from llm2enc.distributed import joining, watch
+from llm2enc.distributed import failure, joining
 from llm2enc.training import objectives, trainer
 
 SOON = 15  # seconds on a busy machine; alone it is a tenth of one
@@ -240,7 +240,7 @@ def test_a_death_while_main_evaluates(process: int, recipe: Path, tmp_path: Path
 
 def test_strangers_are_sent_away() -> None:
     supervisor = failure.Supervisor(1, 60)
-    for noise in (b'guessed\n{"rank": 0}\n', b"GET / HTTP/1.1\r\n\r\n", b"[]\n", bytes(2 * watch.LONGEST)):
+    for noise in (b'guessed\n{"rank": 0}\n', b"GET / HTTP/1.1\r\n\r\n", b"[]\n", bytes(2 * failure.LONGEST)):
         with socket.create_connection(("localhost", supervisor.port), timeout=5) as stranger:
             stranger.sendall(noise)
             with suppress(ConnectionResetError):
@@ -485,7 +485,7 @@ def test_a_pulled_cable_is_noticed(namespaces: list[str], recipe: Path, tmp_path
     subprocess.run(["ip", "-n", namespaces[1], "link", "set", "cable", "down"], check=True)
     started = time.monotonic()
     while not all("stopped: " in node.said() for node in nodes):
-        assert time.monotonic() - started < 3 * watch.LOST, nodes[0].said() + nodes[1].said()
+        assert time.monotonic() - started < 3 * failure.LOST, nodes[0].said() + nodes[1].said()
         time.sleep(0.1)
     print(f"the cable was pulled; both had stopped after {time.monotonic() - started:.0f} s")
     for node in nodes:  # torchrun itself waits for the other one much longer

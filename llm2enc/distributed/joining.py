@@ -57,7 +57,7 @@ def abort_with_peers(advice: str) -> Iterator[None]:
             interrupted = isinstance(error, KeyboardInterrupt)
             text = "was interrupted" if interrupted else f"failed: {type(error).__name__}: {error}"
             # A collective breaks or times out because of another process, whose end says more about the cause.
-            _client.fail(text, 130 if interrupted else 1, watch.GRACE if _in_collective(error) else 0.0)
+            _client.fail(text, 130 if interrupted else 1, failure.GRACE if _in_collective(error) else 0.0)
         raise
 
 
