@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llm2enc import distributed
 from llm2enc.encoding import calibrate
 from llm2enc.encoding.quantization import quantize
-from llm2enc.losses import cross_entropy_sum, info_nce, losses
+from llm2enc.losses import cross_entropy_sum, info_nce, tokens
 from llm2enc.model import POOLERS, pooled_edges
 from llm2enc.training import Split
 
