@@ -162,7 +162,7 @@ def test_cross_entropy_in_slices_is_that_of_autograd(rows, width, seed, size, sc
     wanted.backward()
     for overwrite in (False, True):
         given = logits.detach().clone()
-        with mock.patch.object(losses, "ELEMENTS", size):
+        with mock.patch.object(tokens, "ELEMENTS", size):
             value, gradient = cross_entropy_sum(given, targets, scale, overwrite)
         assert value.item() == pytest.approx(wanted.item(), rel=1e-5, abs=1e-4)
         assert torch.allclose(gradient, logits.grad, atol=1e-5)
