@@ -22,7 +22,7 @@ from test_recipes_run import make_model, shrink, tiny_data  # noqa: F401  (a fix
 from llm2enc import Encoder, cli
 from llm2enc.cli import making
 from llm2enc.conversion.run import Result
-from llm2enc.training import Interrupted
+from llm2enc.errors import Interrupted
 from llm2enc.verification import Parity
 from llm2enc.verification import subprocesses as running
 

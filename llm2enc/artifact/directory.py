@@ -26,6 +26,7 @@ from llm2enc.artifact import tokenizer as exported
 from llm2enc.artifact.files import FACTS, FORMAT, beside, check_target, read_facts, write_json
 from llm2enc.artifact.parts import Parts
 from llm2enc.artifact.tokenizer import Difference
+from llm2enc.errors import InputError
 
 if TYPE_CHECKING:
     from llm2enc.recipe import Pooling, Recipe
@@ -70,10 +71,10 @@ def write(
     from llm2enc.model import prove
 
     if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype is {dtype!r}; weights are written as one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype is {dtype!r}; weights are written as one of {', '.join(DTYPES)}")
 
     if parts.backbone.has_adapter:
-        raise ValueError(
+        raise InputError(
             "the encoder still carries an adapter, which other programs would open without our attention; call "
             "encoder.backbone.merge_lora() first"
         )

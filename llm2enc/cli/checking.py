@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llm2enc.cli.shared import Json, quiet, status
+from llm2enc.errors import InputError
 
 
 def data(
@@ -31,7 +32,7 @@ def data(
 ) -> None:
     """Look at training data as the model will see it, and say what is wrong with it. Exits with 1 if there is an error."""
     if path is None and recipe is None:
-        raise ValueError("nothing to look at: give a path of data, or --recipe")
+        raise InputError("nothing to look at: give a path of data, or --recipe")
     from llm2enc.recipe import load_recipe
 
     loaded = load_recipe(recipe) if recipe else None

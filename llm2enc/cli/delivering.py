@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llm2enc.cli.shared import Json, NoCache, Private, Push, cache, check_push, label, quiet, say, send
+from llm2enc.errors import InputError
 
 
 def export(
@@ -35,9 +36,9 @@ def export(
         _list_forms(model)
         return
     if model is None or not (to or out or push):
-        raise ValueError("say what to export and how: llm2enc export DIR --to onnx, or --push USER/NAME; see --list")
+        raise InputError("say what to export and how: llm2enc export DIR --to onnx, or --push USER/NAME; see --list")
     if dtype and not (to or out):
-        raise ValueError("--dtype is for what is written; say in which form (--to) or where (-o)")
+        raise InputError("--dtype is for what is written; say in which form (--to) or where (-o)")
     if push:
         check_push(push)
     quiet()
@@ -50,7 +51,7 @@ def export(
         to = [DIRECTORY]
     whole = DIRECTORY in (to or []) or (folder / FACTS).is_file()
     if push and not whole:
-        raise ValueError(f"{folder} would hold no whole directory to push; add --to sentence-transformers")
+        raise InputError(f"{folder} would hold no whole directory to push; add --to sentence-transformers")
     if to:
         written = write(model, to, out, dtype or [], push)
         for path in written.files:
@@ -86,7 +87,7 @@ def verify(
         folder = Source.of(Path(model)).folder
     except ValueError:
         if engines:
-            raise ValueError(f"{model} is not a directory of llm2enc; --engines is for those only") from None
+            raise InputError(f"{model} is not a directory of llm2enc; --engines is for those only") from None
         report = verify_foreign(model)
     else:
         report = check(folder, engines)
@@ -149,7 +150,7 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--weights is {text!r}; expected numbers with commas between them, e.g. 2,1,1") from None
+        raise InputError(f"--weights is {text!r}; expected numbers with commas between them, e.g. 2,1,1") from None
 
 
 def _list_forms(model: Path | None) -> None:

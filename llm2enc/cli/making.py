@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llm2enc.cli.shared import Json, Private, Push, Set, check_push, narrate, quiet, say, send
+from llm2enc.errors import InputError
 
 
 def convert(
@@ -107,7 +108,7 @@ def recipes(
         print(load_recipe(name, overrides or []).to_yaml(), end="")
         return
     if overrides:
-        raise ValueError("--set changes one recipe; say which: llm2enc recipes NAME --set PATH=VALUE")
+        raise InputError("--set changes one recipe; say which: llm2enc recipes NAME --set PATH=VALUE")
     table = Table("recipe", "model", "stages", "what it does")
     for recipe in map(load_recipe, recipe_names()):
         stages = " -> ".join(stage.objective for stage in recipe.stages)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from llm2enc.cli.shared import Json, Set, quiet
+from llm2enc.errors import InputError
 
 
 def plan(
@@ -29,7 +30,7 @@ def plan(
 
     loaded = load_recipe(recipe, overrides or [])
     if mfu is not None and measured is not None:
-        raise ValueError("give one of --mfu and --measured: both say how fast the devices are")
+        raise InputError("give one of --mfu and --measured: both say how fast the devices are")
     quiet()
     from llm2enc.planning import SHARE, here, parse, show
     from llm2enc.planning import plan as make

@@ -14,6 +14,8 @@ from typing import Annotated
 
 import typer
 
+from llm2enc.errors import InputError
+
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the recipe.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Push = Annotated[str | None, typer.Option("--push", metavar="USER/NAME", help="Send the directory to the hub.")]
@@ -23,7 +25,7 @@ NoCache = Annotated[bool, typer.Option("--no-cache", help="Keep no vectors on di
 
 def check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
     if given not in known:
-        raise ValueError(f"{option} is {given!r}; expected one of {', '.join(known)}")
+        raise InputError(f"{option} is {given!r}; expected one of {', '.join(known)}")
 
 
 def cache(off: bool) -> Path | None:

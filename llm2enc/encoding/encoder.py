@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from llm2enc import distributed
 from llm2enc.artifact import Parts, read, write
 from llm2enc.encoding.quantization import Precision, check, layout, quantize
+from llm2enc.errors import InputError
 from llm2enc.model import POOLERS, Backbone, evaluating, load_backbone, load_tokenizer, pooled_edges
 from llm2enc.model import limits as positions
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, Role
@@ -100,7 +101,7 @@ class Encoder(nn.Module):
                are computed with in float32, a layer at a time
         """
         if dtype not in get_args(LoadType):
-            raise ValueError(f"dtype is {dtype!r}; weights are loaded as one of {', '.join(get_args(LoadType))}")
+            raise InputError(f"dtype is {dtype!r}; weights are loaded as one of {', '.join(get_args(LoadType))}")
         return Encoder._of(read(Path(folder), dtype))
 
     @staticmethod
@@ -125,7 +126,7 @@ class Encoder(nn.Module):
                  cannot hold the weights
         """
         if self.layer is not None or self.causal not in (None, not self.backbone.bidirectional):
-            raise ValueError(
+            raise InputError(
                 "the encoder is a variant that reads another layer or direction than its model, which no directory can say; "
                 "save the encoder that it was made of"
             )
@@ -189,7 +190,7 @@ class Encoder(nn.Module):
         """
         single = isinstance(texts, str)
         if single and not isinstance(instruction, str | None):
-            raise ValueError("one text takes one instruction, got a list")
+            raise InputError("one text takes one instruction, got a list")
         texts = [texts] if single else texts
         blocks = self.encode_blocks(
             texts, instruction=instruction, prompt_name=prompt_name, batch_tokens=batch_tokens,
@@ -226,16 +227,16 @@ class Encoder(nn.Module):
         first  number of the first text, for messages: the texts are a part of more
         """
         if isinstance(texts, str):
-            raise ValueError("encode_blocks takes many texts, got one str; put it into a list")
+            raise InputError("encode_blocks takes many texts, got one str; put it into a list")
         if dtype not in get_args(OutputType):
-            raise ValueError(f"dtype is {dtype!r}; vectors come as one of {', '.join(get_args(OutputType))}")
+            raise InputError(f"dtype is {dtype!r}; vectors come as one of {', '.join(get_args(OutputType))}")
         role, instruction = self._role(instruction, prompt_name)
         width = self.dimensions
         if truncate_dim is not None and not 0 < truncate_dim <= width:
-            raise ValueError(f"truncate_dim is {truncate_dim}; this encoder's vectors have {width} dimensions")
+            raise InputError(f"truncate_dim is {truncate_dim}; this encoder's vectors have {width} dimensions")
         check(precision, ranges, truncate_dim or width)
         if precision != "float32" and dtype != "float32":
-            raise ValueError(
+            raise InputError(
                 f"dtype is {dtype} and precision {precision}; give one of them, codes have a type of their own"
             )
         pieces = _pieces(_pairs(texts, instruction), first)
@@ -283,7 +284,7 @@ class Encoder(nn.Module):
         layer  0 for the embeddings, k for what layer k hands on
         """
         if layer is not None and not 0 <= layer <= self.backbone.depth:
-            raise ValueError(f"layer is {layer}; this model has layers 0 (the embeddings) to {self.backbone.depth}")
+            raise InputError(f"layer is {layer}; this model has layers 0 (the embeddings) to {self.backbone.depth}")
         if input is not None:
             positions.check(self.backbone.config, {"input.max_tokens": input.max_tokens})
         other = copy.copy(self)
@@ -367,12 +368,12 @@ class Encoder(nn.Module):
         if prompt_name is None:
             return ("document", "") if instruction is None else ("query", instruction)
         if instruction is not None:
-            raise ValueError("give either `instruction` or `prompt_name`, not both")
+            raise InputError("give either `instruction` or `prompt_name`, not both")
         prompts = self.input_format.spec.prompts
         if prompt_name == "document":
             return "document", ""
         if prompt_name != "query" and prompt_name not in prompts:
-            raise ValueError(f"no prompt named {prompt_name!r}; this encoder has {['query', 'document', *prompts]}")
+            raise InputError(f"no prompt named {prompt_name!r}; this encoder has {['query', 'document', *prompts]}")
         return "query", prompts.get(prompt_name, "")
 
     def _needed(self, tokens: Tokens) -> Tensor:
@@ -388,7 +389,7 @@ def _pairs(texts: Iterable[str], instruction: str | Iterable[str]) -> Iterator[t
     if isinstance(instruction, str):
         return ((text, instruction) for text in _items(texts))
     if isinstance(texts, Sized) and isinstance(instruction, Sized) and len(texts) != len(instruction):
-        raise ValueError(f"{len(texts)} texts but {len(instruction)} instructions; give one, or one per text")
+        raise InputError(f"{len(texts)} texts but {len(instruction)} instructions; give one, or one per text")
     return _in_step(_items(texts), _items(instruction))
 
 
@@ -397,7 +398,7 @@ def _in_step(texts: Iterator[str], instructions: Iterator[str]) -> Iterator[tupl
     for number, (text, instruction) in enumerate(zip_longest(texts, instructions, fillvalue=end)):
         if text is end or instruction is end:
             short, long = ("texts", "instructions") if text is end else ("instructions", "texts")
-            raise ValueError(f"the {short} end after {number}, but there are more {long}; give one per text")
+            raise InputError(f"the {short} end after {number}, but there are more {long}; give one per text")
         yield text, instruction
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm2enc.errors import InputError
 from llm2enc.evaluation.models import Opened
 from llm2enc.evaluation.mteb_adapter import mteb_tasks
 from llm2enc.evaluation.sources import BENCHMARKS, SMOKE
@@ -180,7 +181,7 @@ def measure_speed(
     """
     waiting = [text for text in _shuffled(texts) if text]
     if len(waiting) < 2:
-        raise ValueError(f"speed is measured on at least 2 different texts; got {len(waiting)}")
+        raise InputError(f"speed is measured on at least 2 different texts; got {len(waiting)}")
     size = min(_FIRST, len(waiting) // 2)
     encoder.encode(waiting[:size])
     waiting = waiting[size:]

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from llm2enc.errors import InputError
 from llm2enc.storage import check_name
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -25,7 +26,7 @@ class Weights:
             with safe_open(folder / WEIGHTS, "pt") as file:
                 self.files = dict.fromkeys(file.keys(), WEIGHTS)
         else:
-            raise ValueError(f"{folder} holds no {WEIGHTS} and no {INDEX}; weights are read from safetensors only")
+            raise InputError(f"{folder} holds no {WEIGHTS} and no {INDEX}; weights are read from safetensors only")
         self.folder = folder
         for file in set(self.files.values()):
             check_name(file, f"a file of {folder / INDEX}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from llm2enc.errors import CannotConvert, InputError
 from llm2enc.model import attention
 from llm2enc.model import limits as positions
 from llm2enc.recipe import ModelSpec
@@ -15,7 +16,7 @@ from llm2enc.recipe import ModelSpec
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from llm2enc.model.backbone import Backbone
-from llm2enc.model.families import CannotConvert, one_sided_by_config, refusal, text_config
+from llm2enc.model.families import one_sided_by_config, refusal, text_config
 
 
 def resolve(name: str) -> str:
@@ -39,7 +40,7 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
         except (OSError, ImportError):  # not found, or a package is missing: both say what to do
             raise
         except Exception as error:  # a setting of the wrong type gives any, from TypeError to the tokenizers' own
-            raise ValueError(
+            raise InputError(
                 f"the tokenizer of {folder} can't be opened: {type(error).__name__}: {error}; look at its tokenizer.json "
                 "and tokenizer_config.json"
             ) from error
@@ -64,7 +65,7 @@ def naming_untrusted_code(name: str | Path) -> Iterator[None]:
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
-        raise ValueError(
+        raise InputError(
             f"{name} brings Python code of its own, which runs only if the recipe says `model.trust_remote_code: true`; "
             "read that code first, and set `model.revision` to the commit that you have read"
         ) from None

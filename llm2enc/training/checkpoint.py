@@ -21,6 +21,7 @@ from torch import Tensor
 
 from llm2enc import distributed
 from llm2enc.distributed import Zero
+from llm2enc.errors import InputError
 from llm2enc.model import Backbone
 from llm2enc.storage import replace_text, sync, sync_one
 
@@ -60,7 +61,7 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | 
     facts = json.loads((source / "step.json").read_text())
     trained, saved = backbone.trained(), load_file(source / TRAINED)
     if trained.keys() != saved.keys() or any(trained[n].shape != saved[n].shape for n in trained):
-        raise ValueError(
+        raise InputError(
             f"the checkpoint in {source} trains other weights than the recipe does now; resume with the recipe it was "
             "started with, or start again with --overwrite"
         )
@@ -116,7 +117,7 @@ def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
     facts = json.loads((folder / "finished.json").read_text())
     parent = backbone.fingerprint()
     if parent != facts["parent"]:
-        raise ValueError(
+        raise InputError(
             f"{folder} was trained on weights {facts['parent'][:12]}, but these are {parent[:12]}: another base model, or "
             "an earlier stage has changed. Use the base it belongs to, or train the stage again"
         )
@@ -132,7 +133,7 @@ def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
         backbone.merge_lora()
     backbone.model.requires_grad_(False)
     if backbone.fingerprint() != facts["result"]:
-        raise ValueError(f"{folder}: the weights after this stage are not those it produced; its files are damaged")
+        raise InputError(f"{folder}: the weights after this stage are not those it produced; its files are damaged")
 
 
 def _whole(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -22,19 +22,16 @@ import torch
 
 from llm2enc import distributed
 from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError, Interrupted, NotFinite, NothingLearnt
 from llm2enc.model import emulated
 from llm2enc.recipe import LoraSpec, Stage, Tracking
 from llm2enc.storage import replace_text
 from llm2enc.training import checkpoint
-from llm2enc.training.checks import Guard, NotFinite, NothingLearnt, check_finite
+from llm2enc.training.checks import Guard, check_finite
 from llm2enc.training.microbatch import idle
 from llm2enc.training.objectives import OBJECTIVES
 
 PREFETCH = 2  # batches collated ahead: one hides the tokenizer, two hide its jitter
-
-
-class Interrupted(distributed.RaisedByAll):
-    """The run was asked to stop and has written a checkpoint."""
 
 
 def learning_rate(step: int, stage: Stage) -> float:
@@ -121,7 +118,7 @@ def _check_processes(stage: Stage) -> None:
     processes = distributed.world_size()
     reason = idle(processes, stage.batch_size, stage.shards)
     if reason:
-        raise ValueError(
+        raise InputError(
             f"{reason}. Start fewer, or set `shards` (which changes the dropout noise) and `batch_size` to at least "
             f"{processes} in the recipe"
         )
@@ -134,7 +131,7 @@ def _prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     else:
         backbone.add_lora(stage.lora or LoraSpec(), seed)
     if stage.objective in ("clm", "mntp") and not backbone.has_head:
-        raise ValueError(
+        raise InputError(
             f"a {stage.objective} stage predicts tokens, but this model has no language-model head; start from the causal "
             "LM instead of an exported encoder"
         )
