@@ -18,6 +18,9 @@ Llm2encError                    1
 shows its traceback, except for an OSError (exit code 2), whose message names the file.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Llm2encError(Exception):
     """An error whose message is for the user: what was given, what was expected, and what to do."""
@@ -79,3 +82,20 @@ class Interrupted(Llm2encError):
     """The run was asked to stop and has written a checkpoint; every process raises it after the same step."""
 
     exit_code = 130
+
+
+@contextmanager
+def explained(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+    """Turns a library's error about what it was given into an InputError.
+
+    what    was given, the subject of the message
+    remedy  what to do
+    kinds   errors that mean bad input in there; those of JSON, UTF-8 and pydantic are ValueErrors
+    """
+    try:
+        yield
+    except Llm2encError:
+        raise
+    except kinds as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{what} cannot be used ({type(error).__name__}: {reason}); {remedy}") from error

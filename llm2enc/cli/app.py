@@ -20,6 +20,7 @@ from llm2enc.errors import Llm2encError
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a traceback as Python writes it, without the values of variables
     rich_markup_mode=None,  # help in plain text: rich takes three times as long to import as all the rest
     help="Turn a decoder-only language model into a proven text encoder.",
 )

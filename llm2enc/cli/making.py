@@ -36,7 +36,6 @@ def convert(
     narrate()
     from llm2enc import distributed
     from llm2enc.conversion import convert as run
-    from llm2enc.training import Interrupted
 
     try:
         result = run(loaded, folder, resume=resume, overwrite=overwrite)

@@ -10,7 +10,7 @@ import numpy as np
 
 from llm2enc.artifact import put_back
 from llm2enc.encoding import Encoder
-from llm2enc.errors import InputError
+from llm2enc.errors import InputError, explained
 from llm2enc.evaluation.tasks import TextEncoder
 
 _PIECE = 1024  # texts that are tokenized at a time
@@ -85,7 +85,8 @@ class SentenceTransformerEncoder:
             ) from None
         if not Path(name).is_dir():
             _check_hub(name)
-        self.model = SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+        with explained(name, "sentence-transformers opens no such model: name another, or look at its files"):
+            self.model = SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
         self.max_tokens: int = self.model.max_seq_length or 2**31
         self.prompts: Mapping[str, str] = self.model.prompts
         self._routed = any(hasattr(module, "sub_modules") for module in self.model)  # other weights for queries
@@ -137,7 +138,8 @@ def _check_hub(name: str) -> None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        hf_hub_download(name, "modules.json")
+        with explained(name, "give a directory that exists, or a hub id such as owner/name"):
+            hf_hub_download(name, "modules.json")
     except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, of a hub that does not answer
         raise InputError(f"{name}: the hub can't be reached, and no copy of it is here ({error})") from None
     except EntryNotFoundError:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm2enc.artifact import beside, card, files, write_json
-from llm2enc.errors import CannotExport, InputError
+from llm2enc.errors import CannotExport, InputError, explained
 from llm2enc.recipe import LoraSpec, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -335,7 +335,8 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     path = folder / FACTS
     if not path.is_file():
         raise InputError(f"{folder} is no adapter directory of llm2enc: it has no {FACTS}")
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    with explained(str(path), "export the adapter again"):
+        facts = json.loads(path.read_text(encoding="utf-8"))
     if facts.get("format") != FORMAT or facts.get("form") != TRUNK:
         raise InputError(
             f"{folder} holds the form {facts.get('form')!r} in format {facts.get('format')!r}; expected {TRUNK!r} in "

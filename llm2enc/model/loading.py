@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
-from llm2enc.errors import CannotConvert, InputError
+from llm2enc.errors import CannotConvert, InputError, explained
 from llm2enc.model import attention
 from llm2enc.model import limits as positions
 from llm2enc.recipe import ModelSpec
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from llm2enc.model.backbone import Backbone
 from llm2enc.model.families import one_sided_by_config, refusal, text_config
+
+# What transformers raises over a config.json with values of the wrong kind.
+_BAD_FILES = (ValueError, TypeError, KeyError, AttributeError)
 
 
 def resolve(name: str) -> str:
@@ -59,11 +63,12 @@ def load_config(spec: ModelSpec) -> "PretrainedConfig":
 
 @contextmanager
 def naming_untrusted_code(name: str | Path) -> Iterator[None]:
-    """What transformers says of code that comes with a model, in terms of a recipe."""
+    """What transformers says of a model's files, and of code that comes with them, in terms of a recipe."""
     try:
-        yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
+        with explained(str(name), "look at its config.json", _BAD_FILES):
+            yield
+    except InputError as error:
+        if "trust_remote_code" not in str(error.__cause__ or error):
             raise
         raise InputError(
             f"{name} brings Python code of its own, which runs only if the recipe says `model.trust_remote_code: true`; "
@@ -105,9 +110,10 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, **kwargs)
     else:
-        model = AutoModelForCausalLM.from_pretrained(
-            resolve(spec.name), config=config, revision=spec.revision, use_safetensors=True, **kwargs
-        )
+        with explained(f"the weights of {spec.name}", "get its files again", (ValueError, SafetensorError)):
+            model = AutoModelForCausalLM.from_pretrained(
+                resolve(spec.name), config=config, revision=spec.revision, use_safetensors=True, **kwargs
+            )
     return Backbone(model, bidirectional=spec.attention == "bidirectional")
 
 

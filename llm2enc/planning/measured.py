@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from statistics import median
 
-from llm2enc.errors import InputError
+from llm2enc.errors import InputError, explained
 from llm2enc.recipe import Recipe, Stage, load_recipe
 
 # What changes the work per token; a run that differs in one of these says nothing about the plan.
@@ -27,7 +27,8 @@ def tokens_per_second(folder: Path, index: int, stage: Stage, recipe: Recipe) ->
         raise InputError(f"--measured {folder} is a run of another recipe: {what} differs")
     path = folder / f"{index}-{stage.objective}" / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    speeds = [json.loads(line)["tokens_per_second"] for line in lines if line.endswith("}")]
+    with explained(f"--measured {folder}: {path}", "give another run", (ValueError, TypeError, KeyError)):
+        speeds = [json.loads(line)["tokens_per_second"] for line in lines if line.endswith("}")]
     if not speeds:
         raise InputError(f"--measured {folder}: stage {index} has not logged a step yet ({path})")
     return median(speeds[1:] or speeds)  # the first one warms up

@@ -16,12 +16,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llm2enc import distributed
 from llm2enc.distributed import Zero
-from llm2enc.errors import InputError
+from llm2enc.errors import InputError, explained
 from llm2enc.model import Backbone
 from llm2enc.storage import replace_text, sync, sync_one
 
@@ -58,8 +59,10 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | 
     source = _newest(folder)
     if source is None:
         return 0
-    facts = json.loads((source / "step.json").read_text())
-    trained, saved = backbone.trained(), load_file(source / TRAINED)
+    with explained(f"the checkpoint in {source}", "start again with --overwrite", (ValueError, SafetensorError)):
+        facts = json.loads((source / "step.json").read_text())
+        saved, moments = load_file(source / TRAINED), load_file(source / OPTIMIZER)
+    trained = backbone.trained()
     if trained.keys() != saved.keys() or any(trained[n].shape != saved[n].shape for n in trained):
         raise InputError(
             f"the checkpoint in {source} trains other weights than the recipe does now; resume with the recipe it was "
@@ -70,7 +73,7 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | 
             parameter.copy_(distributed.like(saved[name], parameter))
     if isinstance(optimizer, Zero):
         optimizer.take_weights()
-    for name, tensor in load_file(source / OPTIMIZER).items():
+    for name, tensor in moments.items():
         name, _, moment = name.rpartition(".")
         # Adam counts its steps on the CPU wherever the weights are.
         held = tensor if moment == "step" else distributed.like(tensor, trained[name])
@@ -114,7 +117,8 @@ def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
 
     ValueError if the weights are not those the stage was trained on, or do not become those it produced.
     """
-    facts = json.loads((folder / "finished.json").read_text())
+    with explained(str(folder / "finished.json"), "start again with --overwrite"):
+        facts = json.loads((folder / "finished.json").read_text())
     parent = backbone.fingerprint()
     if parent != facts["parent"]:
         raise InputError(

@@ -156,7 +156,7 @@ def _eager(probe: Probe) -> str:
 
 def _convertible(probe: Probe) -> str:
     """Whether llm2enc could open the model to both sides, by its own proof. Changes the model."""
-    from llm2enc.model import Backbone, CannotConvert, prove
+    from llm2enc.model import Backbone, prove
 
     try:
         proof = prove(Backbone(probe.trunk, bidirectional=True))
