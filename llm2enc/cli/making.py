@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llm2enc.cli.shared import Json, Private, Push, Set, check_push, narrate, quiet, say, send
-from llm2enc.errors import InputError
+from llm2enc.errors import InputError, Interrupted
 
 
 def convert(

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llm2enc.encoding import Encoder
-from llm2enc.errors import InputError
+from llm2enc.errors import CannotConvert, InputError
 from llm2enc.evaluation import open_encoder
 from llm2enc.verification.probe import MOVED, PADDING, TEXT, Probe
 from llm2enc.verification.run import contracts
