@@ -16,7 +16,8 @@ import torch
 from conftest import INPUT, make_encoder, make_model, make_tokenizer, texts_file
 
 from llm2enc.artifact import beside
-from llm2enc.cli.shared import label, say
+from llm2enc.cli.messages import say
+from llm2enc.cli.options import label
 from llm2enc.conversion import run_directory as folder
 from llm2enc.data import open_table
 from llm2enc.encoding import Encoder

@@ -8,13 +8,19 @@ import sys
 
 import typer
 
-from llm2enc.cli.checking import data
-from llm2enc.cli.delivering import export, merge, verify
-from llm2enc.cli.encoding import encode
-from llm2enc.cli.making import convert, inspect, recipes
-from llm2enc.cli.measuring import compare, evaluate
-from llm2enc.cli.planning import plan
-from llm2enc.cli.shared import ending_well, say
+from llm2enc.cli.compare import compare
+from llm2enc.cli.convert import convert
+from llm2enc.cli.data import data
+from llm2enc.cli.encode import encode
+from llm2enc.cli.ending import ending_well
+from llm2enc.cli.evaluate import evaluate
+from llm2enc.cli.export import export
+from llm2enc.cli.inspect import inspect
+from llm2enc.cli.merge import merge
+from llm2enc.cli.messages import say
+from llm2enc.cli.plan import plan
+from llm2enc.cli.recipes import recipes
+from llm2enc.cli.verify import verify
 from llm2enc.errors import Llm2encError
 
 app = typer.Typer(

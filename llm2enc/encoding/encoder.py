@@ -12,6 +12,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from itertools import zip_longest
 from operator import length_hint
 from pathlib import Path
@@ -28,6 +29,7 @@ from llm2enc.errors import InputError
 from llm2enc.model import POOLERS, Backbone, evaluating, load_backbone, load_tokenizer, pooled_edges
 from llm2enc.model import limits as positions
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, Role
+from llm2enc.terminal import bar
 from llm2enc.text import InputFormat, Tokens, concatenate, mini_batches
 
 # Texts are tokenized in pieces, because what the tokenizer returns takes 40 times the memory of the ids alone; the ids
@@ -243,7 +245,7 @@ class Encoder(nn.Module):
         total = len(texts) if isinstance(texts, Sized) else None
         batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 65536)
         blocks = self._blocks(
-            pieces, role, batch_tokens, truncate_dim, np.dtype(dtype), _progress(total, show_progress)
+            pieces, role, batch_tokens, truncate_dim, np.dtype(dtype), bar("encode", total, show_progress)
         )
         return blocks if precision == "float32" else map(lambda block: quantize(block, precision, ranges), blocks)
 
@@ -323,7 +325,7 @@ class Encoder(nn.Module):
         batch_tokens: int,
         truncate_dim: int | None,
         dtype: np.dtype,
-        progress: "_progress",
+        progress: AbstractContextManager[Callable[..., None]],
     ) -> Iterator[np.ndarray]:
         def pack(first: int, piece: list[tuple[str, str]]) -> Tokens:
             texts, instructions = zip(*piece, strict=True)
@@ -472,25 +474,3 @@ def _distinct(tokens: Tokens) -> tuple[np.ndarray, Tensor]:
         digest.update(pool[start:end].tobytes())
         original[row] = first.setdefault(digest.digest(), row)
     return original, torch.tensor([first[key] for key in sorted(first)], dtype=torch.int64)
-
-
-class _progress:
-    """A rich bar over `total` texts, which may be unknown, or nothing."""
-
-    def __init__(self, total: int | None, show: bool):
-        self.total, self.show = total, show
-
-    def __enter__(self):
-        if not self.show:
-            return lambda count: None
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self.bar = Progress(transient=True, console=Console(stderr=True))  # stdout is for results
-        self.bar.start()
-        task = self.bar.add_task("encode", total=self.total)
-        return lambda count: self.bar.advance(task, count)
-
-    def __exit__(self, *error) -> None:
-        if self.show:
-            self.bar.stop()

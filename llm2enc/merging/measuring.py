@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2enc.errors import InputError
-from llm2enc.evaluation import command, gather, mteb_tasks, suite
+from llm2enc.evaluation import benchmark, gather, mteb_tasks, suite
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def scores(
     found: list[dict[str, Any]] = []
     for name, folder in places.items():
         report(f"{name}: {folder}")
-        results, failures = command.run(
+        results, failures = benchmark.run(
             str(folder), sources, out / name, cache, report=report, show_progress=show_progress
         )
         for failure in failures:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2enc.cli.shared import check_choice, quiet, say
+from llm2enc.cli.messages import quiet, say
+from llm2enc.cli.options import check_choice
 from llm2enc.errors import InputError
 
 if TYPE_CHECKING:
