@@ -14,7 +14,7 @@ from rich.console import Console
 
 from llm2enc import audit as doctor
 from llm2enc import cli
-from llm2enc.audit import examine, printing
+from llm2enc.audit import examine
 from llm2enc.audit import targets as subjects
 from llm2enc.audit.checks.balance import effective
 from llm2enc.audit.checks.contamination import GRAM, NEAR, evaluation_texts, words_of
@@ -27,6 +27,7 @@ from llm2enc.audit.chunks import Reservoir, choose, keys_of, normalised, slabs
 from llm2enc.audit.examination import Setting, examine_rows
 from llm2enc.audit.report import Finding, SourceReport
 from llm2enc.audit.show import marked, seen
+from llm2enc.cli import data as data_command
 from llm2enc.data import Pair, Rows, Stream, pair_batches
 from llm2enc.evaluation import ClassificationTask, RetrievalTask, StsTask
 from llm2enc.recipe import FilesData, InputSpec, Part, load_recipe
@@ -506,7 +507,7 @@ def test_texts_folders_and_beir_sets_are_read(tmp_path: Path) -> None:
 def test_the_table_fits_a_narrow_terminal(tmp_path: Path) -> None:
     (source,) = examine(str(write(tmp_path / "pairs.jsonl", _columns(clean(20))["ours.jsonl"]))).sources
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(printing._counts(source))
+    console.print(data_command._counts(source))
     shown = console.export_text()
     assert all(word in shown for word in ("positives", "negatives", "5/50/95 %", "distinct")) and "…" not in shown, (
         shown

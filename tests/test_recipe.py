@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from llm2enc.errors import RecipeError
 from llm2enc.recipe import Part, load_recipe, recipe_names
-from llm2enc.recipe.base import RecipeError
 
 NAMES = [
     "echo-mistral-7b",
@@ -503,7 +503,8 @@ def test_a_file_that_grows_when_read(tmp_path: Path) -> None:
     code = f"""
 import resource
 resource.setrlimit(resource.RLIMIT_AS, (250 << 20, 250 << 20))
-from llm2enc.recipe import RecipeError, load_recipe
+from llm2enc.errors import RecipeError
+from llm2enc.recipe import load_recipe
 try:
     load_recipe({str(path)!r})
 except RecipeError:

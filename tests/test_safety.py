@@ -16,15 +16,16 @@ import torch
 from conftest import INPUT, make_encoder, make_model, make_tokenizer, texts_file
 
 from llm2enc.artifact import beside
-from llm2enc.cli.shared import label, say
+from llm2enc.cli.messages import say
+from llm2enc.cli.options import label
 from llm2enc.conversion import run_directory as folder
 from llm2enc.data import open_table
 from llm2enc.encoding import Encoder
+from llm2enc.errors import RecipeError
 from llm2enc.evaluation import BitextTask, open_encoder, read_task
 from llm2enc.merging.weights import Weights
 from llm2enc.model import load_backbone, load_config, load_tokenizer
 from llm2enc.recipe import HubData, ModelSpec, load_recipe
-from llm2enc.recipe.base import RecipeError
 from llm2enc.storage import atomic as files
 from llm2enc.storage import secrets
 

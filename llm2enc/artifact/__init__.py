@@ -5,7 +5,6 @@ from llm2enc.artifact.card import base_model, with_engines
 from llm2enc.artifact.directory import DTYPES, POOLING_MODES, REQUIREMENTS, read, write
 from llm2enc.artifact.files import (
     FACTS,
-    CannotExport,
     beside,
     check_target,
     put_back,
@@ -21,7 +20,6 @@ __all__ = [
     "FACTS",
     "POOLING_MODES",
     "REQUIREMENTS",
-    "CannotExport",
     "Layout",
     "Parts",
     "asked",

@@ -26,6 +26,7 @@ from llm2enc.artifact import tokenizer as exported
 from llm2enc.artifact.files import FACTS, FORMAT, beside, check_target, read_facts, write_json
 from llm2enc.artifact.parts import Parts
 from llm2enc.artifact.tokenizer import Difference
+from llm2enc.errors import InputError, explained
 
 if TYPE_CHECKING:
     from llm2enc.recipe import Pooling, Recipe
@@ -70,10 +71,10 @@ def write(
     from llm2enc.model import prove
 
     if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype is {dtype!r}; weights are written as one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype is {dtype!r}; weights are written as one of {', '.join(DTYPES)}")
 
     if parts.backbone.has_adapter:
-        raise ValueError(
+        raise InputError(
             "the encoder still carries an adapter, which other programs would open without our attention; call "
             "encoder.backbone.merge_lora() first"
         )
@@ -114,6 +115,7 @@ def read(folder: Path, dtype: str = "auto") -> Parts:
 
 def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
     from llm2enc.model import Backbone, naming_untrusted_code, prove
@@ -121,7 +123,8 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
     from llm2enc.recipe import InputSpec
     from llm2enc.text import InputFormat
 
-    spec = InputSpec.model_validate_json(json.dumps(facts["input"]))
+    with explained(f"`input` of {folder / FACTS}", "write or download the directory again"):
+        spec = InputSpec.model_validate_json(json.dumps(facts["input"]))
     config = trunk_config.read(folder)
     positions.check(config, {"input.max_tokens": spec.max_tokens})
     with naming_untrusted_code(folder):
@@ -129,7 +132,10 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
     if facts.get("tokenizer"):
         tokenizer = rules.restore(tokenizer, facts["tokenizer"])
     input_format = InputFormat(spec, tokenizer)
-    model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, trust_remote_code=False, dtype=dtype)
+    with explained(f"the weights of {folder}", "write or download the directory again", (ValueError, SafetensorError)):
+        model = AutoModel.from_pretrained(
+            folder, config=config, use_safetensors=True, trust_remote_code=False, dtype=dtype
+        )
     backbone = Backbone(model, bidirectional=facts["attention"] == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")

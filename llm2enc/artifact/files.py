@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm2enc.errors import InputError
 from llm2enc.storage import leftovers, naming, part, replace_text, scratch, sync, sync_one
 
 FACTS = "llm2enc.json"
@@ -16,26 +17,22 @@ FORMAT = 1
 _log = logging.getLogger(__name__)
 
 
-class CannotExport(ValueError):
-    """An encoder that a form can't hold; the message says why, and what can be done."""
-
-
 def read_facts(folder: Path) -> dict[str, Any]:
     """The content of llm2enc.json. ValueError if `folder` is not an export that this release reads."""
     path = folder / FACTS
     if not folder.exists():
         put_back(folder)
     if not path.is_file():
-        raise ValueError(
+        raise InputError(
             f"{folder} is not a directory written by llm2enc: it has no {FACTS}. Convert a model first: "
             "llm2enc convert NAME -o DIR"
         )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise ValueError(f"{path} is damaged: it is not valid JSON. Export the directory again") from None
+        raise InputError(f"{path} is damaged: it is not valid JSON. Export the directory again") from None
     if facts.get("format") != FORMAT:
-        raise ValueError(
+        raise InputError(
             f"{path} has format {facts.get('format')!r}, this llm2enc reads format {FORMAT}; install the release that "
             f"wrote it ({facts.get('versions', {}).get('llm2enc', 'unknown')}), or a newer one"
         )
@@ -52,9 +49,9 @@ def recipes_of(facts: dict[str, Any]) -> list[dict[str, Any] | None]:
 def check_target(folder: Path) -> None:
     """ValueError if `folder` holds something that is not an older export."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give a directory")
+        raise InputError(f"{folder} is a file; give a directory")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / FACTS).is_file():
-        raise ValueError(
+        raise InputError(
             f"{folder} is not empty and no export of llm2enc ({FACTS} is missing); choose another directory"
         )
 
@@ -106,7 +103,7 @@ def put_back(folder: Path) -> None:
     except OSError as error:
         if folder.is_dir():  # another process was first
             return
-        raise ValueError(
+        raise InputError(
             f"a process that replaced {folder} was killed on the way, and the former directory can't be put back "
             f"({error.strerror}); it is {formers[-1]}: rename it"
         ) from None

@@ -12,6 +12,7 @@ from llm2enc.audit.checks.duplicates import Batching
 from llm2enc.audit.checks.lengths import Reading
 from llm2enc.audit.chunks import Row
 from llm2enc.data import Rows, Stream, open_table, schema_of, source_name
+from llm2enc.errors import DataError
 from llm2enc.evaluation import Task, docstring_tasks, find_tasks, read_task
 from llm2enc.model import load_tokenizer
 from llm2enc.recipe import (
@@ -123,7 +124,7 @@ def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:
         else:
             path, names = (spec, None) if isinstance(spec, str) else (spec.path, spec.tasks)
             if not Path(path).is_dir():
-                raise ValueError(f"{path}: no such folder of evaluation tasks")
+                raise DataError(f"{path}: no such folder of evaluation tasks")
             tasks = (read_task(folder) for folder in find_tasks(Path(path), names).values())
         for task in tasks:
             if task.name not in seen:
@@ -161,7 +162,7 @@ def _specs(path: str) -> list[DataSpec]:
     if folder.is_dir() and not any((folder / f"corpus.jsonl{end}").is_file() for end in ("", ".gz")):
         files = sorted(file for file in folder.iterdir() if file.is_file() and set(file.suffixes) & set(_TABLES))
         if not files:
-            raise ValueError(
+            raise DataError(
                 f"{path} holds no file that can be read as data: expected {', '.join(_TABLES)}, or a BEIR data set"
             )
         return [FilesData(kind="files", path=str(file)) for file in files]

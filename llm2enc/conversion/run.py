@@ -20,6 +20,7 @@ from llm2enc import distributed
 from llm2enc.artifact import FACTS, put_back, read_facts
 from llm2enc.conversion import run_directory as folder
 from llm2enc.encoding import Encoder
+from llm2enc.errors import explained
 from llm2enc.evaluation import baselines, evaluate
 from llm2enc.model import limits as positions
 from llm2enc.model import load_config, load_tokenizer, text_config
@@ -165,7 +166,8 @@ class _History:
     def __init__(self, out: Path, recipe: Recipe):
         self.path = out / "history.json"
         self.specs = recipe.evaluation
-        self.rows: list[Row] = json.loads(self.path.read_text()) if self.path.is_file() else []
+        with explained(str(self.path), "delete it, to measure again"):
+            self.rows: list[Row] = json.loads(self.path.read_text()) if self.path.is_file() else []
 
     def measure(self, name: str, encoder: Encoder, started: float, key: str = "") -> None:
         """Add a row unless it is there already. `key` tells two stages of one objective apart."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from llm2enc.data.rows import Rows, Stream
 from llm2enc.data.sources import read_pairs, read_texts
+from llm2enc.errors import DataError
 from llm2enc.recipe import DataSpec
 
 _log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def _shared(sources: list[_Source], alpha: float | None) -> list[_Source]:
         return sources
     streams = [source.rows.name for source in sources if isinstance(source.rows, Stream)]
     if streams:
-        raise ValueError(
+        raise DataError(
             f"`mixture_alpha` needs the sizes of all sources, and {', '.join(streams)} streams; remove it, and give "
             "shares of the batches by `weight`"
         )
@@ -179,7 +180,7 @@ def _check_size(name: str, size: int, weight: float, batch_size: int) -> None:
     available = min(size, _rows_per_epoch(size, weight))
     if available < batch_size:
         weighted = f" (size {size}, weight {weight})" if weight != 1 else ""
-        raise ValueError(
+        raise DataError(
             f"data source {name!r} has {available} rows{weighted}, fewer than the batch size of {batch_size}; "
             f"set batch_size to {available} or less, or give it more data"
         )
@@ -315,7 +316,7 @@ def _block_source(texts: Rows[str] | Stream[str], spec: DataSpec, tokenize: Toke
         return _Source(stream, spec.weight, True)
     pool = [block for rows in _blocks(_in_order(texts), tokenize, block_tokens) for block in rows]
     if not pool:
-        raise ValueError(
+        raise DataError(
             f"data source {texts.name!r}: its {len(texts)} texts together have fewer than {block_tokens} tokens, "
             "which is one block; lower block_tokens or give it more text"
         )

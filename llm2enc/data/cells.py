@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llm2enc.errors import DataError
+
 Text = tuple[str, str]  # instruction, text
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -30,7 +32,7 @@ def instructed(cell: str | list[str | None] | None) -> Text:
     if not isinstance(cell, list):
         return plain(cell)
     if len(cell) != 2:
-        raise ValueError(f"{cell!r:.80} has {len(cell)} parts, expected [instruction, text]")
+        raise DataError(f"{cell!r:.80} has {len(cell)} parts, expected [instruction, text]")
     return cell[0] or "", cell[1] or ""
 
 

@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from llm2enc.data import cells
 from llm2enc.data.rows import Pair
+from llm2enc.errors import DataError
 
 Schema = Mapping[str, pa.DataType]
 Roles = dict[str, tuple[str, ...]]
@@ -184,19 +185,19 @@ def _only_fit(schema: Schema, given: Mapping[str, str]) -> str:
         return next(iter(found))
     if found:
         readings = [f"`format: {key}` ({r['query'][0]}, {r['positive'][0]})" for key, r in found.items()]
-        raise ValueError(
+        raise DataError(
             f"the columns {', '.join(schema)} fit several formats; say which one it is: {' or '.join(readings)}"
         )
     if named:
         return next(iter(named))  # whose cells are refused with what they hold
     if "positive_document_ids" in schema:
-        raise ValueError(
+        raise DataError(
             "these rows name their documents by id (positive_document_ids), and the texts are elsewhere; write query, "
             "positive_passages and negative_passages with their texts, or a BEIR folder"
         )
     texts = [column for column, kind in schema.items() if cells.is_text(kind) and column not in LABELS]
     order = f", or `format: sentence-transformers` to go by order ({', '.join(texts)})" if len(texts) > 1 else ""
-    raise ValueError(
+    raise DataError(
         f"can't tell the query and the positive among the columns {', '.join(schema)}; "
         f"write `columns: {{query: ..., positive: ...}}`{order}"
     )
@@ -265,10 +266,10 @@ def _check_types(format: str, roles: Roles, schema: Schema) -> None:
         for name in names:
             if not form.holds(role, schema[name]):
                 lists = " or a list of texts" if role in {"positive", "negatives"} and form.expected == "text" else ""
-                raise ValueError(f"column {name!r} ({role}) holds {schema[name]}, expected {form.expected}{lists}")
+                raise DataError(f"column {name!r} ({role}) holds {schema[name]}, expected {form.expected}{lists}")
     media = [name for name in schema if format == "ms-swift" and name in _MEDIA]
     if media:
-        raise ValueError(f"the rows have {', '.join(media)}, and only texts can be trained on; keep such rows apart")
+        raise DataError(f"the rows have {', '.join(media)}, and only texts can be trained on; keep such rows apart")
 
 
 def _check_meaning(format: str, roles: Roles, schema: Schema, given: Mapping[str, str]) -> None:
@@ -278,14 +279,14 @@ def _check_meaning(format: str, roles: Roles, schema: Schema, given: Mapping[str
     query, positive = (roles[role][0] for role in _REQUIRED)
     label = next((name for name in schema if name.lower() in LABELS), None)
     if label:
-        raise ValueError(
+        raise DataError(
             f"column {label!r} says how well the texts of a row match, and contrastive training takes every row for a "
             f"match. Keep the rows that match and leave {label!r} out; or, if all of them do, name the columns: "
             f"`columns: {{query: {query}, positive: {positive}}}`"
         )
     order = list(schema)
     if format == "sentence-transformers" and order.index(query) > order.index(positive):
-        raise ValueError(
+        raise DataError(
             f"by their names {query!r} is the query and {positive!r} the positive, but sentence-transformers goes by the "
             f"order of the columns, {', '.join(order)}; say which it is: `columns: {{query: {query}, positive: "
             f"{positive}}}` or the other way round"
@@ -310,7 +311,7 @@ def _remarks(format: str, roles: Roles, schema: Schema, stem: str) -> tuple[list
 
 
 def _missing(role: str, wanted: str, schema: Schema) -> ValueError:
-    return ValueError(
+    return DataError(
         f"no column {wanted!r} for the {role}; its columns are {', '.join(schema)}. "
         f"Say which one it is: `columns: {{{role}: ...}}`"
     )
@@ -338,7 +339,7 @@ def to_pair(
     asked = next((text for text in (*own, asked, instruction) if text.strip()), recognised.instruction)
     told = {text for text, _ in (*right, *wrong)}
     if len(told) > 1:
-        raise ValueError(f"one row gives its documents different instructions: {sorted(told)!r:.200}")
+        raise DataError(f"one row gives its documents different instructions: {sorted(told)!r:.200}")
     first, *others = dict.fromkeys(text for _, text in right)
     return Pair(
         query=query,
@@ -359,5 +360,5 @@ def _texts(
         try:
             found += read(record[name])
         except ValueError as error:
-            raise ValueError(f"column {name!r} ({role}): {error}") from None
+            raise DataError(f"column {name!r} ({role}): {error}") from None
     return found

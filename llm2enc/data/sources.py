@@ -14,6 +14,7 @@ from llm2enc.data.docstrings.corpus import docstrings, pair_view, paragraph_view
 from llm2enc.data.formats import FORMATS, Recognised, recognise, to_pair
 from llm2enc.data.rows import Pair, Rows, Stream
 from llm2enc.data.tables import Blocks, Table, label, open_table, reading
+from llm2enc.errors import DataError
 from llm2enc.recipe import DataSpec, DocstringsData, FilesData, HubData
 
 _log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def examine(spec: DataSpec) -> tuple[Recognised, Rows[Pair] | Stream[Pair]]:
 
 def _docstring_texts(spec: DocstringsData) -> list[str]:
     if spec.view == "pairs":
-        raise ValueError(
+        raise DataError(
             f"data source {source_name(spec)!r}: this stage reads texts, `view: pairs` gives pairs; "
             "set `view: paragraphs` or `view: sentences`"
         )
@@ -73,7 +74,7 @@ def _docstring_texts(spec: DocstringsData) -> list[str]:
 
 def _docstring_pairs(spec: DocstringsData) -> list[tuple[str, str]]:
     if spec.view != "pairs":
-        raise ValueError(
+        raise DataError(
             f"data source {source_name(spec)!r}: this stage reads pairs, `view: {spec.view}` gives texts; "
             "set `view: pairs`"
         )
@@ -82,9 +83,9 @@ def _docstring_pairs(spec: DocstringsData) -> list[tuple[str, str]]:
 
 def _listed(spec: DocstringsData, rows: Sequence[Row]) -> Rows[Row]:
     if spec.columns:
-        raise ValueError(f"data source {source_name(spec)!r}: docstrings have no columns; remove `columns`")
+        raise DataError(f"data source {source_name(spec)!r}: docstrings have no columns; remove `columns`")
     if not rows:
-        raise ValueError(f"data source {source_name(spec)!r} is empty: no docstring of these packages has such prose")
+        raise DataError(f"data source {source_name(spec)!r} is empty: no docstring of these packages has such prose")
     rows = rows[: spec.limit]
     return Rows(source_name(spec), len(rows), lambda positions: [rows[position] for position in positions])
 
@@ -105,16 +106,16 @@ def schema_of(table: Table) -> dict[str, pa.DataType]:
 def _text_column(spec: FilesData | HubData, schema: Mapping[str, pa.DataType]) -> str:
     _refuse_roles(spec, {"text"}, "texts")
     if spec.format != "auto":
-        raise ValueError(f"data source {source_name(spec)!r}: this stage reads texts, `format` is for pairs; remove it")
+        raise DataError(f"data source {source_name(spec)!r}: this stage reads texts, `format` is for pairs; remove it")
     strings = [name for name, kind in schema.items() if cells.is_text(kind) and not pa.types.is_null(kind)]
     column = spec.columns.get("text") or ("text" if "text" in schema else strings[0] if len(strings) == 1 else None)
     if column not in schema:
-        raise ValueError(
+        raise DataError(
             f"data source {source_name(spec)!r} has no column {column or 'text'!r} for the text; its columns are "
             f"{', '.join(schema)}. Say which one it is: `columns: {{text: ...}}`"
         )
     if not cells.is_text(schema[column]):
-        raise ValueError(
+        raise DataError(
             f"data source {source_name(spec)!r}: column {column!r} (text) holds {schema[column]}, expected text"
         )
     return column
@@ -123,7 +124,7 @@ def _text_column(spec: FilesData | HubData, schema: Mapping[str, pa.DataType]) -
 def _refuse_roles(spec: DataSpec, known: set[str], rows: str) -> None:
     unused = set(spec.columns) - known
     if unused:
-        raise ValueError(
+        raise DataError(
             f"data source {source_name(spec)!r}: `columns` names {', '.join(sorted(unused))}, "
             f"but this stage reads {rows}, whose roles are {', '.join(sorted(known))}"
         )
@@ -133,7 +134,7 @@ def _refuse_beir(spec: FilesData | HubData) -> None:
     split = isinstance(spec, FilesData) and spec.split is not None
     if split or spec.format == "beir":
         what = "`split` is for BEIR folders, give the file itself" if split else "`format: beir` needs a BEIR folder"
-        raise ValueError(
+        raise DataError(
             f"data source {source_name(spec)!r}: {what}; such a folder holds corpus.jsonl, queries.jsonl and qrels/"
         )
 
@@ -144,7 +145,7 @@ def _recognised(spec: FilesData | HubData, schema: Mapping[str, pa.DataType]) ->
     try:
         return recognise(schema, spec.format, spec.columns, Path(file).name)
     except ValueError as error:
-        raise ValueError(f"data source {source_name(spec)!r}: {error}") from None
+        raise DataError(f"data source {source_name(spec)!r}: {error}") from None
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -169,7 +170,7 @@ class _Reader(Generic[Row]):
             try:
                 mask &= cells.filled(table[column], read)
             except ValueError as error:
-                raise ValueError(f"data source {self.name!r}: column {column!r}: {error}") from None
+                raise DataError(f"data source {self.name!r}: column {column!r}: {error}") from None
         return np.flatnonzero(mask)
 
 
@@ -182,7 +183,7 @@ def _pair_reader(spec: FilesData | HubData, recognised: Recognised) -> _Reader[P
         try:
             return to_pair(recognised, record, spec.instruction, spec.symmetric)
         except ValueError as error:
-            raise ValueError(f"data source {source_name(spec)!r}: {error}") from None
+            raise DataError(f"data source {source_name(spec)!r}: {error}") from None
 
     return _Reader(source_name(spec), recognised.columns, required, convert)
 
@@ -201,7 +202,7 @@ def _rows(spec: FilesData | HubData, table: Table, reader: _Reader[Row]) -> Rows
     filled = " and ".join(reader.required)
     _log.info("%s: %d rows, %d more dropped because %s is empty", name, len(positions), dropped, filled)
     if not len(positions):
-        raise ValueError(f"data source {name!r} is empty: {start} rows, none with text in {filled}")
+        raise DataError(f"data source {name!r} is empty: {start} rows, none with text in {filled}")
 
     def take(chosen: np.ndarray) -> list[Row]:
         found = table[positions[chosen].tolist()]
@@ -228,7 +229,7 @@ def _stream(spec: FilesData | HubData, table: Blocks, reader: _Reader[Row]) -> S
         _log.info("%s: %d rows of this pass dropped because they are empty", name, dropped)
 
     if not any(len(block) for block in blocks()):
-        raise ValueError(f"data source {name!r} is empty: no row has text in {' and '.join(reader.required)}")
+        raise DataError(f"data source {name!r} is empty: no row has text in {' and '.join(reader.required)}")
     return Stream(name, blocks)
 
 

@@ -12,6 +12,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from itertools import zip_longest
 from operator import length_hint
 from pathlib import Path
@@ -24,9 +25,11 @@ from torch import Tensor, nn
 from llm2enc import distributed
 from llm2enc.artifact import Parts, read, write
 from llm2enc.encoding.quantization import Precision, check, layout, quantize
+from llm2enc.errors import InputError
 from llm2enc.model import POOLERS, Backbone, evaluating, load_backbone, load_tokenizer, pooled_edges
 from llm2enc.model import limits as positions
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, Role
+from llm2enc.terminal import bar
 from llm2enc.text import InputFormat, Tokens, concatenate, mini_batches
 
 # Texts are tokenized in pieces, because what the tokenizer returns takes 40 times the memory of the ids alone; the ids
@@ -100,7 +103,7 @@ class Encoder(nn.Module):
                are computed with in float32, a layer at a time
         """
         if dtype not in get_args(LoadType):
-            raise ValueError(f"dtype is {dtype!r}; weights are loaded as one of {', '.join(get_args(LoadType))}")
+            raise InputError(f"dtype is {dtype!r}; weights are loaded as one of {', '.join(get_args(LoadType))}")
         return Encoder._of(read(Path(folder), dtype))
 
     @staticmethod
@@ -125,7 +128,7 @@ class Encoder(nn.Module):
                  cannot hold the weights
         """
         if self.layer is not None or self.causal not in (None, not self.backbone.bidirectional):
-            raise ValueError(
+            raise InputError(
                 "the encoder is a variant that reads another layer or direction than its model, which no directory can say; "
                 "save the encoder that it was made of"
             )
@@ -189,7 +192,7 @@ class Encoder(nn.Module):
         """
         single = isinstance(texts, str)
         if single and not isinstance(instruction, str | None):
-            raise ValueError("one text takes one instruction, got a list")
+            raise InputError("one text takes one instruction, got a list")
         texts = [texts] if single else texts
         blocks = self.encode_blocks(
             texts, instruction=instruction, prompt_name=prompt_name, batch_tokens=batch_tokens,
@@ -226,23 +229,23 @@ class Encoder(nn.Module):
         first  number of the first text, for messages: the texts are a part of more
         """
         if isinstance(texts, str):
-            raise ValueError("encode_blocks takes many texts, got one str; put it into a list")
+            raise InputError("encode_blocks takes many texts, got one str; put it into a list")
         if dtype not in get_args(OutputType):
-            raise ValueError(f"dtype is {dtype!r}; vectors come as one of {', '.join(get_args(OutputType))}")
+            raise InputError(f"dtype is {dtype!r}; vectors come as one of {', '.join(get_args(OutputType))}")
         role, instruction = self._role(instruction, prompt_name)
         width = self.dimensions
         if truncate_dim is not None and not 0 < truncate_dim <= width:
-            raise ValueError(f"truncate_dim is {truncate_dim}; this encoder's vectors have {width} dimensions")
+            raise InputError(f"truncate_dim is {truncate_dim}; this encoder's vectors have {width} dimensions")
         check(precision, ranges, truncate_dim or width)
         if precision != "float32" and dtype != "float32":
-            raise ValueError(
+            raise InputError(
                 f"dtype is {dtype} and precision {precision}; give one of them, codes have a type of their own"
             )
         pieces = _pieces(_pairs(texts, instruction), first)
         total = len(texts) if isinstance(texts, Sized) else None
         batch_tokens = batch_tokens or (2048 if self.device.type == "cpu" else 65536)
         blocks = self._blocks(
-            pieces, role, batch_tokens, truncate_dim, np.dtype(dtype), _progress(total, show_progress)
+            pieces, role, batch_tokens, truncate_dim, np.dtype(dtype), bar("encode", total, show_progress)
         )
         return blocks if precision == "float32" else map(lambda block: quantize(block, precision, ranges), blocks)
 
@@ -283,7 +286,7 @@ class Encoder(nn.Module):
         layer  0 for the embeddings, k for what layer k hands on
         """
         if layer is not None and not 0 <= layer <= self.backbone.depth:
-            raise ValueError(f"layer is {layer}; this model has layers 0 (the embeddings) to {self.backbone.depth}")
+            raise InputError(f"layer is {layer}; this model has layers 0 (the embeddings) to {self.backbone.depth}")
         if input is not None:
             positions.check(self.backbone.config, {"input.max_tokens": input.max_tokens})
         other = copy.copy(self)
@@ -322,7 +325,7 @@ class Encoder(nn.Module):
         batch_tokens: int,
         truncate_dim: int | None,
         dtype: np.dtype,
-        progress: "_progress",
+        progress: AbstractContextManager[Callable[..., None]],
     ) -> Iterator[np.ndarray]:
         def pack(first: int, piece: list[tuple[str, str]]) -> Tokens:
             texts, instructions = zip(*piece, strict=True)
@@ -367,12 +370,12 @@ class Encoder(nn.Module):
         if prompt_name is None:
             return ("document", "") if instruction is None else ("query", instruction)
         if instruction is not None:
-            raise ValueError("give either `instruction` or `prompt_name`, not both")
+            raise InputError("give either `instruction` or `prompt_name`, not both")
         prompts = self.input_format.spec.prompts
         if prompt_name == "document":
             return "document", ""
         if prompt_name != "query" and prompt_name not in prompts:
-            raise ValueError(f"no prompt named {prompt_name!r}; this encoder has {['query', 'document', *prompts]}")
+            raise InputError(f"no prompt named {prompt_name!r}; this encoder has {['query', 'document', *prompts]}")
         return "query", prompts.get(prompt_name, "")
 
     def _needed(self, tokens: Tokens) -> Tensor:
@@ -388,7 +391,7 @@ def _pairs(texts: Iterable[str], instruction: str | Iterable[str]) -> Iterator[t
     if isinstance(instruction, str):
         return ((text, instruction) for text in _items(texts))
     if isinstance(texts, Sized) and isinstance(instruction, Sized) and len(texts) != len(instruction):
-        raise ValueError(f"{len(texts)} texts but {len(instruction)} instructions; give one, or one per text")
+        raise InputError(f"{len(texts)} texts but {len(instruction)} instructions; give one, or one per text")
     return _in_step(_items(texts), _items(instruction))
 
 
@@ -397,7 +400,7 @@ def _in_step(texts: Iterator[str], instructions: Iterator[str]) -> Iterator[tupl
     for number, (text, instruction) in enumerate(zip_longest(texts, instructions, fillvalue=end)):
         if text is end or instruction is end:
             short, long = ("texts", "instructions") if text is end else ("instructions", "texts")
-            raise ValueError(f"the {short} end after {number}, but there are more {long}; give one per text")
+            raise InputError(f"the {short} end after {number}, but there are more {long}; give one per text")
         yield text, instruction
 
 
@@ -471,25 +474,3 @@ def _distinct(tokens: Tokens) -> tuple[np.ndarray, Tensor]:
         digest.update(pool[start:end].tobytes())
         original[row] = first.setdefault(digest.digest(), row)
     return original, torch.tensor([first[key] for key in sorted(first)], dtype=torch.int64)
-
-
-class _progress:
-    """A rich bar over `total` texts, which may be unknown, or nothing."""
-
-    def __init__(self, total: int | None, show: bool):
-        self.total, self.show = total, show
-
-    def __enter__(self):
-        if not self.show:
-            return lambda count: None
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self.bar = Progress(transient=True, console=Console(stderr=True))  # stdout is for results
-        self.bar.start()
-        task = self.bar.add_task("encode", total=self.total)
-        return lambda count: self.bar.advance(task, count)
-
-    def __exit__(self, *error) -> None:
-        if self.show:
-            self.bar.stop()

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from llm2enc.errors import InputError
 from llm2enc.model import Backbone, load_tokenizer, skeleton
 from llm2enc.planning import workload as workloads
 from llm2enc.planning.devices import Devices
@@ -277,7 +278,7 @@ def _skeleton(recipe: Recipe):
         return skeleton(recipe.model)
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise InputError(
             f"no config.json for {recipe.model.name!r}: only that file is needed to plan, no weights. Give a directory with "
             f"it, or the file itself: --set model.name=path/to/config.json ({reason})"
         ) from None

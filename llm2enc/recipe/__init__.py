@@ -1,6 +1,5 @@
 """Recipes: one YAML file that says everything a run does, checked in full before torch is imported."""
 
-from llm2enc.recipe.base import RecipeError
 from llm2enc.recipe.data import DataSpec, DocstringsData, FilesData, HubData
 from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
@@ -25,7 +24,6 @@ __all__ = [
     "Part",
     "Pooling",
     "Recipe",
-    "RecipeError",
     "Role",
     "SimcseStage",
     "Stage",

@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from llm2enc.recipe.base import RecipeError
+from llm2enc.errors import RecipeError
 from llm2enc.recipe.recipe import Recipe
 from llm2enc.recipe.yaml_dialect import Loader
+from llm2enc.storage import redacted
 
 _MAX_NODES = 100_000  # a recipe has hundreds; more is an alias that multiplies itself
 _MAX_CHARACTERS = 250_000  # a recipe has thousands; a minute of reading would only say that a file is none
@@ -57,8 +58,15 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str]
 
     overrides  `dotted.path=value` strings; the value is YAML, a list index is a number and a stage may be named by its
                objective: `stages.0.steps=10`, `stages.mntp.lr=1e-4`, `model.name=./my-model`.
-    raises     RecipeError, with every fault and its path.
+    raises     RecipeError, with every fault and its path, and no secret.
     """
+    try:
+        return _load(source, overrides)
+    except RecipeError as error:
+        raise RecipeError(redacted(str(error))) from None
+
+
+def _load(source: str | Path | Mapping[str, Any], overrides: Iterable[str]) -> Recipe:
     data = dict(source) if isinstance(source, Mapping) else _read(str(source))
     data = json.loads(_to_json(data))  # a deep copy, so that overrides never reach the caller's dict
     for override in overrides:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from llm2enc.errors import InputError
 from llm2enc.recipe import InputSpec, Part, Role
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class InputFormat:
         from tokenizers import Tokenizer
 
         if not tokenizer.is_fast:
-            raise ValueError(
+            raise InputError(
                 f"{type(tokenizer).__name__} reports no character offsets, which pooling needs; save the tokenizer in "
                 "the fast format (tokenizer.json) first"
             )
@@ -102,7 +103,7 @@ class InputFormat:
         """
         instructions = [instruction] * len(texts) if isinstance(instruction, str) else list(instruction)
         if len(instructions) != len(texts):
-            raise ValueError(f"{len(texts)} texts but {len(instructions)} instructions; give one, or one per text")
+            raise InputError(f"{len(texts)} texts but {len(instructions)} instructions; give one, or one per text")
         limit = min(max_tokens or self.spec.max_tokens, self.spec.max_tokens)
         layouts: dict[str, _Layout] = {}
         rows = []
@@ -144,7 +145,7 @@ class InputFormat:
         what = f"token {part.token!r}" if part.token else f"{part.special} token"
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         if name is None or name not in vocabulary:
-            raise ValueError(
+            raise InputError(
                 f"the template needs the {what}, but the tokenizer has none; its special tokens are "
                 f"{self.tokenizer.special_tokens_map}. Change the template in the recipe, or the tokenizer"
             )
@@ -213,7 +214,7 @@ class InputFormat:
         room = (limit - fixed) // np.maximum(1, np.bincount(row[runs.is_text], minlength=count))
         if (room < 1).any():
             number = int(np.argmax(room < 1))
-            raise ValueError(
+            raise InputError(
                 f"text {first + number}: template and instruction take {fixed[number]} of {limit} tokens and leave no "
                 "room for the text; shorten the instruction or raise input.max_tokens"
             )
@@ -326,7 +327,7 @@ def _check_text(text: object, what: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise InputError(
             f"{what} has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no valid "
             "Unicode; clean it with text.encode('utf-8', 'replace').decode()"
         ) from None

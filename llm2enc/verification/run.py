@@ -17,6 +17,7 @@ import numpy as np
 
 from llm2enc.artifact import read_facts
 from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError
 from llm2enc.verification import files
 from llm2enc.verification.diagnosis import Comparison, Reference, compare, remedy, where
 from llm2enc.verification.report import TOLERANCE, Parity, Report, Verdict
@@ -62,9 +63,9 @@ def verify(
     folder, asked = Path(folder), engines is not None
     unknown = [name for name in engines or () if name not in ENGINES]
     if unknown:
-        raise ValueError(f"no engine named {', '.join(unknown)}; choose of {', '.join(ENGINES)}")
+        raise InputError(f"no engine named {', '.join(unknown)}; choose of {', '.join(ENGINES)}")
     if not (folder / "llm2enc.json").is_file():
-        raise ValueError(f"{folder} has no llm2enc.json: verify_foreign looks at other encoders")
+        raise InputError(f"{folder} has no llm2enc.json: verify_foreign looks at other encoders")
     facts = read_facts(folder)
     wanted = [name for name in ENGINES if engines is None or name in engines]
     rows = [files.check(folder, facts)] if "files" in wanted else []

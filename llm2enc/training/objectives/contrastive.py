@@ -17,6 +17,7 @@ from torch.nn.functional import cosine_similarity
 
 from llm2enc.data import Pair, RowBatch, pair_batches
 from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError
 from llm2enc.losses import info_nce
 from llm2enc.recipe import ContrastiveStage
 from llm2enc.text import InputFormat, Tokens, concatenate
@@ -54,7 +55,7 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
     generator = np.random.default_rng((seed, rows.step))
     pairs = [_with_negatives(pair, stage.hard_negatives, generator) for pair in rows.rows]
     if not rows.in_batch_negatives and not any(pair.negatives for pair in pairs):
-        raise ValueError(
+        raise InputError(
             f"{rows.source} has in_batch_negatives: false, and a batch without a single hard negative: there is nothing "
             "to learn from; add negatives, raise hard_negatives, or allow in-batch negatives"
         )

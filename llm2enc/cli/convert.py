@@ -1,4 +1,4 @@
-"""`llm2enc convert`, `llm2enc inspect` and `llm2enc recipes`."""
+"""`llm2enc convert`."""
 
 import json
 import shlex
@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
-from llm2enc.cli.shared import Json, Private, Push, Set, check_push, narrate, quiet, say, send
+from llm2enc.cli.messages import narrate, quiet, say
+from llm2enc.cli.options import Json, Private, Push, Set, check_push, send
+from llm2enc.errors import Interrupted
+from llm2enc.terminal import Column, line, table
 
 
 def convert(
@@ -35,7 +38,6 @@ def convert(
     narrate()
     from llm2enc import distributed
     from llm2enc.conversion import convert as run
-    from llm2enc.training import Interrupted
 
     try:
         result = run(loaded, folder, resume=resume, overwrite=overwrite)
@@ -76,86 +78,29 @@ def _recipe(name: str, overrides: list[str], training_free: bool):
     return load_recipe(name, [*overrides, *(["stages=[]"] if training_free else [])])
 
 
-def inspect(
-    model: Annotated[str, typer.Argument(help="Hub id, directory, config.json or `pocket`.")],
-    as_json: Json = False,
-) -> None:
-    """Say whether a model can be made bidirectional. It goes layer by layer and loads no weights."""
-    quiet()
-    from llm2enc.model import inspect as look
-
-    found = look(model)
-    if as_json:
-        print(json.dumps(found.to_json()))
-    else:
-        _print_inspection(found.to_json())
-    if found.verdict == "refused":
-        raise typer.Exit(3)
-
-
-def recipes(
-    name: Annotated[str | None, typer.Argument(help="Show this recipe, resolved.")] = None,
-    overrides: Set = None,
-) -> None:
-    """List the shipped recipes, or show one."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from llm2enc.recipe import load_recipe, recipe_names
-
-    if name is not None:
-        print(load_recipe(name, overrides or []).to_yaml(), end="")
-        return
-    if overrides:
-        raise ValueError("--set changes one recipe; say which: llm2enc recipes NAME --set PATH=VALUE")
-    table = Table("recipe", "model", "stages", "what it does")
-    for recipe in map(load_recipe, recipe_names()):
-        stages = " -> ".join(stage.objective for stage in recipe.stages)
-        table.add_row(recipe.name, recipe.model.name, stages, recipe.description)
-    Console().print(table)
-
-
 def _print_result(result) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from llm2enc.conversion import gains
 
     console = Console()
     metrics = list(result.history[-1]["scores"])
-    table = Table(title="scores on held-out data")
-    table.add_column("stage", no_wrap=True)
-    for heading in (*metrics, "seconds"):
-        table.add_column(heading.replace("/", "/\n"))  # data/metric: in one line, three are too wide for a terminal
-    for row in result.history:
-        table.add_row(row["stage"], *(f"{row['scores'][m]:.3f}" for m in metrics), f"{row['seconds']:.0f}")
+    rows = [
+        (row["stage"], *(f"{row['scores'][m]:.3f}" for m in metrics), f"{row['seconds']:.0f}") for row in result.history
+    ]
+    compared = []
     if result.baselines:
-        table.add_row(
-            "TF-IDF", *(f"{result.baselines[m]:.3f}" if m in result.baselines else "" for m in metrics), "", style="dim"
-        )
+        baselines = (f"{result.baselines[m]:.3f}" if m in result.baselines else None for m in metrics)
+        compared.append(("TF-IDF", *baselines, None))
     for row in gains(result.history):
-        table.add_row(f"gain {row['stage']}", *(f"{row['gains'].get(m, 0):+.3f}" for m in metrics), "", style="dim")
-    console.print(table)
+        compared.append((f"gain {row['stage']}", *(f"{row['gains'].get(m, 0):+.3f}" for m in metrics), None))
+    # data/metric: in one line, three are too wide for a terminal
+    headings = [heading.replace("/", "/\n") for heading in (*metrics, "seconds")]
+    styles = [*[""] * len(rows), *["dim"] * len(compared)]
+    columns = [Column("stage", wrap=False), *headings]
+    console.print(table(columns, [*rows, *compared], "scores on held-out data", styles=styles))
     for parity in result.parity:
         verdict = "not compared" if parity.cosine is None else f"cosine {parity.cosine:.6f}"
         said = "; ".join(part for part in (parity.note, parity.remedy) if part)
-        console.print(
-            f"{parity.engine}: {verdict} {said}".rstrip(), markup=False
-        )  # remedies name extras, `llm2enc[gguf]`
-    console.print(f"encoder: {result.folder / 'model'}")
-
-
-def _print_inspection(found: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    table = Table(show_header=False)
-    for key, value in found.items():
-        if key != "layers":
-            table.add_row(key, str(value))
-    console.print(table)
-    layers = Table("layer", "type", "attention")
-    for layer in found["layers"]:
-        layers.add_row(str(layer["index"]), str(layer["type"]), str(layer["attention"]))
-    console.print(layers)
+        line(console, f"{parity.engine}: {verdict} {said}".rstrip())
+    line(console, f"encoder: {result.folder / 'model'}")
