@@ -73,7 +73,7 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     loaded = {name.split(".")[0] for name in done.stderr.split()}
     assert done.returncode == 0 and "Usage: llm2enc" in done.stdout and "typer" in loaded
-    assert not loaded & {"torch", "transformers", "numpy", "pydantic", "yaml", "rich"}
+    assert not loaded & {"torch", "transformers", "numpy", "pydantic", "ruamel", "rich"}
 
 
 def test_every_public_name_is_found_on_first_use() -> None:

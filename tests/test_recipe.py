@@ -221,6 +221,8 @@ def test_unknown_name_lists_the_shipped_ones() -> None:
         ("name: &a [*a]\n", "not valid YAML"),  # contains itself
         ("name: !!timestamp 2020-01-01\n", "not plain data"),
         ("a: 1\n---\nb: 2\n", "not valid YAML"),
+        ("name: a\nseed: 1\nname: b\n", "line 3, column 1: found duplicate key"),
+        ("name: a\nseed: [1\n", "line 3, column 1: "),
     ],
 )
 def test_files_that_are_no_recipe(text: str, said: str, tmp_path: Path) -> None:
@@ -519,6 +521,12 @@ def test_numbers_mean_what_they_say(value: str, seed: int | None) -> None:
         assert load_recipe(small(), [f"seed={value}"]).seed == seed
     except RecipeError:
         return
+
+
+@pytest.mark.parametrize("text", ["2024-01-01", "1_0", "no", "=", "<<", "1:30", "a_b"])
+def test_texts_of_yaml_1_2_are_texts(text: str) -> None:
+    recipe = load_recipe(small(), [f"description={text}", f"input.prompts={{{text}: {text}}}"])
+    assert (recipe.description, recipe.input.prompts) == (text, {text: text})
 
 
 @pytest.mark.parametrize("override", ["stages.0.data.0.path=x", "input.query.0.pool=1"])

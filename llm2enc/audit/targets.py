@@ -5,8 +5,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-
 from llm2enc import data
 from llm2enc.audit.checks.duplicates import Batching
 from llm2enc.audit.checks.lengths import Reading
@@ -28,6 +26,7 @@ from llm2enc.recipe import (
     Part,
     Recipe,
     Stage,
+    to_yaml,
 )
 from llm2enc.text import InputFormat, surrounding
 
@@ -110,7 +109,7 @@ def opened(subject: Subject) -> tuple[Subject, Opened]:
 def block(spec: DataSpec) -> str:
     """The source as YAML, to paste into a stage of a recipe."""
     fields = {key: value for key, value in spec.model_dump(mode="json").items() if value != _default(spec, key)}
-    return yaml.safe_dump({"data": [fields]}, sort_keys=False, allow_unicode=True, width=1000)
+    return to_yaml({"data": [fields]})
 
 
 def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:

@@ -8,6 +8,7 @@ from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
 from llm2enc.recipe.stages import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.recipe.yaml_dialect import to_yaml
 
 __all__ = [
     "ClmStage",
@@ -32,4 +33,5 @@ __all__ = [
     "Tracking",
     "load_recipe",
     "recipe_names",
+    "to_yaml",
 ]

@@ -12,12 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from llm2enc.recipe.base import RecipeError
 from llm2enc.recipe.recipe import Recipe
-from llm2enc.recipe.yaml_dialect import Loader
+from llm2enc.recipe.yaml_dialect import from_yaml
 
 _MAX_NODES = 100_000  # a recipe has hundreds; more is an alias that multiplies itself
 _MAX_CHARACTERS = 250_000  # a recipe has thousands; a minute of reading would only say that a file is none
@@ -28,12 +27,12 @@ def _parse(text: str, what: str) -> Any:
     if len(text) > _MAX_CHARACTERS:
         raise RecipeError(f"{what} has more than {_MAX_CHARACTERS:,} characters; that is no recipe")
     try:
-        data = yaml.load(text, Loader)
+        data = from_yaml(text)
         _count(data, {})
     except RecipeError:
         raise
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
-        raise RecipeError(f"{what} is not valid YAML: {type(error).__name__}: {str(error)[:300]}") from None
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{what} is not valid YAML: {str(error)[:300]}") from None
     return data
 
 
