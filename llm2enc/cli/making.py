@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llm2enc.cli.shared import Json, Private, Push, Set, check_push, narrate, quiet, say, send
+from llm2enc.cli.shared import Data, Json, Model, Private, Push, Set, check_push, narrate, quiet, say, send
 
 
 def convert(
@@ -15,6 +15,8 @@ def convert(
         str, typer.Argument(help="Shipped recipe (see `llm2enc recipes`), .yaml file, or a model with --training-free.")
     ],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run; runs/NAME by default.")] = None,
+    model: Model = None,
+    data: Data = None,
     overrides: Set = None,
     training_free: Annotated[bool, typer.Option(help="Convert, prove and export only.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
@@ -24,7 +26,7 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: convert, prove, train, export, verify."""
-    loaded = _recipe(recipe, overrides or [], training_free)
+    loaded = _recipe(recipe, overrides or [], training_free, model, data)
     if push:
         check_push(push)
     folder = out or Path("runs") / loaded.name
@@ -40,7 +42,8 @@ def convert(
     try:
         result = run(loaded, folder, resume=resume, overwrite=overwrite)
     except Interrupted as stopped:
-        changes = [part for change in overrides or [] for part in ("--set", change)]
+        given = [("--model", model), ("--data", data), *(("--set", change) for change in overrides or [])]
+        changes = [part for option, value in given if value is not None for part in (option, value)]
         sending = [*(["--push", push] if push else []), *(["--private"] if private else [])]
         again = shlex.join(["llm2enc", "convert", recipe, "-o", str(folder), *changes, *sending, "--resume"])
         if distributed.is_main():
@@ -65,15 +68,17 @@ def convert(
         send(result.folder / "model", push, private)
 
 
-def _recipe(name: str, overrides: list[str], training_free: bool):
+def _recipe(name: str, overrides: list[str], training_free: bool, model: str | None, data: str | None):
     """The recipe asked for; without --training-free, before torch is imported."""
     from llm2enc.recipe import load_recipe, recipe_names
 
     if training_free and name not in recipe_names() and Path(name).suffix not in {".yaml", ".yml"}:
         from llm2enc.conversion import training_free as recipe_of
 
+        if model is not None or data is not None:
+            raise ValueError(f"{name} is taken for a model to convert as it is: --model and --data go with a recipe")
         return load_recipe(recipe_of(name).model_dump(mode="json"), overrides)
-    return load_recipe(name, [*overrides, *(["stages=[]"] if training_free else [])])
+    return load_recipe(name, [*overrides, *(["stages=[]"] if training_free else [])], model=model, data=data)
 
 
 def inspect(
@@ -95,6 +100,8 @@ def inspect(
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Show this recipe, resolved.")] = None,
+    model: Model = None,
+    data: Data = None,
     overrides: Set = None,
 ) -> None:
     """List the shipped recipes, or show one."""
@@ -104,10 +111,12 @@ def recipes(
     from llm2enc.recipe import load_recipe, recipe_names
 
     if name is not None:
-        print(load_recipe(name, overrides or []).to_yaml(), end="")
+        print(load_recipe(name, overrides or [], model=model, data=data).to_yaml(), end="")
         return
-    if overrides:
-        raise ValueError("--set changes one recipe; say which: llm2enc recipes NAME --set PATH=VALUE")
+    if overrides or model is not None or data is not None:
+        raise ValueError(
+            "--model, --data and --set change one recipe; say which: llm2enc recipes NAME --set PATH=VALUE"
+        )
     table = Table("recipe", "model", "stages", "what it does")
     for recipe in map(load_recipe, recipe_names()):
         stages = " -> ".join(stage.objective for stage in recipe.stages)
