@@ -20,6 +20,7 @@ NAMES = [
     "gemma-2-9b",
     "llama-2-7b",
     "llama-3-8b",
+    "llm2vec",
     "mistral-7b",
     "pocket",
     "pocket-echo",
@@ -51,7 +52,7 @@ INSTRUCTIONS = {
     "t2ranking": CHINESE,
     "trivia_qa": READING,
 }
-# What the model reads for instruction I and text T, pooled parts in braces: (query, document).
+# What the model reads for instruction I and text T, pooled parts in braces: (query, document). <bos?>: `when: tokenizer`.
 INST = ("<bos>[INST] I;{ }{T}{ [/INST]}", "<bos>[INST]{ }{T}{ [/INST]}")
 QWEN = ("<|im_start|>user\nI;{ }{T}{<|im_end|>}", "<|im_start|>user\n{T}{<|im_end|>}")
 GEMMA = ("<bos><start_of_turn>user\nI;{ }{T}{<end_of_turn>}", "<bos><start_of_turn>user\n{T}{<end_of_turn>}")
@@ -62,6 +63,7 @@ TEMPLATES = {
     "gemma-2-9b": GEMMA,
     "llama-2-7b": INST,
     "llama-3-8b": (HEADER + "I;{ }{T}{<|eot_id|>}", HEADER + "{T}{<|eot_id|>}"),
+    "llm2vec": ("<bos?>I;{ }{T}{<eos?>}", "<bos?>{T}{<eos?>}"),
     "mistral-7b": INST,
     "pocket": ("{<bos>}{I}{: }{T}{<eos>}", "{<bos>}{T}{<eos>}"),
     "pocket-echo": ECHO,
@@ -99,7 +101,7 @@ def written(template: tuple[Part, ...]) -> str:
     text = ""
     for part in template:
         slot = {"instruction": "I", "text": "T"}.get(part.slot or "")
-        piece = slot or part.literal or f"<{part.special}>"
+        piece = slot or part.literal or f"<{part.special}{'?' if part.when else ''}>"
         text += f"{{{piece}}}" if part.pool else piece
     return text
 
@@ -139,7 +141,7 @@ def test_llm2vec_values(name: str) -> None:
     for stage in recipe.stages:
         assert stage.lora is not None
         assert (stage.lora.r, stage.lora.alpha, stage.lora.dropout) == (16, 32, 0.05)
-        assert stage.lora.targets == PROJECTIONS
+        assert stage.lora.targets == ("all-linear" if name == "llm2vec" else PROJECTIONS)
         assert (stage.trainable, stage.schedule, stage.precision) == ("lora", "linear", "bfloat16")
         assert (stage.weight_decay, stage.adam_betas, stage.max_grad_norm) == (0.0, (0.9, 0.999), 1.0)
         assert stage.gradient_checkpointing
@@ -150,7 +152,7 @@ def test_llm2vec_values(name: str) -> None:
     assert (simcse.temperature, simcse.max_tokens) == (0.05, 128)
     assert (contrastive.temperature, contrastive.hard_negatives) == (0.02, 1)
     assert (recipe.model.attention, recipe.pooling, recipe.input.max_tokens) == ("bidirectional", "mean", 512)
-    assert recipe.input.strip == ("none" if name == "sheared-llama-1.3b" else "outer")
+    assert recipe.input.strip == ("none" if name in ("llm2vec", "sheared-llama-1.3b") else "outer")
 
 
 def test_schedule_lengths_follow_from_the_data() -> None:
@@ -221,6 +223,8 @@ def test_unknown_name_lists_the_shipped_ones() -> None:
         ("name: &a [*a]\n", "not valid YAML"),  # contains itself
         ("name: !!timestamp 2020-01-01\n", "not plain data"),
         ("a: 1\n---\nb: 2\n", "not valid YAML"),
+        ("name: a\nseed: 1\nname: b\n", "line 3, column 1: found duplicate key"),
+        ("name: a\nseed: [1\n", "line 3, column 1: "),
     ],
 )
 def test_files_that_are_no_recipe(text: str, said: str, tmp_path: Path) -> None:
@@ -315,6 +319,7 @@ def test_fields_that_contradict_each_other(overrides: list[str], said: str) -> N
         ({"token": ""}, "must not be empty"),
         ({"slot": "title"}, "'instruction' or 'text'"),
         ({"literal": "a", "when": "text"}, "when"),
+        ({"special": "cls", "when": "tokenizer"}, "is for {special: bos} and {special: eos}"),
     ],
 )
 def test_parts_that_mean_nothing(part: dict[str, Any], said: str) -> None:
@@ -520,6 +525,12 @@ def test_numbers_mean_what_they_say(value: str, seed: int | None) -> None:
         assert load_recipe(small(), [f"seed={value}"]).seed == seed
     except RecipeError:
         return
+
+
+@pytest.mark.parametrize("text", ["2024-01-01", "1_0", "no", "=", "<<", "1:30", "a_b"])
+def test_texts_of_yaml_1_2_are_texts(text: str) -> None:
+    recipe = load_recipe(small(), [f"description={text}", f"input.prompts={{{text}: {text}}}"])
+    assert (recipe.description, recipe.input.prompts) == (text, {text: text})
 
 
 @pytest.mark.parametrize("override", ["stages.0.data.0.path=x", "input.query.0.pool=1"])

@@ -1,11 +1,8 @@
 """What a user names becomes sources to read: a path, a hub id, or all data of a recipe."""
 
-import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import yaml
 
 from llm2enc import data
 from llm2enc.audit.checks.duplicates import Batching
@@ -21,20 +18,19 @@ from llm2enc.recipe import (
     DataSpec,
     DocstringEval,
     DocstringsData,
-    FilesData,
-    HubData,
     InputSpec,
     MntpStage,
     ModelSpec,
     Part,
     Recipe,
     Stage,
+    sources_of,
+    to_yaml,
 )
 from llm2enc.text import InputFormat, surrounding
 
 BATCH_SIZE = 64  # of a path without a recipe
 MAX_TOKENS = 512
-_TABLES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ def opened(subject: Subject) -> tuple[Subject, Opened]:
 def block(spec: DataSpec) -> str:
     """The source as YAML, to paste into a stage of a recipe."""
     fields = {key: value for key, value in spec.model_dump(mode="json").items() if value != _default(spec, key)}
-    return yaml.safe_dump({"data": [fields]}, sort_keys=False, allow_unicode=True, width=1000)
+    return to_yaml({"data": [fields]})
 
 
 def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:
@@ -158,18 +154,8 @@ def _plain_reading(model: str) -> Reading:
 
 
 def _specs(path: str) -> list[DataSpec]:
-    folder = Path(path)
-    if folder.is_dir() and not any((folder / f"corpus.jsonl{end}").is_file() for end in ("", ".gz")):
-        files = sorted(file for file in folder.iterdir() if file.is_file() and set(file.suffixes) & set(_TABLES))
-        if not files:
-            raise DataError(
-                f"{path} holds no file that can be read as data: expected {', '.join(_TABLES)}, or a BEIR data set"
-            )
-        return [FilesData(kind="files", path=str(file)) for file in files]
-    looks_local = path.startswith((".", "/", "~")) or set(Path(path).suffixes) & set(_TABLES) or path.count("/") != 1
-    if folder.exists() or glob.has_magic(path) or looks_local:
-        return [FilesData(kind="files", path=path)]
-    return [HubData(kind="hub", path=path, streaming=True)]
+    """The sources of a path; of the hub no more is read than is looked at."""
+    return [spec.model_copy(update={"streaming": spec.kind == "hub"}) for spec in sources_of(path)]
 
 
 def _is_one_column(spec: DataSpec) -> bool:

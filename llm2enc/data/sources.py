@@ -31,10 +31,33 @@ def read_texts(spec: DataSpec) -> Rows[str] | Stream[str]:
     """The nonempty texts of a source."""
     if isinstance(spec, DocstringsData):
         return _listed(spec, _docstring_texts(spec))
+    if spec.view == "texts" and not _has_texts(spec):
+        pairs = examine(spec.model_copy(update={"view": None}))[1]
+        if isinstance(pairs, Stream):
+            return Stream(pairs.name, lambda: map(_both_sides, pairs.blocks()))
+        return _both_sides(pairs)
     table = open_table(spec)
     column = _text_column(spec, schema_of(table))
     reader = _Reader(source_name(spec), [column], {column: cells.plain_list}, lambda record: record[column])
     return _rows(spec, table, reader)
+
+
+def _has_texts(spec: FilesData | HubData) -> bool:
+    """Whether a source is a table of texts, not of pairs."""
+    if isinstance(spec, FilesData) and beir.is_beir(spec.path):
+        return False
+    columns = [name for name, kind in schema_of(open_table(spec)).items() if cells.is_text(kind)]
+    return "text" in {*columns, *spec.columns} or len(columns) == 1
+
+
+def _both_sides(pairs: Rows[Pair]) -> Rows[str]:
+    """The query and the positive of each pair, in turn."""
+
+    def take(positions: np.ndarray) -> list[str]:
+        found = zip(positions.tolist(), pairs.take(positions // 2), strict=True)
+        return [pair.positive if position % 2 else pair.query for position, pair in found]
+
+    return Rows(pairs.name, 2 * len(pairs), take, pairs.dropped)
 
 
 def read_pairs(spec: DataSpec) -> Rows[Pair] | Stream[Pair]:
@@ -47,6 +70,10 @@ def examine(spec: DataSpec) -> tuple[Recognised, Rows[Pair] | Stream[Pair]]:
     if isinstance(spec, DocstringsData):
         return Recognised("docstrings", {"query": ("summary",), "positive": ("body",)}), _listed(
             spec, [_own_pair(spec, query, body) for query, body in _docstring_pairs(spec)]
+        )
+    if spec.view == "texts":
+        raise DataError(
+            f"data source {source_name(spec)!r}: this stage reads pairs, `view: texts` gives texts; remove it"
         )
     if isinstance(spec, FilesData) and beir.is_beir(spec.path):
         recognised, rows = beir.read(spec)

@@ -112,7 +112,7 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     notes = [text for text in (devices.note, note) if text]
     stages = []
     for index, stage in enumerate(recipe.stages):
-        load = workloads.of_stage(stage, recipe.input, input_format, recipe.seed)
+        load = workloads.of_stage(stage, input_format.spec if input_format else recipe.input, input_format, recipe.seed)
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
         stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
     backbone = Backbone(model, recipe.model.attention == "bidirectional")

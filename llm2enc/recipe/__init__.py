@@ -6,7 +6,9 @@ from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
+from llm2enc.recipe.replacing import sources_of
 from llm2enc.recipe.stages import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.recipe.yaml_dialect import to_yaml
 
 __all__ = [
     "ClmStage",
@@ -30,4 +32,6 @@ __all__ = [
     "Tracking",
     "load_recipe",
     "recipe_names",
+    "sources_of",
+    "to_yaml",
 ]

@@ -37,6 +37,9 @@ class FilesData(BaseData):
     format: DataFormat = "auto"
     """Which columns of a table of pairs are what (data/formats.py); `auto` goes by their names and types, `columns`
     goes before it."""
+    view: Literal["texts"] | None = None
+    """`texts`, for a stage that reads texts: if the table has no column of texts but pairs, the query and the positive of
+    each pair."""
     split: str | None = None
     """Judgements of a BEIR folder to train on, a file of its qrels/; by default `train`, or qrels.tsv."""
     streaming: bool = False
@@ -51,6 +54,8 @@ class HubData(BaseData):
     path: str
     """Repository id, e.g. `Salesforce/wikitext`."""
     format: DataFormat = "auto"
+    """As for files."""
+    view: Literal["texts"] | None = None
     """As for files."""
     config: str | None = None
     split: str = "train"

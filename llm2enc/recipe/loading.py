@@ -8,16 +8,18 @@ This module imports no other room than `secrets`, and never torch: `llm2enc reci
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from llm2enc.errors import RecipeError
 from llm2enc.recipe.recipe import Recipe
-from llm2enc.recipe.yaml_dialect import Loader
+from llm2enc.recipe.replacing import replaced
+from llm2enc.recipe.yaml_dialect import from_yaml
 from llm2enc.storage import redacted
 
 _MAX_NODES = 100_000  # a recipe has hundreds; more is an alias that multiplies itself
@@ -29,12 +31,12 @@ def _parse(text: str, what: str) -> Any:
     if len(text) > _MAX_CHARACTERS:
         raise RecipeError(f"{what} has more than {_MAX_CHARACTERS:,} characters; that is no recipe")
     try:
-        data = yaml.load(text, Loader)
+        data = from_yaml(text)
         _count(data, {})
     except RecipeError:
         raise
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
-        raise RecipeError(f"{what} is not valid YAML: {type(error).__name__}: {str(error)[:300]}") from None
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{what} is not valid YAML: {str(error)[:300]}") from None
     return data
 
 
@@ -53,30 +55,46 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in _recipe_dir().glob("*.yaml"))
 
 
-def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(
+    source: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    model: str | None = None,
+    data: str | None = None,
+) -> Recipe:
     """The validated recipe of a shipped name, a YAML path or a dict.
 
-    overrides  `dotted.path=value` strings; the value is YAML, a list index is a number and a stage may be named by its
-               objective: `stages.0.steps=10`, `stages.mntp.lr=1e-4`, `model.name=./my-model`.
+    model      instead of the recipe's: hub id, directory or `pocket`
+    data       instead of that of all stages: a file or glob, a folder, a hub id (`llm2enc.recipe.replacing`)
+    overrides  on top of these, `dotted.path=value` strings; the value is YAML, a list index is a number and a stage may
+               be named by its objective: `stages.0.steps=10`, `stages.mntp.lr=1e-4`, `model.name=./my-model`.
     raises     RecipeError, with every fault and its path, and no secret.
     """
     try:
-        return _load(source, overrides)
+        return _load(source, overrides, model, data)
     except RecipeError as error:
         raise RecipeError(redacted(str(error))) from None
 
 
-def _load(source: str | Path | Mapping[str, Any], overrides: Iterable[str]) -> Recipe:
-    data = dict(source) if isinstance(source, Mapping) else _read(str(source))
-    data = json.loads(_to_json(data))  # a deep copy, so that overrides never reach the caller's dict
-    for override in overrides:
-        _apply(data, override)
+def _load(
+    source: str | Path | Mapping[str, Any], overrides: Iterable[str], model: str | None, data: str | None
+) -> Recipe:
+    fields = dict(source) if isinstance(source, Mapping) else _read(str(source))
+    fields = json.loads(_to_json(fields))  # a deep copy, so that overrides never reach the caller's dict
     try:
-        # The JSON route is pydantic's strict mode for data that came from text: lists become tuples, 1 may be a float,
-        # but "1" is not a number and 1 is not a bool.
-        return Recipe.model_validate_json(json.dumps(data))
+        if model is not None or data is not None:
+            fields = replaced(_validated(fields), model, data)
+        for override in overrides:
+            _apply(fields, override)
+        return _validated(fields)
     except ValidationError as error:
         raise RecipeError(_report(error)) from None
+
+
+def _validated(fields: dict[str, Any]) -> Recipe:
+    # The JSON route is pydantic's strict mode for data that came from text: lists become tuples, 1 may be a float, but
+    # "1" is not a number and 1 is not a bool.
+    return Recipe.model_validate_json(json.dumps(fields))
 
 
 def _recipe_dir() -> Path:
@@ -88,10 +106,8 @@ def _read(source: str) -> dict[str, Any]:
     path = Path(source)
     if path.suffix not in {".yaml", ".yml"}:
         path = _recipe_dir() / f"{source}.yaml"
-    if not _is_file(path):
-        raise RecipeError(
-            f"no recipe {source[:200]!r}: give a .yaml file or one of the shipped names: {', '.join(recipe_names())}"
-        )
+    if not _is(Path.is_file, path):
+        raise RecipeError(_no_recipe(source))
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(_MAX_CHARACTERS + 1)
@@ -103,9 +119,21 @@ def _read(source: str) -> dict[str, Any]:
     return data
 
 
-def _is_file(path: Path) -> bool:
+def _no_recipe(source: str) -> str:
+    said = f"no recipe {source[:200]!r}: "
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) and not _is(Path.is_dir, Path(source)):
+        return f"{said}give a .yaml file or one of the shipped names: {', '.join(recipe_names())}"
+    model, out = shlex.quote(source), shlex.quote(f"runs/{Path(source).resolve().name}")
+    return (
+        f"{said}if it is a model, one of these is meant:\n"
+        f"  llm2enc convert llm2vec --model {model} -o {out}   # train it by LLM2Vec's method, or another recipe\n"
+        f"  llm2enc convert {model} --training-free -o {out}   # convert and export it without training"
+    )
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
     try:
-        return path.is_file()
+        return kind(path)
     except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
         return False
 
