@@ -38,6 +38,9 @@ def _print_source(source: SourceReport, console: "Console") -> None:
         console.print(_counts(source))
     if source.measured_with:
         console.print(f"[dim]tokens: {_safe(source.measured_with)}[/]", highlight=False)
+    for side, of in source.scores.items():
+        spread = f"{of['least']:.4g} to {of['most']:.4g}, median {of['median']:.4g}"
+        console.print(f"scores of {of['scores']:,} {plural(side)}: {spread}", highlight=False)
     _print_instructions(source.instructions, console)
     _print_examples(source.shown, console)
     for finding in source.sorted():
