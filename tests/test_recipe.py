@@ -188,6 +188,57 @@ def test_supervised_data(name: str) -> None:
         assert not source.symmetric  # documents never carry an instruction, as in the reference
 
 
+# --------------------------------------------------------------------------------------------------------- collections
+
+SOURCES = [{"kind": "files", "path": "a.jsonl", "weight": 2.0}, {"kind": "files", "path": "b.jsonl"}]
+
+
+def with_data(*data: Any) -> dict[str, Any]:
+    recipe = yaml.safe_load(load_recipe("pocket-echo").to_yaml())
+    recipe["stages"][0]["data"] = list(data)
+    return recipe
+
+
+def test_a_collection_stands_for_its_sources(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"data": SOURCES}))
+    other = {"kind": "files", "path": "c.jsonl"}
+    expected = load_recipe(with_data(*SOURCES, other))
+    assert load_recipe(with_data({"collection": str(path)}, other)) == expected
+    assert (
+        load_recipe(with_data(other), [f"stages.0.data=[{{collection: {path}}}, {{kind: files, path: c.jsonl}}]"])
+        == expected
+    )
+    changed = load_recipe(with_data({"collection": str(path)}, other), ["stages.0.data.1.weight=3.0"])
+    assert [source.weight for source in changed.stages[0].data] == [2.0, 3.0, 1.0]
+    assert "collection" not in expected.to_yaml()
+
+
+def test_a_shipped_collection_is_known_by_its_name() -> None:
+    assert (
+        load_recipe(with_data({"collection": "e5-public"})).stages[0].data == load_recipe("mistral-7b").stages[-1].data
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "said"),
+    [
+        ("data: []", {"collection": "no-such"}, "no data collection 'no-such': .* shipped names: e5-public"),
+        ("data: []", {"weight": 2}, "nothing besides .* copy its file, or set the field by its place"),
+        ("data: []\nname: x", {}, "is no data collection: it must hold `data:`, a list of sources"),
+        ("- kind: files", {}, "is no data collection"),
+        ("data: [{collection: e5-public}]", {}, "is no data collection"),
+        ("data: [{kind: files, path: a, wait: 1}]", {}, r"stages\.0\.data\.0\.wait"),
+        ("data: []", {}, r"stages\.0\.data"),
+    ],
+)
+def test_what_is_no_collection_is_refused(text: str, given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(with_data({"collection": str(path), **given}))
+
+
 @pytest.mark.parametrize("name", ["pocket", "pocket-echo"])
 def test_pocket_needs_no_network(name: str) -> None:
     recipe = load_recipe(name)

@@ -8,7 +8,7 @@ from llm2enc import data
 from llm2enc.audit.checks.duplicates import Batching
 from llm2enc.audit.checks.lengths import Reading
 from llm2enc.audit.chunks import Row
-from llm2enc.data import Rows, Stream, open_table, schema_of, source_name
+from llm2enc.data import Pair, Rows, ScoredPair, Stream, open_table, schema_of, source_name
 from llm2enc.errors import DataError
 from llm2enc.evaluation import Task, docstring_tasks, find_tasks, read_task
 from llm2enc.model import load_tokenizer
@@ -83,25 +83,36 @@ def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> l
 
 
 def opened(subject: Subject) -> tuple[Subject, Opened]:
-    """The rows of a subject; its stage is `contrastive` or `texts` where only the data can tell.
+    """The rows of a subject; its stage is `contrastive`, `scored pairs` or `texts` where only the data can tell.
 
     raises  ValueError if the source can't be read
     """
-    if subject.stage not in ("", "contrastive"):
+    if not subject.stage:
+        return _told_by_data(subject)
+    if subject.stage != "contrastive":
         rows = data.read_texts(subject.spec)
         return subject, Opened(rows, {"format": "texts"}, _dropped(rows))
-    try:
-        recognised, rows = data.examine(subject.spec)
-    except ValueError:
-        if subject.stage or not _is_one_column(subject.spec):
-            raise
-        texts = data.read_texts(subject.spec)
-        given = {"format": "texts", "why": "one column of text", "block": block(subject.spec)}
-        return replace(subject, stage="texts"), Opened(texts, given, _dropped(texts))
-    given = {"format": recognised.format, "why": str(recognised)}
-    if not subject.stage:
-        given["block"] = block(subject.spec)
-    return replace(subject, stage="contrastive"), Opened(rows, given, _dropped(rows))
+    recognised, rows = data.examine(subject.spec)
+    return subject, Opened(rows, {"format": recognised.format, "why": str(recognised)}, _dropped(rows))
+
+
+def _told_by_data(subject: Subject) -> tuple[Subject, Opened]:
+    """Pairs with the scores that they have, else scored pairs, else texts."""
+    refusals: list[ValueError] = []
+    for stage, row in (("contrastive", Pair), ("scored pairs", ScoredPair)):
+        try:
+            recognised, rows = data.examine(subject.spec, row, scores=True)
+        except ValueError as error:
+            refusals.append(error)
+            continue
+        why = "; ".join([str(recognised), *(f"as pairs refused: {error}" for error in refusals)])
+        given = {"format": recognised.format, "why": why, "block": block(subject.spec)}
+        return replace(subject, stage=stage), Opened(rows, given, _dropped(rows))
+    if not _is_one_column(subject.spec):
+        raise refusals[0]
+    texts = data.read_texts(subject.spec)
+    given = {"format": "texts", "why": "one column of text", "block": block(subject.spec)}
+    return replace(subject, stage="texts"), Opened(texts, given, _dropped(texts))
 
 
 def block(spec: DataSpec) -> str:
@@ -172,7 +183,7 @@ def _dropped(rows: Rows[Row] | Stream[Row]) -> int:
 
 def _default(spec: DataSpec, key: str) -> object:
     field = type(spec).model_fields[key]
-    return field.default if not field.is_required() else None
+    return None if field.is_required() else field.get_default(call_default_factory=True)
 
 
 def name_of(subject: Subject) -> str:

@@ -7,14 +7,17 @@ from pydantic import Field
 from llm2enc.recipe.base import PositiveInt, Strict
 
 DataFormat = Literal[
-    "auto", "columns", "sentence-transformers", "flagembedding", "gritlm", "e5", "tevatron", "ms-swift", "beir"
+    "auto", "columns", "sentence-transformers", "flagembedding", "gritlm", "tevatron", "ms-swift", "beir"
+]
+ColumnRole = Literal[
+    "text", "query", "positive", "negatives", "instruction", "score", "scores", "positive_scores", "negative_scores"
 ]
 
 
 class BaseData(Strict):
     name: str | None = None
     """Label in logs and tables; the path or hub id by default."""
-    columns: dict[Literal["text", "query", "positive", "negatives", "instruction"], str] = Field(default_factory=dict)
+    columns: dict[ColumnRole, str] = Field(default_factory=dict)
     """Which column of the source plays which role; a role not named here is looked up under its own name."""
     instruction: str = ""
     """Instruction of the queries, for rows that carry none of their own."""

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from llm2enc.recipe.base import RecipeError
+from llm2enc.errors import RecipeError
 from llm2enc.recipe.data import FilesData, HubData
 from llm2enc.recipe.recipe import Recipe
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from llm2enc.data import Pair, RowBatch, pair_batches
+from llm2enc.data import Pair, RowBatch, row_batches
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.losses import info_nce
@@ -47,7 +47,7 @@ class ContrastiveBatch:
 
 def batches(stage: ContrastiveStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
     """Query-document pairs, each batch from one source."""
-    return pair_batches(stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
+    return row_batches(Pair, stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
 
 
 def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:
