@@ -15,21 +15,19 @@ from llm2enc.data import Rows, Stream, open_table, schema_of, source_name
 from llm2enc.evaluation import Task, docstring_tasks, find_tasks, read_task
 from llm2enc.model import load_tokenizer
 from llm2enc.recipe import (
-    ClmStage,
-    ContrastiveStage,
     DataSpec,
     DocstringEval,
     DocstringsData,
     FilesData,
     HubData,
     InputSpec,
-    MntpStage,
     ModelSpec,
     Part,
     Recipe,
     Stage,
 )
 from llm2enc.text import InputFormat, surrounding
+from llm2enc.training import OBJECTIVES
 
 BATCH_SIZE = 64  # of a path without a recipe
 MAX_TOKENS = 512
@@ -46,6 +44,8 @@ class Subject:
     reading: Reading
     number: int = 0
     """Number of the stage in the recipe."""
+    pairs: bool | None = None
+    """Whether the stage reads pairs, not texts; None where only the data can tell."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def of_recipe(recipe: Recipe) -> list[Subject]:
     """Every source of every stage, with the recipe's own template, tokenizer and limits. No weights are read."""
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
     return [
-        Subject(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number)
+        Subject(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number, _reads_pairs(stage))
         for number, stage in enumerate(recipe.stages)
         for spec in stage.data
     ]
@@ -78,7 +78,7 @@ def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> l
         reading = _plain_reading(model)
         return [Subject(spec, "", Batching(BATCH_SIZE), reading) for spec in specs]
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
-    stage = next((stage for stage in recipe.stages if stage.objective == "contrastive"), None)
+    stage = next(filter(_reads_pairs, recipe.stages), None)
     if stage is None:
         reading = Reading(input_format, described=f"template and tokenizer of recipe {recipe.name}")
         return [Subject(spec, "", Batching(BATCH_SIZE), reading) for spec in specs]
@@ -90,21 +90,21 @@ def opened(subject: Subject) -> tuple[Subject, Opened]:
 
     raises  ValueError if the source can't be read
     """
-    if subject.stage not in ("", "contrastive"):
+    if subject.pairs is False:
         rows = data.read_texts(subject.spec)
         return subject, Opened(rows, {"format": "texts"}, _dropped(rows))
     try:
         recognised, rows = data.examine(subject.spec)
     except ValueError:
-        if subject.stage or not _is_one_column(subject.spec):
+        if subject.pairs or not _is_one_column(subject.spec):
             raise
         texts = data.read_texts(subject.spec)
         given = {"format": "texts", "why": "one column of text", "block": block(subject.spec)}
         return replace(subject, stage="texts"), Opened(texts, given, _dropped(texts))
     given = {"format": recognised.format, "why": str(recognised)}
-    if not subject.stage:
+    if subject.pairs is None:
         given["block"] = block(subject.spec)
-    return replace(subject, stage="contrastive"), Opened(rows, given, _dropped(rows))
+    return replace(subject, stage=subject.stage or "contrastive"), Opened(rows, given, _dropped(rows))
 
 
 def block(spec: DataSpec) -> str:
@@ -133,13 +133,17 @@ def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:
 
 def _of_stage(stage: Stage, input_format: InputFormat, recipe: str) -> tuple[Batching, Reading]:
     described = f"template and tokenizer of recipe {recipe}"
-    if isinstance(stage, ClmStage | MntpStage):
+    if OBJECTIVES[stage.objective].row == "block":
         words = f"tokenizer of recipe {recipe}; texts are joined and cut into blocks of {stage.block_tokens} tokens"
         return Batching(1), Reading(input_format, block_tokens=stage.block_tokens, described=words)
-    mask = isinstance(stage, ContrastiveStage) and stage.mask_duplicates
+    mask = _reads_pairs(stage) and stage.mask_duplicates
     return Batching(stage.batch_size, mask_duplicates=mask), Reading(
         input_format, stage.max_tokens, described=described
     )
+
+
+def _reads_pairs(stage: Stage) -> bool:
+    return OBJECTIVES[stage.objective].row == "pair"
 
 
 def _plain_reading(model: str) -> Reading:
