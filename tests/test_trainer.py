@@ -17,6 +17,7 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import Interrupted, NotFinite
 from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage, Tracking
 from llm2enc.training import OBJECTIVES, checkpoint, train, trainer
+from llm2enc.training.logging import stage_summary
 from llm2enc.training.trainer import learning_rate
 
 STAGES = {
@@ -358,7 +359,7 @@ def test_the_table_before_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    rows = dict(trainer.facts(encoder, stage, batch, start=3))
+    rows = stage_summary(encoder, stage, batch, start=3)
 
     lora = sum(4 * (m.in_features + m.out_features) for m in encoder.modules() if hasattr(m, "lora_A"))
     assert rows["trained parameters"].startswith(f"{lora:,} of ")
@@ -367,7 +368,7 @@ def test_the_table_before_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert rows["batch"] == f"8 ({len(batch.tokens)} texts, {len(batch.tokens.ids):,} tokens on this process)"
     assert "emulates" in rows["precision"]
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    assert dict(trainer.facts(encoder, stage, batch, start=3))["precision"] == "bfloat16"
+    assert stage_summary(encoder, stage, batch, start=3)["precision"] == "bfloat16"
 
     passes: list[int] = []
     encoder.register_forward_pre_hook(lambda *given: passes.append(1))

@@ -26,7 +26,7 @@ from llm2enc import distributed
 from llm2enc.artifact import Parts, read, write
 from llm2enc.encoding.quantization import Precision, check, layout, quantize
 from llm2enc.errors import InputError
-from llm2enc.model import POOLERS, Backbone, evaluating, load_backbone, load_tokenizer, pooled_edges
+from llm2enc.model import POOLERS, Backbone, evaluating, load_backbone, load_tokenizer, needed_rows
 from llm2enc.model import limits as positions
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, Role
 from llm2enc.terminal import bar
@@ -75,12 +75,9 @@ class Encoder(nn.Module):
     @staticmethod
     def from_recipe(recipe: Recipe) -> "Encoder":
         """The untrained encoder of a recipe, whose model takes the inputs of every stage. Raises as `from_causal_lm`."""
-        blocks = {
-            f"stages.{number}.block_tokens": getattr(stage, "block_tokens", None)
-            for number, stage in enumerate(recipe.stages)
-        }
-        lengths = {"input.max_tokens": recipe.input.max_tokens, **blocks}
-        return Encoder._converted(recipe.model, recipe.input, recipe.pooling, recipe.normalize, recipe.seed, lengths)
+        return Encoder._converted(
+            recipe.model, recipe.input, recipe.pooling, recipe.normalize, recipe.seed, recipe.input_lengths
+        )
 
     @staticmethod
     def _converted(
@@ -162,7 +159,8 @@ class Encoder(nn.Module):
     def forward(self, tokens: Tokens) -> Tensor:
         """Pooled states, not normalised: (B, D) float32."""
         if self.layer is None:
-            hidden = self.backbone.hidden(tokens, self.causal, self._needed(tokens))
+            needed = needed_rows(self.pooling, tokens.pool, tokens.lengths)
+            hidden = self.backbone.hidden(tokens, self.causal, needed)
         else:
             hidden = self.backbone.layers(tokens, self.causal)[self.layer]
         return POOLERS[self.pooling](hidden, tokens.pool, tokens.lengths)
@@ -377,13 +375,6 @@ class Encoder(nn.Module):
         if prompt_name != "query" and prompt_name not in prompts:
             raise InputError(f"no prompt named {prompt_name!r}; this encoder has {['query', 'document', *prompts]}")
         return "query", prompts.get(prompt_name, "")
-
-    def _needed(self, tokens: Tokens) -> Tensor:
-        """(T,) bool: the tokens whose last-layer states enter the vector."""
-        if self.pooling in ("mean", "weighted_mean"):
-            return tokens.pool
-        edge = pooled_edges(tokens.pool, tokens.lengths)[self.pooling == "last"]
-        return torch.zeros_like(tokens.pool).index_fill(0, edge, True)
 
 
 def _pairs(texts: Iterable[str], instruction: str | Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from llm2enc.model.loading import (
     text_config,
     without_kernels,
 )
-from llm2enc.model.pooling import POOLERS, pooled_edges
+from llm2enc.model.pooling import POOLERS, needed_rows, pooled_edges
 from llm2enc.model.proof import prove
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "load_config",
     "load_tokenizer",
     "naming_untrusted_code",
+    "needed_rows",
     "pooled_edges",
     "prove",
     "quiet",

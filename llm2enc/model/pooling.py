@@ -45,6 +45,14 @@ def first(hidden: Tensor, pool: Tensor, lengths: Tensor) -> Tensor:
 POOLERS: dict[Pooling, Pooler] = {"mean": mean, "weighted_mean": weighted_mean, "last": last, "first": first}
 
 
+def needed_rows(pooling: Pooling, pool: Tensor, lengths: Tensor) -> Tensor:
+    """Which of the last layer's states (T, D) enter the vectors: (T,) bool. The last layer computes no others."""
+    if pooling in ("mean", "weighted_mean"):
+        return pool
+    edge = pooled_edges(pool, lengths)[pooling == "last"]
+    return torch.zeros_like(pool).index_fill(0, edge, True)
+
+
 def pooled_edges(pool: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Row numbers of the first and last pooled token of each text: two (B,)."""
     text = _text_of_token(lengths, pool.device)

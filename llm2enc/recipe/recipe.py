@@ -8,7 +8,7 @@ from llm2enc.recipe.base import Strict
 from llm2enc.recipe.evaluation import EvalSpec
 from llm2enc.recipe.input import InputSpec, Pooling
 from llm2enc.recipe.model import ModelSpec
-from llm2enc.recipe.stages import Stage
+from llm2enc.recipe.stages import ClmStage, MntpStage, Stage
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 
@@ -44,6 +44,16 @@ class Recipe(Strict):
             if stage.objective == "mntp" and self.model.attention == "causal":
                 raise ValueError("an mntp stage needs `model.attention: bidirectional`: masked prediction looks ahead")
         return self
+
+    @property
+    def input_lengths(self) -> dict[str, int]:
+        """The longest inputs in tokens that the model must take, by the field that asks for them."""
+        blocks = {
+            f"stages.{number}.block_tokens": stage.block_tokens
+            for number, stage in enumerate(self.stages)
+            if isinstance(stage, ClmStage | MntpStage)
+        }
+        return {"input.max_tokens": self.input.max_tokens, **blocks}
 
     def to_yaml(self) -> str:
         """The resolved recipe; `load_recipe` of this text gives an equal recipe."""
