@@ -4,7 +4,7 @@ from llm2enc.data.batches import RowBatch, block_batches, pair_batches, text_bat
 from llm2enc.data.cells import titled
 from llm2enc.data.docstrings.corpus import docstrings, pair_view
 from llm2enc.data.rows import Pair, Rows, Stream
-from llm2enc.data.sources import read_texts, schema_of, source_name
+from llm2enc.data.sources import examine, read_texts, schema_of, source_name
 from llm2enc.data.tables import open_table
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Stream",
     "block_batches",
     "docstrings",
+    "examine",
     "open_table",
     "pair_batches",
     "pair_view",
