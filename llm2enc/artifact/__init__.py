@@ -2,7 +2,7 @@
 
 from llm2enc.artifact import card, config, files
 from llm2enc.artifact.card import base_model, with_engines
-from llm2enc.artifact.directory import DTYPES, POOLING_MODES, REQUIREMENTS, read, write
+from llm2enc.artifact.directory import DTYPES, REQUIREMENTS, read, write
 from llm2enc.artifact.files import (
     FACTS,
     CannotExport,
@@ -19,7 +19,6 @@ from llm2enc.artifact.tokenizer import Layout, asked, layout
 __all__ = [
     "DTYPES",
     "FACTS",
-    "POOLING_MODES",
     "REQUIREMENTS",
     "CannotExport",
     "Layout",

@@ -26,6 +26,7 @@ from llm2enc.artifact import tokenizer as exported
 from llm2enc.artifact.files import FACTS, FORMAT, beside, check_target, read_facts, write_json
 from llm2enc.artifact.parts import Parts
 from llm2enc.artifact.tokenizer import Difference
+from llm2enc.model import POOLERS
 
 if TYPE_CHECKING:
     from llm2enc.recipe import Pooling, Recipe
@@ -35,12 +36,6 @@ GOLDEN = ("The river runs through the old town.", "def area(r): return 3.14 * r 
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-POOLING_MODES: dict["Pooling", str] = {
-    "mean": "mean",
-    "weighted_mean": "weightedmean",
-    "last": "lasttoken",
-    "first": "cls",
-}
 # The releases that give our vectors. sentence-transformers checks them itself from 6.0 on.
 REQUIREMENTS = {"transformers": ">=5.4", "sentence-transformers": ">=5.5"}
 
@@ -213,19 +208,12 @@ def _pooling(width: int, pooling: "Pooling", include_prompt: bool) -> dict[str, 
 
     Not with `word_embedding_dimension`: no engine needs it, and sentence-transformers would call it deprecated.
     """
-    mode = POOLING_MODES[pooling]
-    old = {
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_max_tokens": "max",
-        "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-        "pooling_mode_weightedmean_tokens": "weightedmean",
-        "pooling_mode_lasttoken": "lasttoken",
-    }
+    others = dict.fromkeys(("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens"), False)
     return {
         "embedding_dimension": width,
-        **{key: name == mode for key, name in old.items()},
-        "pooling_mode": mode,
+        **{f"pooling_mode_{pooler.flag}": name == pooling for name, pooler in POOLERS.items()},
+        **others,
+        "pooling_mode": POOLERS[pooling].mode,
         "include_prompt": include_prompt,
     }
 

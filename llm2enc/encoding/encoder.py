@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from llm2enc import distributed
 from llm2enc.artifact import Parts, read, write
 from llm2enc.encoding.quantization import Precision, check, layout, quantize
-from llm2enc.model import POOLERS, Backbone, evaluating, load_backbone, load_tokenizer, pooled_edges
+from llm2enc.model import POOLERS, Backbone, evaluating, load_backbone, load_tokenizer
 from llm2enc.model import limits as positions
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, Role
 from llm2enc.text import InputFormat, Tokens, concatenate, mini_batches
@@ -158,11 +158,12 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Pooled states, not normalised: (B, D) float32."""
+        pooler = POOLERS[self.pooling]
         if self.layer is None:
-            hidden = self.backbone.hidden(tokens, self.causal, self._needed(tokens))
+            hidden = self.backbone.hidden(tokens, self.causal, pooler.needed(tokens.pool, tokens.lengths))
         else:
             hidden = self.backbone.layers(tokens, self.causal)[self.layer]
-        return POOLERS[self.pooling](hidden, tokens.pool, tokens.lengths)
+        return pooler.function(hidden, tokens.pool, tokens.lengths)
 
     def encode(
         self,
@@ -374,13 +375,6 @@ class Encoder(nn.Module):
         if prompt_name != "query" and prompt_name not in prompts:
             raise ValueError(f"no prompt named {prompt_name!r}; this encoder has {['query', 'document', *prompts]}")
         return "query", prompts.get(prompt_name, "")
-
-    def _needed(self, tokens: Tokens) -> Tensor:
-        """(T,) bool: the tokens whose last-layer states enter the vector."""
-        if self.pooling in ("mean", "weighted_mean"):
-            return tokens.pool
-        edge = pooled_edges(tokens.pool, tokens.lengths)[self.pooling == "last"]
-        return torch.zeros_like(tokens.pool).index_fill(0, edge, True)
 
 
 def _pairs(texts: Iterable[str], instruction: str | Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from llm2enc.artifact import CannotExport, asked
 from llm2enc.artifact import config as trunk_config
 from llm2enc.encoding import Encoder
+from llm2enc.model import POOLERS
 from llm2enc.recipe import Pooling
 from llm2enc.storage import naming, scratch, sync
 
@@ -62,23 +63,9 @@ class Graph(nn.Module):
         positions = {"position_ids": (count - 1).clamp(min=0)} if self.positions else {}
         output = self.trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
         hidden = output.last_hidden_state
-        weights = pooling_weights(attention_mask, count, self.pooling).to(hidden.dtype)
+        weights = POOLERS[self.pooling].weights(attention_mask, count).to(hidden.dtype)
         vectors = (weights[:, None] @ hidden)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1)
         return hidden, nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
-
-
-def pooling_weights(mask: Tensor, count: Tensor, pooling: Pooling) -> Tensor:
-    """(B, S) int64: how much each token counts in the vector, before division by the sum.
-
-    mask   (B, S) 1 for tokens, 0 for padding
-    count  (B, S) tokens so far, the own one included
-    """
-    if pooling == "mean":
-        return mask
-    if pooling == "weighted_mean":
-        return mask * count
-    edge = 1 if pooling == "first" else count[:, -1:]
-    return mask * (count == edge)
 
 
 def open_graph(folder: Path, facts: dict[str, Any]) -> Graph:
@@ -123,12 +110,11 @@ def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
 
 def _unpooled_prompts(encoder: Encoder, facts: dict[str, Any]) -> list[str]:
     """Prompts whose vectors pool other tokens than the mask shows."""
-    decisive = {"first": slice(0, 1), "last": slice(-1, None)}.get(encoder.pooling, slice(None))
     readings = asked(encoder.input_format)
     found = []
     for name in dict.fromkeys(["document", *facts["prompts"]]):
         tokens = encoder.input_format.pack(["The river runs through the old town"], *readings[name])
-        if not tokens.pool[decisive].all():
+        if not POOLERS[encoder.pooling].same_in_others(tokens.pool):
             found.append(name)
     return found
 

@@ -16,13 +16,14 @@ from llm2enc.model.loading import (
     text_config,
     without_kernels,
 )
-from llm2enc.model.pooling import POOLERS, pooled_edges
+from llm2enc.model.pooling import POOLERS, Pooler, pooled_edges
 from llm2enc.model.proof import prove
 
 __all__ = [
     "POOLERS",
     "Backbone",
     "CannotConvert",
+    "Pooler",
     "decoder_layers",
     "emulated",
     "evaluating",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from llm2enc.losses import cross_entropy_sum, info_nce
-from llm2enc.model import POOLERS, Backbone, decoder_layers, pooled_edges
+from llm2enc.model import POOLERS, Backbone, decoder_layers
 from llm2enc.planning.meter import Meter, as_on_cuda
 from llm2enc.text import Tokens
 
@@ -217,7 +217,7 @@ class Simulation:
         if setting.pooling is None:
             return self.backbone.hidden(tokens, setting.causal, queries)[queries.nonzero()[:, 0]]
         hidden = self.backbone.hidden(tokens, setting.causal, queries)
-        return POOLERS[setting.pooling](hidden, tokens.pool, tokens.lengths)
+        return POOLERS[setting.pooling].function(hidden, tokens.pool, tokens.lengths)
 
     def _head(self, states: Tensor, setting: Setting) -> Tensor:
         """The gradient in the states, as objectives/token_loss.py makes it."""
@@ -247,11 +247,8 @@ def _tokens(lengths: Tensor, setting: Setting) -> tuple[Tokens, Tensor]:
         torch.ones(total, dtype=torch.bool),
         torch.zeros(len(lengths)).bool(),
     )
-    if setting.pooling in ("mean", "weighted_mean"):
-        return tokens, tokens.pool
     if setting.pooling is not None:
-        edges = pooled_edges(tokens.pool, lengths)[setting.pooling == "last"]
-        return tokens, torch.zeros_like(tokens.pool).index_fill(0, edges, True)
+        return tokens, POOLERS[setting.pooling].needed(tokens.pool, lengths)
     # Evenly spread: every text of a length then asks the same number of states.
     place = torch.arange(total, dtype=torch.double)
     return tokens, torch.floor((place + 1) * setting.targets) > torch.floor(place * setting.targets)

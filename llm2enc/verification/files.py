@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llm2enc.artifact import POOLING_MODES
+from llm2enc.model import POOLERS
 from llm2enc.verification.report import Parity
 
 
@@ -59,13 +59,12 @@ def _modules(folder: Path, facts: dict[str, Any]) -> list[str]:
 
 def _pooling(folder: Path, facts: dict[str, Any]) -> list[str]:
     """The mode under its new name and under the old ones, where they are there."""
-    name, mode = "1_Pooling/config.json", POOLING_MODES[facts["pooling"]]
+    name = "1_Pooling/config.json"
     pooling = _read(folder / name)
-    old = {"cls": "cls_token", "mean": "mean_tokens", "weightedmean": "weightedmean_tokens", "lasttoken": "lasttoken"}
-    expected = {f"pooling_mode_{key}": (kind == mode,) for kind, key in old.items()}
+    expected = {f"pooling_mode_{pooler.flag}": (own == facts["pooling"],) for own, pooler in POOLERS.items()}
     expected |= {key: (facts["dimensions"],) for key in ("embedding_dimension", "word_embedding_dimension")}
     expected = {key: value for key, value in expected.items() if key in pooling}
-    return _unlike(name, pooling, {"pooling_mode": (mode,), **expected})
+    return _unlike(name, pooling, {"pooling_mode": (POOLERS[facts["pooling"]].mode,), **expected})
 
 
 def _sentence_transformers(folder: Path, facts: dict[str, Any]) -> list[str]:
