@@ -83,7 +83,7 @@ def script(name: str) -> ModuleType:
 
 def by_scripts(name: str, states: Tensor, mask: Tensor, skipped: int) -> Tensor:
     """Vectors (B, D) of states (B, S, D) by the engines' scripts."""
-    job = SimpleNamespace(pooling=POOLERS[name].mode, normalize=False)
+    job = SimpleNamespace(pooling=POOLERS[name].mode, normalize=False, dense=[])
     return torch.from_numpy(script("by_hand").pooled(job, states.numpy(), mask.numpy(), skipped)).float()
 
 

@@ -3,7 +3,8 @@
     input_ids            (B, S) int64
     attention_mask       (B, S) int64, 1 for tokens and 0 for padding, on whichever side the padding stands
     last_hidden_state    (B, S, D) float32
-    sentence_embedding   (B, D)    float32, pooled over the mask, of unit length if the encoder normalises
+    sentence_embedding   (B, D)    float32, pooled over the mask, through the head if there is one, of unit length if the
+                                   encoder normalises
 
 The trunk is opened from the directory as other programs open it, in the family's own eager attention: our packed
 attention is no graph, and in SDPA a token of padding that sees nothing (under a sliding window) becomes NaN and spoils
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm2enc.artifact import CannotExport, asked
+from llm2enc.artifact import CannotExport, asked, dense
 from llm2enc.artifact import config as trunk_config
 from llm2enc.encoding import Encoder
 from llm2enc.model import POOLERS
@@ -47,11 +48,12 @@ Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Graph(nn.Module):
-    """Trunk, pooling and normalisation."""
+    """Trunk, pooling, head and normalisation."""
 
-    def __init__(self, trunk: nn.Module, pooling: Pooling, normalize: bool):
+    def __init__(self, trunk: nn.Module, pooling: Pooling, normalize: bool, head: nn.Module | None = None):
         super().__init__()
         self.trunk = trunk
+        self.head = head
         self.pooling: Pooling = pooling
         self.normalize = normalize
         self.positions = "position_ids" in inspect.signature(trunk.forward).parameters
@@ -65,6 +67,7 @@ class Graph(nn.Module):
         hidden = output.last_hidden_state
         weights = POOLERS[self.pooling].weights(attention_mask, count).to(hidden.dtype)
         vectors = (weights[:, None] @ hidden)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1)
+        vectors = vectors if self.head is None else self.head(vectors)
         return hidden, nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
 
@@ -76,7 +79,8 @@ def open_graph(folder: Path, facts: dict[str, Any]) -> Graph:
         folder, config=trunk_config.read(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
         attn_implementation="eager",
     )  # fmt: skip
-    return Graph(trunk, facts["pooling"], facts["normalize"]).eval()
+    head = dense.read(folder, facts["head"]) if facts.get("head") else None
+    return Graph(trunk, facts["pooling"], facts["normalize"], head).eval()
 
 
 def example(graph: Graph) -> tuple[Tensor, Tensor]:

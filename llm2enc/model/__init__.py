@@ -3,6 +3,7 @@
 from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone, evaluating
 from llm2enc.model.families import CannotConvert
+from llm2enc.model.heads import Projection, weights_fingerprint
 from llm2enc.model.hooks import decoder_layers, emulated
 from llm2enc.model.inspection import inspect
 from llm2enc.model.loading import (
@@ -24,6 +25,7 @@ __all__ = [
     "Backbone",
     "CannotConvert",
     "Pooler",
+    "Projection",
     "decoder_layers",
     "emulated",
     "evaluating",
@@ -39,5 +41,6 @@ __all__ = [
     "resolve",
     "skeleton",
     "text_config",
+    "weights_fingerprint",
     "without_kernels",
 ]

@@ -3,6 +3,7 @@
 from llm2enc.recipe.base import RecipeError
 from llm2enc.recipe.data import DataSpec, DocstringsData, FilesData, HubData
 from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
+from llm2enc.recipe.head import HeadSpec, ProjectionSpec
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
@@ -17,6 +18,7 @@ __all__ = [
     "DocstringsData",
     "EvalSpec",
     "FilesData",
+    "HeadSpec",
     "HubData",
     "InputSpec",
     "LoraSpec",
@@ -24,6 +26,7 @@ __all__ = [
     "ModelSpec",
     "Part",
     "Pooling",
+    "ProjectionSpec",
     "Recipe",
     "RecipeError",
     "Role",

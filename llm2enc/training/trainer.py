@@ -57,11 +57,11 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     folder.mkdir(parents=True, exist_ok=True)
     objective, backbone = OBJECTIVES[stage.objective], encoder.backbone
     _check_processes(stage)
-    parent = backbone.fingerprint()
+    parent = encoder.weights_fingerprint()
     _prepare(encoder, stage, seed)
-    parameters = list(backbone.trained().values())
+    parameters = list(encoder.trained().values())
     optimizer = _optimizer(stage, parameters)
-    start = checkpoint.resume(folder, backbone, optimizer)
+    start = checkpoint.resume(folder, encoder, optimizer)
     _forget(folder / "metrics.jsonl", start)
     with (
         # A notebook's own random numbers go on as if nothing had been drawn.
@@ -71,7 +71,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
         _trackers(stage, folder, tracking) as trackers,
         _bar(stage) as bar,
     ):
-        log, guard = _Log(folder, stage, trackers, bar), Guard(backbone.trained())
+        log, guard = _Log(folder, stage, trackers, bar), Guard(encoder.trained())
         for step in range(start, stage.steps):
             batch = next(batches)
             if step == start:
@@ -90,10 +90,10 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
             optimizer.zero_grad()
             log.step(step, batch, {**metrics, "grad_norm": norm}, rate)
             if _agreed(stop, encoder.device):
-                checkpoint.save(folder, step + 1, backbone, optimizer)
+                checkpoint.save(folder, step + 1, encoder, optimizer)
                 raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
             if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
-                checkpoint.save(folder, step + 1, backbone, optimizer)
+                checkpoint.save(folder, step + 1, encoder, optimizer)
     if isinstance(optimizer, distributed.Zero):
         optimizer.close()
     if backbone.sharded:
@@ -101,7 +101,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
         raise KeyboardInterrupt
     _restore(encoder)
-    checkpoint.finish(folder, backbone, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
+    checkpoint.finish(folder, encoder, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
 
 
 def precision(stage: Stage, encoder: Encoder) -> torch.autocast:
@@ -133,6 +133,8 @@ def _prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
         backbone.train_everything(head=stage.objective == "clm")
     else:
         backbone.add_lora(stage.lora or LoraSpec(), seed)
+    if encoder.head is not None:
+        encoder.head.requires_grad_(stage.objective not in ("clm", "mntp"))
     if stage.objective in ("clm", "mntp") and not backbone.has_head:
         raise ValueError(
             f"a {stage.objective} stage predicts tokens, but this model has no language-model head; start from the causal "
@@ -334,10 +336,10 @@ class _Log:
 
 def facts(encoder: Encoder, stage: Stage, batch: Any, start: int) -> list[tuple[str, str]]:
     """The rows of the table before step 1: what trains, on how much, against how many negatives."""
-    trained = sum(p.numel() for p in encoder.backbone.trained().values())
-    every = sum(p.numel() for p in encoder.backbone.parameters())
+    trained = sum(p.numel() for p in encoder.trained().values())
+    every = sum(p.numel() for p in encoder.parameters())
     # AdamW keeps two float32 moments per trained weight, and the gradient is a third copy.
-    held = [(distributed.local(p).numel(), p) for p in encoder.backbone.parameters()]
+    held = [(distributed.local(p).numel(), p) for p in encoder.parameters()]
     fixed = sum(count * (p.element_size() + 12 * p.requires_grad) for count, p in held)
     passes = len(list(batch.split.mini_batches(batch.tokens.lengths, stage.mini_batch_tokens)))
     rows = [

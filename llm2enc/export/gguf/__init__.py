@@ -104,6 +104,11 @@ def _checked(encoder: Encoder, facts: dict[str, Any]) -> tuple[Layout, vocabular
     backbone, limit = encoder.backbone, encoder.max_tokens
     if backbone.has_adapter:
         raise Unsupported("the encoder still carries an adapter; call encoder.backbone.merge_lora() first")
+    if encoder.head is not None:
+        raise Unsupported(
+            f"the encoder has a projection to {encoder.dimensions} dimensions behind its pooling, which the GGUF files that "
+            "llm2enc writes cannot hold; export it to onnx or openvino, or serve the directory with sentence-transformers"
+        )
     if POOLERS[encoder.pooling].gguf is None:
         known = ", ".join(name for name, pooler in POOLERS.items() if pooler.gguf is not None)
         raise Unsupported(

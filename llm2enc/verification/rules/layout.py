@@ -70,6 +70,11 @@ class Layout:
             return None
         return window if self.limit is None or window < self.limit else None
 
+    @property
+    def has_dense(self) -> bool:
+        """Whether a projection follows the pooling."""
+        return any(name.endswith(".Dense") for name in self.modules or [])
+
     def has(self, name: str) -> bool:
         return (self.folder / name).is_file()
 
