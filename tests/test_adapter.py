@@ -12,6 +12,7 @@ from test_backbone import some_tokens, stir
 from tiny import tiny_model
 from torch import Tensor
 
+from llm2enc.encoding import Encoder
 from llm2enc.export import adapter
 from llm2enc.model import Backbone, load_backbone
 from llm2enc.recipe import Recipe, load_recipe
@@ -58,7 +59,7 @@ def make_run(folder: Path, chain=CHAIN, family: str = "llama", **model) -> tuple
             backbone.add_lora(trained.lora, seed=index)
         stir(backbone)
         (run / f"{index}-clm").mkdir()
-        checkpoint.finish(run / f"{index}-clm", backbone, parent, {})
+        checkpoint.finish(run / f"{index}-clm", Encoder(backbone, None, "mean"), parent, {})
     return run, backbone.eval()
 
 

@@ -94,9 +94,9 @@ def test_every_objective_learns(objective: str, trainable: str, tmp_path: Path, 
     adapters: list[dict[str, torch.Tensor]] = []
     finish = checkpoint.finish
 
-    def note_and_finish(folder, backbone, parent, facts):
-        adapters.append({n: p.detach().clone() for n, p in backbone.trained().items() if "lora_B" in n})
-        finish(folder, backbone, parent, facts)
+    def note_and_finish(folder, encoder, parent, facts):
+        adapters.append({n: p.detach().clone() for n, p in encoder.trained().items() if "lora_B" in n})
+        finish(folder, encoder, parent, facts)
 
     monkeypatch.setattr(checkpoint, "finish", note_and_finish)
     train(encoder, stage, tmp_path / "run", seed=0)

@@ -93,10 +93,12 @@ def _title(facts: dict[str, Any]) -> str:
     about = f"{recipe['description']}.\n\n" if recipe and recipe["description"] else ""
     base = base_model(recipes_of(facts))
     source = f" made from [{base}](https://huggingface.co/{base})" if base else ""
+    projection = ", a linear projection" if facts.get("head") else ""
     return (
         f"# {name}\n\n{about}A text encoder{source} by llm2enc {facts['versions']['llm2enc']}: a {facts['model_type']} "
-        f"with {facts['attention']} attention, {facts['pooling'].replace('_', ' ')} pooling and vectors of "
-        f"{facts['dimensions']} dimensions" + (" and length 1." if facts["normalize"] else ", not normalised.")
+        f"with {facts['attention']} attention, {facts['pooling'].replace('_', ' ')} pooling{projection} and "
+        f"vectors of {facts['dimensions']} dimensions"
+        + (" and length 1." if facts["normalize"] else ", not normalised.")
     )
 
 

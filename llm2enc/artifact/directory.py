@@ -2,7 +2,8 @@
 
     model.safetensors, config.json     the bare trunk, without head or prefix, and both keys for bidirectional attention
     tokenizer.json, ...                with the input template as post-processor
-    modules.json, 1_Pooling/, 2_Normalize/, sentence_bert_config.json, config_sentence_transformers.json
+    modules.json, 1_Pooling/, 2_Dense/ (the head, if any), 2_ or 3_Normalize/
+    sentence_bert_config.json, config_sentence_transformers.json
     llm2enc.json                       everything `read` needs, how the model was made, and what differs elsewhere
     README.md                          model card
 
@@ -21,12 +22,14 @@ import numpy as np
 
 from llm2enc.artifact import card as model_card
 from llm2enc.artifact import config as trunk_config
+from llm2enc.artifact import dense
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact import tokenizer as exported
 from llm2enc.artifact.files import FACTS, FORMAT, beside, check_target, read_facts, write_json
 from llm2enc.artifact.parts import Parts
 from llm2enc.artifact.tokenizer import Difference
 from llm2enc.errors import InputError, explained
+from llm2enc.model import POOLERS, weights_fingerprint
 
 if TYPE_CHECKING:
     from llm2enc.recipe import Pooling, Recipe
@@ -36,12 +39,6 @@ GOLDEN = ("The river runs through the old town.", "def area(r): return 3.14 * r 
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-POOLING_MODES: dict["Pooling", str] = {
-    "mean": "mean",
-    "weighted_mean": "weightedmean",
-    "last": "lasttoken",
-    "first": "cls",
-}
 # The releases that give our vectors. sentence-transformers checks them itself from 6.0 on.
 REQUIREMENTS = {"transformers": ">=5.4", "sentence-transformers": ">=5.5"}
 
@@ -93,7 +90,8 @@ def write(
             **sentence_transformers,
             "notes": notes,
             "model_type": parts.backbone.config.model_type,
-            "dimensions": parts.backbone.width,
+            "dimensions": parts.backbone.width if parts.head is None else parts.head.dimensions,
+            **({"head": parts.head.spec.model_dump()} if parts.head else {}),
             "proof": dataclasses.asdict(proof),
             "versions": _versions(),
             "history": history or [],
@@ -101,7 +99,7 @@ def write(
             **({"merge": merge} if merge else {}),
         }
         written = parts if dtype is None else _open(partial, facts)
-        facts["fingerprint"] = written.backbone.fingerprint()
+        facts["fingerprint"] = weights_fingerprint(written.backbone, written.head)
         facts["golden"] = {"texts": list(GOLDEN), "vectors": _golden(vectors_of(written, list(GOLDEN)))}
         write_json(partial / FACTS, facts)
         text = model_card.render(facts, parts.input_format, REQUIREMENTS) if card is None else card
@@ -140,7 +138,8 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
     if torch.cuda.is_available():
         backbone.to("cuda")
     prove(backbone)
-    return Parts(backbone, input_format, facts["pooling"], facts["normalize"])
+    head = dense.read(folder, facts["head"]).to(backbone.device) if facts.get("head") else None
+    return Parts(backbone, input_format, facts["pooling"], facts["normalize"], head)
 
 
 # ------------------------------------------------------------------------------------------------------------- modules
@@ -156,12 +155,16 @@ def _write_modules(parts: Parts, folder: Path) -> dict[str, Any]:
     # A prompt that gives other ids for a plain text is left out: an error that names it is better than a wrong vector.
     broken = {d.prompt for d in differences if d.kind == "prompt" or (d.kind == "ids" and d.probe == "a plain text")}
     prompts = {name: prompt for name, prompt in written.prompts.items() if prompt is not None and name not in broken}
-    write_json(folder / "modules.json", _modules(parts.normalize))
+    modules = _modules(parts)
+    write_json(folder / "modules.json", modules)
     (folder / "1_Pooling").mkdir()
     write_json(folder / "1_Pooling" / "config.json", _pooling(parts.backbone.width, pooling, written.include_prompt))
+    if parts.head is not None:
+        dense.write(parts.head, folder)
     if parts.normalize:
-        (folder / "2_Normalize").mkdir()
-        write_json(folder / "2_Normalize" / "config.json", {})  # an empty folder would not survive git
+        place = folder / modules[-1]["path"]
+        place.mkdir()
+        write_json(place / "config.json", {})  # an empty folder would not survive git
     write_json(
         folder / "sentence_bert_config.json",
         _transformer(exported.max_seq_length(input_format, split), trunk_config.model_args(parts)),
@@ -205,12 +208,17 @@ def _notes(written: exported.Written, input_format: "InputFormat", pooling: "Poo
     return notes
 
 
-def _modules(normalize: bool) -> list[dict[str, Any]]:
+def _modules(parts: Parts) -> list[dict[str, Any]]:
     """modules.json with the class paths that vLLM and text-embeddings-inference compare with; new releases know both."""
-    rows = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
+    names = ["Transformer", "Pooling", *["Dense"] * (parts.head is not None), *["Normalize"] * parts.normalize]
     return [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
-        for number, (path, name) in enumerate(rows)
+        {
+            "idx": number,
+            "name": str(number),
+            "path": f"{number}_{name}" if number else "",
+            "type": f"sentence_transformers.models.{name}",
+        }
+        for number, name in enumerate(names)
     ]
 
 
@@ -219,19 +227,12 @@ def _pooling(width: int, pooling: "Pooling", include_prompt: bool) -> dict[str, 
 
     Not with `word_embedding_dimension`: no engine needs it, and sentence-transformers would call it deprecated.
     """
-    mode = POOLING_MODES[pooling]
-    old = {
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_max_tokens": "max",
-        "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-        "pooling_mode_weightedmean_tokens": "weightedmean",
-        "pooling_mode_lasttoken": "lasttoken",
-    }
+    others = dict.fromkeys(("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens"), False)
     return {
         "embedding_dimension": width,
-        **{key: name == mode for key, name in old.items()},
-        "pooling_mode": mode,
+        **{f"pooling_mode_{pooler.flag}": name == pooling for name, pooler in POOLERS.items()},
+        **others,
+        "pooling_mode": POOLERS[pooling].mode,
         "include_prompt": include_prompt,
     }
 

@@ -96,7 +96,7 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
         place = out / f"{index}-{stage.objective}"
         started = time.perf_counter()
         if checkpoint.is_finished(place):
-            checkpoint.load_finished(place, encoder.backbone, stage, recipe.seed)
+            checkpoint.load_finished(place, encoder, stage, recipe.seed)
         else:
             train(encoder, stage, place, recipe.seed, recipe.tracking)
         history.measure(f"after {stage.objective}", encoder, started, key=place.name)
@@ -118,7 +118,7 @@ def _is_exported(place: Path, encoder: Encoder, history: list[Row]) -> bool:
     if not (place / FACTS).is_file():
         return False
     facts = read_facts(place)
-    return facts["history"] == history and facts["fingerprint"] == encoder.backbone.fingerprint()
+    return facts["history"] == history and facts["fingerprint"] == encoder.weights_fingerprint()
 
 
 def _tidy(recipe: Recipe, out: Path) -> None:

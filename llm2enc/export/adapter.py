@@ -58,6 +58,11 @@ def refusal(run: Path) -> str:
     recipe = load_recipe(str(run / "recipe.yaml"))
     if not recipe.stages:
         return f"{run} trained no stage, so there is no adapter; share the base model and the recipe"
+    if recipe.head is not None:
+        return (
+            f"{run} trained a {recipe.head.kind} head behind the pooling, which is no part of a LoRA adapter; share the "
+            "exported directory"
+        )
     if recipe.model.weights == "random":
         return f"{run} started from random weights, which nobody can load an adapter onto; share the model itself"
     folders = _folders(run, recipe)

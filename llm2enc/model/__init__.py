@@ -2,6 +2,7 @@
 
 from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone, evaluating
+from llm2enc.model.heads import Projection, weights_fingerprint
 from llm2enc.model.hooks import decoder_layers, emulated
 from llm2enc.model.inspection import inspect
 from llm2enc.model.loading import (
@@ -15,12 +16,14 @@ from llm2enc.model.loading import (
     text_config,
     without_kernels,
 )
-from llm2enc.model.pooling import POOLERS, needed_rows, pooled_edges
+from llm2enc.model.pooling import POOLERS, Pooler, pooled_edges
 from llm2enc.model.proof import prove
 
 __all__ = [
     "POOLERS",
     "Backbone",
+    "Pooler",
+    "Projection",
     "decoder_layers",
     "emulated",
     "evaluating",
@@ -30,12 +33,12 @@ __all__ = [
     "load_config",
     "load_tokenizer",
     "naming_untrusted_code",
-    "needed_rows",
     "pooled_edges",
     "prove",
     "quiet",
     "resolve",
     "skeleton",
     "text_config",
+    "weights_fingerprint",
     "without_kernels",
 ]

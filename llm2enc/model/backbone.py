@@ -102,12 +102,7 @@ class Backbone(nn.Module):
 
         adapter  include the weights of the adapter itself, if there is one
         """
-        digest = hashlib.sha256()
-        state = self.trunk.state_dict() if adapter and self.has_adapter else _plain_state(self.trunk)
-        for name, tensor in sorted(state.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digest(self.trunk.state_dict() if adapter and self.has_adapter else _plain_state(self.trunk))
 
     def settings(self) -> dict[str, Any]:
         """The configuration, without what says nothing of the states of given ids in a given direction."""
@@ -414,6 +409,15 @@ def _lora_linear(layer: nn.Module, inputs: Tensor) -> Tensor:
     wide = output if autocast else output.to(low.dtype)
     total = torch.addmm(wide.flatten(0, -2), low.flatten(0, -2), factor_b.weight.T, alpha=layer.scaling[ADAPTER])
     return total.view_as(output).to(output.dtype)
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _without_memory(parameter: nn.Parameter) -> nn.Parameter:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llm2enc.errors import InputError
 from llm2enc.losses import info_nce
-from llm2enc.model import POOLERS, Backbone, decoder_layers, needed_rows
+from llm2enc.model import POOLERS, Backbone, decoder_layers
 from llm2enc.planning.meter import Meter, as_on_cuda
 from llm2enc.text import Tokens
 from llm2enc.training import head_gradient
@@ -225,7 +225,7 @@ class Simulation:
         if setting.pooling is None:
             return self.backbone.hidden(tokens, setting.causal, queries)[queries.nonzero()[:, 0]]
         hidden = self.backbone.hidden(tokens, setting.causal, queries)
-        return POOLERS[setting.pooling](hidden, tokens.pool, tokens.lengths)
+        return POOLERS[setting.pooling].function(hidden, tokens.pool, tokens.lengths)
 
     @cached_property
     def _plain_head(self) -> bool:
@@ -253,7 +253,7 @@ def _tokens(lengths: Tensor, setting: Setting) -> tuple[Tokens, Tensor]:
         torch.zeros(len(lengths)).bool(),
     )
     if setting.pooling is not None:
-        return tokens, needed_rows(setting.pooling, tokens.pool, lengths)
+        return tokens, POOLERS[setting.pooling].needed(tokens.pool, lengths)
     # Evenly spread: every text of a length then asks the same number of states.
     place = torch.arange(total, dtype=torch.double)
     return tokens, torch.floor((place + 1) * setting.targets) > torch.floor(place * setting.targets)

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from llm2enc.recipe.base import Strict
 from llm2enc.recipe.evaluation import EvalSpec
+from llm2enc.recipe.head import HeadSpec
 from llm2enc.recipe.input import InputSpec, Pooling
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.stages import ClmStage, MntpStage, Stage
@@ -30,6 +31,8 @@ class Recipe(Strict):
     model: ModelSpec
     input: InputSpec
     pooling: Pooling
+    head: HeadSpec | None = None
+    """Weights between pooling and normalisation, which train in every stage that compares vectors."""
     normalize: bool = True
     """Whether `encode` returns unit vectors and the exported directory ends in a Normalize module."""
     stages: tuple[Stage, ...] = ()
@@ -43,6 +46,11 @@ class Recipe(Strict):
         for stage in self.stages:
             if stage.objective == "mntp" and self.model.attention == "causal":
                 raise ValueError("an mntp stage needs `model.attention: bidirectional`: masked prediction looks ahead")
+        if self.head is not None and all(isinstance(stage, ClmStage | MntpStage) for stage in self.stages):
+            raise ValueError(
+                "`head` is given, but no stage trains it, so that its weights would stay random; add a contrastive or "
+                "simcse stage, or leave it out"
+            )
         return self
 
     @property

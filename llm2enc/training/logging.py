@@ -82,10 +82,10 @@ def open_log(folder: Path, stage: Stage, tracking: Tracking | None, start: int) 
 
 def stage_summary(encoder: Encoder, stage: Stage, batch: Batch, start: int) -> dict[str, str]:
     """The rows of the table before step 1: what trains, on how much, and what the batch says of itself."""
-    trained = sum(p.numel() for p in encoder.backbone.trained().values())
-    every = sum(p.numel() for p in encoder.backbone.parameters())
+    trained = sum(p.numel() for p in encoder.trained().values())
+    every = sum(p.numel() for p in encoder.parameters())
     # AdamW keeps two float32 moments per trained weight, and the gradient is a third copy.
-    held = [(distributed.local(p).numel(), p) for p in encoder.backbone.parameters()]
+    held = [(distributed.local(p).numel(), p) for p in encoder.parameters()]
     fixed = sum(count * (p.element_size() + 12 * p.requires_grad) for count, p in held)
     passes = len(list(batch.split.mini_batches(batch.tokens.lengths, stage.mini_batch_tokens)))
     return {

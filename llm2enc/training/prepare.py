@@ -32,6 +32,8 @@ def prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     raises  ValueError as `prepare_backbone`, or for layers that cannot be spread
     """
     prepare_backbone(encoder.backbone, stage, seed)
+    if encoder.head is not None:
+        encoder.head.requires_grad_(not OBJECTIVES[stage.objective].predicts_tokens)
     encoder.train()  # and not its backbone alone: `evaluating` goes back to the encoder's mode
     if distributed.world_size() > 1 and (stage.strategy == "fsdp" or distributed.wants_fsdp()):
         encoder.backbone.shard()

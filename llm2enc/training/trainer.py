@@ -48,11 +48,11 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     folder.mkdir(parents=True, exist_ok=True)
     objective, backbone = OBJECTIVES[stage.objective], encoder.backbone
     check_processes(stage)
-    parent = backbone.fingerprint()
+    parent = encoder.weights_fingerprint()
     prepare(encoder, stage, seed)
-    parameters = list(backbone.trained().values())
+    parameters = list(encoder.trained().values())
     optimizer = make_optimizer(stage, parameters)
-    start = checkpoint.resume(folder, backbone, optimizer)
+    start = checkpoint.resume(folder, encoder, optimizer)
     with (
         # A notebook's own random numbers go on as if nothing had been drawn.
         torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []),
@@ -60,7 +60,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
         _prefetched(objective, stage, encoder, seed, start) as batches,
         open_log(folder, stage, tracking, start) as log,
     ):
-        guard = Guard(backbone.trained())
+        guard = Guard(encoder.trained())
         for step in range(start, stage.steps):
             batch = next(batches)
             if step == start:
@@ -79,10 +79,10 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
             optimizer.zero_grad()
             log.step(step, batch, {**metrics, "grad_norm": norm}, rate)
             if stop_requested(stop, encoder.device):
-                checkpoint.save(folder, step + 1, backbone, optimizer)
+                checkpoint.save(folder, step + 1, encoder, optimizer)
                 raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
             if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
-                checkpoint.save(folder, step + 1, backbone, optimizer)
+                checkpoint.save(folder, step + 1, encoder, optimizer)
     if isinstance(optimizer, distributed.Zero):
         optimizer.close()
     if backbone.sharded:
@@ -90,7 +90,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
         raise KeyboardInterrupt
     restore(encoder)
-    checkpoint.finish(folder, backbone, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
+    checkpoint.finish(folder, encoder, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
 
 
 def precision(stage: Stage, encoder: Encoder) -> torch.autocast:
