@@ -17,16 +17,19 @@ from llm2enc.model.loading import (
     without_kernels,
 )
 from llm2enc.model.pooling import POOLERS, pooled_edges
-from llm2enc.model.proof import prove
+from llm2enc.model.proof import TOLERANCE, Proof, installed, prove, proven, spot_check
 
 __all__ = [
     "POOLERS",
+    "TOLERANCE",
     "Backbone",
     "CannotConvert",
+    "Proof",
     "decoder_layers",
     "emulated",
     "evaluating",
     "inspect",
+    "installed",
     "limits",
     "load_backbone",
     "load_config",
@@ -34,9 +37,11 @@ __all__ = [
     "naming_untrusted_code",
     "pooled_edges",
     "prove",
+    "proven",
     "quiet",
     "resolve",
     "skeleton",
+    "spot_check",
     "text_config",
     "without_kernels",
 ]
