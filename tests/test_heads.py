@@ -13,13 +13,13 @@ from sentence_transformers import SentenceTransformer
 from test_trainer import interrupt, make_stage, stop_after, weights
 
 from llm2enc import Encoder, load_recipe
-from llm2enc.artifact import CannotExport
+from llm2enc.errors import CannotExport, Interrupted, RecipeError
 from llm2enc.export import adapter, gguf, onnx, openvino
 from llm2enc.merging import merge
 from llm2enc.model import Projection
 from llm2enc.model.heads import orthogonal
-from llm2enc.recipe import InputSpec, Part, ProjectionSpec, RecipeError
-from llm2enc.training import Interrupted, checkpoint, train
+from llm2enc.recipe import InputSpec, Part, ProjectionSpec
+from llm2enc.training import checkpoint, train
 from llm2enc.verification import verify
 from llm2enc.verification.files import check as check_files
 from llm2enc.verification.rules import check as check_rules

@@ -10,6 +10,7 @@ from llm2enc.recipe import HeadSpec
 
 DENSE = "2_Dense"
 WEIGHTS = "model.safetensors"
+HEAD = f"{DENSE}/{WEIGHTS}"
 
 
 def settings(inputs: int, head: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ which would open the model as causal without a word, stop with an error.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,14 +26,17 @@ from llm2enc.artifact import dense
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact import tokenizer as exported
 from llm2enc.artifact.files import FACTS, FORMAT, beside, check_target, read_facts, write_json
+from llm2enc.artifact.integrity import changed, check_golden, check_weights, digests, unproven
 from llm2enc.artifact.parts import Parts
 from llm2enc.artifact.tokenizer import Difference
 from llm2enc.errors import InputError, explained
-from llm2enc.model import POOLERS, weights_fingerprint
+from llm2enc.model import POOLERS, Proof, installed, prove, proven, weights_fingerprint
 
 if TYPE_CHECKING:
     from llm2enc.recipe import Pooling, Recipe
     from llm2enc.text import InputFormat
+
+_log = logging.getLogger(__name__)
 
 GOLDEN = ("The river runs through the old town.", "def area(r): return 3.14 * r ** 2", "Zürich, 東京 & Москва")
 
@@ -65,8 +68,6 @@ def write(
     raises   ValueError if an adapter is not merged, if `folder` holds something that is not an older export, or for a
              type that can't hold the weights
     """
-    from llm2enc.model import prove
-
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype is {dtype!r}; weights are written as one of {', '.join(DTYPES)}")
 
@@ -76,7 +77,7 @@ def write(
             "encoder.backbone.merge_lora() first"
         )
     check_target(folder)
-    proof = prove(parts.backbone)
+    proof = proven(parts.backbone) if dtype is None else None
     with beside(folder) as partial:
         notes = trunk_config.write(parts, partial, dtype)
         sentence_transformers = _write_modules(parts, partial)
@@ -92,13 +93,15 @@ def write(
             "model_type": parts.backbone.config.model_type,
             "dimensions": parts.backbone.width if parts.head is None else parts.head.dimensions,
             **({"head": parts.head.spec.model_dump()} if parts.head else {}),
-            "proof": dataclasses.asdict(proof),
-            "versions": _versions(),
+            "versions": installed("llm2enc", "torch", "transformers", "tokenizers", "peft"),
             "history": history or [],
             "recipe": recipe.model_dump(mode="json") if recipe else None,
             **({"merge": merge} if merge else {}),
         }
-        written = parts if dtype is None else _open(partial, facts)
+        written = parts if proof else _open(partial, facts)
+        proof = proof or prove(written.backbone)
+        facts["proof"] = dataclasses.asdict(proof)
+        facts["files"] = digests(partial)
         facts["fingerprint"] = weights_fingerprint(written.backbone, written.head)
         facts["golden"] = {"texts": list(GOLDEN), "vectors": _golden(vectors_of(written, list(GOLDEN)))}
         write_json(partial / FACTS, facts)
@@ -106,17 +109,38 @@ def write(
         (partial / "README.md").write_text(text, encoding="utf-8")
 
 
-def read(folder: Path, dtype: str = "auto") -> Parts:
-    """The parts that `write` wrote, proven again. ValueError if `folder` is not such a directory."""
-    return _open(folder, read_facts(folder), dtype)
+def read(folder: Path, dtype: str = "auto", full_proof: bool = False) -> Parts:
+    """The parts that `write` wrote, which give the vectors that it wrote.
+
+    The proof that the directory records stands as long as its files, torch, transformers, tokenizers and llm2enc are those
+    it was measured with; otherwise it runs again, and a warning says why.
+
+    full_proof  run it in any case and compare nothing, so that changed weights open too: for `verify`, which compares
+    raises      ValueError if `folder` is no such directory, for changed weights (by file), or if the first golden vector is
+                not reached; CannotConvert if the model reads in the wrong direction
+    """
+    facts = read_facts(folder)
+    other = [] if full_proof else changed(folder, facts)
+    parts = _open(folder, facts, dtype, other)
+    reason = "" if full_proof else unproven(facts, other)
+    if full_proof or reason:
+        prove(parts.backbone)
+    else:
+        parts.backbone.proof = Proof(**facts["proof"])
+    if reason:
+        _log.warning("%s: %s; the full proof ran again and holds", folder, reason)
+    if not full_proof:
+        check_golden(parts, facts, folder)
+    return parts
 
 
-def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
+def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto", other: Sequence[str] = ()) -> Parts:
+    """The parts, unproven. `other`: files that have changed, which must not be weights."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
-    from llm2enc.model import Backbone, naming_untrusted_code, prove
+    from llm2enc.model import Backbone, naming_untrusted_code
     from llm2enc.model import limits as positions
     from llm2enc.recipe import InputSpec
     from llm2enc.text import InputFormat
@@ -125,6 +149,7 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
         spec = InputSpec.model_validate_json(json.dumps(facts["input"]))
     config = trunk_config.read(folder)
     positions.check(config, {"input.max_tokens": spec.max_tokens})
+    check_weights(folder, other)
     with naming_untrusted_code(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if facts.get("tokenizer"):
@@ -137,7 +162,6 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
     backbone = Backbone(model, bidirectional=facts["attention"] == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")
-    prove(backbone)
     head = dense.read(folder, facts["head"]).to(backbone.device) if facts.get("head") else None
     return Parts(backbone, input_format, facts["pooling"], facts["normalize"], head)
 
@@ -253,7 +277,7 @@ def _top(prompts: dict[str, str]) -> dict[str, Any]:
     """config_sentence_transformers.json."""
     return {
         "model_type": "SentenceTransformer",
-        "__version__": {name: value for name, value in _versions().items() if name in ("transformers", "torch")},
+        "__version__": installed("torch", "transformers"),
         "prompts": prompts,
         # Without it, `encode(texts)` would leave out what the document template has before the text.
         "default_prompt_name": "document" if prompts.get("document") else None,
@@ -329,13 +353,3 @@ def _names(items: Iterator[str]) -> str:
 def _golden(vectors: np.ndarray) -> list[list[float]]:
     """Vectors of the golden texts (N, D), six decimals, for whoever opens the directory with another program."""
     return np.round(vectors.astype(np.float64), 6).tolist()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("llm2enc", "torch", "transformers", "tokenizers", "peft"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a source tree that was never installed
-            found[name] = "unknown"
-    return found

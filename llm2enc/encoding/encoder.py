@@ -115,15 +115,17 @@ class Encoder(nn.Module):
         return Encoder(backbone, input_format, pooling, normalize, projection).eval()
 
     @staticmethod
-    def load(folder: str | Path, dtype: LoadType = "auto") -> "Encoder":
-        """The encoder of a directory written by `save`.
+    def load(folder: str | Path, dtype: LoadType = "auto", full_proof: bool = False) -> "Encoder":
+        """The encoder of a directory written by `save`, with the vectors that were saved (see `artifact.read`).
 
         dtype  what the weights are held in; `auto`: as they are stored. On a CPU without 16-bit products, 16-bit weights
                are computed with in float32, a layer at a time
+        full_proof  prove the model again in any case, and open it whatever was changed since
+        raises      ValueError for another directory, weights that were changed, or other vectors than those saved with it
         """
         if dtype not in get_args(LoadType):
             raise InputError(f"dtype is {dtype!r}; weights are loaded as one of {', '.join(get_args(LoadType))}")
-        return Encoder._of(read(Path(folder), dtype))
+        return Encoder._of(read(Path(folder), dtype, full_proof))
 
     @staticmethod
     def _of(parts: Parts) -> "Encoder":

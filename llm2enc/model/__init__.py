@@ -17,17 +17,20 @@ from llm2enc.model.loading import (
     without_kernels,
 )
 from llm2enc.model.pooling import POOLERS, Pooler, pooled_edges
-from llm2enc.model.proof import prove
+from llm2enc.model.proof import TOLERANCE, Proof, installed, prove, proven, spot_check
 
 __all__ = [
     "POOLERS",
+    "TOLERANCE",
     "Backbone",
     "Pooler",
     "Projection",
+    "Proof",
     "decoder_layers",
     "emulated",
     "evaluating",
     "inspect",
+    "installed",
     "limits",
     "load_backbone",
     "load_config",
@@ -35,9 +38,11 @@ __all__ = [
     "naming_untrusted_code",
     "pooled_edges",
     "prove",
+    "proven",
     "quiet",
     "resolve",
     "skeleton",
+    "spot_check",
     "text_config",
     "weights_fingerprint",
     "without_kernels",

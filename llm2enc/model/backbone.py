@@ -31,6 +31,8 @@ from llm2enc.text import Tokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from llm2enc.model.proof import Proof
 from llm2enc.model.families import families, one_sided_by_config, text_config
 
 Route = Literal["packed", "mask", "alone"]
@@ -54,6 +56,7 @@ class Backbone(nn.Module):
         attention.register()
         self.model = model
         self.bidirectional = bidirectional
+        self.proof: Proof | None = None  # the last one, which is of the weights it names
         self._peft: list[Any] = []  # PEFT's wrapper while an adapter trains; in a list, so that it is no submodule
         self._outline: list[Backbone] = []  # this backbone without its layers' weights, while processes share them
         self._convert()

@@ -71,7 +71,7 @@ def verify(
     rows = [files.check(folder, facts)] if "files" in wanted else []
     started = time.perf_counter()
     try:
-        reopened = Encoder.load(folder)
+        reopened = Encoder.load(folder, full_proof=encoder is None)  # proven when it was written, a moment ago
     except Exception as error:  # whatever was done to the directory: the report says that it can't be opened
         text = " ".join(str(error).split())
         again = "write the directory again with the encoder it came from"
