@@ -19,7 +19,7 @@ from llm2enc.planning.fake_profiler import Costs, Simulation
 from llm2enc.planning.measured import tokens_per_second
 from llm2enc.planning.memory import SAFE, Memory, Sizes, kept, memory, sizes
 from llm2enc.planning.workload import Workload
-from llm2enc.recipe import LoraSpec, Recipe, Stage
+from llm2enc.recipe import Recipe, Stage
 from llm2enc.text import InputFormat
 from llm2enc.training import idle
 
@@ -133,7 +133,7 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
 
 
 class _Planner:
-    """One stage. The backbone is built anew: a stage starts from merged weights."""
+    """One stage. The backbone is built anew: an adapter that goes on from stage to stage counts as a fresh one."""
 
     def __init__(self, recipe: Recipe, index: int, stage: Stage, load: Workload, devices: Devices):
         self.recipe, self.index, self.stage, self.load, self.devices = recipe, index, stage, load, devices
@@ -141,7 +141,7 @@ class _Planner:
         if stage.trainable == "full":
             backbone.train_everything(head=stage.objective == "clm")
         else:
-            backbone.add_lora(stage.lora or LoraSpec(), recipe.seed)
+            backbone.add_lora(recipe.adapter_of(index), recipe.seed)
         backbone.set_attention_dropout(stage.attention_dropout)
         backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
         backbone.train()

@@ -7,7 +7,8 @@
       metrics.jsonl      one line per logged step
 
 Everything is written beside its place and renamed into it, so a killed run leaves the former state or the new one. An
-adapter means something on the weights it was trained on only: the fingerprint of its parent is stored and checked.
+adapter means something on the weights it was trained on only: the fingerprint of its parent is stored and checked. Where
+the next stage goes on with it, the adapter stays unmerged, and weights and adapter together are the parent.
 """
 
 import json
@@ -22,6 +23,7 @@ from torch import Tensor
 from llm2enc import distributed
 from llm2enc.distributed import Zero
 from llm2enc.model import Backbone
+from llm2enc.recipe import LoraSpec, Stage
 from llm2enc.storage import replace_text, sync, sync_one
 
 FULL, TRAINED, OPTIMIZER = "full.safetensors", "trained.safetensors", "optimizer.safetensors"
@@ -77,8 +79,20 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | 
     return facts["step"]
 
 
-def finish(folder: Path, backbone: Backbone, parent: str, facts: dict) -> None:
-    """Store what the stage trained, merge its adapter, and mark the folder finished. `parent`: the fingerprint before."""
+def put_adapter(backbone: Backbone, stage: Stage, seed: int) -> None:
+    """Give the backbone the adapter that a LoRA stage starts from: a fresh one, or the one it carries."""
+    if stage.lora == "continue":
+        backbone.continue_lora()
+    else:
+        backbone.add_lora(stage.lora or LoraSpec(), seed)
+
+
+def finish(folder: Path, backbone: Backbone, parent: str, facts: dict, keep_adapter: bool = False) -> None:
+    """Store what the stage trained, merge its adapter, and mark the folder finished.
+
+    parent        the fingerprint before, with the adapter that was there
+    keep_adapter  leave the adapter unmerged, for the next stage to go on with
+    """
     is_adapter = backbone.has_adapter
     if distributed.is_main():
         if is_adapter:
@@ -86,13 +100,13 @@ def finish(folder: Path, backbone: Backbone, parent: str, facts: dict) -> None:
         else:
             trained = {name: p.detach().contiguous() for name, p in backbone.trained().items()}
             save_file(trained, folder / FULL)
-    if is_adapter:
+    if is_adapter and not keep_adapter:
         backbone.merge_lora()
     backbone.model.requires_grad_(False)
     if distributed.is_main():
         # What the next line says is there must be there after a power cut too.
         (sync if is_adapter else sync_one)(folder / ("adapter" if is_adapter else FULL))
-        facts = {**facts, "parent": parent, "result": backbone.fingerprint()}
+        facts = {**facts, "parent": parent, "result": backbone.fingerprint(adapter=True)}
         replace_text(folder / "finished.json", json.dumps(facts, indent=1))
         tidy(folder)
     distributed.barrier()
@@ -108,13 +122,13 @@ def is_finished(folder: Path) -> bool:
     return (folder / "finished.json").is_file()
 
 
-def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
-    """Bring the backbone to the state after the finished stage of `folder`.
+def load_finished(folder: Path, backbone: Backbone, stage: Stage, seed: int, keep_adapter: bool = False) -> None:
+    """Bring the backbone to the state after the finished stage of `folder`; `keep_adapter` as for `finish`.
 
     ValueError if the weights are not those the stage was trained on, or do not become those it produced.
     """
     facts = json.loads((folder / "finished.json").read_text())
-    parent = backbone.fingerprint()
+    parent = backbone.fingerprint(adapter=True)
     if parent != facts["parent"]:
         raise ValueError(
             f"{folder} was trained on weights {facts['parent'][:12]}, but these are {parent[:12]}: another base model, or "
@@ -127,11 +141,12 @@ def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
             for name, tensor in state.items():
                 parameters[name].copy_(tensor)
     else:
-        backbone.add_lora(stage.lora, seed)
+        put_adapter(backbone, stage, seed)
         backbone.load_adapter(folder / "adapter")
-        backbone.merge_lora()
+        if not keep_adapter:
+            backbone.merge_lora()
     backbone.model.requires_grad_(False)
-    if backbone.fingerprint() != facts["result"]:
+    if backbone.fingerprint(adapter=True) != facts["result"]:
         raise ValueError(f"{folder}: the weights after this stage are not those it produced; its files are damaged")
 
 

@@ -23,7 +23,7 @@ import torch
 from llm2enc import distributed
 from llm2enc.encoding import Encoder
 from llm2enc.model import emulated
-from llm2enc.recipe import LoraSpec, Stage, Tracking
+from llm2enc.recipe import Stage, Tracking
 from llm2enc.storage import replace_text
 from llm2enc.training import checkpoint
 from llm2enc.training.checks import Guard, NotFinite, NothingLearnt, check_finite
@@ -47,8 +47,17 @@ def learning_rate(step: int, stage: Stage) -> float:
     return stage.lr * factor[stage.schedule]
 
 
-def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tracking | None = None) -> None:
+def train(
+    encoder: Encoder,
+    stage: Stage,
+    folder: Path,
+    seed: int,
+    tracking: Tracking | None = None,
+    keep_adapter: bool = False,
+) -> None:
     """Train the encoder for one stage, in place; afterwards its adapter is merged and `folder` is finished.
+
+    keep_adapter  leave the adapter unmerged, for a stage with `lora: continue`
 
     A checkpoint in `folder` is resumed. Raises Interrupted, NotFinite, NothingLearnt, or ValueError for data the stage
     can't use.
@@ -57,7 +66,7 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     folder.mkdir(parents=True, exist_ok=True)
     objective, backbone = OBJECTIVES[stage.objective], encoder.backbone
     _check_processes(stage)
-    parent = backbone.fingerprint()
+    parent = backbone.fingerprint(adapter=True)
     _prepare(encoder, stage, seed)
     parameters = list(backbone.trained().values())
     optimizer = _optimizer(stage, parameters)
@@ -101,7 +110,8 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
         raise KeyboardInterrupt
     _restore(encoder)
-    checkpoint.finish(folder, backbone, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
+    done = {"objective": stage.objective, "steps": stage.steps, "seed": seed}
+    checkpoint.finish(folder, backbone, parent, done, keep_adapter)
 
 
 def precision(stage: Stage, encoder: Encoder) -> torch.autocast:
@@ -132,7 +142,7 @@ def _prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     if stage.trainable == "full":
         backbone.train_everything(head=stage.objective == "clm")
     else:
-        backbone.add_lora(stage.lora or LoraSpec(), seed)
+        checkpoint.put_adapter(backbone, stage, seed)
     if stage.objective in ("clm", "mntp") and not backbone.has_head:
         raise ValueError(
             f"a {stage.objective} stage predicts tokens, but this model has no language-model head; start from the causal "
