@@ -92,7 +92,8 @@ def write(run: Path, folder: Path) -> list[Path]:
     recipe = load_recipe(str(run / "recipe.yaml"))
     folders = _folders(run, recipe)
     _check_target(folder, _finished(folders[-1])["result"])
-    tensors = stack([_stage(stage) for stage in folders])
+    # An adapter that the next stage goes on with is in that one's already.
+    tensors = stack([_stage(stage) for index, stage in enumerate(folders) if not recipe.adapter_goes_on(index)])
     names = _names(recipe)
     unknown = sorted({module for module, _ in tensors} - names.trunk)
     if unknown:

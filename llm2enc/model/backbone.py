@@ -226,6 +226,14 @@ class Backbone(nn.Module):
                 layer.forward = partial(_lora_linear, layer)
         self.train(self.training)  # PEFT's new layers come in training mode, their dropout included
 
+    def continue_lora(self) -> None:
+        """Train the adapter that is there on; everything else is frozen. ValueError if there is none."""
+        if not self.has_adapter:
+            raise InputError("`lora: continue` has nothing to go on with: the model carries no adapter")
+        self.model.requires_grad_(False)
+        for name, parameter in self.trunk.named_parameters():
+            parameter.requires_grad_(".lora_" in name)
+
     def train_everything(self, head: bool) -> None:
         """All weights get a gradient; those of an untied head only with `head`."""
         if any(parameter.dtype != torch.float32 for parameter in self.trunk.parameters()):

@@ -47,6 +47,6 @@ def orthogonal(rows: int, columns: int, seed: int) -> Tensor:
 
 
 def weights_fingerprint(backbone: Backbone, head: nn.Module | None) -> str:
-    """SHA-256 of an encoder's weights: the backbone's own fingerprint where there is no head."""
-    own = backbone.fingerprint()
+    """SHA-256 of an encoder's weights, adapter and head included; the backbone's fingerprint where there are none."""
+    own = backbone.fingerprint(adapter=True)
     return own if head is None else hashlib.sha256((own + digest(head.state_dict())).encode()).hexdigest()

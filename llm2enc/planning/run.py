@@ -134,12 +134,14 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
 
 
 class _Planner:
-    """One stage. The backbone is built anew: a stage starts from merged weights."""
+    """One stage. The backbone is built anew: an adapter that goes on from stage to stage counts as a fresh one."""
 
     def __init__(self, recipe: Recipe, index: int, stage: Stage, load: Workload, devices: Devices):
         self.recipe, self.index, self.stage, self.load, self.devices = recipe, index, stage, load, devices
         backbone = Backbone(_skeleton(recipe), recipe.model.attention == "bidirectional")
-        prepare_backbone(backbone, stage, recipe.seed)
+        # An adapter that goes on has the shape of the one before.
+        shape = {} if stage.trainable == "full" else {"lora": recipe.adapter_of(index)}
+        prepare_backbone(backbone, stage.model_copy(update=shape), recipe.seed)
         self.size = sizes(backbone, devices.count, stage.strategy == "fsdp")
         self.trained = sum(parameter.numel() for parameter in backbone.trained().values())
         self.simulation = Simulation(backbone)

@@ -8,7 +8,8 @@
       metrics.jsonl      one line per logged step
 
 Everything is written beside its place and renamed into it, so a killed run leaves the former state or the new one. An
-adapter means something on the weights it was trained on only: the fingerprint of its parent is stored and checked.
+adapter means something on the weights it was trained on only: the fingerprint of its parent is stored and checked. Where
+the next stage goes on with it, the adapter stays unmerged, and weights and adapter together are the parent.
 """
 
 import json
@@ -25,6 +26,8 @@ from llm2enc import distributed
 from llm2enc.distributed import Zero
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
+from llm2enc.model import Backbone
+from llm2enc.recipe import LoraSpec, Stage
 from llm2enc.storage import replace_text, sync, sync_one
 
 FULL, HEAD = "full.safetensors", "head.safetensors"
@@ -83,8 +86,20 @@ def resume(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer | Ze
     return facts["step"]
 
 
-def finish(folder: Path, encoder: Encoder, parent: str, facts: dict) -> None:
-    """Store what the stage trained, merge its adapter, and mark the folder finished. `parent`: the fingerprint before."""
+def put_adapter(backbone: Backbone, stage: Stage, seed: int) -> None:
+    """Give the backbone the adapter that a LoRA stage starts from: a fresh one, or the one it carries."""
+    if stage.lora == "continue":
+        backbone.continue_lora()
+    else:
+        backbone.add_lora(stage.lora or LoraSpec(), seed)
+
+
+def finish(folder: Path, encoder: Encoder, parent: str, facts: dict, keep_adapter: bool = False) -> None:
+    """Store what the stage trained, merge its adapter, and mark the folder finished.
+
+    parent        the fingerprint before, with the adapter that was there
+    keep_adapter  leave the adapter unmerged, for the next stage to go on with
+    """
     backbone, head = encoder.backbone, encoder.head
     is_adapter = backbone.has_adapter
     trains_head = head is not None and any(parameter.requires_grad for parameter in head.parameters())
@@ -96,7 +111,7 @@ def finish(folder: Path, encoder: Encoder, parent: str, facts: dict) -> None:
             save_file(trained, folder / FULL)
         if trains_head:
             save_file(head.state_dict(), folder / HEAD)
-    if is_adapter:
+    if is_adapter and not keep_adapter:
         backbone.merge_lora()
     encoder.requires_grad_(False)
     if distributed.is_main():
@@ -120,8 +135,8 @@ def is_finished(folder: Path) -> bool:
     return (folder / "finished.json").is_file()
 
 
-def load_finished(folder: Path, encoder: Encoder, stage, seed: int) -> None:
-    """Bring the encoder to the state after the finished stage of `folder`.
+def load_finished(folder: Path, encoder: Encoder, stage: Stage, seed: int, keep_adapter: bool = False) -> None:
+    """Bring the encoder to the state after the finished stage of `folder`; `keep_adapter` as for `finish`.
 
     ValueError if the weights are not those the stage was trained on, or do not become those it produced.
     """
@@ -141,9 +156,10 @@ def load_finished(folder: Path, encoder: Encoder, stage, seed: int) -> None:
             for name, tensor in state.items():
                 parameters[name].copy_(tensor)
     else:
-        backbone.add_lora(stage.lora, seed)
+        put_adapter(backbone, stage, seed)
         backbone.load_adapter(folder / "adapter")
-        backbone.merge_lora()
+        if not keep_adapter:
+            backbone.merge_lora()
     if (folder / HEAD).exists():
         encoder.head.load_state_dict(load_file(folder / HEAD))
     encoder.requires_grad_(False)

@@ -8,7 +8,8 @@ from llm2enc import distributed
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.model import Backbone
-from llm2enc.recipe import LoraSpec, Stage
+from llm2enc.recipe import Stage
+from llm2enc.training.checkpoint import put_adapter
 from llm2enc.training.microbatch import idle
 from llm2enc.training.objectives import OBJECTIVES
 
@@ -49,7 +50,7 @@ def prepare_backbone(backbone: Backbone, stage: Stage, seed: int) -> None:
     if stage.trainable == "full":
         backbone.train_everything(head=objective.trains_head)
     else:
-        backbone.add_lora(stage.lora or LoraSpec(), seed)
+        put_adapter(backbone, stage, seed)
     if objective.predicts_tokens and not backbone.has_head:
         raise InputError(
             f"a {stage.objective} stage predicts tokens, but this model has no language-model head; start from the causal "

@@ -38,8 +38,17 @@ def learning_rate(step: int, stage: Stage) -> float:
     return stage.lr * factor[stage.schedule]
 
 
-def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tracking | None = None) -> None:
+def train(
+    encoder: Encoder,
+    stage: Stage,
+    folder: Path,
+    seed: int,
+    tracking: Tracking | None = None,
+    keep_adapter: bool = False,
+) -> None:
     """Train the encoder for one stage, in place; afterwards its adapter is merged and `folder` is finished.
+
+    keep_adapter  leave the adapter unmerged, for a stage with `lora: continue`
 
     A checkpoint in `folder` is resumed. Raises Interrupted, NotFinite, NothingLearnt, or ValueError for data the stage
     can't use.
@@ -90,7 +99,8 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
     if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
         raise KeyboardInterrupt
     restore(encoder)
-    checkpoint.finish(folder, encoder, parent, {"objective": stage.objective, "steps": stage.steps, "seed": seed})
+    done = {"objective": stage.objective, "steps": stage.steps, "seed": seed}
+    checkpoint.finish(folder, encoder, parent, done, keep_adapter)
 
 
 def precision(stage: Stage, encoder: Encoder) -> torch.autocast:
