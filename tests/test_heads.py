@@ -224,12 +224,14 @@ def test_damage_to_the_weights_of_a_head_is_named(tmp_path: Path) -> None:
     save_file({**state, "linear.weight": state["linear.weight"] + 1}, path)
     (row,) = verify(tmp_path / "model", ["llm2enc"]).rows[:1]
     assert "fingerprint" in row.note
+    with pytest.raises(ValueError, match=r"2_Dense/model\.safetensors is not the file that was written"):
+        Encoder.load(tmp_path / "model")
     save_file({"linear.weight": state["linear.weight"][:5]}, path)
     with pytest.raises(ValueError, match=r"llm2enc\.json says"):
-        Encoder.load(tmp_path / "model")
+        Encoder.load(tmp_path / "model", full_proof=True)
     path.unlink()
     with pytest.raises(ValueError, match="copy the whole directory"):
-        Encoder.load(tmp_path / "model")
+        Encoder.load(tmp_path / "model", full_proof=True)
 
 
 @pytest.mark.parametrize(

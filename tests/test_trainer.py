@@ -233,13 +233,13 @@ def test_a_continued_stage_resumes_to_the_bit(tmp_path: Path) -> None:
         stop_after(patch, 9, interrupt)
         train_two(make_encoder(), tmp_path / "parts", first, second)
     parts = make_encoder()
-    checkpoint.load_finished(tmp_path / "parts" / "0", parts.backbone, first, 3, keep_adapter=True)
+    checkpoint.load_finished(tmp_path / "parts" / "0", parts, first, 3, keep_adapter=True)
     train(parts, second, tmp_path / "parts" / "1", seed=3)
     assert_same(weights(parts), whole)
     assert log(tmp_path / "parts" / "1") == log(tmp_path / "whole" / "1")
     loaded = make_encoder()
-    checkpoint.load_finished(tmp_path / "parts" / "0", loaded.backbone, first, 3, keep_adapter=True)
-    checkpoint.load_finished(tmp_path / "parts" / "1", loaded.backbone, second, 3)
+    checkpoint.load_finished(tmp_path / "parts" / "0", loaded, first, 3, keep_adapter=True)
+    checkpoint.load_finished(tmp_path / "parts" / "1", loaded, second, 3)
     assert_same(weights(loaded), whole)
 
 

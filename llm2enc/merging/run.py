@@ -91,7 +91,7 @@ def merge(
                 folder / dense.DENSE,
                 lambda name: _merged([head[name] for head in heads], shares, method, None, 0.0),
             )
-        Encoder.load(folder).save(out, merge=record)
+        Encoder.load(folder, full_proof=True).save(out, merge=record)  # its weights are not those that it records
     return record
 
 
