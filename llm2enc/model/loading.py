@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from llm2enc.errors import CannotConvert, InputError, explained
@@ -20,7 +21,7 @@ from llm2enc.model.backbone import Backbone
 from llm2enc.model.families import one_sided_by_config, refusal, text_config
 
 # What transformers raises over a config.json with values of the wrong kind.
-_BAD_FILES = (ValueError, TypeError, KeyError, AttributeError)
+_BAD_FILES = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
 _REMEDY = "give a causal language model whose files are whole, with weights in safetensors"
 
 
