@@ -1,6 +1,7 @@
 """Imports point one way: a package knows only those below it, by their faces, and each dependency has its owners."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,18 @@ def test_a_face_promises_what_it_imports(name: str) -> None:
 def test_each_dependency_has_its_owners(path: Path) -> None:
     for dependency, owners in OWNERS.items():
         assert package(path) in owners or not names(path, dependency), f"{path}: {dependency} belongs to {owners}"
+
+
+BY_NAME = re.compile(  # what `OBJECTIVES` and `Batch` answer
+    r"stage\.objective\s*(in\b|not in\b|==|!=)|isinstance\([^()]*Stage\b[^()]*\)|(has|get)attr\((batch|stage)\b"
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_objectives_and_recipes_ask_for_the_name_of_an_objective(path: Path) -> None:
+    if "objectives" not in path.parts[len(ROOT.parts) :] and package(path) != "recipe":
+        found = BY_NAME.search(path.read_text(encoding="utf-8"))
+        assert found is None, f"{path}: {found[0]}: ask its record in `OBJECTIVES`, or the batch's `describe()`"
 
 
 @pytest.mark.parametrize(

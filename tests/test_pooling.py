@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm2enc.model import POOLERS, pooled_edges
+from llm2enc.model import POOLERS, needed_rows, pooled_edges
 from llm2enc.recipe import Pooling
 
 # Texts of 4, 1 and 3 tokens; the pool has holes at the start, in the middle and at the end.
@@ -44,6 +44,13 @@ def test_last_and_first_skip_tokens_at_the_ends_that_are_not_pooled() -> None:
     assert starts.tolist() == [1, 4, 6]
     assert ends.tolist() == [1, 4, 6]
     assert [edge.tolist() for edge in pooled_edges(POOL, LENGTHS)] == [[1, 4, 5], [3, 4, 7]]
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_needed_rows_are_those_that_change_a_vector(name: str) -> None:
+    hidden = HIDDEN.clone().requires_grad_()
+    POOLERS[name](hidden, POOL, LENGTHS).sum().backward()
+    assert needed_rows(name, POOL, LENGTHS).tolist() == (hidden.grad != 0).any(1).tolist()
 
 
 def test_a_bfloat16_mean_of_500_tokens_is_exact() -> None:
