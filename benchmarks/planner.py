@@ -86,19 +86,15 @@ def _backbone(name: str, device: str):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from llm2enc.model import Backbone
+    from llm2enc.training import prepare_backbone
 
     fields, stage, _ = _resolved(name)
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields), dtype=torch.float32)
     made = Backbone(model, bidirectional=True)
-    if stage.trainable == "full":
-        made.train_everything(head=stage.objective == "clm")
-    else:
-        made.add_lora(stage.lora, 0)
-    made.set_attention_dropout(stage.attention_dropout)
-    made.set_gradient_checkpointing(stage.gradient_checkpointing)
-    return made.train()
+    prepare_backbone(made, stage, seed=0)
+    return made
 
 
 def _resolved(name: str):

@@ -44,7 +44,7 @@ from llm2enc.recipe import (
     Stage,
 )
 from llm2enc.text import InputFormat
-from llm2enc.training import OBJECTIVES
+from llm2enc.training import OBJECTIVES, prepare_backbone
 from llm2enc.training.trainer import precision
 
 ROWS = 9  # one more than 2, 4 or 8 processes share evenly
@@ -133,15 +133,11 @@ def step(stage: Stage, strategy: str) -> Step:
     half = stage.precision == "bfloat16"  # of an adapter also the weights below it are
     encoder = make_encoder(torch.bfloat16 if half and stage.trainable == "lora" else torch.float32)
     backbone = encoder.backbone
-    if stage.trainable == "full":
-        backbone.train_everything(head=stage.objective == "clm")
-    else:
-        backbone.add_lora(stage.lora, seed=0)
+    prepare_backbone(backbone, stage, seed=0)
+    if stage.trainable == "lora":
         with torch.no_grad():  # a fresh B is zero, and so would be the gradient of A
             for number, parameter in enumerate(backbone.trained().values()):
                 parameter.add_(0.02 * math.cos(number))
-    backbone.set_attention_dropout(stage.attention_dropout)
-    backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
     encoder.train()
     if strategy == "fsdp" and distributed.world_size() > 1:
         backbone.shard()

@@ -114,6 +114,18 @@ def test_each_dependency_has_its_owners(path: Path) -> None:
         assert package(path) in owners or not names(path, dependency), f"{path}: {dependency} belongs to {owners}"
 
 
+BY_NAME = re.compile(  # what `OBJECTIVES` and `Batch` answer
+    r"stage\.objective\s*(in\b|not in\b|==|!=)|isinstance\([^()]*Stage\b[^()]*\)|(has|get)attr\((batch|stage)\b"
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_objectives_and_recipes_ask_for_the_name_of_an_objective(path: Path) -> None:
+    if "objectives" not in path.parts[len(ROOT.parts) :] and package(path) != "recipe":
+        found = BY_NAME.search(path.read_text(encoding="utf-8"))
+        assert found is None, f"{path}: {found[0]}: ask its record in `OBJECTIVES`, or the batch's `describe()`"
+
+
 @pytest.mark.parametrize(
     "path",
     [path for path in [*FILES, ROOT / "errors.py"] if package(path) in ("errors.py", "recipe", "terminal", "cli")],
@@ -149,4 +161,6 @@ def test_errors_import_nothing_of_the_house() -> None:
 
 def test_no_error_is_known_by_its_name() -> None:
     for path in FILES:
-        assert not re.search(r"__name__ (==|!=|in|not in)\b|__name__ for .*__mro__", path.read_text(encoding="utf-8")), path
+        assert not re.search(
+            r"__name__ (==|!=|in|not in)\b|__name__ for .*__mro__", path.read_text(encoding="utf-8")
+        ), path

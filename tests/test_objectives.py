@@ -1,5 +1,6 @@
 """Objectives: layouts and masks by hand, losses against the models' own code, gradients for every way of splitting."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from conftest import assert_same, gradients, make_encoder, make_tokenizer, sente
 from llm2enc.data import Pair, RowBatch
 from llm2enc.encoding import Encoder
 from llm2enc.recipe import ClmStage, ContrastiveStage, FilesData, LoraSpec, MntpStage, SimcseStage
-from llm2enc.training import OBJECTIVES
+from llm2enc.training import OBJECTIVES, head_gradient, prepare_backbone
 from llm2enc.training.objectives import clm, contrastive, mntp, simcse
 
 DATA = (FilesData(kind="files", path="unused.txt"),)
@@ -41,6 +42,55 @@ def texts_of(batch) -> list[str]:
     lengths = tokens.lengths.tolist()
     parts = zip(tokens.ids.split(lengths), tokens.pool.split(lengths), strict=True)
     return [tokenizer.decode(ids[pool]) for ids, pool in parts]
+
+
+# -------------------------------------------------------------------------------------------------------------- records
+
+LONG_BLOCKS = list(np.random.default_rng(1).integers(10, 250, (40, 50)).astype(np.int32))
+EXAMPLES = {  # each row of contrastive has as many negatives as the stage takes
+    "clm": (ClmStage(objective="clm", block_tokens=50, **COMMON), LONG_BLOCKS),
+    "mntp": (MntpStage(objective="mntp", mask_rate=0.3, mask_policy="all", **COMMON), LONG_BLOCKS),
+    "simcse": (SimcseStage(objective="simcse", **COMMON), sentences(7)),
+    "contrastive": (
+        ContrastiveStage(objective="contrastive", **COMMON),
+        [pair("q0", "p0", "n0"), pair("q1", "p1", "n1")],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_record_says_what_the_objective_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, (stage, items), encoder = OBJECTIVES[name], EXAMPLES[name], make_encoder()
+    backbone = encoder.backbone
+    prepare_backbone(backbone, stage, seed=0)
+    batch = objective.collate(rows(items), stage, encoder.input_format, 0)
+    seen: list[bool | None] = []
+    heads: list[int] = []
+    hidden, logits = backbone.hidden, backbone.logits
+
+    def spied(tokens, causal=None, queries=None):
+        seen.append(causal)
+        return hidden(tokens, causal, queries)
+
+    monkeypatch.setattr(backbone, "hidden", spied)
+    monkeypatch.setattr(backbone, "logits", lambda states: heads.append(len(states)) or logits(states))
+    objective.backward(encoder, batch, stage)
+    assert set(seen) == {objective.causal} and bool(heads) == objective.predicts_tokens
+    assert isinstance(items[0], {"block": np.ndarray, "text": str, "pair": Pair}[objective.row])
+    if objective.predicts_tokens:
+        assert batch.num_targets / batch.num_tokens == pytest.approx(objective.predicted_share(stage), abs=0.03)
+        assert batch.describe() == {"predicted tokens per batch": f"{batch.num_targets:,}"}
+    else:
+        assert batch.split.total == len(items) * objective.vectors_per_row(stage)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_record_says_whether_full_training_includes_the_head(name: str) -> None:
+    stage = EXAMPLES[name][0].model_copy(update={"trainable": "full"})
+    backbone = make_encoder(tie_word_embeddings=False).backbone
+    prepare_backbone(backbone, stage, seed=0)
+    assert any("lm_head" in parameter for parameter in backbone.trained()) == OBJECTIVES[name].trains_head
+    assert OBJECTIVES[name].trains_head == (name == "clm")
 
 
 # ---------------------------------------------------------------------------------------------------------- contrastive
@@ -340,6 +390,23 @@ def test_no_split_changes_the_gradient(objective: str, checkpointing: bool) -> N
             _, again, found = token_run(encoder, smaller)
             assert again.item() == pytest.approx(value.item(), rel=1e-6)
             assert_same(found, expected, 1e-5)
+
+
+def test_a_slice_of_logits_is_gone_before_the_next_one_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = make_encoder().backbone
+    made: list[weakref.ref] = []
+    logits = backbone.logits
+
+    def watched(states: torch.Tensor) -> torch.Tensor:
+        assert not any(one() is not None for one in made)
+        found = logits(states)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(backbone, "logits", watched)
+    states = torch.randn(10, backbone.width, generator=torch.Generator().manual_seed(0))
+    head_gradient(backbone, states, torch.arange(10), 1.0, logit_rows=4, overwrite=True)
+    assert len(made) == 3
 
 
 def test_the_head_and_the_embeddings_rest_under_lora() -> None:

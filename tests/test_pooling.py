@@ -103,6 +103,13 @@ def test_last_and_first_skip_tokens_at_the_ends_that_are_not_pooled() -> None:
     assert [edge.tolist() for edge in pooled_edges(POOL, LENGTHS)] == [[1, 4, 5], [3, 4, 7]]
 
 
+@pytest.mark.parametrize("name", BY_HAND)
+def test_needed_rows_are_those_that_change_a_vector(name: str) -> None:
+    hidden = HIDDEN.clone().requires_grad_()
+    POOLERS[name].function(hidden, POOL, LENGTHS).sum().backward()
+    assert POOLERS[name].needed(POOL, LENGTHS).tolist() == (hidden.grad != 0).any(1).tolist()
+
+
 def test_a_bfloat16_mean_of_500_tokens_is_exact() -> None:
     """Summed in bfloat16, 500 ones stop at 256."""
     hidden = torch.ones(501, 2, dtype=torch.bfloat16)

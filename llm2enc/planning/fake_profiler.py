@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from llm2enc.errors import InputError
 from llm2enc.losses import info_nce
 from llm2enc.model import POOLERS, Backbone, decoder_layers
+from llm2enc.planning.layers import Layers
 from llm2enc.planning.meter import Meter, as_on_cuda
 from llm2enc.text import Tokens
 from llm2enc.training import head_gradient
@@ -271,49 +272,3 @@ def _is_linear(logits: Tensor) -> bool:
             return False
         node = node.next_functions[0][0]
     return False
-
-
-class Layers:
-    """The decoder layers of a trunk by kind.
-
-    first     numbers of the layers that always run: two of each kind, and the last one, which may skip tokens
-    repeated  for each kind with more layers: the number of the third, of the second, and how many there are from it on
-    """
-
-    def __init__(self, trunk: nn.Module):
-        self.trunk = trunk
-        found = decoder_layers(trunk)
-        self.count = len(found)
-        owner, _, self.name = found[0][0].rpartition(".")[0].rpartition(".")
-        self.owner = trunk.get_submodule(owner)
-        self.types = getattr(trunk.config, "layer_types", None)
-        members: dict[tuple, list[int]] = {}
-        for number, (_, layer) in enumerate(found[:-1]):
-            members.setdefault(self._kind(number, layer), []).append(number)
-        # Kind by kind, not mixed as in the model: what a further layer adds is then that layer's, and no other's.
-        self.order = [number for group in members.values() for number in group] + [self.count - 1]
-        self.first = [*(number for group in members.values() for number in group[:2]), self.count - 1]
-        self.repeated = [(group[2], group[1], len(group) - 2) for group in members.values() if len(group) > 2]
-        in_a_list = isinstance(getattr(self.owner, self.name, None), nn.ModuleList)
-        if not in_a_list or not isinstance(getattr(trunk.config, "num_hidden_layers", None), int):
-            self.repeated = []  # it can't be made shorter
-
-    def _kind(self, number: int, layer: nn.Module) -> tuple:
-        shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
-        return type(layer), self.types[number] if self.types else None, shapes
-
-    @contextmanager
-    def only(self, numbers: list[int]) -> Iterator[None]:
-        """Inside, the trunk has these layers."""
-        config, all_layers = self.trunk.config, getattr(self.owner, self.name)
-        setattr(self.owner, self.name, nn.ModuleList(all_layers[number] for number in numbers))
-        config.num_hidden_layers = len(numbers)
-        if self.types:
-            config.layer_types = [self.types[number] for number in numbers]
-        try:
-            yield
-        finally:
-            setattr(self.owner, self.name, all_layers)
-            config.num_hidden_layers = self.count
-            if self.types:
-                config.layer_types = self.types
