@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from llm2enc.model import Backbone, load_tokenizer, skeleton
+from llm2enc.encoding import Encoder
+from llm2enc.model import Backbone, Projection, load_tokenizer, skeleton
 from llm2enc.planning import workload as workloads
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, Simulation
@@ -114,9 +116,9 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
         load = workloads.of_stage(stage, recipe.input, input_format, recipe.seed)
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
         stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
-    backbone = Backbone(model, recipe.model.attention == "bidirectional")
+    encoder = _encoder(recipe, Backbone(model, recipe.model.attention == "bidirectional"))
     here = recipe.model.weights == "random" or recipe.model.name == "pocket" or Path(recipe.model.name).exists()
-    exported = _bytes(backbone.trunk)
+    exported = _bytes(encoder.backbone.trunk) + (_bytes(encoder.head) if encoder.head else 0)
     download = 0 if here else _bytes(model)
     checkpoints = max((2 * stage.checkpoint for stage in stages), default=0)
     return Plan(
@@ -144,14 +146,15 @@ class _Planner:
             backbone.add_lora(stage.lora or LoraSpec(), recipe.seed)
         backbone.set_attention_dropout(stage.attention_dropout)
         backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
-        backbone.train()
-        self.size = self._sizes(backbone)
-        self.trained = sum(parameter.numel() for parameter in backbone.trained().values())
-        self.simulation = Simulation(backbone)
+        encoder = _encoder(recipe, backbone).train()
+        if encoder.head is not None:
+            encoder.head.requires_grad_(stage.objective not in ("clm", "mntp"))
+        self.size = self._sizes(encoder)
+        self.trained = sum(parameter.numel() for parameter in encoder.trained().values())
+        self.simulation = Simulation(encoder)
         self.limit = int(SAFE * devices.memory)
 
     def plan(self, share: float, speed: float | None) -> StagePlan:
-        size = self.size
         found, costs, largest = self._memory()
         safe, whole = self._safe(found)
         fits = found.peak <= self.limit
@@ -160,7 +163,6 @@ class _Planner:
         peak = self._peak()
         if speed is not None:
             share = flops / self.load.tokens * speed / peak
-        finished = size.adapter or 4 * self.trained
         return StagePlan(
             name=f"{self.index}-{self.stage.objective}",
             trained=self.trained,
@@ -180,12 +182,12 @@ class _Planner:
             share=share,
             seconds=busiest / (peak * share) * self.stage.steps,
             checkpoint=3 * self.trained * 4,
-            finished=finished,
+            finished=4 * self.trained,
             remedies=() if fits else tuple(self._remedies(safe)),
         )
 
-    def _sizes(self, backbone: Backbone) -> Sizes:
-        return sizes(backbone, self.devices.count, self.stage.strategy == "fsdp")
+    def _sizes(self, encoder: Encoder) -> Sizes:
+        return sizes(encoder, self.devices.count, self.stage.strategy == "fsdp")
 
     def _memory(self, max_tokens: int | None = None):
         return memory(self.stage, self.simulation, self.size, self.load, self.devices, self.recipe.pooling, max_tokens)
@@ -241,7 +243,7 @@ class _Planner:
             found = self._memory()[0].peak
             yield f"--set {path}.gradient_checkpointing=true ({gib(found)}, which {self._verdict(found)})"
         if processes > 1 and self.stage.strategy == "ddp":
-            self.size = sizes(self.simulation.backbone, processes, sharded=True)
+            self.size = sizes(self.simulation.encoder, processes, sharded=True)
             found = self._memory()[0].peak
             yield f"--set {path}.strategy=fsdp (with it {gib(found)}, which {self._verdict(found)})"
         if self.stage.trainable == "full":
@@ -281,6 +283,13 @@ def _skeleton(recipe: Recipe):
             f"no config.json for {recipe.model.name!r}: only that file is needed to plan, no weights. Give a directory with "
             f"it, or the file itself: --set model.name=path/to/config.json ({reason})"
         ) from None
+
+
+def _encoder(recipe: Recipe, backbone: Backbone) -> Encoder:
+    """The recipe's encoder around a backbone without weights; it reads tokens only."""
+    with torch.device("meta"):
+        head = None if recipe.head is None else Projection(backbone.width, recipe.head)
+    return Encoder(backbone, None, recipe.pooling, recipe.normalize, head)
 
 
 def _input_format(recipe: Recipe) -> tuple[InputFormat | None, str]:
