@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 
 from llm2enc.cli.app import app
 from llm2enc.encoding import Encoder
-from llm2enc.model import Backbone, skeleton
+from llm2enc.model import Backbone, Projection, skeleton
 from llm2enc.planning import parse, plan
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, Setting, Simulation
 from llm2enc.planning.measured import tokens_per_second
 from llm2enc.planning.memory import sizes
 from llm2enc.planning.workload import Workload, of_stage
-from llm2enc.recipe import LoraSpec, ModelSpec, load_recipe
+from llm2enc.recipe import LoraSpec, ModelSpec, ProjectionSpec, load_recipe
 from llm2enc.text import Tokens
 from llm2enc.training import checkpoint
 
@@ -62,6 +62,11 @@ def stage(objective: str = "simcse", **fields) -> dict:
     return shape | {"lora": {"r": 4}} | fields
 
 
+def around(backbone: Backbone) -> Encoder:
+    """An encoder that is given tokens, and needs no format."""
+    return Encoder(backbone, None, "mean")
+
+
 def as_if_run(simulation: Simulation, lengths: torch.Tensor, setting: Setting) -> Costs:
     """The costs of all layers, none left out."""
     found = simulation._run(lengths, setting)
@@ -84,7 +89,7 @@ def test_an_outline_has_the_parameters_and_the_adapter_of_the_model(model_type: 
         backbone.add_lora(LoraSpec(r=3, dropout=0.0), seed=0)
     shapes = [{name: tuple(p.shape) for name, p in backbone.trained().items()} for backbone in (real, planned)]
     assert shapes[0] == shapes[1] and shapes[0]
-    size = sizes(planned, 1, sharded=False)
+    size = sizes(around(planned), 1, sharded=False)
     assert size.weights + size.adapter == sum(p.numel() * p.element_size() for p in real.parameters())
     assert size.adapter == size.trained == 4 * sum(p.numel() for p in real.trained().values())
 
@@ -93,7 +98,7 @@ def test_sharded_layers_are_divided_and_the_rest_is_not() -> None:
     backbone = make_backbone()
     backbone.train_everything(head=False)
     layers = 4 * sum(p.numel() for layer in backbone.trunk.layers for p in layer.parameters())
-    alone, four = sizes(backbone, 1, sharded=True), sizes(backbone, 4, sharded=True)
+    alone, four = sizes(around(backbone), 1, sharded=True), sizes(around(backbone), 4, sharded=True)
     assert alone.whole == alone.gathered == 0 and four.whole == layers
     assert four.weights == alone.weights - layers * 3 // 4
     assert four.trained == alone.trained - layers * 3 // 4 and four.replicated == alone.trained - layers
@@ -108,7 +113,7 @@ def test_operations_of_full_training_are_six_per_weight_and_token() -> None:
     backbone.train_everything(head=False)
     weights = sum(p.numel() for p in backbone.trunk.layers.parameters() if p.dim() == 2)
     tokens, heads, width, layers = int(LENGTHS.sum()), 4, 8, 2
-    found = Simulation(backbone).costs(LENGTHS, MEAN)
+    found = Simulation(around(backbone)).costs(LENGTHS, MEAN)
     assert found.forward_flops == 2 * weights * tokens and found.flops == 6 * weights * tokens
     # Scores and weighted values forwards; backwards these again from both sides, and the scores once more.
     products = 2 * tokens * 16 * heads * width * layers
@@ -124,7 +129,7 @@ def test_operations_with_an_adapter_are_those_of_a_real_step(checkpointing: bool
     tokens = Tokens.from_blocks(torch.randint(300, (6, 16)))
     with FlopCounterMode(display=False) as counter:  # it does not know the attention of CPUs
         backbone.hidden(tokens).sum().backward()
-    assert Simulation(backbone).costs(LENGTHS, MEAN).flops == counter.get_total_flops()
+    assert Simulation(around(backbone)).costs(LENGTHS, MEAN).flops == counter.get_total_flops()
 
 
 # ---------------------------------------------------------------------------------------------------------------- memory
@@ -153,7 +158,7 @@ def test_activations_are_what_autograd_keeps_of_a_real_pass(full: bool, autocast
     with torch.autocast("cpu", torch.bfloat16, autocast), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         states = backbone.hidden(tokens)
     known = sum(kept.values()) + (0 if states.untyped_storage().data_ptr() in kept else states.nbytes)
-    found = Simulation(backbone).costs(LENGTHS, Setting(autocast, False, False, "mean"))
+    found = Simulation(around(backbone)).costs(LENGTHS, Setting(autocast, False, False, "mean"))
     # Not in a graph: what pooling keeps, ids, positions and masks, a few bytes per token.
     assert known * 0.99 <= found.graph <= known + tokens.ids.numel() * (4 * 32 * 3 + 64)
 
@@ -175,7 +180,7 @@ def test_a_few_layers_say_what_many_take(kind: str) -> None:
     backbone.set_gradient_checkpointing(kind == "checkpointing")
     backbone.train()
     wanted = Setting(True, True, False, None, targets=0.25, logit_rows=8) if kind == "logits" else MEAN
-    simulation = Simulation(backbone)
+    simulation = Simulation(around(backbone))
     found, run = simulation.costs(LENGTHS, wanted), as_if_run(simulation, LENGTHS, wanted)
     if kind == "two kinds of layers":  # counted one kind after the other, so another layer may be at the peak
         assert found.backward == pytest.approx(run.backward, rel=0.02)
@@ -188,7 +193,7 @@ def test_checkpointing_and_fused_attention_take_less() -> None:
     backbone.add_lora(LoraSpec(r=4), 0)
     backbone.set_attention_dropout(0.3)
     backbone.train()
-    simulation = Simulation(backbone)
+    simulation = Simulation(around(backbone))
     plain = simulation.costs(LENGTHS, MEAN)
     fused = simulation.costs(LENGTHS, Setting(False, True, False, "mean"))
     # Per layer, head and pair of tokens: dropout's factors, the weights before it and after it, 4 bytes each; kept.
@@ -293,22 +298,43 @@ def test_work_is_cut_as_training_cuts_it() -> None:
     assert load.share(2) == 2 / 3 and load.share(3) == 1 / 3 and load.largest_shard == 14
 
 
-def test_checkpoints_and_finished_stages_have_the_planned_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", [None, ProjectionSpec(kind="projection", dimensions=24, bias=True)])
+def test_checkpoints_and_finished_stages_have_the_planned_size(head: ProjectionSpec | None, tmp_path: Path) -> None:
     backbone = make_backbone()
     recipe = recipe_of(folder_of(backbone.model.config, tmp_path), [stage()], dtype="float32")
-    found = plan(recipe, ONE).stages[0]
+    found = plan(recipe.model_copy(update={"head": head}), ONE).stages[0]
     backbone.add_lora(recipe.stages[0].lora, 0)
-    parameters = list(backbone.trained().values())
+    encoder = around(backbone)
+    encoder.head = Projection.fresh(backbone.width, head, 0) if head else None
+    parameters = list(encoder.trained().values())
+    assert found.trained == sum(parameter.numel() for parameter in parameters)
     optimizer = torch.optim.AdamW(parameters)
-    backbone.hidden(Tokens.from_blocks(torch.zeros(1, 4, dtype=torch.long))).sum().backward()
+    encoder(Tokens.from_blocks(torch.zeros(1, 4, dtype=torch.long))).sum().backward()
     optimizer.step()
-    checkpoint.save(tmp_path, 1, Encoder(backbone, None, "mean"), optimizer)
-    backbone.save_adapter(tmp_path / "adapter")
+    checkpoint.save(tmp_path, 1, encoder, optimizer)
     headers = 200 * 4 * len(parameters)  # names, shapes and places of at most so many bytes per tensor
     saved = sum(path.stat().st_size for path in (tmp_path / "checkpoint").iterdir())
+    checkpoint.finish(tmp_path, encoder, "", {})
     assert found.checkpoint <= saved <= found.checkpoint + headers
-    adapter = (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
-    assert found.finished <= adapter <= found.finished + headers
+    files = [tmp_path / "adapter" / "adapter_model.safetensors", *tmp_path.glob(checkpoint.HEAD)]
+    assert found.finished <= sum(path.stat().st_size for path in files) <= found.finished + headers
+
+
+def test_a_head_is_counted_where_it_trains(tmp_path: Path) -> None:
+    folder = folder_of(make_backbone().model.config, tmp_path)
+    recipe = recipe_of(folder, [stage("clm", trainable="full", lora=None), stage()], dtype="float32")
+    with_head = recipe.model_copy(update={"head": ProjectionSpec(kind="projection", dimensions=24)})
+    plain, headed = plan(recipe, ONE), plan(with_head, ONE)
+    more = [there.trained - here.trained for here, there in zip(plain.stages, headed.stages, strict=True)]
+    assert more == [0, 24 * 32]
+    assert headed.exported - plain.exported == 4 * 24 * 32
+    weights = [
+        there.memory["weights"] - here.memory["weights"]
+        for here, there in zip(plain.stages, headed.stages, strict=True)
+    ]
+    assert weights == [4 * 24 * 32] * 2
+    vectors = [stages.stages[1].memory["vectors"] for stages in (plain, headed)]
+    assert vectors[1] < vectors[0], "24 dimensions take less than 32"
 
 
 def test_a_measured_speed_gives_the_time_and_the_share_of_the_peak(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.losses import info_nce
-from llm2enc.model import POOLERS, Backbone, decoder_layers
+from llm2enc.model import POOLERS, decoder_layers
 from llm2enc.planning.layers import Layers
 from llm2enc.planning.meter import Meter, as_on_cuda
 from llm2enc.text import Tokens
@@ -107,16 +107,16 @@ class _Reading:
 
 
 class Simulation:
-    """A backbone without weights. It is changed for good: only for counting."""
+    """An encoder without weights. It is changed for good: only for counting."""
 
-    def __init__(self, backbone: Backbone):
-        self.backbone = backbone
+    def __init__(self, encoder: Encoder):
+        self.encoder, self.backbone = encoder, encoder.backbone
         self.meter = Meter()
-        self.meter.adopt(backbone)
+        self.meter.adopt(encoder)
         self.known: dict[Any, Costs] = {}
         self._phase = ""
         self._reading = _Reading()
-        for number, (_, layer) in enumerate(decoder_layers(backbone.trunk)):
+        for number, (_, layer) in enumerate(decoder_layers(self.backbone.trunk)):
             layer.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
 
     def costs(self, lengths: Tensor, setting: Setting) -> Costs:
@@ -142,7 +142,7 @@ class Simulation:
     def loss(self, texts: int, queries: int) -> tuple[float, float, float]:
         """Bytes of all vectors of a step while mini-batches run a second time, the most during the contrastive loss, and
         its operations."""
-        meter, width = self.meter, self.backbone.width
+        meter, width = self.meter, self.encoder.dimensions
         start = meter.live
         meter.restart()
         parts = meter.like(torch.empty(texts, width, device="meta"))
@@ -165,9 +165,9 @@ class Simulation:
         return base.extended(longer)
 
     def _run(self, lengths: Tensor, setting: Setting) -> _Reading:
-        backbone, meter = self.backbone, self.meter
+        meter = self.meter
         tokens, queries = _tokens(lengths, setting)
-        trained = list(backbone.trained().values())
+        trained = list(self.encoder.trained().values())
         for parameter in trained:
             parameter.grad = meter.like(parameter) if setting.gradients else None
         overwrite = setting.pooling is None and self._plain_head
@@ -225,8 +225,7 @@ class Simulation:
         """What the rest of the step is given: vectors, or the states that predict."""
         if setting.pooling is None:
             return self.backbone.hidden(tokens, setting.causal, queries)[queries.nonzero()[:, 0]]
-        hidden = self.backbone.hidden(tokens, setting.causal, queries)
-        return POOLERS[setting.pooling].function(hidden, tokens.pool, tokens.lengths)
+        return self.encoder(tokens)
 
     @cached_property
     def _plain_head(self) -> bool:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llm2enc.model import Backbone, decoder_layers
+from llm2enc.encoding import Encoder
+from llm2enc.model import decoder_layers
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, Setting, Simulation
 from llm2enc.planning.workload import Workload
@@ -55,11 +56,11 @@ class Memory:
     phase: str
 
 
-def sizes(backbone: Backbone, processes: int, sharded: bool) -> Sizes:
-    """Of a backbone whose adapter, if any, is in place. Sharded: layers are spread over the processes, the rest is not."""
-    trained = list(backbone.trained().values())
-    adapter = {id(parameter) for parameter in trained} if backbone.has_adapter else set()
-    frozen = [parameter for parameter in backbone.parameters() if id(parameter) not in adapter]
+def sizes(encoder: Encoder, processes: int, sharded: bool) -> Sizes:
+    """Of an encoder whose adapter, if any, is in place. Sharded: layers are spread over the processes, the rest is not."""
+    backbone, trained = encoder.backbone, list(encoder.trained().values())
+    adapter = {id(parameter) for parameter in backbone.trained().values()} if backbone.has_adapter else set()
+    frozen = [parameter for parameter in encoder.parameters() if id(parameter) not in adapter]
     layers = [
         [parameter for parameter in layer.parameters() if id(parameter) not in adapter]
         for _, layer in decoder_layers(backbone.trunk)

@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.model import Backbone, load_tokenizer, skeleton
+from llm2enc.model import Backbone, Projection, load_tokenizer, skeleton
 from llm2enc.planning import workload as workloads
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, Simulation
@@ -22,7 +24,7 @@ from llm2enc.planning.memory import SAFE, Memory, memory, sizes
 from llm2enc.planning.workload import Workload
 from llm2enc.recipe import Recipe, Stage
 from llm2enc.text import InputFormat
-from llm2enc.training import OBJECTIVES, idle, kept_graphs, prepare_backbone
+from llm2enc.training import OBJECTIVES, idle, kept_graphs, prepare
 
 # Share of the devices' peak that a step reaches, if nobody has measured it: Llama 3 was trained at 38 to 43 % (The Llama 3
 # Herd of Models, arXiv 2407.21783, table 4). Short texts, small models and slow links reach less.
@@ -115,9 +117,9 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
         load = workloads.of_stage(stage, input_format.spec if input_format else recipe.input, input_format, recipe.seed)
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
         stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
-    backbone = Backbone(model, recipe.model.attention == "bidirectional")
+    encoder = _encoder(recipe, Backbone(model, recipe.model.attention == "bidirectional"))
     here = recipe.model.weights == "random" or recipe.model.name == "pocket" or Path(recipe.model.name).exists()
-    exported = _bytes(backbone.trunk)
+    exported = _bytes(encoder.backbone.trunk) + (_bytes(encoder.head) if encoder.head else 0)
     download = 0 if here else _bytes(model)
     checkpoints = max((2 * stage.checkpoint for stage in stages), default=0)
     return Plan(
@@ -139,16 +141,16 @@ class _Planner:
     def __init__(self, recipe: Recipe, index: int, stage: Stage, load: Workload, devices: Devices):
         self.recipe, self.index, self.stage, self.load, self.devices = recipe, index, stage, load, devices
         backbone = Backbone(_skeleton(recipe), recipe.model.attention == "bidirectional")
+        encoder = _encoder(recipe, backbone)
         # An adapter that goes on has the shape of the one before.
         shape = {} if stage.trainable == "full" else {"lora": recipe.adapter_of(index)}
-        prepare_backbone(backbone, stage.model_copy(update=shape), recipe.seed)
-        self.size = sizes(backbone, devices.count, stage.strategy == "fsdp")
-        self.trained = sum(parameter.numel() for parameter in backbone.trained().values())
-        self.simulation = Simulation(backbone)
+        prepare(encoder, stage.model_copy(update=shape), recipe.seed)
+        self.size = sizes(encoder, devices.count, stage.strategy == "fsdp")
+        self.trained = sum(parameter.numel() for parameter in encoder.trained().values())
+        self.simulation = Simulation(encoder)
         self.limit = int(SAFE * devices.memory)
 
     def plan(self, share: float, speed: float | None) -> StagePlan:
-        size = self.size
         found, costs, largest = self._memory()
         safe, whole = self._safe(found)
         fits = found.peak <= self.limit
@@ -157,7 +159,6 @@ class _Planner:
         peak = self._peak()
         if speed is not None:
             share = flops / self.load.tokens * speed / peak
-        finished = size.adapter or 4 * self.trained
         return StagePlan(
             name=f"{self.index}-{self.stage.objective}",
             trained=self.trained,
@@ -177,7 +178,7 @@ class _Planner:
             share=share,
             seconds=busiest / (peak * share) * self.stage.steps,
             checkpoint=3 * self.trained * 4,
-            finished=finished,
+            finished=4 * self.trained,
             remedies=() if fits else tuple(self._remedies(safe)),
         )
 
@@ -236,7 +237,7 @@ class _Planner:
             found = self._memory()[0].peak
             yield f"--set {path}.gradient_checkpointing=true ({gib(found)}, which {self._verdict(found)})"
         if processes > 1 and self.stage.strategy == "ddp":
-            self.size = sizes(self.simulation.backbone, processes, sharded=True)
+            self.size = sizes(self.simulation.encoder, processes, sharded=True)
             found = self._memory()[0].peak
             yield f"--set {path}.strategy=fsdp (with it {gib(found)}, which {self._verdict(found)})"
         if self.stage.trainable == "full":
@@ -275,6 +276,13 @@ def _skeleton(recipe: Recipe):
             f"no config.json for {recipe.model.name!r}: only that file is needed to plan, no weights. Give a directory with "
             f"it, or the file itself: --set model.name=path/to/config.json ({reason})"
         ) from None
+
+
+def _encoder(recipe: Recipe, backbone: Backbone) -> Encoder:
+    """The recipe's encoder around a backbone without weights; it reads tokens only."""
+    with torch.device("meta"):
+        head = None if recipe.head is None else Projection(backbone.width, recipe.head)
+    return Encoder(backbone, None, recipe.pooling, recipe.normalize, head)
 
 
 def _input_format(recipe: Recipe) -> tuple[InputFormat | None, str]:

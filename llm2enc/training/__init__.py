@@ -5,7 +5,7 @@ from llm2enc.training.gradcache import kept_graphs
 from llm2enc.training.microbatch import Split, idle
 from llm2enc.training.objectives import OBJECTIVES
 from llm2enc.training.objectives.token_loss import head_gradient
-from llm2enc.training.prepare import prepare_backbone
+from llm2enc.training.prepare import prepare, prepare_backbone
 from llm2enc.training.trainer import train
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "head_gradient",
     "idle",
     "kept_graphs",
+    "prepare",
     "prepare_backbone",
     "train",
 ]
