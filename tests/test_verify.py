@@ -89,7 +89,7 @@ def test_the_scripts_know_nothing_of_llm2enc() -> None:
 def test_every_text_is_read_alone_and_beside_others_with_every_prompt() -> None:
     given = texts(80)
     assert len(given) == len(TEXTS) + 1 >= 24 and all(given.values()) and len(given[LONG]) > 80 * 7
-    planned = runs(["query", "document"], ("alone", "right", "left"), len(given), 80)
+    planned = runs(["query", "document"], ("alone", "right", "left"), list(given), 80)
     assert [(run.prompt, run.mode, run.side) for run in planned] == [
         (prompt, mode, side)
         for prompt in ("query", "document")
@@ -98,7 +98,7 @@ def test_every_text_is_read_alone_and_beside_others_with_every_prompt() -> None:
     assert all(set(run.order) == set(range(len(given))) for run in planned[:3])
     assert all(set(run.order) == set(range(len(TEXTS))) for run in planned[3:])
     assert max(map(len, planned[0].batches)) == 1 < max(map(len, planned[1].batches))
-    heavy = runs(["query"], ("alone", "right"), len(given), 8192)
+    heavy = runs(["query"], ("alone", "right"), list(given), 8192)
     assert all(set(run.order) == set(range(len(TEXTS))) for run in heavy)
 
 

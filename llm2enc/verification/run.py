@@ -22,7 +22,7 @@ from llm2enc.verification import files
 from llm2enc.verification.diagnosis import Comparison, Reference, compare, remedy, where
 from llm2enc.verification.report import TOLERANCE, Parity, Report, Verdict
 from llm2enc.verification.subprocesses import Answer, ask
-from llm2enc.verification.texts import runs, texts
+from llm2enc.verification.texts import fewer, runs, texts
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ def verify(
     """Rows for the directory `folder`, which llm2enc wrote.
 
     engines  some of ENGINES; all of them by default
-    encoder  the one it was written from, to which it is then compared as well
+    encoder  the one it was written from a moment ago: it is compared as well, and large models read fewer texts, which the
+             notes count
     seconds  the longest an engine may take for one form
     raises   ValueError for another directory, or an engine that is none
     """
@@ -77,12 +78,20 @@ def verify(
         again = "write the directory again with the encoder it came from"
         rows.append(Parity("llm2enc", None, f"does not open it: {text}", verdict="failed", remedy=again))
         return Report(str(folder), rows, asked)
+    every = given = texts(reopened.max_tokens)
+    if encoder is not None:
+        given = fewer(every, sum(parameter.numel() for parameter in reopened.parameters()))
+    cover = "" if given == every else f"it read {len(given)} of {len(every)} texts: `llm2enc verify {folder}` reads all"
     if "llm2enc" in wanted:
-        row = _own(reopened, facts, encoder)
+        row = _own(reopened, facts, encoder, given)
         rows.append(replace(row, seconds=time.perf_counter() - started))
     if any(name in OTHERS for name in wanted):
-        measure = _Measure(folder, facts, reopened, seconds)
+        measure = _Measure(folder, facts, reopened, given, seconds)
         rows += [row for name in wanted if name in OTHERS for row in measure.rows(name)]
+    if cover:
+        rows = [
+            row if row.cosine is None else replace(row, note="; ".join(filter(None, (row.note, cover)))) for row in rows
+        ]
     if "contracts" in wanted:
         try:
             rows += contracts(folder)
@@ -109,13 +118,13 @@ def contracts(folder: Path) -> list[Parity]:
 # ------------------------------------------------------------------------------------------------------------- llm2enc
 
 
-def _own(reopened: Encoder, facts: dict[str, Any], encoder: Encoder | None) -> Parity:
+def _own(reopened: Encoder, facts: dict[str, Any], encoder: Encoder | None, texts: dict[str, str]) -> Parity:
     """The reopened encoder against its golden vectors, its fingerprint, and the encoder it was written from."""
     dtype = str(next(reopened.parameters()).dtype).removeprefix("torch.")
     golden = facts["golden"]
     pairs = [(np.asarray(golden["vectors"], dtype=np.float32), reopened.encode(golden["texts"]))]
     if encoder is not None:
-        given = list(texts(encoder.max_tokens).values())
+        given = list(texts.values())
         ours = encoder.encode(given)
         pairs += [(ours, reopened.encode(given)), (ours, np.stack([reopened.encode(text) for text in given]))]
     units = [(_unit(one), _unit(other)) for one, other in pairs]
@@ -138,13 +147,13 @@ def _own(reopened: Encoder, facts: dict[str, Any], encoder: Encoder | None) -> P
 class _Measure:
     """Asks engines, one after another, and compares with the reopened encoder in float32."""
 
-    def __init__(self, folder: Path, facts: dict[str, Any], encoder: Encoder, seconds: float):
+    def __init__(self, folder: Path, facts: dict[str, Any], encoder: Encoder, texts: dict[str, str], seconds: float):
         self.folder, self.facts, self.seconds = folder, facts, seconds
         encoder.float()
         # Two names of one reading need one run; that their strings are right is seen in the files.
         readings = {encoder.reading(prompt_name=name): name for name in reversed(facts["prompts"])}
         self.prompts = list(dict.fromkeys(readings.values()))[::-1]
-        self.reference = Reference.of(encoder, texts(encoder.max_tokens), self.prompts) if facts["native"] else None
+        self.reference = Reference.of(encoder, texts, self.prompts) if facts["native"] else None
 
     def rows(self, name: str) -> list[Parity]:
         """One row for each form that the engine opens."""
@@ -165,7 +174,7 @@ class _Measure:
     def _row(self, name: str, engine: Engine, form: Path | None) -> Parity:
         started = time.perf_counter()
         given = list(self.reference.texts.values())
-        planned = runs(self.prompts, engine.modes, len(given), self.reference.encoder.max_tokens)
+        planned = runs(self.prompts, engine.modes, list(self.reference.texts), self.reference.encoder.max_tokens)
         answer = ask(engine.script, self.folder, form, given, planned, self.seconds)
         label, dtype = (str(form.relative_to(self.folder)), _dtype(form)) if form else ("", "float32")
         took = time.perf_counter() - started

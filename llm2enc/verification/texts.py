@@ -34,6 +34,17 @@ TEXTS = {
 }
 LONG = "a text beyond the limit"
 MOST_TOKENS = 2048
+# What the check at the end of a conversion may cost: parameters of the model times characters of the texts. Two cores take
+# some seconds for it in each engine, and a model of eight million parameters reads all texts.
+WORK = 5e10
+FIRST = (
+    "a plain sentence",
+    "one letter",
+    "space at the ends",
+    "Chinese",
+    "German",
+    "emoji",
+)  # then those in TEXTS' order
 
 
 @dataclass(frozen=True)
@@ -60,16 +71,27 @@ def texts(max_tokens: int) -> dict[str, str]:
     return TEXTS | {LONG: "A river runs through the old town. " * (max_tokens // 4 + 8)}
 
 
-def runs(prompts: list[str], modes: tuple[str, ...], count: int, max_tokens: int) -> list[Run]:
-    """Every prompt in every mode, for `count` texts. The last of them, which takes longest, is read with the first prompt
-    only, and never by a model of more than MOST_TOKENS: eager attention would take gigabytes. Its ids are still compared.
+def fewer(given: dict[str, str], parameters: int) -> dict[str, str]:
+    """Those of the texts that a model of so many parameters reads within WORK, but two at least."""
+    room = WORK / parameters
+    kept: list[str] = []
+    for kind in dict.fromkeys((*FIRST, *given)):
+        if len(given[kind]) <= room or len(kept) < 2:
+            kept.append(kind)
+            room -= len(given[kind])
+    return {kind: text for kind, text in given.items() if kind in kept}
+
+
+def runs(prompts: list[str], modes: tuple[str, ...], kinds: list[str], max_tokens: int) -> list[Run]:
+    """Every prompt in every mode, for texts of these kinds. LONG, which takes longest, is read with the first prompt only,
+    and never by a model of more than MOST_TOKENS: eager attention would take gigabytes. Its ids are still compared.
     """
-    *short, long = range(count)
+    short = [index for index, kind in enumerate(kinds) if kind != LONG]
     found = []
     for number, prompt in enumerate(prompts):
-        reads_long = number == 0 and max_tokens <= MOST_TOKENS
-        alone = [[index] for index in ([*short, long] if reads_long else short)]
+        long = [kinds.index(LONG)] if LONG in kinds and number == 0 and max_tokens <= MOST_TOKENS else []
+        alone = [[index] for index in short + long]
         # A short text beside the longest is nearly all padding.
-        together = [short, [0, long, 2]] if reads_long else [short]
+        together = [short, [0, *long, 2]] if long else [short]
         found += [Run(prompt, mode, alone if mode == "alone" else together) for mode in modes]
     return found
