@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
+from llm2enc.losses import info_nce
 from llm2enc.model import POOLERS, decoder_layers
 from llm2enc.planning.layers import Layers
 from llm2enc.planning.meter import Meter, as_on_cuda
@@ -185,7 +186,7 @@ class Simulation:
             with self._during("logits"):
                 if setting.pooling is None:
                     targets = torch.zeros(len(states), dtype=torch.long)
-                    gradient = head_gradient(backbone, states, targets, 1.0, setting.logit_rows, overwrite)[1]
+                    gradient = head_gradient(self.backbone, states, targets, 1.0, setting.logit_rows, overwrite)[1]
                 else:
                     gradient = torch.ones_like(states)
             head_flops = meter.flops
