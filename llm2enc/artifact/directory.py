@@ -11,8 +11,7 @@ which would open the model as causal without a word, stop with an error.
 """
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,19 @@ from llm2enc.artifact import card as model_card
 from llm2enc.artifact import config as trunk_config
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact import tokenizer as exported
-from llm2enc.artifact.files import FACTS, FORMAT, beside, check_target, read_facts, write_json
+from llm2enc.artifact.files import beside, check_target, write_json
+from llm2enc.artifact.metadata import (
+    FORMAT,
+    Difference,
+    Golden,
+    HistoryRow,
+    MergeRecord,
+    Metadata,
+    ProofRecord,
+    read_metadata,
+    write_metadata,
+)
 from llm2enc.artifact.parts import Parts
-from llm2enc.artifact.tokenizer import Difference
 
 if TYPE_CHECKING:
     from llm2enc.recipe import Pooling, Recipe
@@ -51,17 +60,17 @@ def write(
     vectors_of: Callable[[Parts, list[str]], np.ndarray],
     *,
     recipe: "Recipe | None" = None,
-    history: list[dict[str, Any]] | None = None,
-    merge: dict[str, Any] | None = None,
+    history: Sequence[HistoryRow | dict[str, Any]] = (),
+    merge: MergeRecord | None = None,
     card: str | None = None,
     dtype: str | None = None,
 ) -> None:
     """Write an encoder's parts to `folder`. One process calls it.
 
     vectors_of  what an encoder built from parts makes of texts, (B, D): the golden vectors
-    history  rows {"stage", "scores", "seconds"}: measurements of the run, for the card
+    history  measurements of the run, for the card; a dict has the fields of HistoryRow
     merge    what `llm2enc.merging.merge` returns, of an encoder that was merged from others
-    card     text of README.md; made from the facts by default
+    card     text of README.md; made from the metadata by default
     dtype    storage type, one of DTYPES; that of the weights by default. Fingerprint and golden vectors are those of what
              was written
     raises   ValueError if an adapter is not merged, if `folder` holds something that is not an older export, or for a
@@ -83,58 +92,58 @@ def write(
         notes = trunk_config.write(parts, partial, dtype)
         sentence_transformers = _write_modules(parts, partial)
         notes += sentence_transformers.pop("notes")
-        facts = {
-            "format": FORMAT,
-            "attention": "bidirectional" if parts.backbone.bidirectional else "causal",
-            "pooling": parts.pooling,
-            "normalize": parts.normalize,
-            "input": parts.input_format.spec.model_dump(mode="json"),
+        metadata = Metadata(
+            format=FORMAT,
+            attention="bidirectional" if parts.backbone.bidirectional else "causal",
+            pooling=parts.pooling,
+            normalize=parts.normalize,
+            input=parts.input_format.spec,
             **sentence_transformers,
-            "notes": notes,
-            "model_type": parts.backbone.config.model_type,
-            "dimensions": parts.backbone.width,
-            "proof": dataclasses.asdict(proof),
-            "versions": _versions(),
-            "history": history or [],
-            "recipe": recipe.model_dump(mode="json") if recipe else None,
+            notes=notes,
+            model_type=parts.backbone.config.model_type,
+            dimensions=parts.backbone.width,
+            proof=ProofRecord(**dataclasses.asdict(proof)),
+            versions=_versions(),
+            history=list(history),
+            recipe=recipe.model_dump(mode="json") if recipe else None,
             **({"merge": merge} if merge else {}),
-        }
-        written = parts if dtype is None else _open(partial, facts)
-        facts["fingerprint"] = written.backbone.fingerprint()
-        facts["golden"] = {"texts": list(GOLDEN), "vectors": _golden(vectors_of(written, list(GOLDEN)))}
-        write_json(partial / FACTS, facts)
-        text = model_card.render(facts, parts.input_format, REQUIREMENTS) if card is None else card
+            fingerprint="",  # both are of what was written, which opens with the rest
+            golden=Golden(texts=list(GOLDEN), vectors=[]),
+        )
+        written = parts if dtype is None else _open(partial, metadata)
+        golden = Golden(texts=list(GOLDEN), vectors=_golden(vectors_of(written, list(GOLDEN))))
+        metadata = metadata.model_copy(update={"fingerprint": written.backbone.fingerprint(), "golden": golden})
+        write_metadata(partial, metadata)
+        text = model_card.render(metadata, parts.input_format, REQUIREMENTS) if card is None else card
         (partial / "README.md").write_text(text, encoding="utf-8")
 
 
 def read(folder: Path, dtype: str = "auto") -> Parts:
     """The parts that `write` wrote, proven again. ValueError if `folder` is not such a directory."""
-    return _open(folder, read_facts(folder), dtype)
+    return _open(folder, read_metadata(folder), dtype)
 
 
-def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
+def _open(folder: Path, metadata: Metadata, dtype: str = "auto") -> Parts:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     from llm2enc.model import Backbone, naming_untrusted_code, prove
     from llm2enc.model import limits as positions
-    from llm2enc.recipe import InputSpec
     from llm2enc.text import InputFormat
 
-    spec = InputSpec.model_validate_json(json.dumps(facts["input"]))
     config = trunk_config.read(folder)
-    positions.check(config, {"input.max_tokens": spec.max_tokens})
+    positions.check(config, {"input.max_tokens": metadata.input.max_tokens})
     with naming_untrusted_code(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if facts.get("tokenizer"):
-        tokenizer = rules.restore(tokenizer, facts["tokenizer"])
-    input_format = InputFormat(spec, tokenizer)
+    if metadata.tokenizer:
+        tokenizer = rules.restore(tokenizer, metadata.tokenizer)
+    input_format = InputFormat(metadata.input, tokenizer)
     model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, trust_remote_code=False, dtype=dtype)
-    backbone = Backbone(model, bidirectional=facts["attention"] == "bidirectional")
+    backbone = Backbone(model, bidirectional=metadata.attention == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")
     prove(backbone)
-    return Parts(backbone, input_format, facts["pooling"], facts["normalize"])
+    return Parts(backbone, input_format, metadata.pooling, metadata.normalize)
 
 
 # ------------------------------------------------------------------------------------------------------------- modules
@@ -167,7 +176,7 @@ def _write_modules(parts: Parts, folder: Path) -> dict[str, Any]:
         "prompts": prompts,
         "prefixes": {name: written.prefixes[name] for name in prompts},
         "tokenizer": written.changed,
-        "differences": [dataclasses.asdict(difference) for difference in differences],
+        "differences": differences,
         "notes": _notes(written, input_format, pooling),
     }
 
@@ -316,7 +325,7 @@ def _names(items: Iterator[str]) -> str:
     return ", ".join(dict.fromkeys(items))
 
 
-# ------------------------------------------------------------------------------------------------------ facts and files
+# ----------------------------------------------------------------------------------------------------- golden vectors
 
 
 def _golden(vectors: np.ndarray) -> list[list[float]]:

@@ -41,14 +41,14 @@ def export(
     if push:
         check_push(push)
     quiet()
-    from llm2enc.artifact import FACTS
+    from llm2enc.artifact import METADATA_FILE
     from llm2enc.export import DIRECTORY, Source
     from llm2enc.export import export as write
 
     folder = out or Source.of(model).folder
     if out and not to:
         to = [DIRECTORY]
-    whole = DIRECTORY in (to or []) or (folder / FACTS).is_file()
+    whole = DIRECTORY in (to or []) or (folder / METADATA_FILE).is_file()
     if push and not whole:
         raise ValueError(f"{folder} would hold no whole directory to push; add --to sentence-transformers")
     if to:
@@ -138,7 +138,7 @@ def merge(
         say(f"results: {results}")
     if as_json:
         scored = [{"task": r.task, "metric": r.metric, "parents": r.parents, "merged": r.merged} for r in rows]
-        print(json.dumps({**record, "scores": scored}))
+        print(json.dumps({**record.model_dump(), "scores": scored}))
     elif rows:
         _print_scores(rows, models)
     if push:

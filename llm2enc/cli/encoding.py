@@ -150,11 +150,11 @@ def _check_disk(unfinished: "Unfinished", model: Path, facts: "Facts") -> None:
     """OSError if the folder can't be written or has no room for the vectors that are missing."""
     import numpy as np
 
-    from llm2enc.artifact import read_facts
+    from llm2enc.artifact import read_metadata
     from llm2enc.encoding import layout
     from llm2enc.storage import check_room
 
-    entries, kind = layout(facts["truncate_dim"] or read_facts(model)["dimensions"], facts["precision"])
+    entries, kind = layout(facts["truncate_dim"] or read_metadata(model).dimensions, facts["precision"])
     row = entries * np.dtype(kind).itemsize
     former = unfinished.facts()
     missing = facts["count"] if former is None else sum(map(len, unfinished.missing(former)))

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from llm2enc import distributed
-from llm2enc.artifact import Parts, read, write
+from llm2enc.artifact import HistoryRow, MergeRecord, Parts, read, write
 from llm2enc.encoding.quantization import Precision, check, layout, quantize
 from llm2enc.model import POOLERS, Backbone, evaluating, load_backbone, load_tokenizer, pooled_edges
 from llm2enc.model import limits as positions
@@ -112,8 +112,8 @@ class Encoder(nn.Module):
         folder: str | Path,
         *,
         recipe: Recipe | None = None,
-        history: Sequence[dict[str, Any]] = (),
-        merge: dict[str, Any] | None = None,
+        history: Sequence[HistoryRow | dict[str, Any]] = (),
+        merge: MergeRecord | None = None,
         card: str | None = None,
         dtype: str | None = None,
     ) -> None:
@@ -132,7 +132,7 @@ class Encoder(nn.Module):
         parts = Parts(self.backbone, self.input_format, self.pooling, self.normalize)
         write(
             parts, Path(folder), lambda written, texts: Encoder._of(written).encode(texts),
-            recipe=recipe, history=list(history), merge=merge, card=card, dtype=dtype,
+            recipe=recipe, history=history, merge=merge, card=card, dtype=dtype,
         )  # fmt: skip
 
     # ---- using it

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-FACTS = "llm2enc.json"  # written by llm2enc.export
+from llm2enc.artifact import METADATA_FILE, read_metadata
+
 POOLINGS = {
     "pooling_mode_cls_token": "first",
     "pooling_mode_mean_tokens": "mean",
@@ -77,10 +78,11 @@ class Layout:
 
 def read(folder: Path) -> Layout:
     """ValueError if `folder` has no config.json, or a file of it is no JSON."""
-    config, rows, facts = (_json(folder / name) for name in ("config.json", "modules.json", FACTS))
+    config, rows = (_json(folder / name) for name in ("config.json", "modules.json"))
     if config is None:
         raise ValueError(f"{folder} has no config.json, so it is not a saved model; give the directory of one")
-    facts, top = facts or {}, _json(folder / "config_sentence_transformers.json") or {}
+    metadata = read_metadata(folder) if (folder / METADATA_FILE).is_file() else None
+    top = _json(folder / "config_sentence_transformers.json") or {}
     place = next((row["path"] for row in rows or [] if row["type"].endswith(".Pooling")), None)
     pooling_config = _json(folder / place / "config.json") if place is not None else None
     prompts = {name: prompt for name, prompt in (top.get("prompts") or {}).items() if prompt}
@@ -96,10 +98,10 @@ def read(folder: Path) -> Layout:
         default_prompt=prompts.get(top.get("default_prompt_name") or "", ""),
         stated_pooling=stated,
         normalizes=normalizes,
-        attention=facts.get("attention") or _attention(config),
-        pooling=facts.get("pooling") or stated,
-        normalize=facts.get("normalize", normalizes),
-        reason=facts.get("reason", ""),
+        attention=metadata.attention if metadata else _attention(config),
+        pooling=metadata.pooling if metadata else stated,
+        normalize=metadata.normalize if metadata else normalizes,
+        reason=metadata.reason if metadata else "",
     )
 
 
