@@ -11,9 +11,10 @@ from hypothesis import example
 from hypothesis import strategies as st
 
 from llm2enc import distributed
+from llm2enc.distributed import collectives
 from llm2enc.encoding import calibrate
 from llm2enc.encoding.quantization import quantize
-from llm2enc.losses import cross_entropy_sum, info_nce, losses
+from llm2enc.losses import cross_entropy_sum, info_nce, tokens
 from llm2enc.model import POOLERS, pooled_edges
 from llm2enc.training import Split
 
@@ -27,10 +28,8 @@ def work(split: Split, lengths: list[int], max_tokens: int, processes: int) -> l
     """(rows of the batch, seed) of every mini-batch, of all processes one after another."""
     found = []
     for process in range(processes):
-        with (
-            mock.patch.object(distributed, "world_size", lambda: processes),
-            mock.patch.object(distributed, "rank", lambda process=process: process),
-        ):
+        pretended = {"world_size": lambda: processes, "rank": lambda process=process: process}
+        with mock.patch.multiple(distributed, **pretended), mock.patch.multiple(collectives, **pretended):
             rows = split.rows()
             assert split.counts()[process] == len(rows)
             own = torch.tensor(lengths[rows.start : rows.stop], dtype=torch.int64)
@@ -162,7 +161,7 @@ def test_cross_entropy_in_slices_is_that_of_autograd(rows, width, seed, size, sc
     wanted.backward()
     for overwrite in (False, True):
         given = logits.detach().clone()
-        with mock.patch.object(losses, "ELEMENTS", size):
+        with mock.patch.object(tokens, "ELEMENTS", size):
             value, gradient = cross_entropy_sum(given, targets, scale, overwrite)
         assert value.item() == pytest.approx(wanted.item(), rel=1e-5, abs=1e-4)
         assert torch.allclose(gradient, logits.grad, atol=1e-5)

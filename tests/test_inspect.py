@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import tiny_model
 from transformers import CONFIG_MAPPING
 
-from llm2enc.model import inspect, inspection
+from llm2enc.model import inspect
 from llm2enc.model.inspection import ECHO
 
 
@@ -62,8 +62,8 @@ def test_a_composite_model_is_judged_by_its_text_decoder(tmp_path: Path) -> None
 def test_an_unknown_family_is_judged_by_its_miniature(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str, verdict: str, word: str
 ) -> None:
-    monkeypatch.setattr(inspection, "families", dict)
-    monkeypatch.setattr("llm2enc.model.backbone.families", dict)
+    for place in ("inspection", "backbone", "families"):
+        monkeypatch.setattr(f"llm2enc.model.{place}.families", dict)
     found = inspect(_config(tmp_path, model_type))
     assert (found.verdict, found.studied) == (verdict, False) and word in found.reason
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm2enc.losses import cross_entropy_sum, info_nce, losses
+from llm2enc.losses import cross_entropy_sum, info_nce, tokens
 
 EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
 
@@ -110,7 +110,7 @@ def test_cross_entropy_by_hand() -> None:
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_cross_entropy_and_its_gradient_are_those_of_autograd(overwrite: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "ELEMENTS", 3 * 50)  # three rows at a time: 7 rows make three slices
+    monkeypatch.setattr(tokens, "ELEMENTS", 3 * 50)  # three rows at a time: 7 rows make three slices
     generator = torch.Generator().manual_seed(0)
     logits = (5 * torch.randn(7, 50, generator=generator)).requires_grad_()
     targets = torch.randint(50, (7,), generator=generator)

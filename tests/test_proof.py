@@ -5,7 +5,6 @@ import torch
 from tiny import tiny_model
 
 from llm2enc.model import Backbone, CannotConvert, prove
-from llm2enc.model import backbone as backbone_module
 from llm2enc.model.attention import NAME
 from llm2enc.model.proof import one_sided_modules
 
@@ -25,7 +24,8 @@ CAUGHT = {
 
 @pytest.fixture
 def no_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbone_module, "families", dict)
+    for place in ("backbone", "families"):
+        monkeypatch.setattr(f"llm2enc.model.{place}.families", dict)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mistral", "gemma3n_text", "mixtral", "falcon", "longcat_flash"])

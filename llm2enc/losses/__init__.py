@@ -1,8 +1,6 @@
-"""Losses as pure functions of tensors."""
+"""Losses as pure functions from tensors to one scalar: no model, no tokenizer, no logging."""
 
-from llm2enc.losses.losses import cross_entropy_sum, info_nce
+from llm2enc.losses.contrastive import info_nce
+from llm2enc.losses.tokens import cross_entropy_sum
 
-__all__ = [
-    "cross_entropy_sum",
-    "info_nce",
-]
+__all__ = ["cross_entropy_sum", "info_nce"]
