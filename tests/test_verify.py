@@ -339,7 +339,7 @@ def test_a_directory_of_an_earlier_release_is_read_without_its_prefixes(copy: Pa
 # ------------------------------------------------------------------------------------------------------------------ card
 
 
-def test_the_rows_go_into_the_card_and_the_facts(copy: Path) -> None:
+def test_the_rows_go_into_the_card_and_the_metadata(copy: Path) -> None:
     before = {name: (copy / name).read_text(encoding="utf-8") for name in ("README.md", "llm2enc.json")}
     rows = [
         Parity("transformers", 0.999999, difference=2.5e-7, version="5.23.0", seconds=3.0),
