@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from llm2enc.comparison import compare
     from llm2enc.conversion import convert
     from llm2enc.encoding import Encoder
-    from llm2enc.model import CannotConvert, inspect
-    from llm2enc.recipe import Recipe, RecipeError, load_recipe, recipe_names
+    from llm2enc.errors import CannotConvert, RecipeError
+    from llm2enc.model import inspect
+    from llm2enc.recipe import Recipe, load_recipe, recipe_names
 
 __version__ = "0.1.0"
 __all__ = [
@@ -23,10 +24,10 @@ __all__ = [
 
 # Loaded on first use: torch takes seconds and pydantic a fifth of one, which `llm2enc --help` does not need.
 _HOMES = {
-    "CannotConvert": "llm2enc.model",
+    "CannotConvert": "llm2enc.errors",
     "Encoder": "llm2enc.encoding",
     "Recipe": "llm2enc.recipe",
-    "RecipeError": "llm2enc.recipe",
+    "RecipeError": "llm2enc.errors",
     "compare": "llm2enc.comparison",
     "convert": "llm2enc.conversion",
     "inspect": "llm2enc.model",

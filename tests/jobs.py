@@ -76,7 +76,7 @@ def _write_task(folder: Path) -> None:
 
 # Whatever the commands import when they need it.
 BEFOREHAND = """
-    jobs llm2enc.cli llm2enc.conversion llm2enc.data llm2enc.evaluation.command llm2enc.verification
+    jobs llm2enc.cli llm2enc.conversion llm2enc.data llm2enc.evaluation.benchmark llm2enc.verification
     llm2enc.export accelerate peft rich.progress sentence_transformers sklearn.metrics.pairwise
 """.split()
 

@@ -171,7 +171,7 @@ def test_engines_are_for_directories_of_ours(tmp_path: Path, capsys) -> None:
 
 
 def test_a_soup_is_scored_before_and_after(native: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("llm2enc.evaluation.command.LOCAL_SECONDS", 0.0)
+    monkeypatch.setattr("llm2enc.evaluation.benchmark.LOCAL_SECONDS", 0.0)
     quick(monkeypatch, tmp_path)
     lines = [f'"{text}","{" ".join(reversed(text.split()))}"\n' for text in sentences(8)]
     (tmp_path / "pairs.csv").write_text("one,two\n" + "".join(lines))

@@ -18,7 +18,7 @@ from conftest import make_encoder, sentences
 
 from llm2enc import cli
 from llm2enc.artifact import beside, put_back
-from llm2enc.cli.shared import ending_well
+from llm2enc.cli.ending import ending_well
 from llm2enc.encoding import Encoder
 from llm2enc.evaluation import CachedEncoder
 from llm2enc.evaluation.mteb_adapter import _remove_torn

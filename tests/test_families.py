@@ -9,7 +9,8 @@ import torch
 from tiny import tiny_model
 from torch import Tensor
 
-from llm2enc.model import Backbone, CannotConvert, load_backbone
+from llm2enc.errors import CannotConvert
+from llm2enc.model import Backbone, load_backbone
 from llm2enc.model.families import families
 from llm2enc.recipe import LoraSpec, ModelSpec
 from llm2enc.text import Tokens

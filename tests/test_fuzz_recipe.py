@@ -14,8 +14,8 @@ from hypothesis import example
 from hypothesis import strategies as st
 from test_recipe import small
 
+from llm2enc.errors import RecipeError
 from llm2enc.recipe import Recipe, load_recipe
-from llm2enc.recipe.base import RecipeError
 
 SECONDS = 10  # of computing, for what no recipe is; a shipped one takes 0.05
 

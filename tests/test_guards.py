@@ -9,9 +9,10 @@ from conftest import make_encoder, pairs_file, sentences, texts_file
 from torch import nn
 
 from llm2enc.data import Pair, RowBatch
+from llm2enc.errors import NotFinite, NothingLearnt
 from llm2enc.recipe import ContrastiveStage, LoraSpec, SimcseStage
 from llm2enc.training import Split, train, trainer
-from llm2enc.training.checks import Guard, NotFinite, NothingLearnt, check_finite
+from llm2enc.training.checks import Guard, check_finite
 from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.objectives import contrastive, simcse
 

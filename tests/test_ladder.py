@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import make_encoder, sentences
 
+from llm2enc.cli import evaluate as evaluate_command
 from llm2enc.evaluation import RetrievalTask, StsTask
 from llm2enc.evaluation.cost import (
     Rung,
@@ -17,7 +18,6 @@ from llm2enc.evaluation.cost import (
     measure_speed,
     mteb_rung,
     mteb_size,
-    print_estimates,
 )
 
 
@@ -168,7 +168,7 @@ def test_estimates_are_characters_over_speed_and_plain(capsys) -> None:
     rows = estimates(rungs, speed=5000)
     assert [row["seconds"] for row in rows] == [50.0, 180_000.0]
     assert json.loads(json.dumps(rows)) == rows and rows[1]["note"] == "1 of 41"
-    print_estimates(rows)
+    evaluate_command._print_plan(rows)
     shown = capsys.readouterr().out
     for text in ("smoke", "250.0 k", "50 s", "MTEB [eng]", "1.2 M", "2 days", "mteb: 1 of 41"):
         assert text in shown

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from llm2enc import merging
 from llm2enc.artifact import card, read_metadata
 from llm2enc.encoding import Encoder
-from llm2enc.evaluation import command, gather, score
+from llm2enc.evaluation import benchmark, gather, score
 from llm2enc.merging import check_sources, merge, scores
 from llm2enc.merging.arithmetic import METHODS, Method, average, slerp
 from llm2enc.merging.measuring import table
@@ -444,7 +444,7 @@ def test_a_failure_leaves_what_was_there(
 def test_scores_compare_the_result_with_the_best_parent(
     parents: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "LOCAL_SECONDS", 0.0)
+    monkeypatch.setattr(benchmark, "LOCAL_SECONDS", 0.0)
     texts = sentences(40)
     pairs = [{"query": text, "positive": " ".join(text.split()[::-1])} for text in texts]
     (tmp_path / "turned.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))

@@ -12,7 +12,7 @@ from test_export import WHOLE
 from transformers import BertConfig, BertModel
 
 from llm2enc.encoding import Encoder
-from llm2enc.evaluation import command, open_encoder
+from llm2enc.evaluation import benchmark, open_encoder
 from llm2enc.evaluation.models import SentenceTransformerEncoder
 
 transformer_models = pytest.importorskip("sentence_transformers")
@@ -188,6 +188,6 @@ def test_a_hub_id_that_is_no_encoder_is_not_pooled_silently(kind: str, message: 
 
 
 def test_a_misspelt_model_is_named_before_any_data_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(command, "gather", lambda sources: pytest.fail("read data first"))
+    monkeypatch.setattr(benchmark, "gather", lambda sources: pytest.fail("read data first"))
     with pytest.raises(ValueError, match="no such directory"):
-        command.run("./nowhere", ["smoke"], tmp_path / "out", None)
+        benchmark.run("./nowhere", ["smoke"], tmp_path / "out", None)

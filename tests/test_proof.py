@@ -4,7 +4,8 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from llm2enc.model import Backbone, CannotConvert, prove
+from llm2enc.errors import CannotConvert
+from llm2enc.model import Backbone, prove
 from llm2enc.model.attention import NAME
 from llm2enc.model.proof import one_sided_modules
 

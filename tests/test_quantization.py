@@ -10,7 +10,7 @@ from conftest import make_encoder, sentences
 
 from benchmarks.quantization import qualities, recall, searches, table
 from llm2enc import cli
-from llm2enc.cli import encoding
+from llm2enc.cli import encode as encode_command
 from llm2enc.encoding import EncodeOptions, Encoder, calibrate, layout
 from llm2enc.encoding.quantization import quantize
 from llm2enc.evaluation import RetrievalTask
@@ -184,7 +184,7 @@ def test_bits_are_written_without_ranges(folder: Path, tmp_path: Path, monkeypat
 
 def test_calibration_takes_texts_from_the_whole_file(folder: Path, tmp_path: Path, monkeypatch) -> None:
     """40 texts, of which 10 are asked for: every fourth."""
-    monkeypatch.setattr(encoding, "CALIBRATION_TEXTS", 10)
+    monkeypatch.setattr(encode_command, "CALIBRATION_TEXTS", 10)
     options = ("--precision", "uint8", "--calibrate", folder / "documents.txt")
     encode(monkeypatch, folder, "documents.txt", tmp_path / "out.npy", *options)
     chosen = Encoder.load(folder / "model").encode(sentences(40)[::4])

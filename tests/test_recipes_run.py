@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from llm2enc import Encoder, conversion, convert, load_recipe, recipe_names
 
 FAMILIES = {
+    "llm2vec": "llama",
     "mistral-7b": "mistral",
     "llama-3-8b": "llama",
     "llama-2-7b": "llama",

@@ -415,7 +415,7 @@ def test_the_console_table_has_the_numbers_and_no_markup() -> None:
         assert f"{candidate.similarities.random.mean():.2f}" in line
     shown = table(comparison)
     assert [row.style for row in shown.rows] == ["bold", *[""] * 5, "dim"]
-    assert shown.columns[-1].header == "prefix" and table(bare()).columns[-1].header == "random\ncosine"
+    assert str(shown.columns[-1].header) == "prefix" and str(table(bare()).columns[-1].header) == "random\ncosine"
 
 
 # --------------------------------------------------------------------------------------------------------- the browser

@@ -21,8 +21,8 @@ from llm2enc import cli
 from llm2enc.data import Rows
 from llm2enc.encoding import EncodeOptions, Encoder, Unfinished
 from llm2enc.encoding import to_file as encoding
+from llm2enc.evaluation import benchmark
 from llm2enc.evaluation import cache as vectors_on_disk
-from llm2enc.evaluation import command
 
 TEXTS = [*sentences(300), *sentences(40), *(f"{text} once more" for text in sentences(60, seed=3))]  # 40 come twice
 WAIT = 200  # seconds, for a process on a busy machine
@@ -229,7 +229,7 @@ def _make_small() -> None:
     for name, value in SMALL.items():
         setattr(pipeline, name, value)
     vectors_on_disk.BLOCK = 16
-    command.LOCAL_SECONDS = 0.01
+    benchmark.LOCAL_SECONDS = 0.01
 
 
 def _command(*arguments: str | Path) -> None:

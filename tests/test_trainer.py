@@ -14,9 +14,9 @@ import torch
 from conftest import assert_same, make_encoder, pairs_file, texts_file
 
 from llm2enc.encoding import Encoder
+from llm2enc.errors import Interrupted, NotFinite
 from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage, Tracking
-from llm2enc.training import OBJECTIVES, Interrupted, checkpoint, train, trainer
-from llm2enc.training.checks import NotFinite
+from llm2enc.training import OBJECTIVES, checkpoint, train, trainer
 from llm2enc.training.trainer import learning_rate
 
 STAGES = {

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from test_export import make_encoder
 
 from llm2enc.artifact import read_metadata
+from llm2enc.cli import verify as verify_command
 from llm2enc.encoding import Encoder
 from llm2enc.recipe import InputSpec, Part
-from llm2enc.verification import Parity, show, verify, write_card
+from llm2enc.verification import Parity, verify, write_card
 from llm2enc.verification import run as directory
 from llm2enc.verification import subprocesses as running
 from llm2enc.verification.report import Report
@@ -70,7 +71,7 @@ def test_a_good_directory_agrees_in_a_fresh_process(good: Path, tmp_path: Path, 
     assert report.agrees, report.rows
     row = rows(report)["transformers"]
     assert row.cosine > 0.99999 and row.difference < 1e-4 and row.version and not row.remedy
-    show(report)
+    verify_command._print_ours(report)
     assert "agrees" in capsys.readouterr().out
     answer = json.loads(json.dumps(report.to_json()))
     assert answer["agrees"] and [row["engine"] for row in answer["rows"]] == list(asked)

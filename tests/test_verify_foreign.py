@@ -9,9 +9,10 @@ from conftest import make_tokenizer
 from tiny import tiny_model
 from transformers import BertConfig, BertModel, PreTrainedModel
 
+from llm2enc.cli import verify as verify_command
 from llm2enc.evaluation.models import SentenceTransformerEncoder
-from llm2enc.verification import show, verify_foreign
 from llm2enc.verification import third_party as foreign
+from llm2enc.verification import verify_foreign
 from llm2enc.verification.third_party import Check, ForeignReport
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
@@ -59,7 +60,7 @@ def test_a_bert_is_fine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "both directions, in every layer" in found["direction"].evidence
     # Its positions are looked up in a table, from the start of the row.
     assert found["padding left"].verdict == "mind" and "never pad on the left" in found["padding left"].remedy
-    show(report)
+    verify_command._print_foreign(report)
     assert "direction" in capsys.readouterr().out
 
 

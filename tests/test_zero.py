@@ -21,7 +21,8 @@ from benchmarks import scale
 from llm2enc import distributed
 from llm2enc.distributed import launch as launching
 from llm2enc.distributed import zero
-from llm2enc.training.checks import Guard, NothingLearnt
+from llm2enc.errors import NothingLearnt
+from llm2enc.training.checks import Guard
 
 ROOT = Path(__file__).parent.parent
 CONFIG = {  # of the kind that examples for transformers and accelerate have

@@ -5,7 +5,6 @@ from llm2enc.artifact.card import base_model, with_engines
 from llm2enc.artifact.directory import DTYPES, POOLING_MODES, REQUIREMENTS, read, write
 from llm2enc.artifact.files import (
     METADATA_FILE,
-    CannotExport,
     beside,
     check_target,
     put_back,
@@ -20,7 +19,6 @@ __all__ = [
     "METADATA_FILE",
     "POOLING_MODES",
     "REQUIREMENTS",
-    "CannotExport",
     "HistoryRow",
     "Layout",
     "MergeRecord",

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm2enc.artifact.metadata import HistoryRow, MergeRecord, Metadata
+from llm2enc.recipe import to_yaml
 from llm2enc.text import InputFormat
 
 # Between these the table of engines stands, so that a newer one can take its place; cards show neither.
@@ -77,7 +76,7 @@ def _header(metadata: Metadata) -> str:
     base = base_model(metadata.recipes)
     if base:
         fields["base_model"] = base
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
+    return f"---\n{to_yaml(fields)}---"
 
 
 def base_model(recipes: Sequence[dict[str, Any] | None]) -> str | None:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm2enc.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig
@@ -99,7 +101,7 @@ def _rounded(trunk: "nn.Module", dtype: str) -> "dict[str, Tensor]":
     for name, tensor in trunk.state_dict().items():
         state[name] = tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
         if not torch.isfinite(state[name]).all() and torch.isfinite(tensor).all():
-            raise ValueError(f"{name} has values that {dtype} can't hold; write bfloat16 or float32")
+            raise InputError(f"{name} has values that {dtype} can't hold; write bfloat16 or float32")
     return state
 
 

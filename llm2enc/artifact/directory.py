@@ -35,6 +35,7 @@ from llm2enc.artifact.metadata import (
     write_metadata,
 )
 from llm2enc.artifact.parts import Parts
+from llm2enc.errors import InputError, explained
 
 if TYPE_CHECKING:
     from llm2enc.recipe import Pooling, Recipe
@@ -79,10 +80,10 @@ def write(
     from llm2enc.model import prove
 
     if dtype not in (None, *DTYPES):
-        raise ValueError(f"dtype is {dtype!r}; weights are written as one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype is {dtype!r}; weights are written as one of {', '.join(DTYPES)}")
 
     if parts.backbone.has_adapter:
-        raise ValueError(
+        raise InputError(
             "the encoder still carries an adapter, which other programs would open without our attention; call "
             "encoder.backbone.merge_lora() first"
         )
@@ -125,6 +126,7 @@ def read(folder: Path, dtype: str = "auto") -> Parts:
 
 def _open(folder: Path, metadata: Metadata, dtype: str = "auto") -> Parts:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
     from llm2enc.model import Backbone, naming_untrusted_code, prove
@@ -138,7 +140,10 @@ def _open(folder: Path, metadata: Metadata, dtype: str = "auto") -> Parts:
     if metadata.tokenizer:
         tokenizer = rules.restore(tokenizer, metadata.tokenizer)
     input_format = InputFormat(metadata.input, tokenizer)
-    model = AutoModel.from_pretrained(folder, config=config, use_safetensors=True, trust_remote_code=False, dtype=dtype)
+    with explained(f"the weights of {folder}", "write or download the directory again", (ValueError, SafetensorError)):
+        model = AutoModel.from_pretrained(
+            folder, config=config, use_safetensors=True, trust_remote_code=False, dtype=dtype
+        )
     backbone = Backbone(model, bidirectional=metadata.attention == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")

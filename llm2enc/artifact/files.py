@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llm2enc.errors import InputError
 from llm2enc.storage import leftovers, naming, part, replace_text, scratch, sync, sync_one
 
 METADATA_FILE = "llm2enc.json"
@@ -15,16 +16,12 @@ METADATA_FILE = "llm2enc.json"
 _log = logging.getLogger(__name__)
 
 
-class CannotExport(ValueError):
-    """An encoder that a form can't hold; the message says why, and what can be done."""
-
-
 def check_target(folder: Path) -> None:
     """ValueError if `folder` holds something that is not an older export."""
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give a directory")
+        raise InputError(f"{folder} is a file; give a directory")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / METADATA_FILE).is_file():
-        raise ValueError(
+        raise InputError(
             f"{folder} is not empty and no export of llm2enc ({METADATA_FILE} is missing); choose another directory"
         )
 
@@ -76,7 +73,7 @@ def put_back(folder: Path) -> None:
     except OSError as error:
         if folder.is_dir():  # another process was first
             return
-        raise ValueError(
+        raise InputError(
             f"a process that replaced {folder} was killed on the way, and the former directory can't be put back "
             f"({error.strerror}); it is {formers[-1]}: rename it"
         ) from None

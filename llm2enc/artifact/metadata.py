@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
 
 from llm2enc.artifact.files import METADATA_FILE, put_back, write_json
+from llm2enc.errors import InputError
 from llm2enc.recipe import InputSpec, Pooling
 
 FORMAT = 1
@@ -151,7 +152,7 @@ def read_metadata(folder: Path) -> Metadata:
     if not folder.exists():
         put_back(folder)
     if not path.is_file():
-        raise ValueError(
+        raise InputError(
             f"{folder} is not a directory written by llm2enc: it has no {METADATA_FILE}. Convert a model first: "
             "llm2enc convert NAME -o DIR"
         )
@@ -159,11 +160,11 @@ def read_metadata(folder: Path) -> Metadata:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
     except ValueError:
-        raise ValueError(f"{path} is damaged: it is not valid JSON. Export the directory again") from None
+        raise InputError(f"{path} is damaged: it is not valid JSON. Export the directory again") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it is not a JSON object. Export the directory again")
+        raise InputError(f"{path} is damaged: it is not a JSON object. Export the directory again")
     if content.get("format") != FORMAT:
-        raise ValueError(
+        raise InputError(
             f"{path} has format {content.get('format')!r}, this llm2enc reads format {FORMAT}; install the release that "
             f"wrote it ({(content.get('versions') or {}).get('llm2enc', 'unknown')}), or a newer one"
         )
@@ -171,7 +172,7 @@ def read_metadata(folder: Path) -> Metadata:
         return Metadata.model_validate_json(text)
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise ValueError(f"{path} is damaged: {faults}. Export the directory again") from None
+        raise InputError(f"{path} is damaged: {faults}. Export the directory again") from None
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact.metadata import Difference, TokenizerChange
 from llm2enc.artifact.prompt_masking import Rules
+from llm2enc.errors import InputError
 from llm2enc.recipe import Part, Pooling, Role
 from llm2enc.text import InputFormat
 
@@ -122,7 +123,7 @@ def layout(input_format: InputFormat) -> Layout:
             borders = [-1, *places, len(one)]
             runs = tuple(tuple(one[borders[i] + 1 : borders[i + 1]]) for i in range(slots + 1))
             return Layout(runs, lead if slots == 1 else len(runs[0]))
-    raise ValueError(
+    raise InputError(
         f"the document template can't be exported: none of the letters {_LETTERS} shows which of its tokens are fixed; a "
         "template part seems to merge with every text, so put a space or a special token between them"
     )

@@ -18,6 +18,7 @@ from llm2enc.audit.chunks import LIMIT
 from llm2enc.audit.examination import Setting, examine_rows
 from llm2enc.audit.report import Finding, Report, SourceReport, graded
 from llm2enc.audit.targets import Subject, name_of, of_path, of_recipe, opened, tasks_of
+from llm2enc.errors import DataError
 from llm2enc.recipe import Recipe
 
 __all__ = ["Batching", "Finding", "Reading", "Report", "Setting", "SourceReport", "examine", "examine_rows"]
@@ -42,7 +43,7 @@ def examine(
     raises      ValueError if the path can't be read; an unreadable source of a recipe is in the report
     """
     if path is None and recipe is None:
-        raise ValueError("nothing to look at: give a path of data, or a recipe")
+        raise DataError("nothing to look at: give a path of data, or a recipe")
     subjects = of_path(path, recipe, model) if path is not None else of_recipe(recipe)
     tasks = evaluation_texts(tasks_of(recipe, evaluation))
     report = Report(evaluation=tasks.counts)

@@ -8,17 +8,25 @@ import sys
 
 import typer
 
-from llm2enc.cli.checking import data
-from llm2enc.cli.delivering import export, merge, verify
-from llm2enc.cli.encoding import encode
-from llm2enc.cli.making import convert, inspect, recipes
-from llm2enc.cli.measuring import compare, evaluate
-from llm2enc.cli.planning import plan
-from llm2enc.cli.shared import ending_well, say
+from llm2enc.cli.compare import compare
+from llm2enc.cli.convert import convert
+from llm2enc.cli.data import data
+from llm2enc.cli.encode import encode
+from llm2enc.cli.ending import ending_well
+from llm2enc.cli.evaluate import evaluate
+from llm2enc.cli.export import export
+from llm2enc.cli.inspect import inspect
+from llm2enc.cli.merge import merge
+from llm2enc.cli.messages import say
+from llm2enc.cli.plan import plan
+from llm2enc.cli.recipes import recipes
+from llm2enc.cli.verify import verify
+from llm2enc.errors import Llm2encError
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a traceback as Python writes it, without the values of variables
     rich_markup_mode=None,  # help in plain text: rich takes three times as long to import as all the rest
     help="Turn a decoder-only language model into a proven text encoder.",
 )
@@ -42,25 +50,12 @@ for command, kept in COMMANDS.items():
 
 
 def main() -> None:
-    """Entry point: user errors become one message and an exit code, never a traceback."""
+    """Entry point: errors of llm2enc and of files become one line and an exit code; any other keeps its traceback."""
     try:
         app()
     except KeyboardInterrupt:  # before a command has begun, which knows what is kept
         say("Interrupted.")
         sys.exit(130)
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None:
-            raise
+    except (Llm2encError, OSError) as error:
         say(f"error: {error}")
-        sys.exit(code)
-
-
-def _exit_code(error: Exception) -> int | None:
-    """2 for bad input, 3 for a refused model, 1 for a failed run; None for our own faults, which keep their traceback."""
-    names = {cls.__name__ for cls in type(error).__mro__}
-    if names & {"CannotConvert", "CannotExport"}:
-        return 3
-    if names & {"NotFinite", "NothingLearnt"}:
-        return 1
-    return 2 if isinstance(error, ValueError | TypeError | OSError) else None
+        sys.exit(error.exit_code if isinstance(error, Llm2encError) else 2)

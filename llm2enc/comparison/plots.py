@@ -50,6 +50,7 @@ from llm2enc.comparison.summary import (
     tasks,
     words,
 )
+from llm2enc.errors import InputError
 from llm2enc.evaluation import Interval
 
 if TYPE_CHECKING:
@@ -300,4 +301,4 @@ def _look(look: dict[str, Style], name: str) -> Style:
 
 def _need(found: Sequence, what: str) -> None:
     if not found:
-        raise ValueError(f"this comparison has no {what}: there is nothing to draw")
+        raise InputError(f"this comparison has no {what}: there is nothing to draw")

@@ -25,6 +25,7 @@ from llm2enc.comparison.advice import advise
 from llm2enc.comparison.results import Candidate, Comparison, Difference, Layers
 from llm2enc.comparison.systems import Subject, check, subjects
 from llm2enc.encoding import Encoder, LoadType
+from llm2enc.errors import InputError
 from llm2enc.evaluation import (
     CachedEncoder,
     Outcome,
@@ -75,7 +76,7 @@ def compare(
     check(models, readings, max_text_tokens, dtype)  # first: to gather the docstrings takes half a minute
     tasks, names = gather(sources, documents)
     if names or not tasks:
-        raise ValueError(f"{', '.join(names)}: a comparison runs on local data; `llm2enc evaluate` runs tasks of mteb")
+        raise InputError(f"{', '.join(names)}: a comparison runs on local data; `llm2enc evaluate` runs tasks of mteb")
     out = Path(out)
     for place in (out, *([cache] if cache else [])):
         check_room(place)

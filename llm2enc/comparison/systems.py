@@ -6,9 +6,10 @@ from pathlib import Path
 
 from llm2enc.comparison.variants import DEFAULT, Reading, find_readings, input_spec
 from llm2enc.encoding import Encoder, LoadType
+from llm2enc.errors import CannotConvert, InputError
 from llm2enc.evaluation import Opened, open_encoder
-from llm2enc.model import CannotConvert, load_config, load_tokenizer, text_config
 from llm2enc.model import limits as positions
+from llm2enc.model import load_config, load_tokenizer, text_config
 from llm2enc.recipe import ModelSpec, load_recipe
 from llm2enc.training import checkpoint
 
@@ -37,23 +38,23 @@ def check(models: Sequence[str], names: Sequence[str] | None, max_text_tokens: i
     """ValueError for what can be seen to be wrong before any weight is loaded."""
     readings = find_readings(names or ())
     if len(set(models)) < len(models):
-        raise ValueError(f"a model is named twice: {', '.join(models)}")
+        raise InputError(f"a model is named twice: {', '.join(models)}")
     for model in models:
         path = Path(model)
         if (path.is_absolute() or model.startswith(".")) and not path.exists():
-            raise ValueError(f"{model}: no such directory")
+            raise InputError(f"{model}: no such directory")
         if dtype != "auto" and (is_run(model) or is_encoder(model)):
-            raise ValueError(f"{model} says itself what its weights are held in; --dtype is for causal models")
+            raise InputError(f"{model} says itself what its weights are held in; --dtype is for causal models")
         if is_run(model):
             load_recipe(path / "recipe.yaml")
         elif is_encoder(model):
             if names:
-                raise ValueError(
+                raise InputError(
                     f"{model} is an encoder and has its own reading; leave out --readings, or give its run"
                 )
         else:
             if path.is_dir() and not (path / "config.json").is_file():
-                raise ValueError(
+                raise InputError(
                     f"{model} holds neither a model (config.json), an encoder (modules.json) nor a run of llm2enc "
                     "(recipe.yaml)"
                 )

@@ -2,8 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from llm2enc import terminal
 from llm2enc.comparison.results import Candidate, Comparison
 from llm2enc.comparison.summary import NONE, anisotropy, by_type, everyone, number, plain, tokens, words
+from llm2enc.terminal import Column
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -11,33 +13,18 @@ if TYPE_CHECKING:
 
 def table(comparison: Comparison) -> "Table":
     """Candidates best first, bold the best one, dim the baseline."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     types = list(dict.fromkeys(outcome.type for one in comparison.candidates for outcome in one.outcomes))
-    shown = Table(
-        box=box.SIMPLE_HEAD,
-        title=Text(plain(comparison.title)),
-        title_justify="left",
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    shown.add_column("candidate", overflow="fold", min_width=20)
-    shown.add_column("mean ± 95 %", justify="right", no_wrap=True)
-    for type in types:
-        shown.add_column(words(type), justify="right")
-    shown.add_column("tokens", justify="right")
-    shown.add_column("random\ncosine", justify="right")
     tested = any(candidate.prefix for candidate in comparison.candidates)
-    if tested:
-        shown.add_column("prefix", justify="right")
-    for place, candidate in enumerate(everyone(comparison)):
-        cells = _cells(candidate, types)[: None if tested else -1]
-        style = "dim" if candidate is comparison.baseline else "bold" if place == 0 else ""
-        # Text, not str: a name in square brackets is no markup.
-        shown.add_row(*(Text(cell) for cell in cells), style=style)
-    return shown
+    numbers = [*map(words, types), "tokens", "random\ncosine", *(["prefix"] if tested else [])]
+    columns = [
+        Column("candidate", fold=True),
+        Column("mean ± 95 %", "right", wrap=False),
+        *(Column(name, "right") for name in numbers),
+    ]
+    candidates = everyone(comparison)
+    rows = [_cells(candidate, types)[: len(columns)] for candidate in candidates]
+    styles = ["dim" if one is comparison.baseline else "" if place else "bold" for place, one in enumerate(candidates)]
+    return terminal.table(columns, rows, plain(comparison.title), styles=styles)
 
 
 def _cells(candidate: Candidate, types: list[str]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from llm2enc.errors import InputError
 from llm2enc.recipe import InputSpec, Part, Pooling
 from llm2enc.text import surrounding
 
@@ -77,7 +78,7 @@ def find_readings(names: Sequence[str]) -> list[Reading]:
     for name in names:
         plain, at, layer = name.partition("@")
         if plain not in READINGS or (at and not re.fullmatch(r"\d+", layer)):
-            raise ValueError(
+            raise InputError(
                 f"no reading {name!r}; there are {', '.join(READINGS)}, each also as NAME@LAYER for another layer than the "
                 "last"
             )
@@ -117,7 +118,7 @@ def input_spec(reading: Reading, tokenizer, max_text_tokens: int, max_positions:
     literals = [tokenizer(part.literal, add_special_tokens=False)["input_ids"] for part in template if part.literal]
     needed = copies * max_text_tokens + sum(map(len, literals)) + len(template)
     if needed > max_positions:
-        raise ValueError(
+        raise InputError(
             f"{reading.name} needs {needed} tokens for {copies} x {max_text_tokens} of text, the model has {max_positions} "
             "positions; lower the text limit (--max-text-tokens)"
         )

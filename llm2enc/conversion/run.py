@@ -10,6 +10,7 @@ runs/pocket/
 """
 
 import json
+import logging
 import re
 import time
 from dataclasses import dataclass
@@ -20,14 +21,17 @@ from llm2enc import distributed
 from llm2enc.artifact import METADATA_FILE, HistoryRow, put_back, read_metadata
 from llm2enc.conversion import run_directory as folder
 from llm2enc.encoding import Encoder
+from llm2enc.errors import explained
 from llm2enc.evaluation import baselines, evaluate
 from llm2enc.model import limits as positions
 from llm2enc.model import load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.storage import naming, replace_text, sweep
-from llm2enc.text import surrounding
+from llm2enc.text import for_tokenizer, plain_marks, surrounding
 from llm2enc.training import checkpoint, train
 from llm2enc.verification import AT_THE_END_OF_A_CONVERSION, Parity, verify
+
+_log = logging.getLogger(__name__)
 
 Row = dict[str, Any]  # {"stage": str, "scores": {metric: value}, "seconds": float}, of stages also parent and result
 
@@ -60,16 +64,25 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
     with (
         distributed.abort_with_peers("Finished stages and the last checkpoint are kept: go on with --resume"),
         naming(out),
-        folder.opened(recipe, out, resume, overwrite),
     ):
-        # A model that can't be converted is refused before anything is written.
-        encoder = Encoder.from_recipe(recipe)
-        folder.begin(recipe, out, overwrite)
-        try:
-            return _run(recipe, out, encoder)
-        finally:
-            if distributed.is_main():
-                _tidy(recipe, out)
+        recipe = _for_tokenizer(recipe)
+        with folder.opened(recipe, out, resume, overwrite):
+            # A model that can't be converted is refused before anything is written.
+            encoder = Encoder.from_recipe(recipe)
+            folder.begin(recipe, out, overwrite)
+            try:
+                return _run(recipe, out, encoder)
+            finally:
+                if distributed.is_main():
+                    _tidy(recipe, out)
+
+
+def _for_tokenizer(recipe: Recipe) -> Recipe:
+    """The recipe with the templates that its model's tokenizer reads; what that reads otherwise than it looks is said."""
+    tokenizer = load_tokenizer(recipe.model)
+    for mark, places in plain_marks(recipe.input, tokenizer).items():
+        _log.info("%s in %s is no token of %s: it is read as plain text", mark, ", ".join(places), recipe.model.name)
+    return recipe.model_copy(update={"input": for_tokenizer(recipe.input, tokenizer)})
 
 
 def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
@@ -166,7 +179,8 @@ class _History:
     def __init__(self, out: Path, recipe: Recipe):
         self.path = out / "history.json"
         self.specs = recipe.evaluation
-        self.rows: list[Row] = json.loads(self.path.read_text()) if self.path.is_file() else []
+        with explained(str(self.path), "delete it, to measure again"):
+            self.rows: list[Row] = json.loads(self.path.read_text()) if self.path.is_file() else []
 
     def measure(self, name: str, encoder: Encoder, started: float, key: str = "") -> None:
         """Add a row unless it is there already. `key` tells two stages of one objective apart."""

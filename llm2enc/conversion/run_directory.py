@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llm2enc import distributed
+from llm2enc.errors import InputError
 from llm2enc.recipe import Recipe, load_recipe
 from llm2enc.storage import check_room, held, leftovers, owner, replace_text, sweep
 
@@ -35,7 +36,7 @@ def opened(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Iterator
             OSError if it can't be written
     """
     if resume and overwrite:
-        raise ValueError("give one of resume and overwrite: one keeps what is there, the other deletes it")
+        raise InputError("give one of resume and overwrite: one keeps what is there, the other deletes it")
     if not distributed.is_main():
         _see(out / LOCK, distributed.from_main(""))
         distributed.barrier()
@@ -78,17 +79,17 @@ def begin(recipe: Recipe, out: Path, overwrite: bool) -> None:
 def _check(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
     """ValueError if `out` can't be used as asked; nothing is changed."""
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder with -o")
+        raise InputError(f"{out} is a file; give a folder with -o")
     saved = out / RECIPE
     if not saved.is_file():
         ours = {out / LOCK, out / f"{LOCK}.soft", *leftovers(saved)}
         if out.is_dir() and not (out / OVERWRITTEN).is_dir() and set(out.iterdir()) - ours:
-            raise ValueError(f"{out} is not empty and holds no run of llm2enc; choose another folder with -o")
+            raise InputError(f"{out} is not empty and holds no run of llm2enc; choose another folder with -o")
         return
     if not resume and not overwrite:
-        raise ValueError(f"{out} holds a run already; add --resume to go on with it, or --overwrite")
+        raise InputError(f"{out} holds a run already; add --resume to go on with it, or --overwrite")
     if resume and _what(load_recipe(str(saved))) != _what(recipe):
-        raise ValueError(f"{out} was started with another recipe (see {saved}); give that one, or another -o")
+        raise InputError(f"{out} was started with another recipe (see {saved}); give that one, or another -o")
 
 
 def _what(recipe: Recipe) -> Recipe:
@@ -102,7 +103,7 @@ def _see(path: Path, token: str) -> None:
     until = time.monotonic() + PATIENCE
     while owner(path).get("token") != token:
         if time.monotonic() > until:
-            raise ValueError(
+            raise InputError(
                 f"process {distributed.rank()} on {socket.gethostname()} does not see {path.absolute()}, which process 0 "
                 "has written: all machines of a run need one folder that they share; give its path there with -o"
             )

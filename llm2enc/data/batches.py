@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from llm2enc.data.rows import Rows, Stream
-from llm2enc.data.sources import read_pairs, read_texts
+from llm2enc.data.rows import RowKind, Rows, Stream
+from llm2enc.data.sources import read_rows, read_texts
+from llm2enc.errors import DataError
 from llm2enc.recipe import DataSpec
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class RowBatch:
     step: int
     """0-based number of the optimizer step."""
     rows: list[Any]
-    """Texts, pairs, or int32 token blocks of shape (block_tokens,)."""
+    """Texts, `Pair`s, `ScoredPair`s, or int32 token blocks of shape (block_tokens,)."""
     source: str
     """Name of the data set; `mixed` for blocks that come from several."""
     in_batch_negatives: bool
@@ -45,19 +46,22 @@ class _Source:
     in_batch_negatives: bool
 
 
-def text_batches(
-    specs: Sequence[DataSpec], batch_size: int, seed: int, start: int = 0, alpha: float | None = None
+def row_batches(
+    row: RowKind,
+    specs: Sequence[DataSpec],
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    alpha: float | None = None,
+    scores: bool = False,
 ) -> Iterator[RowBatch]:
-    """Endless batches of nonempty texts from batch `start` on, each from one source."""
-    sources = [_Source(read_texts(spec), spec.weight, spec.in_batch_negatives) for spec in specs]
-    return _batches(sources, batch_size, seed, start, alpha)
+    """Endless batches of rows of one kind from batch `start` on, each from one source.
 
-
-def pair_batches(
-    specs: Sequence[DataSpec], batch_size: int, seed: int, start: int = 0, alpha: float | None = None
-) -> Iterator[RowBatch]:
-    """Endless batches of `Pair`s from batch `start` on, each from one source."""
-    sources = [_Source(read_pairs(spec), spec.weight, spec.in_batch_negatives) for spec in specs]
+    row     `str` (nonempty texts), `Pair` or `ScoredPair`
+    scores  give `Pair`s the scores of their documents, where the source has them
+    raises  ValueError for a source that has no such rows
+    """
+    sources = [_Source(read_rows(row, spec, scores), spec.weight, spec.in_batch_negatives) for spec in specs]
     return _batches(sources, batch_size, seed, start, alpha)
 
 
@@ -103,7 +107,7 @@ def _shared(sources: list[_Source], alpha: float | None) -> list[_Source]:
         return sources
     streams = [source.rows.name for source in sources if isinstance(source.rows, Stream)]
     if streams:
-        raise ValueError(
+        raise DataError(
             f"`mixture_alpha` needs the sizes of all sources, and {', '.join(streams)} streams; remove it, and give "
             "shares of the batches by `weight`"
         )
@@ -179,7 +183,7 @@ def _check_size(name: str, size: int, weight: float, batch_size: int) -> None:
     available = min(size, _rows_per_epoch(size, weight))
     if available < batch_size:
         weighted = f" (size {size}, weight {weight})" if weight != 1 else ""
-        raise ValueError(
+        raise DataError(
             f"data source {name!r} has {available} rows{weighted}, fewer than the batch size of {batch_size}; "
             f"set batch_size to {available} or less, or give it more data"
         )
@@ -315,7 +319,7 @@ def _block_source(texts: Rows[str] | Stream[str], spec: DataSpec, tokenize: Toke
         return _Source(stream, spec.weight, True)
     pool = [block for rows in _blocks(_in_order(texts), tokenize, block_tokens) for block in rows]
     if not pool:
-        raise ValueError(
+        raise DataError(
             f"data source {texts.name!r}: its {len(texts)} texts together have fewer than {block_tokens} tokens, "
             "which is one block; lower block_tokens or give it more text"
         )

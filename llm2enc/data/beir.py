@@ -22,6 +22,7 @@ from llm2enc.data.cells import titled
 from llm2enc.data.formats import Recognised
 from llm2enc.data.rows import Pair, Rows
 from llm2enc.data.tables import label, load, reading
+from llm2enc.errors import DataError
 from llm2enc.recipe import FilesData
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def recognise_folder(folder: Path, split: str | None = None) -> Recognised:
     judged = _qrels(folder, split)
     if judged is None:
         there = sorted(file.name.split(".")[0] for file in folder.glob("qrels/*.tsv*"))
-        raise ValueError(
+        raise DataError(
             f"{folder} has no qrels/{split or 'train'}.tsv; it has judgements for {', '.join(there) or 'nothing'}. "
             f"To train on one of them, which can then measure nothing any more, write `split: {(there or ['...'])[0]}`"
         )
@@ -55,37 +56,40 @@ def recognise_folder(folder: Path, split: str | None = None) -> Recognised:
     return Recognised("beir", roles, (f"judgements of {judged.relative_to(folder)}; 0 makes a hard negative",))
 
 
-def read(spec: FilesData) -> tuple[Recognised, Rows[Pair]]:
-    """The pairs of a folder, a query each; `limit` is of queries. ValueError for whatever is wrong."""
+def read(spec: FilesData, scores: bool = False) -> tuple[Recognised, Rows[Pair]]:
+    """The pairs of a folder, a query each; `limit` is of queries. ValueError for whatever is wrong.
+
+    scores  give the pairs the judgements as the scores of their documents
+    """
     folder = Path(str(spec.path))
     refused = [f"`{name}`" for name, given in (("columns", spec.columns), ("streaming", spec.streaming)) if given]
     if refused or spec.format not in {"auto", "beir"}:
-        raise ValueError(
+        raise DataError(
             f"data source {label(spec)!r} is a BEIR folder, which takes no {', '.join(refused) or spec.format}; remove it "
             "(the corpus is memory-mapped as it is)"
         )
     with reading(spec):
         recognised = recognise_folder(folder, spec.split)
-        return recognised, _pairs(spec, folder, _judgements(_qrels(folder, spec.split)))
+        return recognised, _pairs(spec, folder, _judgements(_qrels(folder, spec.split)), scores)
 
 
-def _pairs(spec: FilesData, folder: Path, judged: pandas.DataFrame) -> Rows[Pair]:
+def _pairs(spec: FilesData, folder: Path, judged: pandas.DataFrame, scores: bool) -> Rows[Pair]:
     queries, corpus = _table(folder, "queries.jsonl"), _table(folder, "corpus.jsonl")
     judged["query"] = judged["query-id"].map(_positions(queries, judged["query-id"], folder / "queries.jsonl"))
     judged["document"] = judged["corpus-id"].map(_positions(corpus, judged["corpus-id"], folder / "corpus.jsonl"))
     # A query of no split in queries.jsonl is passed over, as in evaluation; a right answer that is nowhere is a fault.
     lost = judged[(judged["score"] > 0) & judged["query"].notna() & judged["document"].isna()]
     if len(lost):
-        raise ValueError(f"document {lost['corpus-id'].iloc[0]!r} is judged relevant, but the corpus does not hold it")
+        raise DataError(f"document {lost['corpus-id'].iloc[0]!r} is judged relevant, but the corpus does not hold it")
     usable = judged.dropna()
     usable = usable[(usable["query"] >= 0) & (usable["document"] >= 0)].astype({"query": int, "document": int})
-    right = usable[usable["score"] > 0].groupby("query", sort=False)["document"].agg(list)
-    wrong = usable[usable["score"] <= 0].groupby("query", sort=False)["document"].agg(list)
+    right, right_scores = _by_query(usable[usable["score"] > 0])
+    wrong, wrong_scores = _by_query(usable[usable["score"] <= 0])
     asked = right.index.to_numpy()[: spec.limit]
     dropped = judged["query-id"].nunique() - len(right)
     _log.info("%s: %d queries, %d more have no relevant document or no text", label(spec), len(asked), dropped)
     if not len(asked):
-        raise ValueError("no query with text has a relevant document with text")
+        raise DataError("no query with text has a relevant document with text")
 
     def take(chosen: np.ndarray) -> list[Pair]:
         members = [(right[query], wrong.get(query, [])) for query in asked[chosen]]
@@ -99,21 +103,31 @@ def _pairs(spec: FilesData, folder: Path, judged: pandas.DataFrame) -> Rows[Pair
                 instruction=spec.instruction,
                 document_instruction=spec.instruction if spec.symmetric else "",
                 others=tuple(texts[document] for document in yes[1:]),
+                positive_scores=tuple(right_scores[row]) if scores else (),
+                negative_scores=tuple(wrong_scores.get(row, ())) if scores else (),
             )
-            for query, (yes, no) in zip(_texts(queries, asked[chosen].tolist()), members, strict=True)
+            for row, query, (yes, no) in zip(
+                asked[chosen], _texts(queries, asked[chosen].tolist()), members, strict=True
+            )
         ]
 
     return Rows(label(spec), len(asked), take)
+
+
+def _by_query(judged: pandas.DataFrame) -> tuple[pandas.Series, pandas.Series]:
+    """Row of each query -> rows of its documents, and their scores in that order."""
+    groups = judged.groupby("query", sort=False)
+    return groups["document"].agg(list), groups["score"].agg(lambda scores: [float(score) for score in scores])
 
 
 def _judgements(path: Path) -> pandas.DataFrame:
     table = pandas.read_csv(path, sep="\t", dtype=str, quoting=3, keep_default_na=False, encoding="utf-8-sig")
     missing = [name for name in _COLUMNS if name not in table]
     if missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; its header is {', '.join(table.columns)}")
+        raise DataError(f"{path} has no column {', '.join(missing)}; its header is {', '.join(table.columns)}")
     table["score"] = pandas.to_numeric(table["score"], errors="coerce")
     if table["score"].isna().any():
-        raise ValueError(f"{path}: a score is not a number (row {int(table['score'].isna().argmax()) + 1})")
+        raise DataError(f"{path}: a score is not a number (row {int(table['score'].isna().argmax()) + 1})")
     return table[list(_COLUMNS)].drop_duplicates(["query-id", "corpus-id"], keep="last")
 
 
@@ -121,7 +135,7 @@ def _table(folder: Path, name: str) -> datasets.Dataset:
     table = load([glob.escape(str(_existing(folder, name).resolve()))])
     missing = [column for column in ("_id", "text") if column not in table.column_names]
     if missing:
-        raise ValueError(f"{folder / name} has no {', '.join(missing)}; it has {', '.join(table.column_names)}")
+        raise DataError(f"{folder / name} has no {', '.join(missing)}; it has {', '.join(table.column_names)}")
     return table.select_columns([column for column in ("_id", "title", "text") if column in table.column_names])
 
 
@@ -135,7 +149,7 @@ def _positions(table: datasets.Dataset, ids: pandas.Series, path: Path) -> dict[
         at = np.flatnonzero(np.asarray(pc.is_in(names, value_set=wanted)))
         for row, name, text in zip(at, names.take(at).to_pylist(), _joined(block.take(at)), strict=True):
             if name in found:
-                raise ValueError(f"{path}: the id {name!r} occurs twice")
+                raise DataError(f"{path}: the id {name!r} occurs twice")
             found[name] = start + int(row) if text else -1
         start += len(block)
     return found

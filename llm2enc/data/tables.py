@@ -17,6 +17,7 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llm2enc.errors import DataError
 from llm2enc.recipe import FilesData, HubData
 
 _READERS = {
@@ -90,7 +91,7 @@ def _stream_blocks(table: datasets.IterableDataset) -> Blocks:
         return Blocks(table.features.arrow_schema, read)
     first = next(iter(table.with_format("arrow").iter(1)), None)
     if first is None:
-        raise ValueError("it is empty")
+        raise DataError("it is empty")
     return Blocks(first.schema, read)
 
 
@@ -120,7 +121,7 @@ def load(files: list[str], streaming: bool = False) -> Table:
     """The table of files of one type; absolute paths, escaped as for `glob`."""
     readers = {_reader(file) for file in files}
     if len(readers) > 1:
-        raise ValueError(f"one source mixes {', '.join(sorted(readers))} files; give each format its own source")
+        raise DataError(f"one source mixes {', '.join(sorted(readers))} files; give each format its own source")
     reader = readers.pop()
     if reader == "parquet" and streaming:
         return _parquet_blocks([glob.glob(file)[0] for file in files])
@@ -139,14 +140,14 @@ def _matches(path: str) -> list[str]:
         return [glob.escape(str(Path(path).resolve()))]
     if Path(path).is_dir():
         tables = sorted(file.name for file in Path(path).iterdir() if file.is_file())
-        raise ValueError(
+        raise DataError(
             f"{path} is a folder, and no BEIR data set (corpus.jsonl, queries.jsonl, qrels/); a batch holds rows of one "
             f"data set, so give each file its own source: {', '.join(tables[:8]) or 'it is empty'}"
         )
     found = sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file())
     if not found:
         what = "no file matches this glob" if glob.has_magic(path) else "no such file"
-        raise ValueError(f"{path}: {what}; a relative path is taken from the working directory, {Path.cwd()}")
+        raise DataError(f"{path}: {what}; a relative path is taken from the working directory, {Path.cwd()}")
     return [glob.escape(str(Path(file).resolve())) for file in found]
 
 
@@ -154,10 +155,10 @@ def _reader(file: str) -> str:
     name = file.lower()
     compressed = next((suffix for suffix in _COMPRESSED if name.endswith(suffix)), "")
     if compressed == ".zst" and not find_spec("zstandard"):
-        raise ValueError(f"{file}: .zst files need the package zstandard: pip install zstandard")
+        raise DataError(f"{file}: .zst files need the package zstandard: pip install zstandard")
     reader = _READERS.get(Path(name.removesuffix(compressed)).suffix)
     if reader is None or (compressed and reader == "parquet"):
-        raise ValueError(
+        raise DataError(
             f"{file}: unknown file type; known are {', '.join(_READERS)}, all but .parquet also as {', '.join(_COMPRESSED)}"
         )
     return reader
@@ -187,7 +188,7 @@ def _filled_types(files: list[str]) -> dict[str, Any]:
             if name not in types or _is_vacant(types[name]):
                 types[name] = kind
     if not types:
-        raise ValueError("it is empty: there is no row in it")
+        raise DataError("it is empty: there is no row in it")
     for name, kind in types.items():
         alike = name.replace("negative", "positive").replace("neg", "pos")
         types[name] = _as_text(types.get(alike, kind) if _is_vacant(kind) and pa.types.is_list(kind) else kind)
@@ -203,7 +204,7 @@ def _head_types(file: str) -> dict[str, pa.DataType]:
         else:
             rows = [json.loads(line) for line in chain([first], islice(text, 999)) if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError('every row must be a JSON object, such as {"text": ...}')
+        raise DataError('every row must be a JSON object, such as {"text": ...}')
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: _type(name, [row.get(name) for row in rows]) for name in names}
 
@@ -212,9 +213,9 @@ def _type(name: str, cells: list[Any]) -> pa.DataType:
     try:
         return pa.array(cells).type
     except pa.ArrowException as error:
-        raise ValueError(f"column {name!r} mixes types ({error}); make all its cells of one type") from None
+        raise DataError(f"column {name!r} mixes types ({error}); make all its cells of one type") from None
     except OverflowError:
-        raise ValueError(f"column {name!r} holds a number beyond 64 bits; write it as text") from None
+        raise DataError(f"column {name!r} holds a number beyond 64 bits; write it as text") from None
 
 
 def _is_vacant(kind: pa.DataType) -> bool:
@@ -243,7 +244,7 @@ def reading(spec: FilesData | HubData) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         # `datasets` hides the reason (a broken line, a ragged row) one level down.
         reason = error.__cause__ or error
-        raise ValueError(f"data source {label(spec)!r} can't be read: {reason}") from error
+        raise DataError(f"data source {label(spec)!r} can't be read: {reason}") from error
     finally:
         if shown:  # the caller's choice for its own data sets
             datasets.enable_progress_bars()

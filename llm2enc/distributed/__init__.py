@@ -17,12 +17,11 @@ from llm2enc.distributed.collectives import (
     world_size,
 )
 from llm2enc.distributed.fsdp import alike, check_spread, clip, is_spread, like, local, spread, whole
-from llm2enc.distributed.joining import RaisedByAll, abort_with_peers, barrier, from_main, start
+from llm2enc.distributed.joining import abort_with_peers, barrier, from_main, start
 from llm2enc.distributed.launch import wants_fsdp, wants_zero
 from llm2enc.distributed.zero import Zero, check_zero, moments, set_moment
 
 __all__ = [
-    "RaisedByAll",
     "Zero",
     "abort_with_peers",
     "alike",

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llm2enc.errors import InputError
+
 
 def check_spread() -> None:
     """ValueError if this torch can't spread layers as we need it: with parts left whole, and gradients that are sums."""
@@ -24,7 +26,7 @@ def check_spread() -> None:
         or "ignored_params" not in inspect.signature(spread).parameters
         or not all(hasattr(fsdp.FSDPModule, name) for name in wanted)
     ):
-        raise ValueError(
+        raise InputError(
             f"`strategy: fsdp` needs a newer torch than {torch.__version__}: one whose fully_shard takes `ignored_params` "
             "and adds gradients up instead of averaging them; update torch, or use `strategy: ddp`"
         )

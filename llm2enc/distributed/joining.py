@@ -14,13 +14,10 @@ import torch.distributed as dist
 
 from llm2enc.distributed import failure
 from llm2enc.distributed.launch import check_launcher
+from llm2enc.errors import InputError, Interrupted, Unreachable
 
 T = TypeVar("T")
 _client: failure.Client | None = None
-
-
-class RaisedByAll(Exception):
-    """Raised by all processes at the same place: none has to tell the others."""
 
 
 def start() -> None:
@@ -50,7 +47,7 @@ def abort_with_peers(advice: str) -> Iterator[None]:
         _client.advice = advice
     try:
         yield
-    except RaisedByAll:
+    except Interrupted:  # by all processes at the same step: none has to tell the others
         raise
     except BaseException as error:
         if _client is not None:
@@ -90,7 +87,7 @@ def _timeout() -> float:
     except ValueError:
         minutes = 0.0
     if not 0 < minutes <= 7 * 24 * 60:
-        raise ValueError(f"LLM2ENC_TIMEOUT is {given!r}; expected minutes, more than 0 and at most a week")
+        raise InputError(f"LLM2ENC_TIMEOUT is {given!r}; expected minutes, more than 0 and at most a week")
     return minutes
 
 
@@ -105,7 +102,7 @@ def _join(silence: float) -> None:
     try:
         _client = failure.Client((host, port), token, number, count, node, local, silence)
     except OSError as error:
-        raise RuntimeError(
+        raise Unreachable(
             f"process {number} on {socket.gethostname()} cannot reach process 0 at {host}, port {port} ({error}). The "
             "machines of a run need open ports between them"
         ) from error

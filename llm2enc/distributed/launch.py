@@ -6,6 +6,7 @@
 import os
 
 from llm2enc.distributed.zero import check_zero
+from llm2enc.errors import InputError
 
 FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 REFUSED = {
@@ -20,19 +21,19 @@ def check_launcher() -> None:
     """ValueError if the launcher was asked for something that would not happen."""
     for name, instead in REFUSED.items():
         if _true(name):
-            raise ValueError(f"{name} is set by the launcher: {instead}")
+            raise InputError(f"{name} is set by the launcher: {instead}")
     if wants_zero():
         check_zero()
     # With --cpu, accelerate leaves it to MPI to start more than one, and says nothing if there is none.
     if _true("ACCELERATE_USE_CPU") and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
-        raise ValueError(
+        raise InputError(
             "accelerate was asked for several processes and started one: with --cpu it starts no others itself. Use "
             "`torchrun --nproc-per-node N -m llm2enc ...`, or `accelerate launch --multi_gpu` without --cpu, which works on "
             "CPUs too"
         )
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in ("no", "bf16"):
-        raise ValueError(
+        raise InputError(
             f"the launcher asks for mixed precision {precision}; stages compute in bfloat16 or float32, as their "
             "`precision` says. Launch with --mixed_precision no"
         )

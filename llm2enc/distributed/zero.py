@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm2enc.errors import InputError
+
 FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
 ENVIRONMENT = {  # what `accelerate launch` hands on besides a file: the name in a file, and what means nothing
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("zero_optimization.offload_optimizer", ("none",)),
@@ -53,7 +55,7 @@ def check_zero() -> None:
     """ValueError if DeepSpeed is missing or too old, or was asked for something that would not happen."""
     settings()
     if find_spec("deepspeed") is None:
-        raise ValueError(
+        raise InputError(
             "`strategy: deepspeed` needs DeepSpeed, which is not installed: pip install 'llm2enc[deepspeed]'"
         )
 
@@ -87,7 +89,7 @@ def settings() -> dict[str, Any]:
         if key not in ZERO and not key.startswith("stage3_") and not _idle(value)
     ]
     if faults:
-        raise ValueError("DeepSpeed's settings: " + "; ".join(faults))
+        raise InputError("DeepSpeed's settings: " + "; ".join(faults))
     zero = {key: value for key, value in zero.items() if key in ZERO}
     return {**found, "zero_optimization": zero | {"stage": int(zero["stage"])}}
 
@@ -96,13 +98,13 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return _section(json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{FILE} names {path}, which is no JSON file that can be read: {error}") from error
+        raise InputError(f"{FILE} names {path}, which is no JSON file that can be read: {error}") from error
 
 
 def _section(value: Any, name: str) -> dict[str, Any]:
     """The values of a section that are given; "auto" leaves one to us."""
     if not isinstance(value, dict):
-        raise ValueError(f"{name} of DeepSpeed's settings is {value!r}; expected a mapping of names to values")
+        raise InputError(f"{name} of DeepSpeed's settings is {value!r}; expected a mapping of names to values")
     return {key: one for key, one in value.items() if one != "auto"}
 
 
@@ -218,7 +220,7 @@ def _engine(parameters: list[nn.Parameter], optimizer: torch.optim.AdamW, larges
     with redirect_stdout(sys.stderr):  # stdout is for answers
         import deepspeed
     if not hasattr(deepspeed.DeepSpeedEngine, "coalesce_grad_reduction"):
-        raise ValueError(
+        raise InputError(
             f"deepspeed {deepspeed.__version__} can't add up the gradients of several passes at once; update it: "
             "pip install -U 'llm2enc[deepspeed]'"
         )

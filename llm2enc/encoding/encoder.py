@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from operator import length_hint
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,9 +25,11 @@ from llm2enc.artifact import HistoryRow, MergeRecord, Parts, read, write
 from llm2enc.encoding import pipeline
 from llm2enc.encoding.options import DEFAULT, EncodeOptions
 from llm2enc.encoding.quantization import layout, quantize
+from llm2enc.errors import InputError
 from llm2enc.model import POOLERS, Backbone, evaluating, load_backbone, load_tokenizer, pooled_edges
 from llm2enc.model import limits as positions
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, Role
+from llm2enc.terminal import bar
 from llm2enc.text import InputFormat, Tokens, mini_batches
 
 LoadType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -94,7 +97,7 @@ class Encoder(nn.Module):
                are computed with in float32, a layer at a time
         """
         if dtype not in get_args(LoadType):
-            raise ValueError(f"dtype is {dtype!r}; weights are loaded as one of {', '.join(get_args(LoadType))}")
+            raise InputError(f"dtype is {dtype!r}; weights are loaded as one of {', '.join(get_args(LoadType))}")
         return Encoder._of(read(Path(folder), dtype))
 
     @staticmethod
@@ -119,7 +122,7 @@ class Encoder(nn.Module):
                  cannot hold the weights
         """
         if self.layer is not None or self.causal not in (None, not self.backbone.bidirectional):
-            raise ValueError(
+            raise InputError(
                 "the encoder is a variant that reads another layer or direction than its model, which no directory can say; "
                 "save the encoder that it was made of"
             )
@@ -168,7 +171,7 @@ class Encoder(nn.Module):
         options = EncodeOptions(**keywords)
         single = isinstance(texts, str)
         if single and not isinstance(options.instruction, str | None):
-            raise ValueError("one text takes one instruction, got a list")
+            raise InputError("one text takes one instruction, got a list")
         texts = [texts] if single else texts
         blocks = self.encode_blocks(texts, options)
         entries, kind = layout(options.truncate_dim or self.dimensions, options.precision)
@@ -191,12 +194,12 @@ class Encoder(nn.Module):
         first  number of the first text, for messages: the texts are a part of more
         """
         if isinstance(texts, str):
-            raise ValueError("encode_blocks takes many texts, got one str; put it into a list")
+            raise InputError("encode_blocks takes many texts, got one str; put it into a list")
         role, instruction = self._role(options)
         options.check(self.dimensions)
         chunks = pipeline.chunks(pipeline.pairs(texts, instruction), first)
         total = len(texts) if isinstance(texts, Sized) else None
-        blocks = self._blocks(chunks, role, options, pipeline.progress(total, options.show_progress))
+        blocks = self._blocks(chunks, role, options, bar("encode", total, options.show_progress))
         if options.is_float:
             return blocks
         return map(lambda block: quantize(block, options.precision, options.ranges), blocks)
@@ -238,7 +241,7 @@ class Encoder(nn.Module):
         layer  0 for the embeddings, k for what layer k hands on
         """
         if layer is not None and not 0 <= layer <= self.backbone.depth:
-            raise ValueError(f"layer is {layer}; this model has layers 0 (the embeddings) to {self.backbone.depth}")
+            raise InputError(f"layer is {layer}; this model has layers 0 (the embeddings) to {self.backbone.depth}")
         if input is not None:
             positions.check(self.backbone.config, {"input.max_tokens": input.max_tokens})
         other = copy.copy(self)
@@ -271,7 +274,11 @@ class Encoder(nn.Module):
         return int(self.input_format.pack(texts, asked, role).lengths.sum())
 
     def _blocks(
-        self, chunks: Iterator[pipeline.Chunk], role: Role, options: EncodeOptions, progress: pipeline.Progress
+        self,
+        chunks: Iterator[pipeline.Chunk],
+        role: Role,
+        options: EncodeOptions,
+        progress: AbstractContextManager[Callable[..., None]],
     ) -> Iterator[np.ndarray]:
         def pack(first: int, chunk: list[tuple[str, str]]) -> Tokens:
             texts, instructions = zip(*chunk, strict=True)
@@ -311,7 +318,7 @@ class Encoder(nn.Module):
         if name == "document":
             return "document", ""
         if name != "query" and name not in prompts:
-            raise ValueError(f"no prompt named {name!r}; this encoder has {['query', 'document', *prompts]}")
+            raise InputError(f"no prompt named {name!r}; this encoder has {['query', 'document', *prompts]}")
         return "query", prompts.get(name, "")
 
     def _needed(self, tokens: Tokens) -> Tensor:

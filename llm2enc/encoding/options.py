@@ -8,6 +8,7 @@ import numpy as np
 
 from llm2enc.encoding import quantization
 from llm2enc.encoding.quantization import Precision
+from llm2enc.errors import InputError
 
 OutputType = Literal["float32", "float16"]
 
@@ -35,11 +36,11 @@ class EncodeOptions:
 
     def __post_init__(self) -> None:
         if self.dtype not in get_args(OutputType):
-            raise ValueError(f"dtype is {self.dtype!r}; vectors come as one of {', '.join(get_args(OutputType))}")
+            raise InputError(f"dtype is {self.dtype!r}; vectors come as one of {', '.join(get_args(OutputType))}")
         if self.instruction is not None and self.prompt_name is not None:
-            raise ValueError("give either `instruction` or `prompt_name`, not both")
+            raise InputError("give either `instruction` or `prompt_name`, not both")
         if self.precision != "float32" and self.dtype != "float32":
-            raise ValueError(
+            raise InputError(
                 f"dtype is {self.dtype} and precision {self.precision}; give one of them, codes have a type of their own"
             )
 
@@ -51,7 +52,7 @@ class EncodeOptions:
     def check(self, dimensions: int) -> None:
         """ValueError if an encoder whose vectors have so many dimensions cannot do what is asked."""
         if self.truncate_dim is not None and not 0 < self.truncate_dim <= dimensions:
-            raise ValueError(
+            raise InputError(
                 f"truncate_dim is {self.truncate_dim}; this encoder's vectors have {dimensions} dimensions"
             )
         quantization.check(self.precision, self.ranges, self.truncate_dim or dimensions)

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from llm2enc.errors import InputError
 from llm2enc.storage import held, naming, part, replace_bytes, replace_text, sweep, sync_one
 
 Facts = dict[str, Any]  # with `count`, `width` and `dtype` of the rows
@@ -49,8 +50,8 @@ class Unfinished:
         except NotADirectoryError:
             pass
         except ValueError:
-            raise ValueError(f"{self._facts} is damaged; remove {self.folder} to begin anew") from None
-        raise ValueError(f"{self.folder} is in the way, and holds no unfinished run of ours; move it away") from None
+            raise InputError(f"{self._facts} is damaged; remove {self.folder} to begin anew") from None
+        raise InputError(f"{self.folder} is in the way, and holds no unfinished run of ours; move it away") from None
 
     def check(self, facts: Facts) -> bool:
         """Whether a former run of the same can go on.
@@ -67,7 +68,7 @@ class Unfinished:
         if not other or not done:
             return not other
         words = "; ".join(f"{name}: {_short(former.get(name))}, now {_short(facts[name])}" for name in other)
-        raise ValueError(
+        raise InputError(
             f"{self.folder} holds {done:,} of {former['count']:,} vectors of another run ({words}). Go on with what that "
             "run was given, write to another file, or remove the folder to begin anew"
         )

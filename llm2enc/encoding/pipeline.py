@@ -11,13 +11,13 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
 from itertools import zip_longest
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llm2enc.errors import InputError
 from llm2enc.text import Tokens, concatenate
 
 CHUNK_TEXTS, CHUNK_CHARACTERS = 256, 2**17
@@ -25,8 +25,6 @@ BUFFER_TEXTS, BUFFER_TOKENS = 8192, 2**20
 
 Chunk = tuple[int, list[tuple[str, str]]]
 """Number of the first text, and texts with their instructions."""
-Progress = AbstractContextManager[Callable[[int], None]]
-"""Gives a function that advances by so many texts."""
 
 
 def pairs(texts: Iterable[str], instruction: str | Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -34,7 +32,7 @@ def pairs(texts: Iterable[str], instruction: str | Iterable[str]) -> Iterator[tu
     if isinstance(instruction, str):
         return ((text, instruction) for text in _items(texts))
     if isinstance(texts, Sized) and isinstance(instruction, Sized) and len(texts) != len(instruction):
-        raise ValueError(f"{len(texts)} texts but {len(instruction)} instructions; give one, or one per text")
+        raise InputError(f"{len(texts)} texts but {len(instruction)} instructions; give one, or one per text")
     return _zip_strict(_items(texts), _items(instruction))
 
 
@@ -43,7 +41,7 @@ def _zip_strict(texts: Iterator[str], instructions: Iterator[str]) -> Iterator[t
     for number, (text, instruction) in enumerate(zip_longest(texts, instructions, fillvalue=end)):
         if text is end or instruction is end:
             short, long = ("texts", "instructions") if text is end else ("instructions", "texts")
-            raise ValueError(f"the {short} end after {number}, but there are more {long}; give one per text")
+            raise InputError(f"the {short} end after {number}, but there are more {long}; give one per text")
         yield text, instruction
 
 
@@ -117,17 +115,3 @@ def distinct(tokens: Tokens) -> tuple[np.ndarray, Tensor]:
         digest.update(pool[start:end].tobytes())
         original[row] = first.setdefault(digest.digest(), row)
     return original, torch.tensor([first[key] for key in sorted(first)], dtype=torch.int64)
-
-
-@contextmanager
-def progress(total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over `total` texts, which may be unknown, or nothing."""
-    if not show:
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(transient=True, console=Console(stderr=True)) as bar:  # stdout is for results
-        task = bar.add_task("encode", total=total)
-        yield lambda count: bar.advance(task, count)

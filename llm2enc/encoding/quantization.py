@@ -13,6 +13,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from llm2enc.errors import InputError
+
 Quantized = Literal["int8", "uint8", "binary", "ubinary"]
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 
@@ -22,23 +24,23 @@ _LEVELS = 255  # steps between the smallest and the largest value of a dimension
 def check(precision: str, ranges: np.ndarray | None, dimensions: int) -> None:
     """ValueError if vectors of so many dimensions can't be had in this precision with these ranges."""
     if precision not in get_args(Precision):
-        raise ValueError(f"precision is {precision!r}; vectors come as one of {', '.join(get_args(Precision))}")
+        raise InputError(f"precision is {precision!r}; vectors come as one of {', '.join(get_args(Precision))}")
     if precision not in ("int8", "uint8"):
         if ranges is not None:
-            raise ValueError(f"ranges are for int8 and uint8, and precision is {precision}; leave them out")
+            raise InputError(f"ranges are for int8 and uint8, and precision is {precision}; leave them out")
         return
     if ranges is None:
-        raise ValueError(
+        raise InputError(
             f"{precision} needs the ranges of the dimensions, the same for documents and queries: encode some thousand "
             "texts in float32, and give ranges=calibrate(vectors) of llm2enc.encoding"
         )
     if np.shape(ranges) != (2, dimensions):
-        raise ValueError(
+        raise InputError(
             f"the ranges have shape {np.shape(ranges)}, expected (2, {dimensions}), the smallest and largest value of each "
             "dimension; calibrate on vectors of this width, cut as these are"
         )
     if not (np.isfinite(ranges).all() and (ranges[0] <= ranges[1]).all()):
-        raise ValueError("the ranges hold nan, infinity, or a smallest value above the largest; calibrate again")
+        raise InputError("the ranges hold nan, infinity, or a smallest value above the largest; calibrate again")
 
 
 def layout(dimensions: int, precision: Precision) -> tuple[int, np.dtype]:
@@ -58,7 +60,7 @@ def calibrate(vectors: np.ndarray, shared: bool = False) -> np.ndarray:
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 2 or len(vectors) < 2:
-        raise ValueError(f"ranges come from two vectors (N, D) at least, got an array of shape {vectors.shape}")
+        raise InputError(f"ranges come from two vectors (N, D) at least, got an array of shape {vectors.shape}")
     _check_finite(vectors)
     low, high = vectors.min(axis=0), vectors.max(axis=0)
     if shared:
@@ -78,11 +80,11 @@ def quantize(vectors: np.ndarray, precision: Quantized, ranges: np.ndarray | Non
     """
     vectors = np.asarray(vectors)
     if precision not in get_args(Quantized):
-        raise ValueError(
+        raise InputError(
             f"precision is {precision!r}; vectors are quantised to one of {', '.join(get_args(Quantized))}"
         )
     if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
-        raise ValueError(f"expected float vectors (B, D), got {vectors.dtype} of shape {vectors.shape}")
+        raise InputError(f"expected float vectors (B, D), got {vectors.dtype} of shape {vectors.shape}")
     check(precision, ranges, vectors.shape[1])
     _check_finite(vectors)
     if ranges is None:
@@ -98,4 +100,4 @@ def quantize(vectors: np.ndarray, precision: Quantized, ranges: np.ndarray | Non
 
 def _check_finite(vectors: np.ndarray) -> None:
     if not np.isfinite(vectors).all():
-        raise ValueError("the vectors hold nan or infinity, which no code stands for")
+        raise InputError("the vectors hold nan or infinity, which no code stands for")

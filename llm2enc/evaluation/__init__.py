@@ -1,16 +1,17 @@
 """Evaluation: tasks, metrics, confidence intervals, and suites that cache vectors and resume."""
 
-from llm2enc.evaluation import command, cost, suite
+from llm2enc.evaluation import benchmark, cost, suite
 from llm2enc.evaluation.bootstrap import Interval, difference, draws, interval, mean_interval
 from llm2enc.evaluation.cache import CachedEncoder, default_cache
 from llm2enc.evaluation.docstrings import docstring_tasks
 from llm2enc.evaluation.folders import find_tasks, read_task
 from llm2enc.evaluation.metrics import Vectors, cosine, cosines
 from llm2enc.evaluation.models import Opened, open_encoder
-from llm2enc.evaluation.mteb_adapter import MtebEncoder, mteb_tasks
+from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks
 from llm2enc.evaluation.run import baselines, evaluate
 from llm2enc.evaluation.scoring import score
 from llm2enc.evaluation.sources import gather, read_pairs_file
+from llm2enc.evaluation.suite import Result
 from llm2enc.evaluation.tasks import (
     BitextTask,
     ClassificationTask,
@@ -29,12 +30,14 @@ __all__ = [
     "BitextTask",
     "CachedEncoder",
     "ClassificationTask",
+    "Failure",
     "Interval",
     "MtebEncoder",
     "Opened",
     "Outcome",
     "PairClassificationTask",
     "RerankingTask",
+    "Result",
     "RetrievalTask",
     "Side",
     "StsTask",
@@ -43,7 +46,7 @@ __all__ = [
     "Tfidf",
     "Vectors",
     "baselines",
-    "command",
+    "benchmark",
     "cosine",
     "cosines",
     "cost",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llm2enc.errors import InputError
 from llm2enc.evaluation.tasks import Outcome
 from llm2enc.evaluation.weighted import weighted_statistic
 
@@ -67,7 +68,7 @@ def mean_interval(outcomes: Sequence[Outcome], count: int = DRAWS) -> Interval:
 def difference(first: Sequence[Outcome], second: Sequence[Outcome], count: int = DRAWS) -> Interval:
     """How much the mean score of one encoder lies above another's on the same tasks, by paired bootstrap."""
     if [_rows(outcome) for outcome in first] != [_rows(outcome) for outcome in second]:
-        raise ValueError("a paired comparison needs both encoders on the same rows of the same tasks")
+        raise InputError("a paired comparison needs both encoders on the same rows of the same tasks")
     moved = np.mean([draws(a, count) - draws(b, count) for a, b in zip(first, second, strict=True)], axis=0)
     return interval(float(np.mean([a.score - b.score for a, b in zip(first, second, strict=True)])), moved)
 

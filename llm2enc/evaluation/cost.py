@@ -3,7 +3,6 @@
     limit = characters_per_text(encoder, texts, max_tokens)   what truncation leaves of a text
     rungs = ladder(docstrings, folders, limit)                smoke, local, nanobeir, mteb
     rows = estimates(rungs, measure_speed(encoder, texts, limit))
-    print_estimates(rows)
 
 A time is characters / (characters per second): that of encoding, which is nearly all of it. Not in it: scoring
 (classifiers, k-means, ranking), downloads, the instruction before each query, and that long texts take more time per
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm2enc.errors import InputError
 from llm2enc.evaluation.models import Opened
 from llm2enc.evaluation.mteb_adapter import mteb_tasks
 from llm2enc.evaluation.sources import BENCHMARKS, SMOKE
@@ -180,7 +180,7 @@ def measure_speed(
     """
     waiting = [text for text in _shuffled(texts) if text]
     if len(waiting) < 2:
-        raise ValueError(f"speed is measured on at least 2 different texts; got {len(waiting)}")
+        raise InputError(f"speed is measured on at least 2 different texts; got {len(waiting)}")
     size = min(_FIRST, len(waiting) // 2)
     encoder.encode(waiting[:size])
     waiting = waiting[size:]
@@ -215,34 +215,6 @@ def estimates(rungs: Iterable[Rung], speed: float) -> list[dict[str, Any]]:
         asdict(rung) | {"seconds": None if rung.characters is None else round(rung.characters / speed, 1)}
         for rung in rungs
     ]
-
-
-def print_estimates(rows: Sequence[dict[str, Any]]) -> None:
-    """The rows of `estimates` as a table."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("rung", "what", title="evaluation ladder")
-    for name in ("tasks", "texts", "characters", "time to encode"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        cells = [row["name"], row["what"], str(row["tasks"]), *(_count(row[name]) for name in ("texts", "characters"))]
-        table.add_row(*map(Text, [*cells, duration(row["seconds"])]))
-    console = Console()
-    console.print(table)
-    for row in rows:
-        if row["note"]:
-            console.print(Text(f"{row['name']}: {row['note']}"))
-
-
-def _count(number: int | None) -> str:
-    if number is None:
-        return "?"
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= unit:
-            return f"{number / unit:.1f} {name}"
-    return str(number)
 
 
 def duration(seconds: float | None) -> str:

@@ -21,6 +21,7 @@ from functools import lru_cache
 import numpy as np
 
 from llm2enc.data import docstrings, pair_view
+from llm2enc.errors import DataError
 from llm2enc.evaluation.tasks import Outcome, RetrievalTask, StsTask
 from llm2enc.recipe import DocstringEval
 
@@ -42,7 +43,7 @@ def docstring_tasks(spec: DocstringEval) -> tuple[RetrievalTask, StsTask]:
     pairs = pair_view(found)
     chosen = [pairs[row] for row in np.random.default_rng(SEED).permutation(len(pairs))[: spec.documents]]
     if len(chosen) < 2:
-        raise ValueError("evaluation docstrings: fewer than 2 held-out docstrings; raise `documents`")
+        raise DataError("evaluation docstrings: fewer than 2 held-out docstrings; raise `documents`")
     ids = [f"{row:06d}" for row in range(len(chosen))]
     retrieval = RetrievalTask(
         name=RETRIEVAL,

@@ -26,6 +26,7 @@ from typing import Any, get_args
 import numpy as np
 
 from llm2enc.data import titled
+from llm2enc.errors import DataError
 from llm2enc.evaluation.tasks import (
     BitextTask,
     ClassificationTask,
@@ -53,13 +54,13 @@ def find_tasks(folder: Path, names: Sequence[str] | None = None) -> dict[str, Pa
     else:
         found = {path.name: path for path in sorted(folder.glob("*/")) if _is_task(path)}
     if not found:
-        raise ValueError(
+        raise DataError(
             f"{folder} holds no task: expected folders with a task.json (type {', '.join(get_args(TaskType))}), or a BEIR "
             "data set with corpus.jsonl, queries.jsonl and qrels/test.tsv"
         )
     missing = [name for name in names or () if name not in found]
     if missing:
-        raise ValueError(f"{folder} has no task {', '.join(missing)}; it has {', '.join(found)}")
+        raise DataError(f"{folder} has no task {', '.join(missing)}; it has {', '.join(found)}")
     chosen = {name: found[name] for name in names or found}
     for path in chosen.values():
         _description(path)
@@ -83,14 +84,14 @@ def read_task(folder: Path) -> Task:
 def _sts(folder: Path, common: dict[str, str]) -> StsTask:
     first, second, scores = _pairs(folder, "score", _number)
     if len(set(scores)) < 2:
-        raise ValueError(f"{_file(folder, 'test.tsv')}: every score is {scores[0]:g}, so there is nothing to rank")
+        raise DataError(f"{_file(folder, 'test.tsv')}: every score is {scores[0]:g}, so there is nothing to rank")
     return StsTask(**common, first=first, second=second, scores=np.array(scores))
 
 
 def _pair_classification(folder: Path, common: dict[str, str]) -> PairClassificationTask:
     first, second, labels = _pairs(folder, "label", _binary)
     if len(set(labels)) < 2:
-        raise ValueError(f"{_file(folder, 'test.tsv')}: every label is {labels[0]:g}; both 0 and 1 must occur")
+        raise DataError(f"{_file(folder, 'test.tsv')}: every label is {labels[0]:g}; both 0 and 1 must occur")
     return PairClassificationTask(**common, first=first, second=second, labels=np.array(labels) == 1)
 
 
@@ -103,7 +104,7 @@ def _classification(folder: Path, common: dict[str, str]) -> ClassificationTask:
     train_texts, train_labels = _labelled(_file(folder, "train.jsonl"))
     test_texts, test_labels = _labelled(_file(folder, "test.jsonl"))
     if len(set(train_labels)) < 2:
-        raise ValueError(
+        raise DataError(
             f"{_file(folder, 'train.jsonl')}: every label is {train_labels[0]!r}; nothing can be learnt from one"
         )
     return ClassificationTask(
@@ -114,7 +115,7 @@ def _classification(folder: Path, common: dict[str, str]) -> ClassificationTask:
 def _clustering(folder: Path, common: dict[str, str]) -> ClusteringTask:
     members, labels = _labelled(_file(folder, "test.jsonl"))
     if len(set(labels)) < 2:
-        raise ValueError(f"{_file(folder, 'test.jsonl')}: every label is {labels[0]!r}; there is nothing to tell apart")
+        raise DataError(f"{_file(folder, 'test.jsonl')}: every label is {labels[0]!r}; there is nothing to tell apart")
     return ClusteringTask(**common, members=members, labels=labels)
 
 
@@ -123,7 +124,7 @@ def _reranking(folder: Path, common: dict[str, str]) -> RerankingTask:
     fields: dict[str, Check] = {"query": _text, "positive": _texts, "negative": _texts}
     rows = [row for _, row in _records(path, fields) if row["positive"] and row["negative"]]
     if not rows:
-        raise ValueError(f"{path}: no query has both a positive and a negative candidate")
+        raise DataError(f"{path}: no query has both a positive and a negative candidate")
     return RerankingTask(
         **common,
         queries=[row["query"] for row in rows],
@@ -141,11 +142,11 @@ def _retrieval(folder: Path, common: dict[str, str]) -> RetrievalTask:
         judgement = _judgement(score, where)
         if query in queries:  # BEIR keeps the queries of all splits in one file, and qrels of one
             if judgement > 0 and document not in documents:
-                raise ValueError(f"{where}: document {document!r} is judged relevant, but the corpus does not hold it")
+                raise DataError(f"{where}: document {document!r} is judged relevant, but the corpus does not hold it")
             judged.setdefault(query, {})[document] = judgement
     asked = {query: text for query, text in queries.items() if any(v > 0 for v in judged.get(query, {}).values())}
     if not asked:
-        raise ValueError(f"{path}: no query of queries.jsonl has a relevant document")
+        raise DataError(f"{path}: no query of queries.jsonl has a relevant document")
     return RetrievalTask(**common, queries=asked, documents=documents, judged={query: judged[query] for query in asked})
 
 
@@ -156,13 +157,13 @@ def _summarization(folder: Path, common: dict[str, str]) -> SummarizationTask:
     for where, row in _records(path, fields):
         human, machine, scores = (len(row[field]) for field in fields)
         if not human or not machine or machine != scores:
-            raise ValueError(
+            raise DataError(
                 f"{where}: {human} human summaries, {machine} machine summaries and {scores} scores; there must be one "
                 "of each at least, and a score for every machine summary"
             )
         rows.append(row)
     if all(len(set(row["relevance"])) == 1 for row in rows):
-        raise ValueError(f"{path}: in every document all summaries have one score, so there is nothing to rank")
+        raise DataError(f"{path}: in every document all summaries have one score, so there is nothing to rank")
     return SummarizationTask(
         **common,
         human=[row["human_summaries"] for row in rows],
@@ -205,13 +206,13 @@ def _description(folder: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
+        raise DataError(f"{path} is not valid JSON: {error}") from None
     kind = description.get("type") if isinstance(description, dict) else None
     if kind not in _READERS:
-        raise ValueError(f"{path}: type is {kind!r}; expected one of {', '.join(_READERS)}")
+        raise DataError(f"{path}: type is {kind!r}; expected one of {', '.join(_READERS)}")
     for key in ("instruction", "language"):
         if not isinstance(description.get(key, ""), str):
-            raise ValueError(f"{path}: {key} is {description[key]!r}, expected text")
+            raise DataError(f"{path}: {key} is {description[key]!r}, expected text")
     return description
 
 
@@ -264,7 +265,7 @@ def _by_id(path: Path, fields: dict[str, Check]) -> dict[str, str]:
     texts: dict[str, str] = {}
     for where, row in _records(path, fields):
         if row["_id"] in texts:
-            raise ValueError(f"{where}: the id {row['_id']!r} stands on an earlier line too")
+            raise DataError(f"{where}: the id {row['_id']!r} stands on an earlier line too")
         texts[row["_id"]] = titled(row.get("title"), row["text"]) if "title" in fields else row["text"]
     return texts
 
@@ -285,11 +286,11 @@ def _table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]
     missing = [name for name in columns if name not in header]
     if missing or not lines:
         what = f"no column {', '.join(missing)}; its header is {header}" if missing else "no rows"
-        raise ValueError(f"{path} has {what}")
+        raise DataError(f"{path} has {what}")
     for number, line in enumerate(lines, start=2):
         where, row = f"{path}, line {number}", line.split("\t")
         if len(row) != len(header):
-            raise ValueError(f"{where}: {len(row)} fields, the header has {len(header)}")
+            raise DataError(f"{where}: {len(row)} fields, the header has {len(header)}")
         yield where, [row[header.index(name)] for name in columns]
 
 
@@ -297,19 +298,19 @@ def _records(path: Path, fields: dict[str, Check]) -> Iterator[tuple[str, dict[s
     """Place and object of each line of a .jsonl, with the fields and their types. ValueError if there is none."""
     lines = [(number, line) for number, line in enumerate(_lines(path), start=1) if line.strip()]
     if not lines:
-        raise ValueError(f"{path} has no rows")
+        raise DataError(f"{path} has no rows")
     for number, line in lines:
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise ValueError(f"{where} is not valid JSON: {error}") from None
+            raise DataError(f"{where} is not valid JSON: {error}") from None
         if not isinstance(record, dict):
-            raise ValueError(f"{where} must be an object such as {{{', '.join(f'{name!r}: ...' for name in fields)}}}")
+            raise DataError(f"{where} must be an object such as {{{', '.join(f'{name!r}: ...' for name in fields)}}}")
         for field, check in fields.items():
             wanted = check(record.get(field))
             if wanted:
-                raise ValueError(f"{where}: `{field}` must be {wanted}, got {str(record)[:80]!r}")
+                raise DataError(f"{where}: `{field}` must be {wanted}, got {str(record)[:80]!r}")
         yield where, record
 
 
@@ -317,7 +318,7 @@ def _lines(path: Path) -> list[str]:
     try:
         text = read_unpacked(path).decode("utf-8-sig")  # spreadsheets put a byte order mark before the header
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} can't be read: {error}") from None
+        raise DataError(f"{path} can't be read: {error}") from None
     # Not splitlines: U+2028 and its like are part of a text.
     return text.replace("\r\n", "\n").rstrip("\n").split("\n")
 
@@ -328,19 +329,19 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         number = float("nan")
     if not np.isfinite(number):
-        raise ValueError(f"{where}: {text!r} is not a number")
+        raise DataError(f"{where}: {text!r} is not a number")
     return number
 
 
 def _binary(text: str, where: str) -> float:
     number = _number(text, where)
     if number not in (0, 1):
-        raise ValueError(f"{where}: the label is {text!r}, expected 0 or 1")
+        raise DataError(f"{where}: the label is {text!r}, expected 0 or 1")
     return number
 
 
 def _judgement(text: str, where: str) -> int:
     number = _number(text, where)
     if number != int(number):
-        raise ValueError(f"{where}: the judgement is {text!r}, expected a whole number")
+        raise DataError(f"{where}: the judgement is {text!r}, expected a whole number")
     return int(number)

@@ -10,6 +10,7 @@ import numpy as np
 
 from llm2enc.artifact import put_back
 from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError, explained
 from llm2enc.evaluation.tasks import TextEncoder
 
 _PIECE = 1024  # texts that are tokenized at a time
@@ -62,9 +63,9 @@ def find(name: str) -> Path | None:
         if (place / "llm2enc.json").is_file():
             return place
     if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):
-        raise ValueError(f"{name}: no such directory; expected one with an encoder, or a hub id such as owner/name")
+        raise InputError(f"{name}: no such directory; expected one with an encoder, or a hub id such as owner/name")
     if folder.is_dir() and not (folder / "modules.json").is_file():
-        raise ValueError(
+        raise InputError(
             f"{name} holds no encoder: neither llm2enc.json nor modules.json of sentence-transformers. For a causal "
             "language model: `llm2enc compare` measures it as it is, `llm2enc convert DIR --training-free` makes an "
             "encoder of it"
@@ -79,12 +80,13 @@ class SentenceTransformerEncoder:
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
-            raise ValueError(
+            raise InputError(
                 f"{name} is opened by sentence-transformers, which is not installed: pip install 'llm2enc[serve]'"
             ) from None
         if not Path(name).is_dir():
             _check_hub(name)
-        self.model = SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
+        with explained(name, "sentence-transformers opens no such model: name another, or look at its files"):
+            self.model = SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
         self.max_tokens: int = self.model.max_seq_length or 2**31
         self.prompts: Mapping[str, str] = self.model.prompts
         self._routed = any(hasattr(module, "sub_modules") for module in self.model)  # other weights for queries
@@ -136,16 +138,17 @@ def _check_hub(name: str) -> None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        hf_hub_download(name, "modules.json")
+        with explained(name, "give a directory that exists, or a hub id such as owner/name"):
+            hf_hub_download(name, "modules.json")
     except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, of a hub that does not answer
-        raise ValueError(f"{name}: the hub can't be reached, and no copy of it is here ({error})") from None
+        raise InputError(f"{name}: the hub can't be reached, and no copy of it is here ({error})") from None
     except EntryNotFoundError:
-        raise ValueError(
+        raise InputError(
             f"{name} on the hub is no encoder (it has no modules.json); for a causal language model use `llm2enc compare` "
             "or `llm2enc convert`"
         ) from None
     except RepositoryNotFoundError:
-        raise ValueError(f"{name}: no such directory, and no such model on the hub that you may read") from None
+        raise InputError(f"{name}: no such directory, and no such model on the hub that you may read") from None
 
 
 def _facts(module: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm2enc.errors import InputError
 from llm2enc.evaluation.scoring import Instructions
 from llm2enc.evaluation.tasks import Outcome, TaskType, TextEncoder
 
@@ -48,7 +49,7 @@ def mteb_library() -> Any:
     try:
         import mteb
     except ImportError:
-        raise ValueError("tasks of mteb need mteb, which is not installed: pip install 'llm2enc[mteb]'") from None
+        raise InputError("tasks of mteb need mteb, which is not installed: pip install 'llm2enc[mteb]'") from None
     return mteb
 
 
@@ -94,7 +95,7 @@ class MtebEncoder:
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         vectors = self.encoder.encode(list(place), **self._asked(task_metadata, prompt_type))
         if not np.isfinite(vectors).all():
-            raise ValueError("the encoder gives vectors with nan or infinity; no score means anything for it")
+            raise InputError("the encoder gives vectors with nan or infinity; no score means anything for it")
         return vectors if len(place) == len(texts) else vectors[[place[text] for text in texts]]
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
@@ -184,7 +185,7 @@ def _named(mteb: Any, name: str) -> Sequence["AbsTask"]:
         known = [*benchmarks, *(task.metadata.name for task in mteb.get_tasks(exclude_superseded=False))]
     by_lower = {other.lower(): other for other in known}
     close = [by_lower[other] for other in get_close_matches(name.lower(), by_lower)]
-    raise ValueError(
+    raise InputError(
         f"mteb has no task or benchmark {name!r}"
         + (f"; similar names: {', '.join(close)}" if close else "")
         + ". `mteb available-tasks` and `mteb available-benchmarks` list them all"

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from llm2enc.errors import InputError
 from llm2enc.evaluation.metrics import (
     Run,
     Vectors,
@@ -70,7 +71,7 @@ class _Vectors:
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         vectors = self.encoder.encode(list(place), **asked(self.task, side, self.instructions))
         if not np.isfinite(vectors.data if not isinstance(vectors, np.ndarray) else vectors).all():
-            raise ValueError(
+            raise InputError(
                 f"{self.task.name}: the encoder gives vectors with nan or infinity; no score means anything for it"
             )
         return vectors, np.array([place[text] for text in texts])

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from llm2enc.data import open_table
+from llm2enc.errors import DataError
 from llm2enc.evaluation.docstrings import docstring_tasks
 from llm2enc.evaluation.folders import find_tasks, read_task
 from llm2enc.evaluation.tasks import RetrievalTask, StsTask, Task
@@ -37,13 +38,13 @@ def gather(sources: Sequence[str], documents: int = 1000) -> tuple[list[Task], l
         elif path.is_file():
             tasks.append(read_pairs_file(path))
         elif source.startswith((".", "~")) or "/" in source or source.lower().endswith(_PAIR_FILES):
-            raise ValueError(f"{source}: no such file or folder")
+            raise DataError(f"{source}: no such file or folder")
         else:
             names.append(BENCHMARKS.get(source, source))
     seen: set[str] = set()
     for task in tasks:
         if task.name in seen:
-            raise ValueError(f"two tasks are called {task.name!r}; rename one of their folders")
+            raise DataError(f"two tasks are called {task.name!r}; rename one of their folders")
         seen.add(task.name)
     return tasks, names
 
@@ -59,7 +60,7 @@ def read_pairs_file(path: Path) -> RetrievalTask | StsTask:
     """
     suffix = next((suffix for suffix in _PAIR_FILES if path.name.lower().endswith(suffix)), None)
     if suffix is None:
-        raise ValueError(f"{path}: pairs are read from {', '.join(_PAIR_FILES)} files")
+        raise DataError(f"{path}: pairs are read from {', '.join(_PAIR_FILES)} files")
     table = open_table(FilesData(kind="files", path=str(path)))
     names = list(table.column_names)
     score = next((name for name in names if name.lower() in _SCORES), None)
@@ -67,14 +68,14 @@ def read_pairs_file(path: Path) -> RetrievalTask | StsTask:
     found = [next((name for name in texts if name.lower() in known), None) for known in _COLUMNS]
     first, second = found if None not in found else (texts[:2] if len(texts) >= 2 else (None, None))
     if first is None or second is None:
-        raise ValueError(f"{path}: pairs need two columns of text, found {', '.join(names)}")
+        raise DataError(f"{path}: pairs need two columns of text, found {', '.join(names)}")
     rows = [
         (row[first], row[second], row[score] if score else None)
         for row in table
         if _is_text(row[first]) and _is_text(row[second])
     ]
     if len({(one, other) for one, other, _ in rows}) < 2:
-        raise ValueError(
+        raise DataError(
             f"{path}: columns {first!r} and {second!r} hold {len(rows)} usable pairs of {len(table)} rows; at least two "
             "different ones are needed, and both cells must be text"
         )
@@ -83,7 +84,7 @@ def read_pairs_file(path: Path) -> RetrievalTask | StsTask:
         return _retrieval(name, [(one, other) for one, other, _ in rows])
     scores = [_number(row[2], path, score) for row in rows]
     if len(set(scores)) < 2:
-        raise ValueError(
+        raise DataError(
             f"{path}: column {score!r} holds {scores[0]:g} in every row, so there is nothing to rank; without the column "
             "the pairs are scored as retrieval"
         )
@@ -115,7 +116,7 @@ def _number(cell: object, path: Path, column: str) -> float:
     except ValueError:
         number = float("nan")
     if not np.isfinite(number):
-        raise ValueError(
+        raise DataError(
             f"{path}: column {column!r} holds {cell!r}, expected a number; rename the column if it is no score"
         )
     return number

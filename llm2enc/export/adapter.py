@@ -21,7 +21,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm2enc.artifact import METADATA_FILE, CannotExport, beside, card, read_metadata, write_json
+from llm2enc.artifact import METADATA_FILE, beside, card, read_metadata, write_json
+from llm2enc.errors import CannotExport, InputError, explained
 from llm2enc.recipe import LoraSpec, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def write(run: Path, folder: Path) -> list[Path]:
     names = _names(recipe)
     unknown = sorted({module for module, _ in tensors} - names.trunk)
     if unknown:
-        raise ValueError(f"{run}: the base model {recipe.model.name} has no modules {unknown[:3]}; it has changed")
+        raise InputError(f"{run}: the base model {recipe.model.name} has no modules {unknown[:3]}; it has changed")
     facts = _facts(recipe, folders, rank=len(next(iter(tensors.values()))[0]))
     files = _write_form(folder / TRUNK, tensors, names.trunk, "", facts | {"inside": names.inside})
     return files + _write_form(folder / CAUSAL_LM, tensors, names.model, names.prefix, facts)
@@ -104,11 +105,11 @@ def load(backbone: "Backbone", folder: Path) -> None:
     facts = _read_facts(folder)
     own, attention = _dtype(backbone), "bidirectional" if backbone.bidirectional else "causal"
     if attention != facts["attention"]:
-        raise ValueError(f"{folder} was trained with {facts['attention']} attention; this model is read as {attention}")
+        raise InputError(f"{folder} was trained with {facts['attention']} attention; this model is read as {attention}")
     fingerprint = backbone.fingerprint()
     if fingerprint != facts["parent"]:
         stored = "" if own == facts["dtype"] else f". These are stored as {own}, those were loaded as {facts['dtype']}"
-        raise ValueError(
+        raise InputError(
             f"{folder} belongs on weights {facts['parent']}, but these are {fingerprint}: another base model or "
             f"revision{stored}"
         )
@@ -158,7 +159,7 @@ def _stage(folder: Path) -> "dict[tuple[str, str], tuple[torch.Tensor, torch.Ten
     for name, tensor in load_file(folder / "adapter" / "adapter_model.safetensors").items():
         match = _KEY.fullmatch(name)
         if match is None or tensor.dim() != 2:
-            raise ValueError(
+            raise InputError(
                 f"{folder}/adapter: {name} {tuple(tensor.shape)} is no factor of a matrix; can't be stacked"
             )
         factors.setdefault((match["module"], match["kind"]), {})[match["factor"]] = tensor.float()
@@ -333,10 +334,11 @@ Templates, pooling and normalisation are those of the encoder that the run expor
 def _read_facts(folder: Path) -> dict[str, Any]:
     path = folder / FACTS
     if not path.is_file():
-        raise ValueError(f"{folder} is no adapter directory of llm2enc: it has no {FACTS}")
-    facts = json.loads(path.read_text(encoding="utf-8"))
+        raise InputError(f"{folder} is no adapter directory of llm2enc: it has no {FACTS}")
+    with explained(str(path), "export the adapter again"):
+        facts = json.loads(path.read_text(encoding="utf-8"))
     if facts.get("format") != FORMAT or facts.get("form") != TRUNK:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds the form {facts.get('form')!r} in format {facts.get('format')!r}; expected {TRUNK!r} in "
             f"format {FORMAT}: give the directory `{TRUNK}` beside it"
         )
@@ -347,14 +349,14 @@ def _check_target(folder: Path, result: str) -> None:
     """ValueError if the files would replace what is not ours, or stand beside another model than they make."""
     for path in (folder / TRUNK, folder / CAUSAL_LM):
         if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / FACTS).is_file()):
-            raise ValueError(
+            raise InputError(
                 f"{path} is in use and was not written by this export (no {FACTS}); choose another directory"
             )
     if (folder / METADATA_FILE).is_file():
         there = read_metadata(folder)
         # Stored in another type, the encoder has another fingerprint; its history still names the run's.
         if result not in {there.fingerprint, *(row.result for row in there.history)}:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds an encoder with weights {there.fingerprint[:12]}, the run made {result[:12]}; choose "
                 "another directory"
             )

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm2enc.artifact import CannotExport, Metadata, asked
+from llm2enc.artifact import Metadata, asked
 from llm2enc.artifact import config as trunk_config
 from llm2enc.encoding import Encoder
+from llm2enc.errors import CannotExport, InputError
 from llm2enc.recipe import Pooling
 from llm2enc.storage import naming, scratch, sync
 
@@ -140,10 +141,10 @@ def check_request(
     if reason:
         raise CannotExport(reason)
     if not dtypes or any(dtype not in FLOORS for dtype in dtypes):
-        raise ValueError(f"dtypes is {dtypes!r}; weights of a graph are stored as one or both of {', '.join(FLOORS)}")
+        raise InputError(f"dtypes is {dtypes!r}; weights of a graph are stored as one or both of {', '.join(FLOORS)}")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"{', '.join(missing)} is not installed; pip install 'llm2enc[{extra}]'")
+        raise InputError(f"{', '.join(missing)} is not installed; pip install 'llm2enc[{extra}]'")
 
 
 def half(weight: np.ndarray, name: str) -> np.ndarray:

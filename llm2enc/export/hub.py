@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llm2enc.artifact import METADATA_FILE, read_metadata
+from llm2enc.errors import InputError
 from llm2enc.storage import secrets
 
 _CARD = "README.md"
@@ -64,7 +65,7 @@ def push(
         api.create_repo(repo, private=private, exist_ok=True)
         public = private and not api.model_info(repo).private
     if public:
-        raise ValueError(
+        raise InputError(
             f"{repo} exists already and is public; make it private in its settings, or choose another name"
         )
     with _explaining(repo, token):
@@ -81,7 +82,7 @@ def check_repo(repo: str) -> None:
     """ValueError unless `repo` is the name of a repository, USER/NAME."""
     part = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9_])?"
     if not re.fullmatch(f"{part}/{part}", repo, re.ASCII) or "--" in repo or ".." in repo or repo.endswith(".git"):
-        raise ValueError(
+        raise InputError(
             f"{repo!r} is no name for a repository of the hub; expected USER/NAME of letters, digits, `-`, `_` and `.`, "
             "e.g. me/my-encoder"
         )
@@ -93,12 +94,12 @@ def check_login(token: str | None = None) -> str:
 
     token = (token or get_token() or "").strip()
     if not token:
-        raise ValueError(
+        raise InputError(
             f"there is no token for the hub; make one with the right to write at {_TOKENS_PAGE}, and set HF_TOKEN or run "
             "`hf auth login`"
         )
     if not re.fullmatch(r"[!-~]+", token):
-        raise ValueError(
+        raise InputError(
             f"the token for the hub holds spaces or characters that no token has; copy it from {_TOKENS_PAGE}"
         )
     return token
@@ -110,10 +111,10 @@ def check_folder(folder: Path, token: str = "") -> None:
     token  must not be in any file either
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no directory; give one that `llm2enc convert` or `llm2enc export` wrote")
+        raise InputError(f"{folder} is no directory; give one that `llm2enc convert` or `llm2enc export` wrote")
     for name in (METADATA_FILE, _CARD):
         if not (folder / name).is_file():
-            raise ValueError(
+            raise InputError(
                 f"{folder} is not an export of llm2enc with a model card: it has no {name}. Write it with "
                 "`llm2enc convert NAME -o DIR`, and push DIR/model"
             )
@@ -122,7 +123,7 @@ def check_folder(folder: Path, token: str = "") -> None:
         f"{path.relative_to(folder)} ({kind})" for path in _files(folder) for kind in _why_not(path, folder, token)
     ]
     if found:
-        raise ValueError(
+        raise InputError(
             f"nothing was sent: {folder} holds what should not be published: {', '.join(found)}. Remove it; a local path "
             "comes from the recipe, so use a relative path or a hub id there and export again"
         )
@@ -174,7 +175,7 @@ def _explaining(repo: str, token: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the client's own kinds and those of its transports, which change between releases
-        raise ValueError(_explained(error, repo, token)) from None
+        raise InputError(_explained(error, repo, token)) from None
 
 
 def _explained(error: Exception, repo: str, token: str) -> str:

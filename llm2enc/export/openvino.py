@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm2enc.artifact import CannotExport, Metadata
+from llm2enc.artifact import Metadata
 from llm2enc.encoding import Encoder
+from llm2enc.errors import CannotExport
 from llm2enc.export import graph
 from llm2enc.export.graph import INPUTS, OUTPUTS, Agreement, Run
 

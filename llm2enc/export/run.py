@@ -16,8 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from llm2enc.artifact import DTYPES, METADATA_FILE, CannotExport, Metadata, check_target, put_back, read_metadata
+from llm2enc.artifact import DTYPES, METADATA_FILE, Metadata, check_target, put_back, read_metadata
 from llm2enc.encoding import Encoder
+from llm2enc.errors import CannotExport, InputError
 from llm2enc.recipe import load_recipe
 
 DIRECTORY = "sentence-transformers"
@@ -65,7 +66,7 @@ class Source:
                 put_back(place)
         folder = path if (path / METADATA_FILE).is_file() else path / "model"
         if not (folder / METADATA_FILE).is_file():
-            raise ValueError(
+            raise InputError(
                 f"{path} is neither a directory written by llm2enc nor a run (no {METADATA_FILE}, no "
                 f"model/{METADATA_FILE}); make one with `llm2enc convert NAME -o DIR`"
             )
@@ -159,15 +160,15 @@ def _dtypes(forms: Sequence[str], asked: Sequence[str]) -> dict[str, tuple[str, 
     """Storage types by form, in the order of FORMS. ValueError for what is unknown to all, or can't be told apart."""
     unknown = [form for form in forms if form not in FORMS]
     if unknown:
-        raise ValueError(f"no form {', '.join(unknown)}; expected {', '.join(FORMS)}")
+        raise InputError(f"no form {', '.join(unknown)}; expected {', '.join(FORMS)}")
     known = {form: FORMS[form].dtypes for form in FORMS if form in forms}
     chosen = {form: tuple(dtype for dtype in types if dtype in asked) for form, types in known.items()}
     lost = [dtype for dtype in asked if not any(dtype in types for types in known.values())]
     if lost:
         choice = "; ".join(f"{form}: {', '.join(types) or 'no choice'}" for form, types in known.items())
-        raise ValueError(f"{', '.join(lost)}: not a storage type of the forms asked for ({choice})")
+        raise InputError(f"{', '.join(lost)}: not a storage type of the forms asked for ({choice})")
     if len(chosen.get(DIRECTORY, ())) > 1:
-        raise ValueError(f"one directory holds one storage type, got {', '.join(chosen[DIRECTORY])}")
+        raise InputError(f"one directory holds one storage type, got {', '.join(chosen[DIRECTORY])}")
     return {form: own or (() if form == DIRECTORY else known[form][:1]) for form, own in chosen.items()}
 
 
@@ -175,9 +176,9 @@ def _check_out(source: Source, metadata: Metadata, forms: Sequence[str], out: Pa
     """ValueError if `out` would lose something, or hold files that belong to another encoder or to none."""
     if DIRECTORY in forms:
         if out is None:
-            raise ValueError(f"{source.folder} is such a directory already; say where to write another one with -o")
+            raise InputError(f"{source.folder} is such a directory already; say where to write another one with -o")
         if out.resolve() == source.folder.resolve():
-            raise ValueError(
+            raise InputError(
                 f"{out} is the directory to be exported, and would lose its other forms; choose another one with -o"
             )
         check_target(out)
@@ -185,16 +186,16 @@ def _check_out(source: Source, metadata: Metadata, forms: Sequence[str], out: Pa
         theirs = read_metadata(out)
         # An adapter's weights are those of a run, whose encoder may stand there in another type; it looks by itself.
         if list(forms) != ["adapter"] and any(getattr(theirs, name) != getattr(metadata, name) for name in _SAME):
-            raise ValueError(f"{out} holds another encoder than {source.folder}; choose another directory")
+            raise InputError(f"{out} holds another encoder than {source.folder}; choose another directory")
     elif out is not None:
         parts = [form for form in forms if not FORMS[form].alone]
         if parts:
-            raise ValueError(
+            raise InputError(
                 f"{', '.join(parts)}: of no use in {out} without the tokenizer and the settings of the directory; add "
                 "--to sentence-transformers, or leave -o out"
             )
         if out.exists() and not out.is_dir():
-            raise ValueError(f"{out} is a file; give a directory")
+            raise InputError(f"{out} is a file; give a directory")
 
 
 def _rewrite(encoder: Encoder, metadata: Metadata, folder: Path, dtypes: tuple[str, ...]) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2enc.artifact import Metadata
+from llm2enc.errors import explained
 from llm2enc.merging.arithmetic import METHODS
 from llm2enc.merging.weights import Weights
 
@@ -86,13 +87,14 @@ def _other_tensors(ours: dict[str, tuple], theirs: dict[str, tuple]) -> list[str
 
 def _settings(folder: Path) -> dict[str, Any]:
     """The configuration of the text model, without what says nothing about the states of given ids."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with explained(str(folder / "config.json"), "get the file again"):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return {name: value for name, value in config.get("text_config", config).items() if name not in _HARMLESS}
 
 
 def _tokenizer(folder: Path) -> dict[str, Any]:
     """tokenizer.json, without the padding and truncation that the last call left behind."""
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError), explained(str(folder / "tokenizer.json"), "get the file again"):
         data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
         return {name: value for name, value in data.items() if name not in ("padding", "truncation")}
     return {}

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm2enc.evaluation import command, gather, mteb_tasks, suite
+from llm2enc.errors import InputError
+from llm2enc.evaluation import benchmark, gather, mteb_tasks, suite
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def scores(
     found: list[dict[str, Any]] = []
     for name, folder in places.items():
         report(f"{name}: {folder}")
-        results, failures = command.run(
+        results, failures = benchmark.run(
             str(folder), sources, out / name, cache, report=report, show_progress=show_progress
         )
         for failure in failures:
@@ -62,7 +63,7 @@ def scores(
         found.append({result.outcome.task: result.outcome for result in results})
     common = [task for task in found[0] if all(task in outcomes for outcomes in found)]
     if not common:
-        raise ValueError(f"no task of {', '.join(sources)} could be run with every encoder")
+        raise InputError(f"no task of {', '.join(sources)} could be run with every encoder")
     rows = [
         Row(task, found[0][task].metric, tuple(outcomes[task].score for outcomes in found[:-1]), found[-1][task].score)
         for task in common

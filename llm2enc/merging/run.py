@@ -24,6 +24,7 @@ from torch import Tensor
 
 from llm2enc.artifact import MergeRecord, Parent, check_target, read_metadata
 from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError
 from llm2enc.merging.arithmetic import METHODS, Method, average
 from llm2enc.merging.checks import differences, names_in_base, unlike_base, wrong_arguments
 from llm2enc.merging.measuring import Row, check_sources, scores, table
@@ -89,7 +90,7 @@ def _merged(
     first = tensors[0]
     if not first.is_floating_point():
         if any(not first.equal(tensor) for tensor in tensors[1:]):
-            raise ValueError("the models hold different integers under one name, which have no average")
+            raise InputError("the models hold different integers under one name, which have no average")
         return first
     merged = METHODS[method](tensors, weights)
     if below is not None:
@@ -109,4 +110,4 @@ def _write_merged(parent: Weights, folder: Path, merged: Callable[[str], Tensor]
 
 def _raise(faults: list[str]) -> None:
     if faults:
-        raise ValueError("; ".join(faults))
+        raise InputError("; ".join(faults))

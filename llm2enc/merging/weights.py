@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from llm2enc.errors import InputError, explained
 from llm2enc.storage import check_name
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -19,13 +20,14 @@ class Weights:
     """The tensors of a directory, read one by one from one safetensors file or from shards."""
 
     def __init__(self, folder: Path):
-        if (folder / INDEX).is_file():
-            self.files = dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
-        elif (folder / WEIGHTS).is_file():
-            with safe_open(folder / WEIGHTS, "pt") as file:
-                self.files = dict.fromkeys(file.keys(), WEIGHTS)
-        else:
-            raise ValueError(f"{folder} holds no {WEIGHTS} and no {INDEX}; weights are read from safetensors only")
+        with explained(f"the weights of {folder}", "get its files again", (ValueError, KeyError, SafetensorError)):
+            if (folder / INDEX).is_file():
+                self.files = dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
+            elif (folder / WEIGHTS).is_file():
+                with safe_open(folder / WEIGHTS, "pt") as file:
+                    self.files = dict.fromkeys(file.keys(), WEIGHTS)
+            else:
+                raise InputError(f"{folder} holds no {WEIGHTS} and no {INDEX}; weights are read from safetensors only")
         self.folder = folder
         for file in set(self.files.values()):
             check_name(file, f"a file of {folder / INDEX}")

@@ -2,7 +2,6 @@
 
 from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone, evaluating
-from llm2enc.model.families import CannotConvert
 from llm2enc.model.hooks import decoder_layers, emulated
 from llm2enc.model.inspection import inspect
 from llm2enc.model.loading import (
@@ -22,7 +21,6 @@ from llm2enc.model.proof import prove
 __all__ = [
     "POOLERS",
     "Backbone",
-    "CannotConvert",
     "decoder_layers",
     "emulated",
     "evaluating",

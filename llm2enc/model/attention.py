@@ -35,6 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llm2enc.errors import InputError
 from llm2enc.text import Tokens
 
 NAME = "llm2enc_packed"  # must contain none of transformers' own names: it dispatches on substrings
@@ -147,7 +148,7 @@ def packed_attention(
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         if s_aux is not None:  # sdpa would drop it without a word; a cap it refuses itself
-            raise ValueError(
+            raise InputError(
                 "attention sinks (s_aux) need packed rows: without `packing` this is `sdpa`, which has none. Call the "
                 "model through Encoder, or load it with attn_implementation='eager'"
             )

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from llm2enc import distributed
+from llm2enc.errors import InputError
 from llm2enc.model import attention
 from llm2enc.model.attention import NAME, Packing, allowed, packed_call
 from llm2enc.model.hooks import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
@@ -155,7 +156,7 @@ class Backbone(nn.Module):
             final = self.hidden(tokens, causal)
         shape = (1, *final.shape)
         if len(states.found) != self.depth + 1 or any(found.shape != shape for found in states.found):
-            raise ValueError(
+            raise InputError(
                 f"the layers of {self.config.model_type} can't be read one by one: a vector of its last layer only"
             )
         return [*(found[0] for found in states.found[:-1]), final]
@@ -198,7 +199,7 @@ class Backbone(nn.Module):
                     setattr(module, name, rate)
                     found += 1
         if rate and not found:
-            raise ValueError(
+            raise InputError(
                 f"{self.config.model_type} has no attention dropout to set to {rate}; set `attention_dropout: 0` and "
                 "rely on `lora.dropout` for noise"
             )
@@ -215,7 +216,7 @@ class Backbone(nn.Module):
             unknown = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]
             if unknown:
                 linear = {name.rpartition(".")[2] for name, m in self.trunk.named_modules() if isinstance(m, nn.Linear)}
-                raise ValueError(f"lora.targets {unknown} match no module of this model; it has {sorted(linear)}")
+                raise InputError(f"lora.targets {unknown} match no module of this model; it has {sorted(linear)}")
         config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets)
         self.model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
@@ -230,7 +231,7 @@ class Backbone(nn.Module):
     def train_everything(self, head: bool) -> None:
         """All weights get a gradient; those of an untied head only with `head`."""
         if any(parameter.dtype != torch.float32 for parameter in self.trunk.parameters()):
-            raise ValueError("full training needs `model.dtype: float32`: updates vanish in 16-bit weights")
+            raise InputError("full training needs `model.dtype: float32`: updates vanish in 16-bit weights")
         self.model.requires_grad_(head)
         self.trunk.requires_grad_(True)
 
@@ -262,7 +263,7 @@ class Backbone(nn.Module):
         missing, unexpected = own.keys() - saved.keys(), saved.keys() - own.keys()
         other = {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape}
         if missing or unexpected or other:
-            raise ValueError(
+            raise InputError(
                 f"{folder} does not fit this model's adapter: missing {sorted(missing)[:3]}, unexpected "
                 f"{sorted(unexpected)[:3]}, of another shape {sorted(other)[:3]}; it was trained with another LoRA "
                 "shape or another model"
@@ -285,7 +286,7 @@ class Backbone(nn.Module):
         """
         distributed.check_spread()
         if self.route == "alone":
-            raise ValueError(
+            raise InputError(
                 f"`strategy: fsdp` needs every process to call the layers equally often, but {self.config.model_type} "
                 "reads texts by length, one call each; use `strategy: ddp`"
             )

@@ -11,10 +11,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
-class CannotConvert(ValueError):
-    """A model whose attention can't be made bidirectional; the message names the layer and the alternative."""
-
-
 @lru_cache
 def families() -> dict[str, dict[str, Any]]:
     """What is known of each model_type: verdict (convertible, conditional, refused), reason, packed."""

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from llm2enc.errors import CannotConvert, InputError
 from llm2enc.model import limits as positions
 from llm2enc.model.backbone import Backbone, Route
-from llm2enc.model.families import CannotConvert, config_notes, families, one_sided_by_config, text_config
+from llm2enc.model.families import config_notes, families, one_sided_by_config, text_config
 from llm2enc.model.loading import resolve
 
 if TYPE_CHECKING:
@@ -125,14 +126,14 @@ def _config(name: str, revision: str | None) -> "PretrainedConfig":
     fields = _passive(fields)
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise ValueError(f"{name}: config.json has no model_type; it must say which family the model is of")
+        raise InputError(f"{name}: config.json has no model_type; it must say which family the model is of")
     if model_type not in CONFIG_MAPPING:
         advice = "it brings its own code, which is never run to look at it" if remote else "a newer release may know it"
-        raise ValueError(f"{name}: transformers {transformers.__version__} has no model_type {model_type!r}; {advice}")
+        raise InputError(f"{name}: transformers {transformers.__version__} has no model_type {model_type!r}; {advice}")
     try:
         config = text_config(CONFIG_MAPPING[model_type].from_dict(fields))
     except Exception as error:  # each family checks its fields in its own way and raises what it likes
-        raise ValueError(f"{name}: not a usable {model_type} configuration: {_short(error)}") from error
+        raise InputError(f"{name}: not a usable {model_type} configuration: {_short(error)}") from error
     _check_sizes(name, config.to_dict())
     return config
 
@@ -143,13 +144,13 @@ def _fields(name: str, revision: str | None) -> dict[str, Any]:
     if not path.is_file():
         path = _from_hub(name, revision)
     if path.stat().st_size > LARGEST:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; a config.json has a few thousand")
+        raise InputError(f"{path} has {path.stat().st_size} bytes; a config.json has a few thousand")
     try:
         fields = json.loads(path.read_bytes(), object_hook=_special_float)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {_short(error)}") from error
+        raise InputError(f"{path} is not valid JSON: {_short(error)}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds {type(fields).__name__}, a configuration is an object")
+        raise InputError(f"{path} holds {type(fields).__name__}, a configuration is an object")
     return fields
 
 
@@ -165,7 +166,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         return Path(cached_file(name, "config.json", revision=revision))
     except Exception as error:  # no network, no such repository, a gated one: the hub client has an error for each
-        raise ValueError(
+        raise InputError(
             f"no config.json for {name!r}: give a hub id, a directory with config.json, or a config.json ({_short(error)})"
         ) from error
 
@@ -181,7 +182,7 @@ def _check_sizes(name: str, fields: dict[str, Any]) -> None:
     for key, limit in LIMITS.items():
         value = fields.get(key)
         if isinstance(value, int) and not 0 <= value <= limit:
-            raise ValueError(f"{name}: config.json says {key} = {value}; a model has between 0 and {limit}")
+            raise InputError(f"{name}: config.json says {key} = {value}; a model has between 0 and {limit}")
 
 
 # -------------------------------------------------------------------------------------------------------------- verdict

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llm2enc.errors import InputError
+
 SIZES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 # Keys of families that let a token read only so many others, chosen by content.
 _SPARSE = {
@@ -49,7 +51,7 @@ def check(config: Any, asked: Mapping[str, int | None]) -> None:
     if over:
         said = " and ".join(f"{key} is {tokens}" for key, tokens in over.items())
         remedy = " and ".join(f"`{key}: {found.tokens}`" for key in over)
-        raise ValueError(
+        raise InputError(
             f"{said}, but {config.model_type} takes {found.tokens} tokens: {found.why}. Set {remedy}, or less"
         )
 

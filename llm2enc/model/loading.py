@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 
+from llm2enc.errors import CannotConvert, InputError, explained
 from llm2enc.model import attention
 from llm2enc.model import limits as positions
 from llm2enc.recipe import ModelSpec
@@ -15,7 +17,10 @@ from llm2enc.recipe import ModelSpec
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from llm2enc.model.backbone import Backbone
-from llm2enc.model.families import CannotConvert, one_sided_by_config, refusal, text_config
+from llm2enc.model.families import one_sided_by_config, refusal, text_config
+
+# What transformers raises over a config.json with values of the wrong kind.
+_BAD_FILES = (ValueError, TypeError, KeyError, AttributeError)
 
 
 def resolve(name: str) -> str:
@@ -39,7 +44,7 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
         except (OSError, ImportError):  # not found, or a package is missing: both say what to do
             raise
         except Exception as error:  # a setting of the wrong type gives any, from TypeError to the tokenizers' own
-            raise ValueError(
+            raise InputError(
                 f"the tokenizer of {folder} can't be opened: {type(error).__name__}: {error}; look at its tokenizer.json "
                 "and tokenizer_config.json"
             ) from error
@@ -58,13 +63,14 @@ def load_config(spec: ModelSpec) -> "PretrainedConfig":
 
 @contextmanager
 def naming_untrusted_code(name: str | Path) -> Iterator[None]:
-    """What transformers says of code that comes with a model, in terms of a recipe."""
+    """What transformers says of a model's files, and of code that comes with them, in terms of a recipe."""
     try:
-        yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
+        with explained(str(name), "look at its config.json", _BAD_FILES):
+            yield
+    except InputError as error:
+        if "trust_remote_code" not in str(error.__cause__ or error):
             raise
-        raise ValueError(
+        raise InputError(
             f"{name} brings Python code of its own, which runs only if the recipe says `model.trust_remote_code: true`; "
             "read that code first, and set `model.revision` to the commit that you have read"
         ) from None
@@ -104,9 +110,10 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(config, **kwargs)
     else:
-        model = AutoModelForCausalLM.from_pretrained(
-            resolve(spec.name), config=config, revision=spec.revision, use_safetensors=True, **kwargs
-        )
+        with explained(f"the weights of {spec.name}", "get its files again", (ValueError, SafetensorError)):
+            model = AutoModelForCausalLM.from_pretrained(
+                resolve(spec.name), config=config, revision=spec.revision, use_safetensors=True, **kwargs
+            )
     return Backbone(model, bidirectional=spec.attention == "bidirectional")
 
 

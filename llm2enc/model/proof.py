@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm2enc.errors import CannotConvert
 from llm2enc.model.attention import NAME
 from llm2enc.model.backbone import Backbone, Route, evaluating
-from llm2enc.model.families import ALIBI, CannotConvert, config_notes, one_sided_by_config, refusal
+from llm2enc.model.families import ALIBI, config_notes, one_sided_by_config, refusal
 from llm2enc.model.hooks import decoder_layers
 from llm2enc.text import Tokens
 

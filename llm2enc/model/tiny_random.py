@@ -7,6 +7,8 @@ stays, and the model is then larger, or can't be built and says so.
 
 from typing import TYPE_CHECKING, Any
 
+from llm2enc.errors import InputError
+
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
@@ -88,7 +90,7 @@ def miniature(config: "PretrainedConfig", seed: int = 0, **overrides: Any) -> "P
                 return model
         except Exception as error:  # whatever a stranger's constructor raises is the reason that is reported
             faults.append(f"{type(error).__name__}: {error}"[:200])
-    raise ValueError(f"no small model of {config.model_type} could be built ({'; '.join(dict.fromkeys(faults))})")
+    raise InputError(f"no small model of {config.model_type} could be built ({'; '.join(dict.fromkeys(faults))})")
 
 
 def shrunk(fields: dict[str, Any], keep_rotary: bool = True) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm2enc.errors import InputError
+
 # name: memories in GB, peak in TFLOP/s with bfloat16 (None: it has no such units) and with float32 outside tensor cores
 TABLE: dict[str, tuple[tuple[int, ...], float | None, float]] = {
     "h100": ((80,), 989.4, 66.9),
@@ -67,14 +69,14 @@ def parse(spec: str) -> Devices:
     name = ALIASES.get(match["name"], match["name"]) if match else ""
     if name not in TABLE:
         known = ", ".join(f"{known}-{'/'.join(map(str, row[0]))}gb" for known, row in TABLE.items())
-        raise ValueError(f"--gpus {spec!r} is not of the form 8xh100-80gb with a known name, or cpu; known: {known}")
+        raise InputError(f"--gpus {spec!r} is not of the form 8xh100-80gb with a known name, or cpu; known: {known}")
     count = int(match["count"] or 1) * int(match["nodes"] or 1)
     if not count:
-        raise ValueError(f"--gpus {spec!r}: give at least one")
+        raise InputError(f"--gpus {spec!r}: give at least one")
     memories, bfloat16, float32 = TABLE[name]
     if match["memory"] is None and len(memories) > 1:
         choices = " or ".join(f"{name}-{size}gb" for size in memories)
-        raise ValueError(f"--gpus {spec!r}: it is sold with several memories; say {choices}")
+        raise InputError(f"--gpus {spec!r}: it is sold with several memories; say {choices}")
     memory = int(match["memory"] or memories[0])
     note = "" if memory in memories else f"{name} is sold with {' or '.join(map(str, memories))} GB; taken as said"
     peaks = {"float32": float32 * 1e12} | ({} if bfloat16 is None else {"bfloat16": bfloat16 * 1e12})

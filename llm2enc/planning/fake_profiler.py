@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llm2enc.errors import InputError
 from llm2enc.losses import cross_entropy_sum, info_nce
 from llm2enc.model import POOLERS, Backbone, decoder_layers, pooled_edges
 from llm2enc.planning.meter import Meter, as_on_cuda
@@ -123,7 +124,7 @@ class Simulation:
             try:
                 reading = self._all_layers(lengths, setting)
             except RuntimeError as error:  # torch's, for operations whose shape depends on contents
-                raise ValueError(
+                raise InputError(
                     f"{self.backbone.config.model_type} can't be planned: its layers do what the contents of their inputs "
                     f"say, or they don't run on outlines ({' '.join(str(error).split())[:200]})"
                 ) from error

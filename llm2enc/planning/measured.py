@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from statistics import median
 
+from llm2enc.errors import InputError, explained
 from llm2enc.recipe import Recipe, Stage, load_recipe
 
 # What changes the work per token; a run that differs in one of these says nothing about the plan.
@@ -17,16 +18,17 @@ def tokens_per_second(folder: Path, index: int, stage: Stage, recipe: Recipe) ->
     """
     saved = folder / "recipe.yaml"
     if not saved.is_file():
-        raise ValueError(f"--measured {folder}: no recipe.yaml there; give the folder of a run, such as runs/pocket")
+        raise InputError(f"--measured {folder}: no recipe.yaml there; give the folder of a run, such as runs/pocket")
     former = load_recipe(str(saved))
     other = former.stages[index] if index < len(former.stages) else None
     differing = [name for name in SAME if getattr(other, name, None) != getattr(stage, name)]
     if former.model != recipe.model or differing:
         what = ", ".join(f"stages.{index}.{name}" for name in differing) or "model"
-        raise ValueError(f"--measured {folder} is a run of another recipe: {what} differs")
+        raise InputError(f"--measured {folder} is a run of another recipe: {what} differs")
     path = folder / f"{index}-{stage.objective}" / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    speeds = [json.loads(line)["tokens_per_second"] for line in lines if line.endswith("}")]
+    with explained(f"--measured {folder}: {path}", "give another run", (ValueError, TypeError, KeyError)):
+        speeds = [json.loads(line)["tokens_per_second"] for line in lines if line.endswith("}")]
     if not speeds:
-        raise ValueError(f"--measured {folder}: stage {index} has not logged a step yet ({path})")
+        raise InputError(f"--measured {folder}: stage {index} has not logged a step yet ({path})")
     return median(speeds[1:] or speeds)  # the first one warms up

@@ -1,7 +1,6 @@
-"""A plan as tables."""
+"""A plan in words: a headline, the rows of a table, and lines below it."""
 
 from datetime import timedelta
-from pathlib import Path
 
 from llm2enc.planning.run import Plan, StagePlan, gib
 
@@ -20,26 +19,11 @@ PARTS = {
 }
 
 
-def show(plan: Plan, measured: Path | None) -> None:
-    """Print it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
+def headline(plan: Plan) -> str:
+    """What is planned, on which devices."""
     devices = plan.devices
-    console.print(
-        f"{plan.recipe}: {plan.model}, {plan.parameters:,} parameters, on {devices.count} x {devices.name} of "
-        f"{gib(devices.memory)}",
-        markup=False,
-        highlight=False,
-    )
-    table = Table("", *(stage.name for stage in plan.stages), title="each process")
-    for row in rows(plan.stages, measured is not None):
-        table.add_row(*row)
-    if plan.stages:
-        console.print(table)
-    for line in lines(plan):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    on = f"{devices.count} x {devices.name} of {gib(devices.memory)}"
+    return f"{plan.recipe}: {plan.model}, {plan.parameters:,} parameters, on {on}"
 
 
 def rows(stages: tuple[StagePlan, ...], measured: bool) -> list[tuple[str, ...]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from llm2enc.errors import InputError
 from llm2enc.model import Backbone, load_tokenizer, skeleton
 from llm2enc.planning import workload as workloads
 from llm2enc.planning.devices import Devices
@@ -111,7 +112,7 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     notes = [text for text in (devices.note, note) if text]
     stages = []
     for index, stage in enumerate(recipe.stages):
-        load = workloads.of_stage(stage, recipe.input, input_format, recipe.seed)
+        load = workloads.of_stage(stage, input_format.spec if input_format else recipe.input, input_format, recipe.seed)
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
         stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
     backbone = Backbone(model, recipe.model.attention == "bidirectional")
@@ -277,7 +278,7 @@ def _skeleton(recipe: Recipe):
         return skeleton(recipe.model)
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise InputError(
             f"no config.json for {recipe.model.name!r}: only that file is needed to plan, no weights. Give a directory with "
             f"it, or the file itself: --set model.name=path/to/config.json ({reason})"
         ) from None

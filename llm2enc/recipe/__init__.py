@@ -1,13 +1,14 @@
 """Recipes: one YAML file that says everything a run does, checked in full before torch is imported."""
 
-from llm2enc.recipe.base import RecipeError
 from llm2enc.recipe.data import DataSpec, DocstringsData, FilesData, HubData
 from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
+from llm2enc.recipe.replacing import sources_of
 from llm2enc.recipe.stages import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.recipe.yaml_dialect import to_yaml
 
 __all__ = [
     "ClmStage",
@@ -25,11 +26,12 @@ __all__ = [
     "Part",
     "Pooling",
     "Recipe",
-    "RecipeError",
     "Role",
     "SimcseStage",
     "Stage",
     "Tracking",
     "load_recipe",
     "recipe_names",
+    "sources_of",
+    "to_yaml",
 ]

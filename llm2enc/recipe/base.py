@@ -4,17 +4,10 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from llm2enc.storage import found, redacted
+from llm2enc.storage import found
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
-
-
-class RecipeError(ValueError):
-    """A recipe, override or recipe name that can't be used; the message lists every fault with its path, no secret."""
-
-    def __init__(self, message: str):
-        super().__init__(redacted(message))
 
 
 class Strict(BaseModel):

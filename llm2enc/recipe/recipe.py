@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import yaml
 from pydantic import Field, model_validator
 
 from llm2enc.recipe.base import Strict
@@ -10,7 +9,7 @@ from llm2enc.recipe.evaluation import EvalSpec
 from llm2enc.recipe.input import InputSpec, Pooling
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.stages import Stage
-from llm2enc.recipe.yaml_dialect import Dumper
+from llm2enc.recipe.yaml_dialect import to_yaml
 
 
 class Tracking(Strict):
@@ -48,4 +47,4 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         """The resolved recipe; `load_recipe` of this text gives an equal recipe."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return to_yaml(self.model_dump(mode="json"))

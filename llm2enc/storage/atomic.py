@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llm2enc.errors import InputError
+
 
 def replace_text(path: Path, text: str) -> None:
     """`replace_bytes` of a text in UTF-8, line ends as they are."""
@@ -59,7 +61,7 @@ def check_name(name: str, what: str) -> None:
     """ValueError unless `name` can name a file on every system: no path, no control character, no device of Windows."""
     device = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
     if device or not name.strip(". ") or re.search(r"[/\\\x00-\x1f]", name) or len(name.encode()) > 200:
-        raise ValueError(
+        raise InputError(
             f"{what} is called {name[:80]!r}, which can't name a file: use letters, digits, spaces, `.`, `_` and `-`, 200 "
             "bytes at most"
         )
@@ -77,7 +79,7 @@ def read_unpacked(path: Path) -> bytes:
     with gzip.open(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
-        raise ValueError(
+        raise InputError(
             f"{path} unpacks to more than {_RATIO} times its size, as no text does; if it is to be trusted, unpack it first"
         )
     return data

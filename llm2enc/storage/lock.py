@@ -11,6 +11,8 @@ from typing import Any
 
 from filelock import SoftFileLock, Timeout, UnixFileLock
 
+from llm2enc.errors import Locked
+
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _TRY = 0.1  # seconds: a second look at a file that its holder is just removing
 
@@ -37,7 +39,7 @@ def held(path: Path, what: Path, token: str = "") -> Iterator[None]:
         holder = owner(path)
         who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
         advice = f"wait for it, stop it, or choose another place with -o{remedy}"
-        raise ValueError(f"{what} is being written by {who}; {advice}") from None
+        raise Locked(f"{what} is being written by {who}; {advice}") from None
     try:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "token": token}
         path.write_text(json.dumps(holder), encoding="utf-8")

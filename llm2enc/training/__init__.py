@@ -3,11 +3,10 @@
 from llm2enc.training import checkpoint
 from llm2enc.training.microbatch import Split, idle
 from llm2enc.training.objectives import OBJECTIVES
-from llm2enc.training.trainer import Interrupted, train
+from llm2enc.training.trainer import train
 
 __all__ = [
     "OBJECTIVES",
-    "Interrupted",
     "Split",
     "checkpoint",
     "idle",

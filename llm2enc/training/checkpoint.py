@@ -16,11 +16,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from llm2enc import distributed
 from llm2enc.distributed import Zero
+from llm2enc.errors import InputError, explained
 from llm2enc.model import Backbone
 from llm2enc.storage import replace_text, sync, sync_one
 
@@ -57,10 +59,12 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | 
     source = _newest(folder)
     if source is None:
         return 0
-    facts = json.loads((source / "step.json").read_text())
-    trained, saved = backbone.trained(), load_file(source / TRAINED)
+    with explained(f"the checkpoint in {source}", "start again with --overwrite", (ValueError, SafetensorError)):
+        facts = json.loads((source / "step.json").read_text())
+        saved, moments = load_file(source / TRAINED), load_file(source / OPTIMIZER)
+    trained = backbone.trained()
     if trained.keys() != saved.keys() or any(trained[n].shape != saved[n].shape for n in trained):
-        raise ValueError(
+        raise InputError(
             f"the checkpoint in {source} trains other weights than the recipe does now; resume with the recipe it was "
             "started with, or start again with --overwrite"
         )
@@ -69,7 +73,7 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | 
             parameter.copy_(distributed.like(saved[name], parameter))
     if isinstance(optimizer, Zero):
         optimizer.take_weights()
-    for name, tensor in load_file(source / OPTIMIZER).items():
+    for name, tensor in moments.items():
         name, _, moment = name.rpartition(".")
         # Adam counts its steps on the CPU wherever the weights are.
         held = tensor if moment == "step" else distributed.like(tensor, trained[name])
@@ -113,10 +117,11 @@ def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
 
     ValueError if the weights are not those the stage was trained on, or do not become those it produced.
     """
-    facts = json.loads((folder / "finished.json").read_text())
+    with explained(str(folder / "finished.json"), "start again with --overwrite"):
+        facts = json.loads((folder / "finished.json").read_text())
     parent = backbone.fingerprint()
     if parent != facts["parent"]:
-        raise ValueError(
+        raise InputError(
             f"{folder} was trained on weights {facts['parent'][:12]}, but these are {parent[:12]}: another base model, or "
             "an earlier stage has changed. Use the base it belongs to, or train the stage again"
         )
@@ -132,7 +137,7 @@ def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
         backbone.merge_lora()
     backbone.model.requires_grad_(False)
     if backbone.fingerprint() != facts["result"]:
-        raise ValueError(f"{folder}: the weights after this stage are not those it produced; its files are damaged")
+        raise InputError(f"{folder}: the weights after this stage are not those it produced; its files are damaged")
 
 
 def _whole(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

@@ -15,18 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from llm2enc import distributed
+from llm2enc.errors import NotFinite, NothingLearnt
 
 _log = logging.getLogger(__name__)
 
 _NAMED = 3  # examples in a message
-
-
-class NotFinite(RuntimeError):
-    """A loss, vector or gradient is not a number; the last good checkpoint is kept."""
-
-
-class NothingLearnt(RuntimeError):
-    """A step can't change the model."""
 
 
 def check_vectors(loss: Tensor, vectors: Tensor) -> None:

@@ -22,19 +22,17 @@ import torch
 
 from llm2enc import distributed
 from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError, Interrupted, NotFinite, NothingLearnt
 from llm2enc.model import emulated
 from llm2enc.recipe import LoraSpec, Stage, Tracking
 from llm2enc.storage import replace_text
+from llm2enc.terminal import bar, table
 from llm2enc.training import checkpoint
-from llm2enc.training.checks import Guard, NotFinite, NothingLearnt, check_finite
+from llm2enc.training.checks import Guard, check_finite
 from llm2enc.training.microbatch import idle
 from llm2enc.training.objectives import OBJECTIVES
 
 PREFETCH = 2  # batches collated ahead: one hides the tokenizer, two hide its jitter
-
-
-class Interrupted(distributed.RaisedByAll):
-    """The run was asked to stop and has written a checkpoint."""
 
 
 def learning_rate(step: int, stage: Stage) -> float:
@@ -69,9 +67,9 @@ def train(encoder: Encoder, stage: Stage, folder: Path, seed: int, tracking: Tra
         _interruptible() as stop,
         _prefetched(objective, stage, encoder, seed, start) as batches,
         _trackers(stage, folder, tracking) as trackers,
-        _bar(stage) as bar,
+        bar(stage.objective, stage.steps, distributed.is_main(), keep=True) as move,
     ):
-        log, guard = _Log(folder, stage, trackers, bar), Guard(backbone.trained())
+        log, guard = _Log(folder, stage, trackers, move), Guard(backbone.trained())
         for step in range(start, stage.steps):
             batch = next(batches)
             if step == start:
@@ -121,7 +119,7 @@ def _check_processes(stage: Stage) -> None:
     processes = distributed.world_size()
     reason = idle(processes, stage.batch_size, stage.shards)
     if reason:
-        raise ValueError(
+        raise InputError(
             f"{reason}. Start fewer, or set `shards` (which changes the dropout noise) and `batch_size` to at least "
             f"{processes} in the recipe"
         )
@@ -134,7 +132,7 @@ def _prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     else:
         backbone.add_lora(stage.lora or LoraSpec(), seed)
     if stage.objective in ("clm", "mntp") and not backbone.has_head:
-        raise ValueError(
+        raise InputError(
             f"a {stage.objective} stage predicts tokens, but this model has no language-model head; start from the causal "
             "LM instead of an exported encoder"
         )
@@ -265,22 +263,6 @@ def _prefetched(objective, stage: Stage, encoder: Encoder, seed: int, start: int
             pool.shutdown(cancel_futures=True)
 
 
-@contextmanager
-def _bar(stage: Stage):
-    """A rich progress bar on the main process, or None."""
-    if not distributed.is_main():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"))
-    # stderr, because stdout is for results: `convert --json` is read by programs.
-    with Progress(*columns, TimeRemainingColumn(), refresh_per_second=1, console=Console(stderr=True)) as progress:
-        task = progress.add_task(stage.objective, total=stage.steps, facts="")
-        yield lambda step, facts: progress.update(task, completed=step, facts=facts)
-
-
 def _forget(path: Path, start: int) -> None:
     """Drop the lines of steps that a killed run logged behind its last checkpoint: they are about to run again."""
     if distributed.is_main() and path.exists():
@@ -296,7 +278,7 @@ class _Log:
     folder: Path
     stage: Stage
     trackers: list[Any]
-    bar: Any
+    move: Any
     tokens: int = 0
     since: float = field(default_factory=time.perf_counter)
 
@@ -305,12 +287,9 @@ class _Log:
         if not distributed.is_main():
             return
         from rich.console import Console
-        from rich.table import Table
 
-        table = Table(title=f"stage {self.folder.name}", show_header=False)
-        for row in facts(encoder, self.stage, batch, start):
-            table.add_row(*row)
-        Console(stderr=True).print(table)
+        rows = facts(encoder, self.stage, batch, start)
+        Console(stderr=True).print(table(("", ""), rows, f"stage {self.folder.name}", header=False))
 
     def step(self, step: int, batch: Any, metrics: dict[str, torch.Tensor], lr: float) -> None:
         self.tokens += batch.num_tokens
@@ -325,9 +304,9 @@ class _Log:
             file.write(json.dumps({"step": step + 1, "source": batch.source, **values}) + "\n")
         for tracker in self.trackers:
             tracker.log(values, step=step + 1)
-        self.bar(
-            step + 1,
-            f"loss {values['loss']:.4f}  lr {lr:.1e}  {values['tokens_per_second']:.0f} tok/s  "
+        self.move(
+            to=step + 1,
+            facts=f"loss {values['loss']:.4f}  lr {lr:.1e}  {values['tokens_per_second']:.0f} tok/s  "
             f"{values['peak_gib']:.1f} GiB",
         )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2enc.artifact import POOLING_MODES, Metadata
+from llm2enc.errors import InputError
 from llm2enc.verification.report import Parity
 
 
@@ -96,4 +97,4 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path.name} can't be read ({error})") from None
+        raise InputError(f"{path.name} can't be read ({error})") from None

@@ -16,6 +16,7 @@ import numpy as np
 
 from llm2enc.artifact import METADATA_FILE, Metadata, read_metadata
 from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError
 from llm2enc.verification import files
 from llm2enc.verification.diagnosis import Comparison, Reference, compare, remedy, where
 from llm2enc.verification.report import TOLERANCE, Parity, Report, Verdict
@@ -61,9 +62,9 @@ def verify(
     folder, asked = Path(folder), engines is not None
     unknown = [name for name in engines or () if name not in ENGINES]
     if unknown:
-        raise ValueError(f"no engine named {', '.join(unknown)}; choose of {', '.join(ENGINES)}")
+        raise InputError(f"no engine named {', '.join(unknown)}; choose of {', '.join(ENGINES)}")
     if not (folder / METADATA_FILE).is_file():
-        raise ValueError(f"{folder} has no {METADATA_FILE}: verify_foreign looks at other encoders")
+        raise InputError(f"{folder} has no {METADATA_FILE}: verify_foreign looks at other encoders")
     metadata = read_metadata(folder)
     wanted = [name for name in ENGINES if engines is None or name in engines]
     rows = [files.check(folder, metadata)] if "files" in wanted else []

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from llm2enc.encoding import Encoder
+from llm2enc.errors import CannotConvert, InputError
 from llm2enc.evaluation import open_encoder
 from llm2enc.verification.probe import MOVED, PADDING, TEXT, Probe
 from llm2enc.verification.run import contracts
@@ -64,7 +65,7 @@ def verify_foreign(name: str | Path) -> ForeignReport:
     name = str(name)
     if not Path(name).exists() and "/" in name and Path(name).parent.is_dir():
         # A path with a slip in it looks like a hub id, and asking the hub takes half a minute without a network.
-        raise ValueError(
+        raise InputError(
             f"{name}: no such directory, although {Path(name).parent} is one; for a model on the hub of that "
             "name, call this from another directory"
         )
@@ -75,7 +76,7 @@ def verify_foreign(name: str | Path) -> ForeignReport:
         remedy = "install what the message asks for, and the releases that the model's card names"
         return ForeignReport(name, [Check("opens", "problem", f"{type(error).__name__}: {why}", remedy)])
     if isinstance(opened, Encoder):
-        raise ValueError(f"{name} was written by llm2enc: verify compares it with its own encoder")
+        raise InputError(f"{name} was written by llm2enc: verify compares it with its own encoder")
     model, folder = opened.model.float().eval(), _folder(name)
     probe = Probe.of(model)
     rows = [
@@ -155,7 +156,7 @@ def _eager(probe: Probe) -> str:
 
 def _convertible(probe: Probe) -> str:
     """Whether llm2enc could open the model to both sides, by its own proof. Changes the model."""
-    from llm2enc.model import Backbone, CannotConvert, prove
+    from llm2enc.model import Backbone, prove
 
     try:
         proof = prove(Backbone(probe.trunk, bidirectional=True))

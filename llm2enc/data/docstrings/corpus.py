@@ -15,6 +15,7 @@ from typing import Literal
 
 from llm2enc.data.docstrings.prose import num_words, paragraphs, sentences
 from llm2enc.data.docstrings.scan import scan_docstrings
+from llm2enc.errors import DataError
 
 _NO_PROSE = {
     "__pycache__", "_vendor", "antigravity", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "site-packages", "test",
@@ -131,7 +132,7 @@ def _files(packages: tuple[str, ...] | None) -> set[tuple[str, Path]]:
         spec = PathFinder.find_spec(package) if "." not in package else None
         if spec is None:
             if packages is not None:
-                raise ValueError(
+                raise DataError(
                     f"docstrings: no installed package {package!r}; give top-level import names such as 'numpy', "
                     "or leave `packages` out to use what is installed"
                 )

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm2enc.artifact import CannotExport, Layout, Metadata, asked, layout
+from llm2enc.artifact import Layout, Metadata, asked, layout
 from llm2enc.encoding import Encoder
+from llm2enc.errors import CannotExport, InputError, NoGGUF
 from llm2enc.export.gguf import families, rope, tensors, vocabulary
-from llm2enc.export.gguf.families import Unsupported
 from llm2enc.storage import part, sweep, sync_one
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def refusal(encoder: Encoder, metadata: Metadata) -> str:
     """Why llama.cpp can't give the vectors of this encoder, and what to do; empty if it can."""
     try:
         _checked(encoder, metadata)
-    except Unsupported as reason:
+    except NoGGUF as reason:
         return f"no GGUF: {reason}"
     return ""
 
@@ -76,15 +76,15 @@ def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: Sequenc
     """
     unknown = [dtype for dtype in dtypes if dtype not in FILE_TYPES]
     if unknown or not dtypes:
-        raise ValueError(f"dtypes is {list(dtypes)}; GGUF files are written in {', '.join(FILE_TYPES)}")
+        raise InputError(f"dtypes is {list(dtypes)}; GGUF files are written in {', '.join(FILE_TYPES)}")
     split, words = _accepted(encoder, metadata)
     try:
         import gguf
     except ImportError:
-        raise ValueError("GGUF files are written by the package gguf: pip install 'llm2enc[gguf]'") from None
+        raise InputError("GGUF files are written by the package gguf: pip install 'llm2enc[gguf]'") from None
     arch = families.architecture(encoder.backbone.config, encoder.backbone.bidirectional)
     if arch not in gguf.MODEL_ARCH_NAMES.values():
-        raise ValueError(f"this release of gguf does not know {arch!r}: pip install -U 'llm2enc[gguf]' (0.18 or later)")
+        raise InputError(f"this release of gguf does not know {arch!r}: pip install -U 'llm2enc[gguf]' (0.18 or later)")
     target = folder / "gguf"
     target.mkdir(parents=True, exist_ok=True)
     return [_write(encoder, metadata, split, words, target, dtype) for dtype in dict.fromkeys(dtypes)]
@@ -96,17 +96,17 @@ def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: Sequenc
 def _accepted(encoder: Encoder, metadata: Metadata) -> tuple[Layout, vocabulary.Vocabulary]:
     try:
         return _checked(encoder, metadata)
-    except Unsupported as reason:
+    except NoGGUF as reason:
         raise CannotExport(f"no GGUF: {reason}") from None
 
 
 def _checked(encoder: Encoder, metadata: Metadata) -> tuple[Layout, vocabulary.Vocabulary]:
-    """How the template splits, and the tokenizer. Unsupported if llama.cpp can't do one of all things."""
+    """How the template splits, and the tokenizer. NoGGUF if llama.cpp can't do one of all things."""
     backbone, limit = encoder.backbone, encoder.max_tokens
     if backbone.has_adapter:
-        raise Unsupported("the encoder still carries an adapter; call encoder.backbone.merge_lora() first")
+        raise NoGGUF("the encoder still carries an adapter; call encoder.backbone.merge_lora() first")
     if encoder.pooling not in POOLINGS:
-        raise Unsupported(
+        raise NoGGUF(
             f"llama.cpp has no pooling {encoder.pooling!r}, only {', '.join(POOLINGS)}; train with `pooling: mean` instead"
         )
     families.family_of(backbone.config)
@@ -121,16 +121,16 @@ def _checked(encoder: Encoder, metadata: Metadata) -> tuple[Layout, vocabulary.V
 def _template(encoder: Encoder, metadata: Metadata) -> Layout:
     """The split of the template, whose ends llama.cpp must be able to add: a first token and a last one."""
     if not metadata.native:
-        raise Unsupported(f"its input can't be built outside llm2enc. {metadata.reason}")
+        raise NoGGUF(f"its input can't be built outside llm2enc. {metadata.reason}")
     split = layout(encoder.input_format)
     lead, suffix = split.runs[0][: split.lead], split.runs[-1]
     if split.slots != 1 or len(lead) > 1 or len(suffix) > 1:
-        raise Unsupported(
+        raise NoGGUF(
             f"llama.cpp adds one token before the text and one after it; this template adds {len(lead)} and {len(suffix)}. "
             "Write a template of bos, text and eos in the recipe's `input`, with everything else before the text as literals"
         )
     if not _pools_what_llama_pools(encoder):
-        raise Unsupported(
+        raise NoGGUF(
             "llama.cpp pools the template's tokens too, and this encoder leaves some of them out of the vector; set "
             "`pool: true` on every part of both templates"
         )
@@ -141,7 +141,7 @@ def _template(encoder: Encoder, metadata: Metadata) -> Layout:
         and any(token.content in prompt for prompt in metadata.written_prompts.values())
     ]
     if flagged:
-        raise Unsupported(
+        raise NoGGUF(
             f"prompts contain {', '.join(flagged)}, which takes whitespace beside it along; llama.cpp does not"
         )
     return split

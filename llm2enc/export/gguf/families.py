@@ -9,7 +9,7 @@ stop at a name they don't know.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llm2enc.artifact import CannotExport
+from llm2enc.errors import NoGGUF
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -22,10 +22,6 @@ _NEOX = (
     "input_layernorm", "post_attention_layernorm", "final_layer_norm", "query_key_value", "dense", "dense_h_to_4h",
     "dense_4h_to_h",
 )  # fmt: skip
-
-
-class Unsupported(CannotExport):
-    """llama.cpp can't do this; the message says what, and what would change that."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +67,21 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: "PretrainedConfig") -> Family:
-    """The family of a configuration. Unsupported if there is none, or if this member of it is computed otherwise."""
+    """The family of a configuration. NoGGUF if there is none, or if this member of it is computed otherwise."""
     model_type = config.model_type
     if model_type not in FAMILIES:
-        raise Unsupported(
+        raise NoGGUF(
             f"model_type {model_type!r} has no rules for llama.cpp here; {', '.join(FAMILIES)} have. Export to ONNX or "
             "OpenVINO instead"
         )
     family = FAMILIES[model_type]
     activation = _activation(config)
     if activation not in family.activations:
-        raise Unsupported(
+        raise NoGGUF(
             f"the activation is {activation!r}, but llama.cpp computes {model_type} with {family.activations[0]!r} always"
         )
     if family.square and config.num_attention_heads * head_width(config) != config.hidden_size:
-        raise Unsupported(
+        raise NoGGUF(
             f"{config.num_attention_heads} heads of {head_width(config)} make another width than the model's "
             f"{config.hidden_size}, which llama.cpp can't load for {model_type}"
         )
@@ -94,16 +90,16 @@ def family_of(config: "PretrainedConfig") -> Family:
 
 
 def check_biases(trunk: "PreTrainedModel") -> None:
-    """Unsupported if the model adds a bias where llama.cpp does not, or lacks one that it needs."""
+    """NoGGUF if the model adds a bias where llama.cpp does not, or lacks one that it needs."""
     family, model_type = FAMILIES[trunk.config.model_type], trunk.config.model_type
     found = {name.split(".")[-2] for name in trunk.state_dict() if name.endswith(".bias")}
     if found - set(family.biases):
-        raise Unsupported(
+        raise NoGGUF(
             f"{', '.join(sorted(found - set(family.biases)))} have a bias, which llama.cpp does not add in {model_type}; "
             "export to ONNX instead"
         )
     if model_type == "gpt_neox" and set(family.biases) - found:
-        raise Unsupported(
+        raise NoGGUF(
             f"{', '.join(sorted(set(family.biases) - found))} have no bias, and llama.cpp does not load gpt_neox without"
         )
 
@@ -121,7 +117,7 @@ def head_width(config: "PretrainedConfig") -> int:
 def window(config: "PretrainedConfig", bidirectional: bool, max_tokens: int) -> tuple[int, list[bool]] | None:
     """llama.cpp's size of the sliding window, and which layers have it; None if the file needs none.
 
-    Unsupported if a text of `max_tokens` reaches a window that llama.cpp does not have.
+    NoGGUF if a text of `max_tokens` reaches a window that llama.cpp does not have.
     """
     size, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     sliding = [kind == SLIDING for kind in kinds] if kinds else [size is not None] * config.num_hidden_layers
@@ -134,7 +130,7 @@ def window(config: "PretrainedConfig", bidirectional: bool, max_tokens: int) -> 
     if arch in family.windows and not (reached and bidirectional):
         return size, sliding  # i - j < size, as transformers counts a causal window
     if reached:
-        raise Unsupported(
+        raise NoGGUF(
             f"some layers have a window of {size} tokens, and texts up to {max_tokens}; llama.cpp "
             + ("looks to the left only in it" if arch in family.windows else f"has no window for {config.model_type}")
             + f". Set `max_tokens: {size}` in the recipe's `input`, or export to ONNX"
@@ -156,8 +152,8 @@ def _check_scale(config: "PretrainedConfig") -> None:
     if (config.model_type, config.num_hidden_layers) == ("gemma2", 46):
         expected = config.hidden_size // config.num_attention_heads
     if scalar != expected:
-        raise Unsupported(
+        raise NoGGUF(
             f"query_pre_attn_scalar is {scalar}, but llama.cpp scales attention of {config.model_type} by {expected}"
         )
     if config.model_type == "gemma2" and not config.attn_logit_softcapping:
-        raise Unsupported("attn_logit_softcapping is off, but llama.cpp caps attention of gemma2 always")
+        raise NoGGUF("attn_logit_softcapping is off, but llama.cpp caps attention of gemma2 always")

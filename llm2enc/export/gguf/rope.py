@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm2enc.export.gguf.families import FAMILIES, FULL, SLIDING, Unsupported, head_width
+from llm2enc.errors import NoGGUF
+from llm2enc.export.gguf.families import FAMILIES, FULL, SLIDING, head_width
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 def metadata(trunk: "PreTrainedModel", max_tokens: int) -> dict[str, Any]:
-    """Keys after `{arch}.rope.`. Unsupported if llama.cpp would turn by other angles."""
+    """Keys after `{arch}.rope.`. NoGGUF if llama.cpp would turn by other angles."""
     config = trunk.config
     settings, factors, attention = _full(trunk, max_tokens)
     width = 2 * len(factors)
     if width != head_width(config) and not FAMILIES[config.model_type].partial:
-        raise Unsupported(
+        raise NoGGUF(
             f"rotary embedding turns {width} of {head_width(config)} dimensions of a head, which llama.cpp can't do for "
             f"{config.model_type}"
         )
@@ -34,7 +35,7 @@ def metadata(trunk: "PreTrainedModel", max_tokens: int) -> dict[str, Any]:
         return keys | {"scaling.type": "linear", "scaling.factor": float(factors[0])}
     if settings["rope_type"] == "yarn" and FULL not in config.rope_parameters:
         return keys | _yarn(settings, config, attention)
-    raise Unsupported(
+    raise NoGGUF(
         f"llama.cpp can't turn by the frequencies of rotary kind {settings['rope_type']!r} for {config.model_type}; export "
         "to ONNX instead"
     )
@@ -74,7 +75,7 @@ def _local(trunk: "PreTrainedModel") -> dict[str, Any]:
         return {}
     theta = float(parameters[SLIDING]["rope_theta"])
     if not np.allclose(_factors(trunk.rotary_emb, f"{SLIDING}_", theta), 1, atol=1e-5):
-        raise Unsupported("rotary embedding is scaled in layers with a sliding window, which llama.cpp does not do")
+        raise NoGGUF("rotary embedding is scaled in layers with a sliding window, which llama.cpp does not do")
     return {"freq_base_swa": theta}
 
 
@@ -85,7 +86,7 @@ def _check_length(settings: dict[str, Any], config: "PretrainedConfig", max_toke
         "longrope": settings.get("original_max_position_embeddings") or config.max_position_embeddings,
     }.get(settings["rope_type"])
     if limit is not None and max_tokens > limit:
-        raise Unsupported(
+        raise NoGGUF(
             f"rotary scaling {settings['rope_type']!r} has other frequencies for texts beyond {limit} tokens, and "
             f"llama.cpp chooses by the size of its context, not by the text; set `max_tokens: {limit}` in the recipe"
         )
@@ -96,7 +97,7 @@ def _yarn(settings: dict[str, Any], config: "PretrainedConfig", attention: float
         32,
         1,
     ):
-        raise Unsupported("llama.cpp knows YaRN with beta_fast 32, beta_slow 1 and truncate only")
+        raise NoGGUF("llama.cpp knows YaRN with beta_fast 32, beta_slow 1 and truncate only")
     factor, original = float(settings["factor"]), settings["original_max_position_embeddings"]
     own = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0  # what llama.cpp scales cosine and sine by itself
     keys = {"scaling.type": "yarn", "scaling.factor": factor, "scaling.original_context_length": int(original)}

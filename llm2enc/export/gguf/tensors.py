@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm2enc.errors import NoGGUF
 from llm2enc.export.gguf import rope
-from llm2enc.export.gguf.families import FAMILIES, Family, Unsupported, head_width
+from llm2enc.export.gguf.families import FAMILIES, Family, head_width
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -31,7 +32,7 @@ class Item:
 
 
 def items(trunk: "PreTrainedModel", arch: str, max_tokens: int) -> Iterator[Item]:
-    """Every tensor, in the model's order. Unsupported if llama.cpp has no place for one."""
+    """Every tensor, in the model's order. NoGGUF if llama.cpp has no place for one."""
     import gguf
 
     family = FAMILIES[trunk.config.model_type]
@@ -40,7 +41,7 @@ def items(trunk: "PreTrainedModel", arch: str, max_tokens: int) -> Iterator[Item
     for name, weight in trunk.state_dict().items():
         theirs = names.get_name(family.prefix + name, try_suffixes=(".weight", ".bias"))
         if theirs is None:
-            raise Unsupported(f"llama.cpp has no place for {name} in {arch}; export to ONNX instead")
+            raise NoGGUF(f"llama.cpp has no place for {name} in {arch}; export to ONNX instead")
         largest = float(weight.detach().abs().max()) if weight.ndim > 1 else 0.0
         yield Item(theirs, tuple(weight.shape), _arranger(weight, theirs, family, trunk.config), largest)
     for name, factors in rope.factor_tensors(trunk, arch, max_tokens).items():

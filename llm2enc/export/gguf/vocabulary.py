@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from llm2enc.export.gguf.families import Unsupported
+from llm2enc.errors import NoGGUF
 
 SPACE = "\u2581"
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -46,26 +46,24 @@ class Vocabulary:
 
 
 def read(tokenizer_json: str, size: int) -> Vocabulary:
-    """The vocabulary of a tokenizer.json for a model with `size` embeddings. Unsupported, with the reason."""
+    """The vocabulary of a tokenizer.json for a model with `size` embeddings. NoGGUF, with the reason."""
     backend = json.loads(tokenizer_json)
     model = backend["model"]
     if model["type"] != "BPE":
-        raise Unsupported(
-            f"the tokenizer is a {model['type']} model; of those llama.cpp runs BPE exactly, and no other"
-        )
+        raise NoGGUF(f"the tokenizer is a {model['type']} model; of those llama.cpp runs BPE exactly, and no other")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
-            raise Unsupported(f"the tokenizer's BPE has {name} {model[name]!r}, which llama.cpp does not know")
+            raise NoGGUF(f"the tokenizer's BPE has {name} {model[name]!r}, which llama.cpp does not know")
     for added in backend["added_tokens"]:
         if not added["special"] and (added["single_word"] or added["lstrip"] or added["rstrip"]):
-            raise Unsupported(
+            raise NoGGUF(
                 f"the added token {added['content']!r} takes whitespace beside it along, or stands as a word only; "
                 "llama.cpp finds it anywhere"
             )
     merges = [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     ids = model["vocab"] | {added["content"]: added["id"] for added in backend["added_tokens"]}
     if max(ids.values()) >= size or len(set(ids.values())) < len(ids):
-        raise Unsupported(
+        raise NoGGUF(
             f"the tokenizer has ids up to {max(ids.values())} for {len(ids)} tokens, the model {size} embeddings"
         )
     tokens = _names(ids, size)
@@ -82,7 +80,7 @@ def _names(ids: dict[str, int], size: int) -> list[str]:
         if "\0" not in name:
             tokens[number] = name
     if len(set(tokens)) < size or "" in tokens:
-        raise Unsupported("the tokenizer has an empty token, or one named like [PAD7], which llama.cpp can't load")
+        raise NoGGUF("the tokenizer has an empty token, or one named like [PAD7], which llama.cpp can't load")
     return tokens
 
 
@@ -109,14 +107,10 @@ def _byte_level(backend: dict[str, Any], tokens: list[str], merges: list[tuple[s
 
     normalizers = [part["type"] for part in _parts(backend["normalizer"])]
     if normalizers not in ([], ["NFC"]):
-        raise Unsupported(
-            f"the tokenizer changes the text first ({', '.join(normalizers)}), which llama.cpp does not do"
-        )
+        raise NoGGUF(f"the tokenizer changes the text first ({', '.join(normalizers)}), which llama.cpp does not do")
     missing = sorted(set(ByteLevel.alphabet()) - set(backend["model"]["vocab"]))
     if missing:
-        raise Unsupported(
-            f"the vocabulary lacks {len(missing)} of the 256 bytes; llama.cpp would drop them from the text"
-        )
+        raise NoGGUF(f"the vocabulary lacks {len(missing)} of the 256 bytes; llama.cpp would drop them from the text")
     types = [
         NORMAL if kind == BYTE else kind for kind in _types(backend, tokens)
     ]  # "<0x0A>" is a word like others here
@@ -136,7 +130,7 @@ def _pre(backend: dict[str, Any]) -> str:
             return "smollm"
         if not last["use_regex"] and len(before) == 1 and (before[0], skips) in _SPLITS:
             return _SPLITS[before[0], skips]
-    raise Unsupported(
+    raise NoGGUF(
         f"the tokenizer cuts the text by {json.dumps(parts, ensure_ascii=False)} (ignore_merges {skips}), for which "
         "llama.cpp has no name that does exactly the same; export to ONNX instead"
     )
@@ -158,12 +152,12 @@ def _sentencepiece(backend: dict[str, Any], tokens: list[str], merges: list[tupl
     vocabulary = backend["model"]["vocab"]
     prefix, notes = _spaces(backend, vocabulary)
     if not backend["model"].get("byte_fallback") or not set(_BYTES) <= set(vocabulary):
-        raise Unsupported("the tokenizer does not fall back to bytes, which llama.cpp always does without ByteLevel")
+        raise NoGGUF("the tokenizer does not fall back to bytes, which llama.cpp always does without ByteLevel")
     if backend["model"].get("ignore_merges"):
-        raise Unsupported("the tokenizer skips the merges for words it has (ignore_merges), which llama.cpp does not")
+        raise NoGGUF("the tokenizer skips the merges for words it has (ignore_merges), which llama.cpp does not")
     for added in backend["added_tokens"]:
         if not added["special"] and added["normalized"]:
-            raise Unsupported(
+            raise NoGGUF(
                 f"the added token {added['content']!r} is found in the text after its spaces were replaced; llama.cpp "
                 "looks for it before"
             )
@@ -173,7 +167,7 @@ def _sentencepiece(backend: dict[str, Any], tokens: list[str], merges: list[tupl
 
 
 def _spaces(backend: dict[str, Any], vocabulary: dict[str, int]) -> tuple[bool, tuple[str, ...]]:
-    """Whether a space goes before the text, and what to say; Unsupported if spaces are treated otherwise."""
+    """Whether a space goes before the text, and what to say; NoGGUF if spaces are treated otherwise."""
     normalizers = [_normalizer(part) for part in _parts(backend["normalizer"])]
     cuts = _parts(backend["pre_tokenizer"])
     replaced = ("Replace", " ", SPACE)
@@ -182,13 +176,11 @@ def _spaces(backend: dict[str, Any], vocabulary: dict[str, int]) -> tuple[bool, 
         return len(normalizers) == 2, ()
     if normalizers == [] and len(cuts) == 1 and cuts[0]["type"] == "Metaspace" and cuts[0]["replacement"] == SPACE:
         if cuts[0]["split"] and any(SPACE in token[1:] for token in vocabulary):
-            raise Unsupported(
-                "the tokenizer cuts the text at spaces (Metaspace, split), and has tokens with spaces inside"
-            )
+            raise NoGGUF("the tokenizer cuts the text at spaces (Metaspace, split), and has tokens with spaces inside")
         if cuts[0]["prepend_scheme"] == "never":
             return False, ()
         return True, ("Strip spaces before a text: llama.cpp puts one there always, the tokenizer if there is none.",)
-    raise Unsupported(
+    raise NoGGUF(
         f"the tokenizer treats spaces by {json.dumps([backend['normalizer'], backend['pre_tokenizer']])}, which llama.cpp "
         "does not do; export to ONNX instead"
     )
@@ -212,16 +204,14 @@ def _scores(backend: dict[str, Any], tokens: list[str], merges: list[tuple[str, 
     for number, (left, right) in enumerate(merges):
         token = left + right
         if token != former and token in rank:
-            raise Unsupported(f"merges that make the token {token!r} stand apart, which scores can't say")
+            raise NoGGUF(f"merges that make the token {token!r} stand apart, which scores can't say")
         rank.setdefault(token, number)
         former = token
     for piece in pieces:
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in pieces and right in pieces and (left, right) not in pairs:
-                raise Unsupported(
-                    f"the tokenizer never joins {left!r} and {right!r}, but llama.cpp would: it has {piece!r}"
-                )
+                raise NoGGUF(f"the tokenizer never joins {left!r} and {right!r}, but llama.cpp would: it has {piece!r}")
     lowest = -float(len(merges))
     return [-float(rank[name]) if name in rank else lowest for name in tokens]
 

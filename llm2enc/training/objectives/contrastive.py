@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from llm2enc.data import Pair, RowBatch, pair_batches
+from llm2enc.data import Pair, RowBatch, row_batches
 from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError
 from llm2enc.losses import info_nce
 from llm2enc.recipe import ContrastiveStage
 from llm2enc.text import InputFormat, Tokens, concatenate
@@ -46,7 +47,7 @@ class ContrastiveBatch:
 
 def batches(stage: ContrastiveStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
     """Query-document pairs, each batch from one source."""
-    return pair_batches(stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
+    return row_batches(Pair, stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
 
 
 def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:
@@ -54,7 +55,7 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
     generator = np.random.default_rng((seed, rows.step))
     pairs = [_with_negatives(pair, stage.hard_negatives, generator) for pair in rows.rows]
     if not rows.in_batch_negatives and not any(pair.negatives for pair in pairs):
-        raise ValueError(
+        raise InputError(
             f"{rows.source} has in_batch_negatives: false, and a batch without a single hard negative: there is nothing "
             "to learn from; add negatives, raise hard_negatives, or allow in-batch negatives"
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from llm2enc.data import RowBatch
 from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError
 from llm2enc.recipe import MntpStage
 from llm2enc.text import InputFormat
 from llm2enc.training.microbatch import Split
@@ -65,7 +66,7 @@ def corrupt(
     if not chosen.any():  # a tiny batch: a step without a target has no gradient
         candidates = np.flatnonzero(~np.isin(blocks[:, 1:], special))
         if not len(candidates):
-            raise ValueError("a batch of special tokens only has nothing to mask; is the source text empty?")
+            raise InputError("a batch of special tokens only has nothing to mask; is the source text empty?")
         row, column = np.divmod(candidates[generator.integers(len(candidates))], blocks.shape[1] - 1)
         chosen[row, column + 1] = True
     fate = generator.random(blocks.shape) if policy == "bert" else np.zeros(blocks.shape)
@@ -79,7 +80,7 @@ def mask_id(tokenizer, mask_token: Literal["blank", "eos", "mask"]) -> int:
     name = {"blank": "_", "eos": tokenizer.eos_token, "mask": tokenizer.mask_token}[mask_token]
     vocabulary = tokenizer.get_vocab()
     if name is None or name not in vocabulary:
-        raise ValueError(
+        raise InputError(
             f"mask_token: {mask_token} needs {'the token _' if mask_token == 'blank' else 'a token of that role'}, which "
             "this tokenizer lacks; choose another of blank, eos, mask"
         )

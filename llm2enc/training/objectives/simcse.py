@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from llm2enc.data import RowBatch, text_batches
+from llm2enc.data import RowBatch, row_batches
 from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError
 from llm2enc.losses import info_nce
 from llm2enc.recipe import SimcseStage
 from llm2enc.text import InputFormat
@@ -23,7 +24,7 @@ from llm2enc.training.objectives.contrastive import ContrastiveBatch
 
 def batches(stage: SimcseStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
     """Texts, each batch from one source."""
-    return text_batches(stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
+    return row_batches(str, stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
 
 
 def collate(rows: RowBatch, stage: SimcseStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:
@@ -52,14 +53,14 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
         # The vectors can't tell: without dropout views may differ by rounding, and under a fresh adapter, whose B is
         # zero, LoRA dropout changes nothing yet. Dropout draws random numbers, and nothing else does.
         if not last.drew_noise(vectors.device):
-            raise ValueError(
+            raise InputError(
                 "both SimCSE views of every text are equal: no dropout is active. Set `attention_dropout` (LLM2Vec: 0.3) "
                 "or `lora.dropout` in this stage"
             )
         first, second = vectors[0::2], vectors[1::2]
         # A fresh adapter's own dropout shows after its first update, which a warmup puts off to the second step.
         if batch.split.step > 1 and torch.equal(first, second):
-            raise ValueError(
+            raise InputError(
                 "both SimCSE views of every text are equal although dropout is active: it does not reach the vectors. Set "
                 "`attention_dropout` (LLM2Vec: 0.3), or let `lora.targets` name layers that the vectors depend on"
             )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm2enc.artifact import METADATA_FILE, read_metadata
+from llm2enc.errors import InputError
 
 POOLINGS = {
     "pooling_mode_cls_token": "first",
@@ -80,7 +81,7 @@ def read(folder: Path) -> Layout:
     """ValueError if `folder` has no config.json, or a file of it is no JSON."""
     config, rows = (_json(folder / name) for name in ("config.json", "modules.json"))
     if config is None:
-        raise ValueError(f"{folder} has no config.json, so it is not a saved model; give the directory of one")
+        raise InputError(f"{folder} has no config.json, so it is not a saved model; give the directory of one")
     metadata = read_metadata(folder) if (folder / METADATA_FILE).is_file() else None
     top = _json(folder / "config_sentence_transformers.json") or {}
     place = next((row["path"] for row in rows or [] if row["type"].endswith(".Pooling")), None)
@@ -111,7 +112,7 @@ def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise InputError(f"{path} is not JSON: {error}") from error
 
 
 def _attention(config: dict[str, Any]) -> Literal["bidirectional", "causal"]:

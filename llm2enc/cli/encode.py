@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2enc.cli.shared import check_choice, quiet, say
+from llm2enc.cli.messages import quiet, say
+from llm2enc.cli.options import check_choice
+from llm2enc.errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +42,7 @@ def encode(
     Goes on where it was interrupted: what is done stands in OUT.partial until all is. Under torchrun processes share it.
     """
     if out.suffix not in (".npy", ".parquet"):
-        raise ValueError(f"vectors are written as .npy or .parquet, got {out.name!r}")
+        raise InputError(f"vectors are written as .npy or .parquet, got {out.name!r}")
     check_choice("--precision", precision, ("float32", "int8", "uint8", "binary", "ubinary"))
     _check_ranges(precision, calibrate, ranges)
     ranges_out = out.with_suffix(".ranges.npy") if precision in ("int8", "uint8") else None
@@ -147,7 +149,7 @@ def _check_free(*files: Path | None) -> None:
     """ValueError for a file that is there already."""
     for path in files:
         if path is not None and path.exists():
-            raise ValueError(f"{path} exists already; choose another file or remove it")
+            raise InputError(f"{path} exists already; choose another file or remove it")
 
 
 def _check_disk(unfinished: "Unfinished", model: Path, facts: "Facts") -> None:
@@ -170,11 +172,11 @@ def _check_ranges(precision: str, calibrate: Path | None, ranges: Path | None) -
     """ValueError unless there is one source of ranges exactly where they are needed."""
     if precision not in ("int8", "uint8"):
         if calibrate or ranges:
-            raise ValueError("--calibrate and --ranges are only for --precision int8 and uint8; leave them out")
+            raise InputError("--calibrate and --ranges are only for --precision int8 and uint8; leave them out")
     elif calibrate and ranges:
-        raise ValueError("give either --calibrate or --ranges, not both: both say what the codes mean")
+        raise InputError("give either --calibrate or --ranges, not both: both say what the codes mean")
     elif not (calibrate or ranges):
-        raise ValueError(
+        raise InputError(
             f"--precision {precision} needs ranges, the same for documents and queries: --calibrate FILE with texts like "
             "the documents (their own file will do) for the first, then --ranges FILE.npy with what that run wrote"
         )
@@ -186,4 +188,4 @@ def _read_ranges(path: Path) -> "np.ndarray":
     try:
         return np.load(path, allow_pickle=False)
     except (ValueError, EOFError):
-        raise ValueError(f"{path} is no .npy file of ranges, as `encode --precision int8` writes them") from None
+        raise InputError(f"{path} is no .npy file of ranges, as `encode --precision int8` writes them") from None

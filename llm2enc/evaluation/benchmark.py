@@ -1,8 +1,7 @@
-"""`llm2enc evaluate`: the story of one evaluation, from names to a table."""
+"""One encoder on everything that is named: local tasks and tasks of mteb, measured or only planned."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +20,16 @@ from llm2enc.evaluation.suite import Result
 from llm2enc.evaluation.tasks import Task
 from llm2enc.recipe import DocstringEval
 from llm2enc.storage import check_room
+from llm2enc.terminal import bar
 
 if TYPE_CHECKING:
     from mteb import AbsTask
 
-# What tutorials name besides the main metric.
-_MORE = {"retrieval": ("recall@10", "accuracy@10"), "clustering": ("purity",), "bitext": ("accuracy",)}
 LOCAL_SECONDS = 2.0  # spent on measuring how fast the encoder is, before the time is estimated
 
 
 def plan(model: str, sources: Sequence[str]) -> list[dict[str, Any]]:
-    """The ladder with a time for each rung, as rows for `ladder.print_estimates`. Nothing is evaluated."""
+    """The ladder with a time for each rung, as plain rows. Nothing is evaluated."""
     find(model)
     tasks, names = gather(sources)
     own = [name for name in names if name not in BENCHMARKS.values()]
@@ -78,7 +76,7 @@ def run(
         report(
             f"{len(tasks)} tasks, {rung.texts:,} texts: about {ladder.duration(seconds)} to encode what is not cached"
         )
-        with _bar(sum(len(texts) for task in tasks for _, texts in task.texts()), show_progress) as advance:
+        with bar("texts", sum(len(texts) for task in tasks for _, texts in task.texts()), show_progress) as advance:
             results += suite.measure(encoder, tasks, out, cache, instructions, advance=advance, identity=identity)
     if asked:
         mteb_results, failures = _mteb(encoder, identity, model, asked, out, cache, instructions, report)
@@ -87,42 +85,6 @@ def run(
         facts = {"model": model, "fingerprint": identity, "instructions": instructions}
         suite.write_summary(out, results, facts)
     return results, failures
-
-
-def print_results(results: Sequence[Result], failures: Sequence[Failure]) -> None:
-    """A line per task, grouped by type, then the means."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("task", "type", "metric")
-    table.add_column("score", justify="right")
-    table.add_column("95 % interval", justify="right")
-    table.add_column("seconds", justify="right")
-    table.add_column("also")
-    for result in sorted(results, key=lambda result: result.outcome.type):
-        outcome = result.outcome
-        seconds = "stored" if result.reused else f"{result.seconds:.1f}"
-        more = [name for name in _MORE.get(outcome.type, ()) if name in outcome.metrics]
-        also = ", ".join(f"{name} {100 * outcome.metrics[name]:.1f}" for name in more)
-        cells = [
-            outcome.task,
-            outcome.type,
-            outcome.metric,
-            f"{100 * outcome.score:.1f}",
-            suite.points(result),
-            seconds,
-            also,
-        ]
-        table.add_row(*map(Text, cells))
-    if results:
-        table.add_section()
-        for name, value in suite.means([result.outcome for result in results]).items():
-            table.add_row(f"mean {name}", "", "", f"{100 * value:.1f}", "", "", "", style="bold")
-    console = Console()
-    console.print(table)
-    for failure in failures:
-        console.print(Text(f"not run: {failure.task}: {failure.reason}"), style="red")
 
 
 def _check_disk(model: str, tasks: Sequence[Task], out: Path, cache: Path | None) -> None:
@@ -173,25 +135,3 @@ def _mteb(
     finally:
         cached.close()
     return results, failures
-
-
-@contextmanager
-def _bar(total: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """A bar over texts, with the time that is left."""
-    if not show:
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("texts"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("texts", total=total)
-        yield lambda count: progress.advance(task, count)

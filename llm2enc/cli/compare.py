@@ -1,0 +1,68 @@
+"""`llm2enc compare`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm2enc.cli.messages import quiet
+from llm2enc.cli.options import Json, NoCache, cache, check_choice, label
+from llm2enc.terminal import counter, line
+
+
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Causal models (`pocket`, directories, hub ids), runs, encoders (also `st:HUB_ID`)."),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="A file of pairs, a folder of tasks, or `smoke` (docstrings, the default). Repeatable."
+        ),
+    ] = None,
+    readings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--readings", help="causal-mean, echo-last, bidirectional-mean@6, ...; eight by default. Repeatable."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Report; runs/compare/NAME by default.")] = None,
+    layers: Annotated[bool, typer.Option(help="Also score every layer of the mean-pooled readings.")] = True,
+    max_text_tokens: Annotated[int, typer.Option(min=2, help="Longest text in tokens, for every reading alike.")] = 256,
+    dtype: Annotated[
+        str, typer.Option(help="auto (float32 on a CPU, bfloat16 on a GPU), float32, bfloat16 or float16.")
+    ] = "auto",
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Say how a model is best read as an encoder: causal, bidirectional or Echo, and how pooled. Writes a report."""
+    check_choice("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    quiet()
+    from llm2enc.comparison import compare as run
+    from llm2enc.comparison import save
+
+    folder = out or Path("runs") / "compare" / "-".join(map(label, models))
+    with counter("opening the model", "texts", sys.stderr.isatty()) as advance:
+        found = run(
+            models, data or ["smoke"], folder, readings=readings, layers=layers, max_text_tokens=max_text_tokens,
+            dtype=dtype, cache=cache(no_cache), advance=advance,
+        )  # fmt: skip
+    save(found, folder)
+    if as_json:
+        print((folder / "compare.json").read_text(encoding="utf-8"))
+    else:
+        _print_comparison(found)
+        print(f"report: {folder / 'report.html'}")
+
+
+def _print_comparison(found) -> None:
+    from rich.console import Console
+
+    from llm2enc.comparison import table
+
+    console = Console()
+    console.print(table(found))
+    for sentence in [*found.advice, *(f"note: {note}" for note in found.notes)]:
+        line(console, f"- {sentence}")
