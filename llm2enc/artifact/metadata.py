@@ -121,7 +121,7 @@ class Metadata(_Record):
     versions: dict[str, str]
     """Package to release, of those that wrote the directory."""
     history: list[HistoryRow]
-    recipe: RecipeJson | None
+    recipe: RecipeJson | None = None
     merge: MergeRecord | None = None
     fingerprint: str
     """SHA-256 of the weights as stored."""

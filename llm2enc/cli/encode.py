@@ -54,16 +54,13 @@ def encode(
         _check_free(out, ranges_out)
     quiet()
     from llm2enc import distributed
-    from llm2enc.data import read_texts
+    from llm2enc.data import read_text_files
     from llm2enc.encoding import EncodeOptions, text_digest
-    from llm2enc.recipe import FilesData
-
-    def read(path: Path):
-        return read_texts(FilesData(kind="files", path=str(path), columns={"text": column} if column != "text" else {}))
 
     distributed.start()
     given = _read_ranges(ranges) if ranges else None
-    texts, samples = read(source), read(calibrate) if calibrate else None
+    texts = read_text_files(str(source), column)
+    samples = read_text_files(str(calibrate), column) if calibrate else None
     if samples is not None:  # from the whole file, which may be sorted
         samples = samples[:: -(-len(samples) // CALIBRATION_TEXTS)]
     options = EncodeOptions(instruction, prompt_name, truncate_dim=truncate_dim, precision=precision)
