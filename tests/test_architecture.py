@@ -82,6 +82,15 @@ def test_packages_are_entered_by_their_face(path: Path) -> None:
             assert parts[1] == "errors" or name in face(parts[1]), f"{path}: {module} does not promise {name}"
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_taken_of_a_package_is_in_its_face(path: Path) -> None:
+    """`from llm2enc import data` and then `data.examine`, which fails only when that line runs."""
+    taken = {name for module, name in imports(path) if module == "llm2enc" and name in ORDER}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in taken:
+            assert node.attr in face(node.value.id), f"{path}: {ast.unparse(node)}"
+
+
 def face(name: str) -> list[str]:
     tree = ast.parse((ROOT / name / "__init__.py").read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), f"{name} does not say what it promises"

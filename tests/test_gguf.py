@@ -19,7 +19,7 @@ from llm2enc.artifact import read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.export import gguf as target
 from llm2enc.export.gguf.families import FAMILIES
-from llm2enc.model import Backbone
+from llm2enc.model import POOLERS, Backbone
 from llm2enc.recipe import InputSpec, LoraSpec, Part
 from llm2enc.text import InputFormat
 
@@ -112,10 +112,9 @@ def test_the_file_says_how_to_read_the_model(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("pooling", list(target.POOLINGS))
-def test_poolings_have_llama_cpps_numbers(pooling: str) -> None:
-    name = {"first": "CLS"}.get(pooling, pooling.upper())
-    assert target.POOLINGS[pooling] == gguf.PoolingType[name]
+def test_poolings_have_llama_cpps_numbers() -> None:
+    numbers = {name: pooler.gguf for name, pooler in POOLERS.items() if pooler.gguf is not None}
+    assert numbers == {"mean": gguf.PoolingType.MEAN, "last": gguf.PoolingType.LAST, "first": gguf.PoolingType.CLS}
 
 
 def test_a_template_without_ends_adds_none(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from llm2enc import Encoder, convert, load_recipe
 from llm2enc.data import read_texts
-from llm2enc.recipe import FilesData, InputSpec, Part, RecipeError, sources_of
+from llm2enc.errors import RecipeError
+from llm2enc.recipe import FilesData, InputSpec, Part, sources_of
 from llm2enc.text import InputFormat, for_tokenizer
 
 # Family: its special tokens by role, and those that its tokenizer puts around a text.

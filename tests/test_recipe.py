@@ -353,11 +353,35 @@ def test_strictness(override: str, where: str) -> None:
         (["stages.0.schedule_steps=1"], "schedule_steps (1) is shorter than steps (2)"),
         (["stages.0.warmup_steps=3"], "warmup_steps (3) is longer than the schedule"),
         (["stages.0.trainable=full", "stages.0.lora.r=4"], "`lora` is set but `trainable` is full"),
+        (["stages.0.trainable=full", "stages.0.lora=continue"], "`lora` is set but `trainable` is full"),
+        (
+            ["stages.0.lora=continue"],
+            "(mntp) has `lora: continue`, but no adapter to go on with: it is the first stage",
+        ),
         (["model.attention=causal"], "an mntp stage needs `model.attention: bidirectional`"),
     ],
 )
 def test_fields_that_contradict_each_other(overrides: list[str], said: str) -> None:
     assert said in fault(small(), *overrides)
+
+
+def test_an_adapter_goes_on_through_the_stages_that_say_so() -> None:
+    def of(*kinds: Any) -> dict[str, Any]:
+        recipe = small()
+        recipe["stages"] = [{**recipe["stages"][0], **kind} for kind in kinds]
+        return recipe
+
+    on = {"lora": "continue"}
+    recipe = load_recipe(of({"lora": {"r": 4}}, on, on, {"lora": None}, on))
+    assert [recipe.adapter_goes_on(index) for index in range(5)] == [True, True, False, True, False]
+    assert [recipe.adapter_of(index).r for index in range(5)] == [4, 4, 4, 16, 16]
+    assert load_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+    full = {"trainable": "full", "lora": None}
+    assert "stage 1 (mntp) has `lora: continue`, but no adapter to go on with: the stage before it trains all" in fault(
+        of(full, on)
+    )
+    assert "stages.0.lora: Input should be 'continue'" in fault(of({"lora": "go on"}))
+    assert "stages.0.lora.r: " in fault(of({"lora": {"r": -1}}))
 
 
 @pytest.mark.parametrize(

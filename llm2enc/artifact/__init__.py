@@ -1,8 +1,8 @@
 """The saved directory: sentence-transformers' layout, metadata and model card, written and read back as parts."""
 
-from llm2enc.artifact import card, config, files
+from llm2enc.artifact import card, config, dense, files
 from llm2enc.artifact.card import base_model, with_engines
-from llm2enc.artifact.directory import DTYPES, POOLING_MODES, REQUIREMENTS, read, write
+from llm2enc.artifact.directory import DTYPES, REQUIREMENTS, read, write
 from llm2enc.artifact.files import (
     METADATA_FILE,
     beside,
@@ -17,7 +17,6 @@ from llm2enc.artifact.tokenizer import Layout, asked, layout
 __all__ = [
     "DTYPES",
     "METADATA_FILE",
-    "POOLING_MODES",
     "REQUIREMENTS",
     "HistoryRow",
     "Layout",
@@ -31,6 +30,7 @@ __all__ = [
     "card",
     "check_target",
     "config",
+    "dense",
     "files",
     "layout",
     "put_back",

@@ -92,10 +92,12 @@ def _title(metadata: Metadata) -> str:
     about = f"{recipe['description']}.\n\n" if recipe and recipe["description"] else ""
     base = base_model(metadata.recipes)
     source = f" made from [{base}](https://huggingface.co/{base})" if base else ""
+    projection = ", a linear projection" if metadata.head else ""
     return (
         f"# {name}\n\n{about}A text encoder{source} by llm2enc {metadata.versions['llm2enc']}: a {metadata.model_type} "
-        f"with {metadata.attention} attention, {metadata.pooling.replace('_', ' ')} pooling and vectors of "
-        f"{metadata.dimensions} dimensions" + (" and length 1." if metadata.normalize else ", not normalised.")
+        f"with {metadata.attention} attention, {metadata.pooling.replace('_', ' ')} pooling{projection} and "
+        f"vectors of {metadata.dimensions} dimensions"
+        + (" and length 1." if metadata.normalize else ", not normalised.")
     )
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
 
 from llm2enc.artifact.files import METADATA_FILE, put_back, write_json
 from llm2enc.errors import InputError
-from llm2enc.recipe import InputSpec, Pooling
+from llm2enc.recipe import HeadSpec, InputSpec, Pooling
 
 FORMAT = 1
 
@@ -52,6 +52,10 @@ class ProofRecord(_Record):
     difference: float
     route: str
     notes: tuple[str, ...]
+    fingerprint: str | None = None
+    versions: dict[str, str] | None = None
+    """Releases that it rests on; None in directories of releases that did not record them."""
+    at: str | None = None
 
 
 class Golden(_Record):
@@ -117,21 +121,24 @@ class Metadata(_Record):
     notes: list[str]
     model_type: str
     dimensions: int
+    head: HeadSpec | None = None
     proof: ProofRecord
     versions: dict[str, str]
     """Package to release, of those that wrote the directory."""
     history: list[HistoryRow]
     recipe: RecipeJson | None = None
     merge: MergeRecord | None = None
+    files: dict[str, str] | None = None
+    """SHA-256 of the files that the encoder is read from, as `integrity.digest` takes it."""
     fingerprint: str
     """SHA-256 of the weights as stored."""
     golden: Golden
     verification: dict[str, Any] | None = None
     """The last report of `llm2enc verify`, as it prints it."""
 
-    @field_serializer("input")
-    def _input_in_full(self, value: InputSpec) -> dict[str, Any]:
-        return value.model_dump(mode="json")
+    @field_serializer("input", "head")
+    def _in_full(self, value: InputSpec | HeadSpec | None) -> dict[str, Any] | None:
+        return value and value.model_dump(mode="json")
 
     @property
     def recipes(self) -> list[RecipeJson | None]:

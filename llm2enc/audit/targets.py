@@ -13,13 +13,10 @@ from llm2enc.errors import DataError
 from llm2enc.evaluation import Task, docstring_tasks, find_tasks, read_task
 from llm2enc.model import load_tokenizer
 from llm2enc.recipe import (
-    ClmStage,
-    ContrastiveStage,
     DataSpec,
     DocstringEval,
     DocstringsData,
     InputSpec,
-    MntpStage,
     ModelSpec,
     Part,
     Recipe,
@@ -28,6 +25,7 @@ from llm2enc.recipe import (
     to_yaml,
 )
 from llm2enc.text import InputFormat, surrounding
+from llm2enc.training import OBJECTIVES
 
 BATCH_SIZE = 64  # of a path without a recipe
 MAX_TOKENS = 512
@@ -43,6 +41,8 @@ class Subject:
     reading: Reading
     number: int = 0
     """Number of the stage in the recipe."""
+    pairs: bool | None = None
+    """Whether the stage reads pairs, not texts; None where only the data can tell."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def of_recipe(recipe: Recipe) -> list[Subject]:
     """Every source of every stage, with the recipe's own template, tokenizer and limits. No weights are read."""
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
     return [
-        Subject(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number)
+        Subject(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number, _reads_pairs(stage))
         for number, stage in enumerate(recipe.stages)
         for spec in stage.data
     ]
@@ -75,7 +75,7 @@ def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> l
         reading = _plain_reading(model)
         return [Subject(spec, "", Batching(BATCH_SIZE), reading) for spec in specs]
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
-    stage = next((stage for stage in recipe.stages if stage.objective == "contrastive"), None)
+    stage = next(filter(_reads_pairs, recipe.stages), None)
     if stage is None:
         reading = Reading(input_format, described=f"template and tokenizer of recipe {recipe.name}")
         return [Subject(spec, "", Batching(BATCH_SIZE), reading) for spec in specs]
@@ -87,9 +87,9 @@ def opened(subject: Subject) -> tuple[Subject, Opened]:
 
     raises  ValueError if the source can't be read
     """
-    if not subject.stage:
+    if subject.pairs is None:
         return _told_by_data(subject)
-    if subject.stage != "contrastive":
+    if not subject.pairs:
         rows = data.read_texts(subject.spec)
         return subject, Opened(rows, {"format": "texts"}, _dropped(rows))
     recognised, rows = data.examine(subject.spec)
@@ -141,13 +141,17 @@ def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:
 
 def _of_stage(stage: Stage, input_format: InputFormat, recipe: str) -> tuple[Batching, Reading]:
     described = f"template and tokenizer of recipe {recipe}"
-    if isinstance(stage, ClmStage | MntpStage):
+    if OBJECTIVES[stage.objective].row == "block":
         words = f"tokenizer of recipe {recipe}; texts are joined and cut into blocks of {stage.block_tokens} tokens"
         return Batching(1), Reading(input_format, block_tokens=stage.block_tokens, described=words)
-    mask = isinstance(stage, ContrastiveStage) and stage.mask_duplicates
+    mask = _reads_pairs(stage) and stage.mask_duplicates
     return Batching(stage.batch_size, mask_duplicates=mask), Reading(
         input_format, stage.max_tokens, described=described
     )
+
+
+def _reads_pairs(stage: Stage) -> bool:
+    return OBJECTIVES[stage.objective].row == "pair"
 
 
 def _plain_reading(model: str) -> Reading:

@@ -95,10 +95,11 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     for index, stage in enumerate(recipe.stages):
         place = out / f"{index}-{stage.objective}"
         started = time.perf_counter()
+        keep = recipe.adapter_goes_on(index)
         if checkpoint.is_finished(place):
-            checkpoint.load_finished(place, encoder.backbone, stage, recipe.seed)
+            checkpoint.load_finished(place, encoder, stage, recipe.seed, keep)
         else:
-            train(encoder, stage, place, recipe.seed, recipe.tracking)
+            train(encoder, stage, place, recipe.seed, recipe.tracking, keep)
         history.measure(f"after {stage.objective}", encoder, started, key=place.name)
     parity: list[Parity] = []
     scores: dict[str, float] = {}
@@ -119,7 +120,7 @@ def _is_exported(place: Path, encoder: Encoder, history: list[Row]) -> bool:
         return False
     metadata = read_metadata(place)
     same = metadata.history == [HistoryRow(**row) for row in history]
-    return same and metadata.fingerprint == encoder.backbone.fingerprint()
+    return same and metadata.fingerprint == encoder.weights_fingerprint()
 
 
 def _tidy(recipe: Recipe, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from llm2enc.recipe.data import DataSpec, DocstringsData, FilesData, HubData
 from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
+from llm2enc.recipe.head import HeadSpec, ProjectionSpec
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
@@ -18,6 +19,7 @@ __all__ = [
     "DocstringsData",
     "EvalSpec",
     "FilesData",
+    "HeadSpec",
     "HubData",
     "InputSpec",
     "LoraSpec",
@@ -25,6 +27,7 @@ __all__ = [
     "ModelSpec",
     "Part",
     "Pooling",
+    "ProjectionSpec",
     "Recipe",
     "Role",
     "SimcseStage",

@@ -234,11 +234,13 @@ def _report(error: ValidationError) -> str:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """The dotted path an override would use: pydantic also names the kind of a stage or source, behind its number."""
+    """The dotted path an override would use: pydantic also names the kind of a stage or source, behind its number, and
+    which of its two forms `lora` has."""
     kept = [
         str(part)
         for place, part in enumerate(location)
         if not (place >= 2 and location[place - 2] in {"stages", "data", "evaluation"} and isinstance(part, str)
                 and isinstance(location[place - 1], int))
+        and not (place and location[place - 1] == "lora" and part in {"shape", "continue"})
     ]  # fmt: skip
     return ".".join(kept)

@@ -11,6 +11,8 @@ from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
+from llm2enc.errors import InputError
+
 _TEXT = "tag:yaml.org,2002:str"
 _CORE = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float")}
 
@@ -60,15 +62,15 @@ def _yaml() -> YAML:
 
 
 def from_yaml(text: str) -> Any:
-    """The data of a YAML text. ValueError, with line and column where there are some, for what is none."""
+    """The data of a YAML text. InputError, with line and column where there are some, for what is none."""
     try:
         return _yaml().load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ValueError(f"{where}{error.problem or error.context}") from None
+        raise InputError(f"{where}{error.problem or error.context}") from None
     except (YAMLError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from None
+        raise InputError(f"{type(error).__name__}: {error}") from None
 
 
 def to_yaml(data: dict[str, Any]) -> str:

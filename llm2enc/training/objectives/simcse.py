@@ -70,3 +70,8 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
     sizes = stage.mini_batch_tokens, stage.graph_tokens
     value = cached_backward(encoder, tokens, batch.split, loss, *sizes, together=encoder.backbone.sharded)
     return {"loss": value, **metrics}
+
+
+def vectors_per_row(stage: SimcseStage) -> int:
+    """The two views of a text."""
+    return 2
