@@ -18,9 +18,9 @@ Llm2encError                    1
 shows its traceback, except for an OSError (exit code 2), whose message names the file.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 
 class Llm2encError(Exception):
@@ -107,7 +107,7 @@ def require(*packages: str, extra: str) -> None:
 
     extra  of llm2enc's pyproject.toml that brings them; empty for those of every install
     """
-    missing = [name for name in packages if find_spec(name) is None]
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         target = f"llm2enc[{extra}]" if extra else "llm2enc"
-        raise InputError(f'this needs {" and ".join(missing)}, which cannot be found: pip install "{target}"')
+        raise InputError(f'this needs {" and ".join(missing)}, not installed here: pip install "{target}"')

@@ -374,7 +374,7 @@ def test_types_and_the_missing_package_are_named(tmp_path: Path, monkeypatch: py
         with pytest.raises(ValueError, match="does not know 'llama-embed'"):
             target.write(make(), tmp_path, METADATA)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ValueError, match=r"pip install 'llm2enc\[gguf\]'"):
+    with pytest.raises(ValueError, match=r'pip install "llm2enc\[gguf\]"'):
         target.write(make(), tmp_path, METADATA)
 
 

@@ -1,5 +1,6 @@
 """The ONNX form: what ONNX Runtime gives for ids of the exported tokenizer, against `Encoder.encode`."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -231,9 +232,9 @@ def test_missing_packages_and_unknown_types_are_refused(tmp_path: Path, monkeypa
     for dtypes in ((), ("bfloat16",), ("float32", "int8")):
         with pytest.raises(ValueError, match="float32, float16"):
             target.write(encoder, tmp_path / "model", metadata, dtypes=dtypes)
-    find = graph.importlib.util.find_spec
-    monkeypatch.setattr(graph.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
-    with pytest.raises(ValueError, match=r"onnxruntime is not installed; pip install 'llm2enc\[onnx\]'"):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    with pytest.raises(ValueError, match=r'onnxruntime, not installed here: pip install "llm2enc\[onnx\]"'):
         target.write(encoder, tmp_path / "model", metadata)
 
 

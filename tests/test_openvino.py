@@ -1,12 +1,12 @@
 """The OpenVINO form: what OpenVINO gives in float32 for ids of the exported tokenizer, against `Encoder.encode`."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_onnx import FAMILIES, TEXT_ONLY, assert_same_vectors, first_moves, saved
 
-from llm2enc.export import graph
 from llm2enc.export import openvino as target
 
 
@@ -94,7 +94,7 @@ def test_what_a_graph_cant_say_and_a_missing_package_are_refused(tmp_path: Path,
     with pytest.raises(ValueError, match="'query' are read but not pooled"):
         target.write(encoder, tmp_path / "model", metadata)
     encoder, metadata = saved(tmp_path / "other", pooling="last", spec=TEXT_ONLY)  # its last token is the text's own
-    find = graph.importlib.util.find_spec
-    monkeypatch.setattr(graph.importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
-    with pytest.raises(ValueError, match=r"openvino is not installed; pip install 'llm2enc\[openvino\]'"):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else find(name))
+    with pytest.raises(ValueError, match=r'openvino, not installed here: pip install "llm2enc\[openvino\]"'):
         target.write(encoder, tmp_path / "other", metadata)

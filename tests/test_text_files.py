@@ -134,7 +134,7 @@ def test_encoding_a_file_needs_neither_training_nor_evaluation_libraries(name: s
 def test_parquet_without_its_packages_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "texts.parquet").touch()
     done = encode(tmp_path / "texts.parquet", tmp_path / "v.npy")
-    assert done.returncode == 2 and 'datasets and pyarrow, which cannot be found: pip install "llm2enc"' in done.stderr
+    assert done.returncode == 2 and 'datasets and pyarrow, not installed here: pip install "llm2enc"' in done.stderr
 
 
 def test_a_missing_package_is_named_with_its_extra() -> None:

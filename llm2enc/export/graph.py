@@ -14,7 +14,6 @@ the rows behind it, where eager masks with the smallest finite number.
 S tokens of the longest, D width.
 """
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from llm2enc.artifact import Metadata, asked, dense
 from llm2enc.artifact import config as trunk_config
 from llm2enc.encoding import Encoder
-from llm2enc.errors import CannotExport, InputError
+from llm2enc.errors import CannotExport, InputError, require
 from llm2enc.model import POOLERS
 from llm2enc.recipe import Pooling
 from llm2enc.storage import naming, scratch, sync
@@ -132,9 +131,7 @@ def check_request(
         raise CannotExport(reason)
     if not dtypes or any(dtype not in FLOORS for dtype in dtypes):
         raise InputError(f"dtypes is {dtypes!r}; weights of a graph are stored as one or both of {', '.join(FLOORS)}")
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"{', '.join(missing)} is not installed; pip install 'llm2enc[{extra}]'")
+    require(*packages, extra=extra)
 
 
 def half(weight: np.ndarray, name: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from llm2enc.artifact import Layout, Metadata, asked, layout
 from llm2enc.encoding import Encoder
-from llm2enc.errors import CannotExport, InputError, NoGGUF
+from llm2enc.errors import CannotExport, InputError, NoGGUF, require
 from llm2enc.export.gguf import families, rope, tensors, vocabulary
 from llm2enc.model import POOLERS
 from llm2enc.storage import part, sweep, sync_one
@@ -77,10 +77,9 @@ def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: Sequenc
     if unknown or not dtypes:
         raise InputError(f"dtypes is {list(dtypes)}; GGUF files are written in {', '.join(FILE_TYPES)}")
     split, words = _accepted(encoder, metadata)
-    try:
-        import gguf
-    except ImportError:
-        raise InputError("GGUF files are written by the package gguf: pip install 'llm2enc[gguf]'") from None
+    require("gguf", extra="gguf")
+    import gguf
+
     arch = families.architecture(encoder.backbone.config, encoder.backbone.bidirectional)
     if arch not in gguf.MODEL_ARCH_NAMES.values():
         raise InputError(f"this release of gguf does not know {arch!r}: pip install -U 'llm2enc[gguf]' (0.18 or later)")
