@@ -18,6 +18,7 @@ Llm2encError                    1
 shows its traceback, except for an OSError (exit code 2), whose message names the file.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -99,3 +100,14 @@ def explained(what: str, remedy: str, kinds: tuple[type[Exception], ...] = (Valu
     except kinds as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{what} cannot be used ({type(error).__name__}: {reason}); {remedy}") from error
+
+
+def require(*packages: str, extra: str) -> None:
+    """InputError, with the line that installs them, if one of the packages is not there.
+
+    extra  of llm2enc's pyproject.toml that brings them; empty for those of every install
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        target = f"llm2enc[{extra}]" if extra else "llm2enc"
+        raise InputError(f'this needs {" and ".join(missing)}, not installed here: pip install "{target}"')

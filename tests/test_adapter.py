@@ -12,6 +12,7 @@ from test_backbone import some_tokens, stir
 from tiny import tiny_model
 from torch import Tensor
 
+from llm2enc.artifact import HistoryRow, read_metadata, write_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.export import adapter
 from llm2enc.model import Backbone, load_backbone
@@ -278,13 +279,17 @@ def test_nothing_of_others_is_replaced(tmp_path: Path) -> None:
         adapter.write(run, run / "0-clm")  # a stage's own adapter has the same name
     other = tmp_path / "other"
     other.mkdir()
-    (other / "llm2enc.json").write_text(json.dumps({"fingerprint": "1" * 64}))
+    metadata = read_metadata(Path(__file__).parent / "fixtures" / "format-1").model_copy(
+        update={"fingerprint": "1" * 64}
+    )
+    write_metadata(other, metadata)
     with pytest.raises(ValueError, match="holds an encoder with weights 111111111111, the run made"):
         adapter.write(run, other)
     assert [path.name for path in other.iterdir()] == ["llm2enc.json"]
     result = json.loads((run / "2-clm" / "finished.json").read_text())["result"]
-    for facts in ({"fingerprint": result}, {"fingerprint": "1" * 64, "history": [{}, {"result": result}]}):
-        (other / "llm2enc.json").write_text(json.dumps(facts))
+    trained = HistoryRow(stage="after clm", scores={}, seconds=1.0, result=result)
+    for change in ({"fingerprint": result}, {"history": [*metadata.history, trained]}):
+        write_metadata(other, metadata.model_copy(update=change))
         assert adapter.write(run, other)  # the run's own encoder, as trained or in another storage type
     first = adapter.write(run, tmp_path / "out")
     assert adapter.write(run, tmp_path / "out") == first

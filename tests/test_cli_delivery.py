@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from test_cli import call, quick
 from test_mteb_stub import NATIVE
 
-from llm2enc.artifact import read_facts
+from llm2enc.artifact import read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.export import hub
 from llm2enc.recipe import load_recipe
@@ -116,15 +116,15 @@ def test_the_directory_is_the_default_and_q8_0_of_another_form_leaves_its_type(
     code, _, said = call(capsys, "export", native, "-o", tmp_path / "half", "--dtype", "bfloat16")
     assert code == 0 and f"compare with ours: llm2enc verify {tmp_path / 'half'}" in said
     assert {str(t.dtype) for t in load_file(tmp_path / "half" / "model.safetensors").values()} == {"torch.bfloat16"}
-    facts = read_facts(tmp_path / "half")
-    assert facts["recipe"] == read_facts(native)["recipe"]
+    facts = read_metadata(tmp_path / "half")
+    assert facts.recipe == read_metadata(native).recipe
     pytest.importorskip("gguf")
     code, _, said = call(
         capsys, "export", tmp_path / "half", "--to", "mteb", "--to", "sentence-transformers", "--to", "gguf",
         "--dtype", "q8_0", "-o", tmp_path / "again",
     )  # fmt: skip
     assert code == 0 and "note: Give llama.cpp a physical batch" in said
-    assert read_facts(tmp_path / "again")["fingerprint"] == facts["fingerprint"]
+    assert read_metadata(tmp_path / "again").fingerprint == facts.fingerprint
     assert "gguf/model-q8_0.gguf" in files(tmp_path / "again")
     assert "'GGUF'" in (tmp_path / "again" / "mteb_model.py").read_text()  # asked for first, and written last
 
@@ -191,7 +191,7 @@ def test_a_soup_is_scored_before_and_after(native: Path, tmp_path: Path, monkeyp
 
     # Exported in another type, it still says what it is made of.
     call(capsys, "export", "soup", "-o", "half", "--dtype", "float16")
-    assert read_facts(tmp_path / "half")["merge"] == read_facts(tmp_path / "soup")["merge"]
+    assert read_metadata(tmp_path / "half").merge == read_metadata(tmp_path / "soup").merge
     assert "## Merged" in (tmp_path / "half" / "README.md").read_text()
     np.testing.assert_allclose(
         Encoder.load("half").encode(sentences(3)), Encoder.load("soup").encode(sentences(3)), atol=1e-2

@@ -64,8 +64,8 @@ def refusing(number: int, after: int) -> Callable[[int], None]:
 def test_a_disk_that_takes_no_more_ends_encode_with_a_message_and_keeps_the_rows(
     number: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llm2enc.encoding.encoder.PIECE", 4)
-    monkeypatch.setattr("llm2enc.encoding.encoder.WINDOW", 8)
+    monkeypatch.setattr("llm2enc.encoding.pipeline.CHUNK_TEXTS", 4)
+    monkeypatch.setattr("llm2enc.encoding.pipeline.BUFFER_TEXTS", 8)
     (tmp_path / "texts.txt").write_text("\n".join(sentences(40)))
     command = ("encode", model, tmp_path / "texts.txt", "-o", tmp_path / "out.npy")
     with monkeypatch.context() as patch:

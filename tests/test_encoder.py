@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import INPUT, make_backbone, make_encoder, make_tokenizer, sentences
 
-from llm2enc.encoding import Encoder
-from llm2enc.encoding import encoder as module
+from llm2enc.encoding import EncodeOptions, Encoder
+from llm2enc.encoding import pipeline as module
 from llm2enc.recipe import InputSpec, LoraSpec, Part
 from llm2enc.text import InputFormat
 
@@ -39,11 +39,11 @@ def test_neighbours_and_batches_change_nothing(pooling: str) -> None:
 
 
 @pytest.mark.parametrize("window", [3, 7])
-def test_windows_are_joined_in_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+def test_buffers_are_joined_in_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
     instructions = [f"Task {i % 3}" for i in range(24)]
     whole = encoder.encode(TEXTS, instruction=instructions)
-    monkeypatch.setattr(module, "WINDOW", window)
-    blocks = list(encoder.encode_blocks(TEXTS, instruction=instructions))
+    monkeypatch.setattr(module, "BUFFER_TEXTS", window)
+    blocks = list(encoder.encode_blocks(TEXTS, EncodeOptions(instruction=instructions)))
     assert [len(block) for block in blocks] == [*[window] * (24 // window), *[24 % window] * (24 % window > 0)]
     assert np.abs(np.concatenate(blocks) - whole).max() < 1e-6
     assert np.array_equal(encoder.encode(TEXTS, instruction=instructions), np.concatenate(blocks))
@@ -51,8 +51,8 @@ def test_windows_are_joined_in_order(encoder: Encoder, monkeypatch: pytest.Monke
 
 def test_a_window_is_bounded_in_tokens_too(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = encoder.encode(TEXTS)
-    monkeypatch.setattr(module, "PIECE", 1)
-    monkeypatch.setattr(module, "WINDOW_TOKENS", 40)
+    monkeypatch.setattr(module, "CHUNK_TEXTS", 1)
+    monkeypatch.setattr(module, "BUFFER_TOKENS", 40)
     blocks = list(encoder.encode_blocks(TEXTS))
     ends = np.cumsum([0, *map(len, blocks)])
     lengths = encoder.input_format.pack(TEXTS).lengths.numpy()
@@ -61,15 +61,15 @@ def test_a_window_is_bounded_in_tokens_too(encoder: Encoder, monkeypatch: pytest
     assert np.abs(np.concatenate(blocks) - whole).max() < 1e-6
 
 
-@pytest.mark.parametrize(("name", "size"), [("PIECE", 1), ("PIECE", 5), ("PIECE_CHARACTERS", 30)])
-def test_the_pieces_that_are_tokenized_change_no_bit(encoder: Encoder, monkeypatch, name: str, size: int) -> None:
+@pytest.mark.parametrize(("name", "size"), [("CHUNK_TEXTS", 1), ("CHUNK_TEXTS", 5), ("CHUNK_CHARACTERS", 30)])
+def test_the_chunks_that_are_tokenized_change_no_bit(encoder: Encoder, monkeypatch, name: str, size: int) -> None:
     whole = encoder.encode(TEXTS)
     monkeypatch.setattr(module, name, size)
     assert np.array_equal(encoder.encode(TEXTS), whole)
 
 
 def test_any_iterable_gives_the_vectors_of_the_list(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WINDOW", 7)
+    monkeypatch.setattr(module, "BUFFER_TEXTS", 7)
     vectors = encoder.encode(TEXTS)
     column = datasets.Dataset.from_dict({"text": TEXTS})["text"]
     for texts in (iter(TEXTS), (text for text in TEXTS), dict.fromkeys(TEXTS), np.array(TEXTS), column):
@@ -81,8 +81,8 @@ def test_any_iterable_gives_the_vectors_of_the_list(encoder: Encoder, monkeypatc
 
 
 def test_texts_are_read_a_window_ahead_and_not_more(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WINDOW", 4)
-    monkeypatch.setattr(module, "PIECE", 2)
+    monkeypatch.setattr(module, "BUFFER_TEXTS", 4)
+    monkeypatch.setattr(module, "CHUNK_TEXTS", 2)
     read = []
     blocks = encoder.encode_blocks(read.append(text) or text for text in TEXTS)
     assert not read
@@ -112,7 +112,7 @@ def test_equal_ids_of_which_others_are_pooled_are_no_duplicates(encoder: Encoder
 
 
 def test_between_blocks_the_caller_has_his_own_modes(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WINDOW", 7)
+    monkeypatch.setattr(module, "BUFFER_TEXTS", 7)
     encoder.train()
     for _ in encoder.encode_blocks(TEXTS):
         assert torch.is_grad_enabled() and encoder.training
@@ -123,7 +123,7 @@ def _threads() -> set[str]:
 
 
 def test_no_thread_outlives_its_encoding(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WINDOW", 7)
+    monkeypatch.setattr(module, "BUFFER_TEXTS", 7)
     blocks = encoder.encode_blocks(TEXTS)
     next(blocks)
     assert _threads()
@@ -151,7 +151,7 @@ def test_no_thread_outlives_its_encoding(encoder: Encoder, monkeypatch: pytest.M
 
 
 def test_a_fault_is_named_by_its_place_among_all_texts(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "WINDOW", 7)
+    monkeypatch.setattr(module, "BUFFER_TEXTS", 7)
     blocks = encoder.encode_blocks([*TEXTS, 3])
     with pytest.raises(TypeError, match="text 24 is int 3, expected str"):
         list(blocks)
@@ -166,7 +166,7 @@ MEMORY = """
 import sys
 import numpy as np
 from conftest import WORDS, make_encoder
-from llm2enc import encoder as module
+from llm2enc.encoding import pipeline as module
 
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
@@ -179,7 +179,7 @@ def growth(count):
     vectors = encoder.encode(texts)
     return status("VmHWM") - before - vectors.nbytes / 2**20
 
-module.WINDOW, module.PIECE = int(sys.argv[1]), 128
+module.BUFFER_TEXTS, module.CHUNK_TEXTS = int(sys.argv[1]), 128
 encoder = make_encoder(num_hidden_layers=1)
 growth(1000)
 print(growth(10000))

@@ -15,7 +15,7 @@ from test_export_tokenizer import recipe_format
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from llm2enc.artifact import FACTS, layout
+from llm2enc.artifact import METADATA_FILE, layout
 from llm2enc.artifact import directory as sentence_transformers
 from llm2enc.encoding import Encoder
 from llm2enc.model import Backbone
@@ -471,19 +471,19 @@ def test_a_failure_midway_leaves_nothing_new_and_the_older_export_whole(tmp_path
         raise RuntimeError("disk full")
 
     make_encoder().save(tmp_path / "older")
-    older = (tmp_path / "older" / FACTS).read_text()
+    older = (tmp_path / "older" / METADATA_FILE).read_text()
     monkeypatch.setattr(sentence_transformers, "_golden", fail)
     for name in ("new", "older"):
         with pytest.raises(RuntimeError, match="disk full"):
             make_encoder().save(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["older"]
-    assert (tmp_path / "older" / FACTS).read_text() == older
+    assert (tmp_path / "older" / METADATA_FILE).read_text() == older
 
 
 def test_reading_something_else_says_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a directory written by llm2enc"):
         Encoder.load(tmp_path)
-    (tmp_path / FACTS).write_text('{"format": 99, "versions": {"llm2enc": "9.0"}}')
+    (tmp_path / METADATA_FILE).write_text('{"format": 99, "versions": {"llm2enc": "9.0"}}')
     with pytest.raises(ValueError, match=r"format 99, this llm2enc reads format 1.*9.0"):
         Encoder.load(tmp_path)
 
@@ -495,7 +495,7 @@ def judged_texts(folder: Path) -> list[int]:
 
 
 def facts_of(folder: Path) -> dict:
-    return json.loads((folder / FACTS).read_text())
+    return json.loads((folder / METADATA_FILE).read_text())
 
 
 def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:

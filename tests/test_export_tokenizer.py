@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llm2enc.artifact import layout
 from llm2enc.artifact import prompt_masking as rules
+from llm2enc.artifact.metadata import TokenizerChange
 from llm2enc.artifact.prompt_masking import MARK
 from llm2enc.artifact.tokenizer import Written, write
 from llm2enc.recipe import InputSpec, Part, load_recipe
@@ -211,7 +212,7 @@ def test_texts_that_look_like_prompts_are_texts(name: str, tmp_path) -> None:
 def test_the_rules_are_taken_back(name: str, tmp_path) -> None:
     input_format = recipe_format(name)
     written = write(input_format, layout(input_format), tmp_path, "mean")
-    again = rules.restore(written.tokenizer, json.loads(json.dumps(written.changed)))
+    again = rules.restore(written.tokenizer, TokenizerChange.model_validate_json(written.changed.model_dump_json()))
     before, after = (json.loads(t.backend_tokenizer.to_str()) for t in (input_format.tokenizer, again))
     for part in ("normalizer", "pre_tokenizer", "model", "added_tokens"):
         assert after[part] == before[part], part

@@ -15,6 +15,7 @@ from gguf.quants import dequantize
 from tiny import tiny_model
 from transformers import AddedToken, AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from llm2enc.artifact import read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.export import gguf as target
 from llm2enc.export.gguf.families import FAMILIES
@@ -25,13 +26,16 @@ from llm2enc.text import InputFormat
 BOS, EOS, TEXT = Part(special="bos", pool=True), Part(special="eos", pool=True), Part(slot="text", pool=True)
 ASK = Part(slot="instruction", pool=True)
 WHOLE = InputSpec(query=(BOS, ASK, TEXT, EOS), document=(BOS, TEXT, EOS), max_tokens=60, prompts={"ask": "Find: "})
-FACTS: dict[str, Any] = {
-    "native": True,
-    "reason": "",
-    "prompts": {"query": "", "document": "", "ask": "Find: "},
-    "fingerprint": "abc",
-    "recipe": {"name": "a-recipe"},
-}
+METADATA = read_metadata(Path(__file__).parent / "fixtures" / "format-1").model_copy(
+    update={
+        "native": True,
+        "reason": "",
+        "prompts": {"query": "", "document": "", "ask": "Find: "},
+        "prefixes": None,
+        "fingerprint": "abc",
+        "recipe": {"name": "a-recipe"},
+    }
+)
 # Miniatures have a window of 3 tokens and Gemma's scale of full-size heads; these are what llama.cpp can do.
 SETTINGS: dict[str, dict[str, Any]] = {
     **{family: {"sliding_window": 60} for family in ("mistral", "qwen2", "qwen3", "phi3")},
@@ -92,7 +96,7 @@ def types(path: Path) -> dict[str, str]:
 
 def test_the_file_says_how_to_read_the_model(tmp_path: Path) -> None:
     encoder = make("qwen3", pooling="last")
-    (path,) = target.write(encoder, tmp_path, FACTS)
+    (path,) = target.write(encoder, tmp_path, METADATA)
     found = fields(path)
     assert path == tmp_path / "gguf" / "model-f16.gguf" and list(path.parent.iterdir()) == [path]
     assert found["general.architecture"] == "qwen3" and found["general.name"] == "a-recipe"
@@ -102,8 +106,10 @@ def test_the_file_says_how_to_read_the_model(tmp_path: Path) -> None:
     assert found["qwen3.context_length"] == 60
     assert found["tokenizer.ggml.add_bos_token"] is True and found["tokenizer.ggml.add_eos_token"] is True
     assert found["tokenizer.ggml.bos_token_id"] == 0 and found["tokenizer.ggml.eos_token_id"] == 1
-    assert json.loads(found["llm2enc.prompts"]) == FACTS["prompts"]
-    assert "qwen3.attention.causal" not in fields(target.write(make("qwen3", bidirectional=False), tmp_path, FACTS)[0])
+    assert json.loads(found["llm2enc.prompts"]) == METADATA.prompts
+    assert "qwen3.attention.causal" not in fields(
+        target.write(make("qwen3", bidirectional=False), tmp_path, METADATA)[0]
+    )
 
 
 def test_poolings_have_llama_cpps_numbers() -> None:
@@ -113,20 +119,20 @@ def test_poolings_have_llama_cpps_numbers() -> None:
 
 def test_a_template_without_ends_adds_none(tmp_path: Path) -> None:
     spec = InputSpec(query=(ASK, TEXT), document=(TEXT,), max_tokens=60)
-    found = fields(target.write(make(spec=spec), tmp_path, FACTS)[0])
+    found = fields(target.write(make(spec=spec), tmp_path, METADATA)[0])
     assert found["tokenizer.ggml.add_bos_token"] is False and found["tokenizer.ggml.add_eos_token"] is False
 
 
 def test_bidirectional_architectures_are_those_older_releases_refuse(tmp_path: Path) -> None:
     for family, names in (("llama", ("llama-embed", "llama")), ("gemma3_text", ("gemma-embedding", "gemma3"))):
         for bidirectional, name in zip((True, False), names, strict=True):
-            (path,) = target.write(make(family, bidirectional=bidirectional), tmp_path, FACTS)
+            (path,) = target.write(make(family, bidirectional=bidirectional), tmp_path, METADATA)
             assert fields(path)["general.architecture"] == name
 
 
 def test_files_differ_in_the_types_of_matrices_only(tmp_path: Path) -> None:
     encoder = make("qwen2")
-    full, half, eighth = target.write(encoder, tmp_path, FACTS, dtypes=("float32", "float16", "q8_0"))
+    full, half, eighth = target.write(encoder, tmp_path, METADATA, dtypes=("float32", "float16", "q8_0"))
     for path, kind in ((full, "F32"), (half, "F16"), (eighth, "Q8_0")):
         shapes = {tensor.name: len(tensor.shape) for tensor in gguf.GGUFReader(path).tensors}
         assert types(path) == {name: kind if count == 2 else "F32" for name, count in shapes.items()}
@@ -141,7 +147,7 @@ def test_files_differ_in_the_types_of_matrices_only(tmp_path: Path) -> None:
 
 def test_rows_that_are_no_multiple_of_32_stay_in_16_bits(tmp_path: Path) -> None:
     encoder = make(hidden_size=48, num_attention_heads=4, head_dim=12)
-    (path,) = target.write(encoder, tmp_path, FACTS, dtypes=("q8_0",))
+    (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("q8_0",))
     assert types(path)["blk.0.attn_q.weight"] == "F16"  # rows of 48
     assert types(path)["blk.0.ffn_down.weight"] == "Q8_0"  # rows of 64
 
@@ -150,14 +156,14 @@ def test_a_matrix_beyond_float16_stays_in_float32(tmp_path: Path) -> None:
     encoder = make()
     with torch.no_grad():
         encoder.backbone.trunk.layers[0].mlp.up_proj.weight[0, 0] = 70000.0
-    (path,) = target.write(encoder, tmp_path, FACTS)
+    (path,) = target.write(encoder, tmp_path, METADATA)
     assert types(path)["blk.0.ffn_up.weight"] == "F32" and types(path)["blk.1.ffn_up.weight"] == "F16"
 
 
 def test_weights_of_16_bits_are_written_exactly(tmp_path: Path) -> None:
     encoder = make()
     encoder.backbone.to(torch.bfloat16)
-    (path,) = target.write(encoder, tmp_path, FACTS, dtypes=("float32",))
+    (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
     np.testing.assert_array_equal(
         stored(path)["token_embd.weight"], encoder.backbone.trunk.embed_tokens.weight.detach().float().numpy()
     )
@@ -169,12 +175,12 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", fail)
     with pytest.raises(OSError, match="disk full"):
-        target.write(make(), tmp_path, FACTS)
+        target.write(make(), tmp_path, METADATA)
     assert not list((tmp_path / "gguf").iterdir())
 
 
 def test_a_name_that_changes_llama_cpps_tokenizer_is_not_written(tmp_path: Path) -> None:
-    (path,) = target.write(make(), tmp_path, FACTS | {"recipe": {"name": "Phi-3-mini"}})
+    (path,) = target.write(make(), tmp_path, METADATA.model_copy(update={"recipe": {"name": "Phi-3-mini"}}))
     assert fields(path)["general.name"] == "encoder"
 
 
@@ -193,7 +199,7 @@ SHAPE = (
 def test_transformers_reads_the_same_model(family: str, tmp_path: Path) -> None:
     overrides = {"attention_bias": False, "mlp_bias": False, "head_dim": 8} if family == "llama" else {}
     encoder = make(family, bidirectional=READ_BY_TRANSFORMERS[family], **overrides)
-    (path,) = target.write(encoder, tmp_path, FACTS, dtypes=("float32",))
+    (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
     config, found = encoder.backbone.config, AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
     assert {name: getattr(found, name) for name in SHAPE} == {
         name: pytest.approx(getattr(config, name)) for name in SHAPE
@@ -209,7 +215,7 @@ def test_transformers_reads_the_same_model(family: str, tmp_path: Path) -> None:
 
 def test_rows_of_queries_and_keys_are_neighbours_where_llama_cpp_turns_neighbours(tmp_path: Path) -> None:
     encoder = make(head_dim=8)
-    (path,) = target.write(encoder, tmp_path, FACTS, dtypes=("float32",))
+    (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
     ours = encoder.backbone.trunk.layers[1].self_attn
     for name, part in (("attn_q", ours.q_proj), ("attn_k", ours.k_proj)):
         for kind, values in (("weight", part.weight), ("bias", part.bias)):
@@ -224,7 +230,7 @@ def test_rows_of_queries_and_keys_are_neighbours_where_llama_cpp_turns_neighbour
 
 def test_queries_keys_and_values_of_gpt_neox_stand_apart(tmp_path: Path) -> None:
     encoder = make("gpt_neox")
-    (path,) = target.write(encoder, tmp_path, FACTS, dtypes=("float32",))
+    (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
     fused = encoder.backbone.trunk.layers[0].attention.query_key_value
     for kind, values in (("weight", fused.weight), ("bias", fused.bias)):
         found = stored(path)[f"blk.0.attn_qkv.{kind}"]
@@ -238,7 +244,7 @@ def test_queries_keys_and_values_of_gpt_neox_stand_apart(tmp_path: Path) -> None
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
 def test_gemmas_norms_are_written_as_what_they_multiply_by(family: str, tmp_path: Path) -> None:
     encoder = make(family)
-    (path,) = target.write(encoder, tmp_path, FACTS, dtypes=("float32",))
+    (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
     trunk, found = encoder.backbone.trunk, stored(path)
     pairs = {"output_norm": trunk.norm, "blk.0.post_ffw_norm": trunk.layers[0].post_feedforward_layernorm}
     if family == "gemma3_text":
@@ -248,9 +254,9 @@ def test_gemmas_norms_are_written_as_what_they_multiply_by(family: str, tmp_path
 
 
 def test_a_head_of_zeros_stands_in_where_llama_cpp_wants_one(tmp_path: Path) -> None:
-    (path,) = target.write(make("olmo2"), tmp_path, FACTS)
+    (path,) = target.write(make("olmo2"), tmp_path, METADATA)
     assert stored(path)["output.weight"].shape == (320, 32) and not stored(path)["output.weight"].any()
-    assert "output.weight" not in types(target.write(make("qwen3"), tmp_path, FACTS)[0])
+    assert "output.weight" not in types(target.write(make("qwen3"), tmp_path, METADATA)[0])
 
 
 def test_rotary_factors_are_written_for_what_reads_them(tmp_path: Path) -> None:
@@ -259,7 +265,7 @@ def test_rotary_factors_are_written_for_what_reads_them(tmp_path: Path) -> None:
         "original_max_position_embeddings": 32,
     }  # fmt: skip
     encoder = make(rope_parameters=scaled, head_dim=8)
-    factors = stored(target.write(encoder, tmp_path, FACTS)[0])["rope_freqs.weight"]
+    factors = stored(target.write(encoder, tmp_path, METADATA)[0])["rope_freqs.weight"]
     # Wave lengths 2 pi 10^i: below 32 / 4 unchanged, beyond 32 / 1 eight times as long, between them blended.
     np.testing.assert_allclose(factors[[0, 2, 3]], [1, 8, 8], rtol=1e-6)
     smooth = (32 / (20 * np.pi) - 1) / (4 - 1)
@@ -268,21 +274,21 @@ def test_rotary_factors_are_written_for_what_reads_them(tmp_path: Path) -> None:
 
 def test_yarn_and_linear_scaling_are_named(tmp_path: Path) -> None:
     yarn = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
-    found = fields(target.write(make("qwen3", rope_parameters=yarn), tmp_path, FACTS)[0])
+    found = fields(target.write(make("qwen3", rope_parameters=yarn), tmp_path, METADATA)[0])
     assert found["qwen3.rope.scaling.type"] == "yarn" and found["qwen3.rope.scaling.factor"] == 4.0
     assert found["qwen3.rope.scaling.original_context_length"] == 32
     linear = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
-    found = fields(target.write(make("qwen2", rope_parameters=linear), tmp_path, FACTS)[0])
+    found = fields(target.write(make("qwen2", rope_parameters=linear), tmp_path, METADATA)[0])
     assert found["qwen2.rope.scaling.type"] == "linear" and found["qwen2.rope.scaling.factor"] == pytest.approx(4)
 
 
 def test_gemma3s_windows_and_second_frequencies_are_written(tmp_path: Path) -> None:
-    found = fields(target.write(make("gemma3_text"), tmp_path, FACTS)[0])
+    found = fields(target.write(make("gemma3_text"), tmp_path, METADATA)[0])
     assert found["gemma-embedding.attention.sliding_window"] == 6  # 3 tokens to either side, which it halves
     kinds = make("gemma3_text").backbone.config.layer_types
     assert found["gemma-embedding.attention.sliding_window_pattern"] == [kind == "sliding_attention" for kind in kinds]
     assert found["gemma-embedding.rope.freq_base"] == 1e6 and found["gemma-embedding.rope.freq_base_swa"] == 1e4
-    assert fields(target.write(make("gemma3_text", bidirectional=False), tmp_path, FACTS)[0])[
+    assert fields(target.write(make("gemma3_text", bidirectional=False), tmp_path, METADATA)[0])[
         "gemma3.attention.sliding_window"
     ] == 3  # fmt: skip
 
@@ -330,54 +336,58 @@ def test_what_llama_cpp_cant_do_is_refused_before_anything_is_written(
     arguments: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     encoder = make(**arguments)
-    assert target.refusal(encoder, FACTS).startswith("no GGUF: ")
+    assert target.refusal(encoder, METADATA).startswith("no GGUF: ")
     with pytest.raises(ValueError, match=message):
-        target.write(encoder, tmp_path, FACTS)
+        target.write(encoder, tmp_path, METADATA)
     assert not list(tmp_path.iterdir())
 
 
-def test_what_the_facts_or_an_adapter_forbid_is_refused(tmp_path: Path) -> None:
+def test_what_the_metadata_or_an_adapter_forbid_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Echo reads the text twice"):
-        target.write(make(), tmp_path, FACTS | {"native": False, "reason": "Echo reads the text twice."})
+        target.write(
+            make(), tmp_path, METADATA.model_copy(update={"native": False, "reason": "Echo reads the text twice."})
+        )
     encoder = make()
     encoder.backbone.add_lora(LoraSpec(r=2, alpha=4.0, targets=("q_proj",)), seed=0)
     with pytest.raises(ValueError, match="merge_lora"):
-        target.write(encoder, tmp_path, FACTS)
+        target.write(encoder, tmp_path, METADATA)
 
 
 def test_prompts_are_those_written_out(tmp_path: Path) -> None:
     """`prompts` may hold a mark in place of what the template has there, which llama.cpp would read as a character."""
-    facts = FACTS | {"prompts": FACTS["prompts"] | {"ask": "Find:␣"}, "prefixes": FACTS["prompts"]}
-    (path,) = target.write(make(), tmp_path, facts)
+    metadata = METADATA.model_copy(
+        update={"prompts": METADATA.prompts | {"ask": "Find:␣"}, "prefixes": METADATA.prompts}
+    )
+    (path,) = target.write(make(), tmp_path, metadata)
     assert json.loads(fields(path)["llm2enc.prompts"])["ask"] == "Find: "
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([AddedToken("Find:", lstrip=True)])
-    facts = FACTS | {"prompts": {"ask": "␣"}, "prefixes": {"ask": "Find: "}}
-    assert "prompts contain Find:, which takes whitespace" in target.refusal(make(tokenizer=tokenizer), facts)
+    metadata = METADATA.model_copy(update={"prompts": {"ask": "␣"}, "prefixes": {"ask": "Find: "}})
+    assert "prompts contain Find:, which takes whitespace" in target.refusal(make(tokenizer=tokenizer), metadata)
 
 
 def test_types_and_the_missing_package_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="float32, float16, q8_0"):
-        target.write(make(), tmp_path, FACTS, dtypes=("int4",))
+        target.write(make(), tmp_path, METADATA, dtypes=("int4",))
     with monkeypatch.context() as patch:
         patch.setattr(gguf, "MODEL_ARCH_NAMES", {})
         with pytest.raises(ValueError, match="does not know 'llama-embed'"):
-            target.write(make(), tmp_path, FACTS)
+            target.write(make(), tmp_path, METADATA)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ValueError, match=r"pip install 'llm2enc\[gguf\]'"):
-        target.write(make(), tmp_path, FACTS)
+    with pytest.raises(ValueError, match=r'pip install "llm2enc\[gguf\]"'):
+        target.write(make(), tmp_path, METADATA)
 
 
 def test_a_causal_window_is_written_where_llama_cpp_counts_it_alike(tmp_path: Path) -> None:
-    (path,) = target.write(make("gemma2", bidirectional=False, sliding_window=3), tmp_path, FACTS)
+    (path,) = target.write(make("gemma2", bidirectional=False, sliding_window=3), tmp_path, METADATA)
     assert fields(path)["gemma2.attention.sliding_window"] == 3
 
 
 def test_notes_name_the_batch_and_what_each_file_needs() -> None:
-    (only,) = target.notes(make(), FACTS)
+    (only,) = target.notes(make(), METADATA)
     assert "-c 60 -b 60 -ub 60" in only
-    assert any("-np 1" in note for note in target.notes(make(pooling="last"), FACTS))
-    assert any("March 2026" in note for note in target.notes(make("qwen3"), FACTS))
+    assert any("-np 1" in note for note in target.notes(make(pooling="last"), METADATA))
+    assert any("March 2026" in note for note in target.notes(make("qwen3"), METADATA))
 
 
 # ----------------------------------------------------------------------------------------------------------- llama.cpp
@@ -411,7 +421,7 @@ def test_llama_cpp_gives_our_vectors(family: str, bidirectional: bool, tmp_path:
     want = encoder.encode(list(TEXTS))
     least = {"float32": 0.999999, "float16": 0.99999, "q8_0": 0.998} if bidirectional else {"float32": 0.999999}
     for path, similarity in zip(
-        target.write(encoder, tmp_path, FACTS, dtypes=list(least)), least.values(), strict=True
+        target.write(encoder, tmp_path, METADATA, dtypes=list(least)), least.values(), strict=True
     ):
         assert worst(run(path), want) > similarity
     assert worst(encoder.variant(causal=bidirectional).encode(list(TEXTS)), want) < 0.99  # the test could fail
@@ -422,7 +432,7 @@ def test_llama_cpp_pools_as_we_do(pooling: str, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     for family in ("llama", "qwen3", "gemma3_text"):
         encoder = make(family, pooling=pooling)
-        (path,) = target.write(encoder, tmp_path, FACTS, dtypes=("float32",))
+        (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
         assert worst(run(path), encoder.encode(list(TEXTS))) > 0.999999
 
 
@@ -448,7 +458,7 @@ def test_llama_cpp_turns_by_our_angles(kind: str, tmp_path: Path) -> None:
         **more,
     }
     encoder = make(family, rope_parameters=rotary, max_position_embeddings=4 * original, **shape)
-    (path,) = target.write(encoder, tmp_path, FACTS, dtypes=("float32",))
+    (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
     want = encoder.encode(list(TEXTS))
     assert worst(run(path), want) > 0.999999
     default = {"rope_type": "default", "rope_theta": 100.0}
@@ -459,7 +469,7 @@ def test_llama_cpp_turns_by_our_angles(kind: str, tmp_path: Path) -> None:
 def test_without_the_key_llama_cpp_is_causal(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     encoder = make("qwen3")
-    (path,) = target.write(encoder, tmp_path, FACTS, dtypes=("float32",))
+    (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
     without = run(path, kv_overrides={"qwen3.attention.causal": True})
     assert worst(without, encoder.encode(list(TEXTS))) < 0.99
     assert worst(without, encoder.variant(causal=True).encode(list(TEXTS))) > 0.999999
@@ -468,7 +478,7 @@ def test_without_the_key_llama_cpp_is_causal(tmp_path: Path) -> None:
 def test_llama_cpp_gives_the_packaged_models_vectors(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     encoder = Encoder.from_causal_lm("pocket", WHOLE.model_copy(update={"max_tokens": 250}))
-    (path,) = target.write(encoder, tmp_path, FACTS, dtypes=("float32",))
+    (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
     assert ids(path, LANGUAGES) == [encoder.input_format.pack([text]).ids.tolist() for text in LANGUAGES]
     assert worst(run(path, LANGUAGES), encoder.encode(list(LANGUAGES))) > 0.999999
     prompted = run(path, tuple("Find: " + text for text in LANGUAGES))

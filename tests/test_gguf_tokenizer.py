@@ -7,7 +7,7 @@ from typing import Any
 import gguf
 import pytest
 from conftest import sentences
-from test_gguf import FACTS, LANGUAGES, WHOLE, ids, make
+from test_gguf import LANGUAGES, METADATA, WHOLE, ids, make
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -192,6 +192,6 @@ def test_llama_cpp_gives_our_token_ids(name: str, tmp_path: Path) -> None:
     tokenizer = byte_level(name) if name in BYTE_LEVELS else pieces(name)
     spec = WHOLE.model_copy(update={"max_tokens": 250})
     encoder = make(spec=spec, tokenizer=opened(tokenizer), vocab_size=tokenizer.get_vocab_size() + 5)
-    (path,) = target.write(encoder, tmp_path, FACTS)
+    (path,) = target.write(encoder, tmp_path, METADATA)
     texts = tuple(text for text in LANGUAGES if name != "first" or text[0] != " ")  # as its note says
     assert ids(path, texts) == [encoder.input_format.pack([text]).ids.tolist() for text in texts]

@@ -13,7 +13,7 @@ import pytest
 from conftest import make_encoder, sentences
 from hub_server import HubServer
 
-from llm2enc.artifact import FACTS
+from llm2enc.artifact import METADATA_FILE
 from llm2enc.encoding import Encoder
 from llm2enc.export import check_login, push
 from llm2enc.export.hub import check_folder
@@ -140,7 +140,7 @@ def test_a_push_that_broke_off_is_repeated_without_sending_weights_again(export:
 def test_a_revision_is_a_branch_of_its_own(export: Path, hub: HubServer) -> None:
     for _ in range(2):
         push(export, REPO, revision="v1")
-    assert FACTS in hub.repos[REPO].files("v1") and list(hub.repos[REPO].files()) == [".gitattributes"]
+    assert METADATA_FILE in hub.repos[REPO].files("v1") and list(hub.repos[REPO].files()) == [".gitattributes"]
 
 
 def test_what_should_be_private_does_not_go_into_a_public_repository(export: Path, hub: HubServer) -> None:
@@ -215,15 +215,15 @@ def test_names_that_no_repository_has(export: Path, hub: HubServer, repo: str) -
 
 def test_what_is_no_export_is_refused(folder: Path, hub: HubServer) -> None:
     with pytest.raises(ValueError, match="is no directory"):
-        push(folder / FACTS, REPO)
+        push(folder / METADATA_FILE, REPO)
     (folder / "README.md").unlink()
     with pytest.raises(ValueError, match=r"no README\.md"):
         push(folder, REPO)
-    (folder / FACTS).write_text("{")
+    (folder / METADATA_FILE).write_text("{")
     (folder / "README.md").touch()
     with pytest.raises(ValueError, match="not valid JSON"):
         push(folder, REPO)
-    (folder / FACTS).unlink()
+    (folder / METADATA_FILE).unlink()
     with pytest.raises(ValueError, match=r"not an export of llm2enc .* no llm2enc\.json"):
         push(folder, REPO)
     assert not hub.requests
@@ -248,8 +248,8 @@ SECRETS = {
 @pytest.mark.parametrize("kind", SECRETS)
 def test_a_secret_in_a_file_stops_the_push_before_any_request(folder: Path, hub: HubServer, kind: str) -> None:
     secret = SECRETS[kind]
-    facts = json.loads((folder / FACTS).read_text())
-    (folder / FACTS).write_text(json.dumps({**facts, "notes": [secret]}))
+    facts = json.loads((folder / METADATA_FILE).read_text())
+    (folder / METADATA_FILE).write_text(json.dumps({**facts, "notes": [secret]}))
     with pytest.raises(ValueError, match=rf"nothing was sent: .*llm2enc.json \({kind}\)") as caught:
         push(folder, REPO)
     assert secret not in str(caught.value) and not hub.requests

@@ -17,7 +17,7 @@ from test_export import make_encoder as family_encoder
 from torch import Tensor, nn
 
 from llm2enc import merging
-from llm2enc.artifact import card, read_facts, recipes_of
+from llm2enc.artifact import card, read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.evaluation import benchmark, gather, score
 from llm2enc.merging import check_sources, merge, scores
@@ -181,7 +181,7 @@ def test_one_model_with_itself_is_itself(method: Method, parents: list[Path], tm
     for name in ("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"):
         assert read_json(tmp_path / "out" / name) == read_json(parents[0] / name)
     fingerprint = Encoder.load(parents[0]).backbone.fingerprint()
-    assert record["parents"][2] == {"fingerprint": fingerprint, "weight": 0.1, "recipes": [None]}
+    assert record.parents[2].model_dump() == {"fingerprint": fingerprint, "weight": 0.1, "recipes": [None]}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -192,15 +192,15 @@ def test_the_result_is_an_encoder_with_the_merged_weights(method: Method, parent
     assert_same(state(tmp_path / "out"), expected)
     encoder = Encoder.load(tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "llm2enc.json").read_text())
-    assert facts["fingerprint"] == encoder.backbone.fingerprint() and facts["merge"] == record
+    assert facts["fingerprint"] == encoder.backbone.fingerprint() and facts["merge"] == record.model_dump()
     golden = np.array(facts["golden"]["vectors"])
     assert np.allclose(encoder.encode(facts["golden"]["texts"]), golden, atol=2e-6)
     assert not np.allclose(
         golden, json.loads((parents[0] / "llm2enc.json").read_text())["golden"]["vectors"], atol=0.01
     )
-    assert record["method"] == method and record["base"] is None and record["towards"] == 0
+    assert record.method == method and record.base is None and record.towards == 0
     text = (tmp_path / "out" / "README.md").read_text()
-    assert "## Merged" in text and all(f"`{parent['fingerprint'][:12]}`" in text for parent in record["parents"])
+    assert "## Merged" in text and all(f"`{parent.fingerprint[:12]}`" in text for parent in record.parents)
     assert "| 0.333 |" in text and ("SLERP" in text) == (method == "slerp")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -238,7 +238,7 @@ def test_a_merged_encoder_keeps_the_recipes_of_all_that_are_in_it(tmp_path: Path
         make_encoder().save(runs[-1], recipe=made)
     merge(runs[:2], tmp_path / "ab")
     merge([tmp_path / "ab", runs[2]], tmp_path / "abc")
-    names = {out: [r["model"]["name"] for r in recipes_of(read_facts(tmp_path / out))] for out in ("ab", "abc")}
+    names = {out: [r["model"]["name"] for r in read_metadata(tmp_path / out).recipes] for out in ("ab", "abc")}
     assert names == {"ab": [recipe.model.name] * 2, "abc": [recipe.model.name] * 2 + ["me/other"]}
     assert f"base_model: {recipe.model.name}" in (tmp_path / "ab" / "README.md").read_text()
     assert "base_model" not in (tmp_path / "abc" / "README.md").read_text()  # no one model that all started from
@@ -280,7 +280,7 @@ def test_towards_one_is_the_base_and_one_half_lies_between(parents: list[Path], 
     record = merge([parents[0]], tmp_path / "all", base=tmp_path / "base", towards=1)
     base = model.model.state_dict()
     assert_same(state(tmp_path / "all"), base)
-    assert record["base"] == Backbone(model, bidirectional=True).fingerprint()
+    assert record.base == Backbone(model, bidirectional=True).fingerprint()
     merge(parents[:2], tmp_path / "half", base=tmp_path / "base", towards=0.5)
     one, other = state(parents[0]), state(parents[1])
     expected = {name: one[name] / 4 + other[name] / 4 + base[name] / 2 for name in base}
@@ -290,13 +290,13 @@ def test_towards_one_is_the_base_and_one_half_lies_between(parents: list[Path], 
 
 def test_an_export_and_a_base_in_other_types_will_do(parents: list[Path], tmp_path: Path) -> None:
     record = merge([parents[0]], tmp_path / "x", base=parents[1], towards=0.5)
-    assert record["base"] == json.loads((parents[1] / "llm2enc.json").read_text())["fingerprint"]
+    assert record.base == json.loads((parents[1] / "llm2enc.json").read_text())["fingerprint"]
     merge(parents[:2], tmp_path / "y")
     assert_same(state(tmp_path / "x"), state(tmp_path / "y"))
     model = make_model(torch.bfloat16)
     model.save_pretrained(tmp_path / "base")
     record = merge([parents[0]], tmp_path / "z", base=tmp_path / "base", towards=0.5)
-    assert record["base"] == Backbone(model.float(), bidirectional=True).fingerprint()
+    assert record.base == Backbone(model.float(), bidirectional=True).fingerprint()
 
 
 def test_the_fingerprint_of_files_is_that_of_the_backbone(parents: list[Path]) -> None:

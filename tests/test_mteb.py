@@ -409,4 +409,4 @@ def test_without_mteb_the_remedy_is_named() -> None:
         "except ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'llm2enc[mteb]'" in done.stdout
+    assert 'pip install "llm2enc[mteb]"' in done.stdout

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import INPUT, make_encoder, sentences
 
-from llm2enc.artifact import read_facts as facts_of
+from llm2enc.artifact import read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.evaluation import RetrievalTask, score
 from llm2enc.evaluation.mteb_local import local_task
@@ -32,8 +32,8 @@ def written(folder: Path, spec: InputSpec, **options) -> tuple[Encoder, dict]:
     """An encoder on disk with its mteb_model.py, and what that file defines."""
     make_encoder(spec).save(folder)
     encoder = Encoder.load(folder)
-    assert stub.refusal(encoder, facts_of(folder)) == ""
-    assert stub.write(encoder, folder, facts_of(folder), **options) == [folder / "mteb_model.py"]
+    assert stub.refusal(encoder, read_metadata(folder)) == ""
+    assert stub.write(encoder, folder, read_metadata(folder), **options) == [folder / "mteb_model.py"]
     return encoder, runpy.run_path(str(folder / "mteb_model.py"))
 
 
@@ -51,7 +51,7 @@ def task() -> RetrievalTask:
 @pytest.mark.filterwarnings("ignore:Model prompts specified")
 def test_mteb_loads_the_model_and_scores_it_as_we_do(tmp_path: Path, spec: InputSpec) -> None:
     encoder, defined = written(tmp_path / "model", spec)
-    assert facts_of(tmp_path / "model")["native"] is (spec is NATIVE)
+    assert read_metadata(tmp_path / "model").native is (spec is NATIVE)
     model = defined["model_meta"].load_model(device="cpu")
     assert type(model).__name__ == ("SentenceTransformerEncoderWrapper" if spec is NATIVE else "MtebEncoder")
 
@@ -78,7 +78,7 @@ def batches(texts: list[str]):
     return DataLoader(Dataset.from_dict({"text": texts}), batch_size=2)
 
 
-def test_the_facts_are_those_of_the_model(tmp_path: Path) -> None:
+def test_the_metadata_are_those_of_the_model(tmp_path: Path) -> None:
     encoder, defined = written(tmp_path / "model", NATIVE, name="me/my-encoder")
     meta = defined["model_meta"]
     assert (meta.name, meta.max_tokens, meta.embed_dim, meta.similarity_fn_name.value) == (
@@ -99,8 +99,8 @@ def test_the_facts_are_those_of_the_model(tmp_path: Path) -> None:
 def test_training_data_are_told_by_the_names_of_mteb_and_the_others_left_to_the_author(tmp_path: Path) -> None:
     recipe = load_recipe("mistral-7b")
     make_encoder(NATIVE).save(tmp_path)
-    facts = facts_of(tmp_path) | {"recipe": recipe.model_dump(mode="json")}
-    stub.write(Encoder.load(tmp_path), tmp_path, facts)
+    metadata = read_metadata(tmp_path).model_copy(update={"recipe": recipe.model_dump(mode="json")})
+    stub.write(Encoder.load(tmp_path), tmp_path, metadata)
     meta = runpy.run_path(str(tmp_path / "mteb_model.py"))["model_meta"]
     assert meta.name == "your-name/mistral-7b" and meta.adapted_from == recipe.model.name
     assert meta.training_datasets == {

@@ -1,5 +1,6 @@
 """The ONNX form: what ONNX Runtime gives for ids of the exported tokenizer, against `Encoder.encode`."""
 
+import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from conftest import make_tokenizer, sentences
 from tiny import tiny_model
 from transformers import AutoModel, PreTrainedTokenizerFast
 
+from llm2enc.artifact import Metadata, read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.export import graph
 from llm2enc.export import onnx as target
@@ -44,16 +46,16 @@ TEXTS = [*sentences(5, seed=3), "a", "the old town " * 30]
 
 
 def saved(folder: Path, family: str = "llama", spec: InputSpec = SPEC, pooling: str = "mean", **options):
-    """An exported directory of a tiny random encoder: the encoder, its facts."""
+    """An exported directory of a tiny random encoder: the encoder, its metadata."""
     window = {"sliding_window": WINDOWS[family]} if family in WINDOWS else {}
     model = tiny_model(family, vocab_size=320, max_position_embeddings=128, pad_token_id=1, **window)
     bidirectional, normalize = options.pop("bidirectional", True), options.pop("normalize", True)
     input_format = InputFormat(spec, make_tokenizer())
     encoder = Encoder(Backbone(model, bidirectional), input_format, pooling, normalize).eval()
     encoder.save(folder)
-    facts = json.loads((folder / "llm2enc.json").read_text())
+    metadata = read_metadata(folder)
     # transformers opens any tokenizer beside a Qwen2 with Qwen2's own splitting of digits, which this one doesn't have.
-    return encoder, facts | ({"native": True} if family == "qwen2" else {})
+    return encoder, metadata.model_copy(update={"native": True} if family == "qwen2" else {})
 
 
 def inputs(folder: Path, texts: list[str], side: str = "right") -> tuple[np.ndarray, np.ndarray]:
@@ -96,8 +98,8 @@ def first_moves(run: graph.Run, folder: Path) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_onnx_runtime_gives_the_vectors_of_encode(family: str, tmp_path: Path) -> None:
-    encoder, facts = saved(tmp_path / "model", family)
-    files = target.write(encoder, tmp_path / "model", facts, dtypes=("float32", "float16"))
+    encoder, metadata = saved(tmp_path / "model", family)
+    files = target.write(encoder, tmp_path / "model", metadata, dtypes=("float32", "float16"))
     assert [path.relative_to(tmp_path / "model").as_posix() for path in files] == [
         "onnx/model.onnx",
         "onnx/model_fp16.onnx",
@@ -113,8 +115,8 @@ def test_names_types_and_sizes_are_those_of_the_contract(tmp_path: Path) -> None
     import onnx
     import onnxruntime
 
-    encoder, facts = saved(tmp_path / "model")
-    single, half = target.write(encoder, tmp_path / "model", facts, dtypes=("float32", "float16"))
+    encoder, metadata = saved(tmp_path / "model")
+    single, half = target.write(encoder, tmp_path / "model", metadata, dtypes=("float32", "float16"))
     for path in (single, half):
         session = onnxruntime.InferenceSession(path)
         assert [(i.name, i.type, i.shape) for i in session.get_inputs()] == [
@@ -125,7 +127,7 @@ def test_names_types_and_sizes_are_those_of_the_contract(tmp_path: Path) -> None
             ("last_hidden_state", "tensor(float)", ["batch", "sequence", encoder.dimensions]),
             ("sentence_embedding", "tensor(float)", ["batch", encoder.dimensions]),
         ]
-        assert session.get_modelmeta().custom_metadata_map["llm2enc.fingerprint"] == facts["fingerprint"]
+        assert session.get_modelmeta().custom_metadata_map["llm2enc.fingerprint"] == metadata.fingerprint
     shapes = {t.name: (tuple(t.dims), t.data_type) for t in onnx.load(half).graph.initializer}
     matrices = [kind for dims, kind in shapes.values() if len(dims) == 2 and min(dims) > 1]
     assert len(matrices) == 1 + 2 * 7 and set(matrices) == {onnx.TensorProto.FLOAT16}  # embedding, 7 per Llama layer
@@ -135,8 +137,8 @@ def test_names_types_and_sizes_are_those_of_the_contract(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("pooling", ["weighted_mean", "last", "first"])
 def test_the_graph_pools_as_the_encoder_does(pooling: str, tmp_path: Path) -> None:
-    encoder, facts = saved(tmp_path / "model", pooling=pooling, normalize=pooling != "last")
-    (path,) = target.write(encoder, tmp_path / "model", facts)
+    encoder, metadata = saved(tmp_path / "model", pooling=pooling, normalize=pooling != "last")
+    (path,) = target.write(encoder, tmp_path / "model", metadata)
     assert_same_vectors(target.runner(path), encoder, tmp_path / "model", 2e-5)
 
 
@@ -152,8 +154,8 @@ def test_pooling_weights_are_those_of_packed_rows(pooling: str) -> None:
 
 
 def test_a_causal_encoder_has_a_causal_graph(tmp_path: Path) -> None:
-    encoder, facts = saved(tmp_path / "model", pooling="last", bidirectional=False)
-    (path,) = target.write(encoder, tmp_path / "model", facts)
+    encoder, metadata = saved(tmp_path / "model", pooling="last", bidirectional=False)
+    (path,) = target.write(encoder, tmp_path / "model", metadata)
     run = target.runner(path)
     assert_same_vectors(run, encoder, tmp_path / "model", 5e-6)
     assert first_moves(run, tmp_path / "model") == 0
@@ -163,78 +165,77 @@ def test_a_causal_encoder_has_a_causal_graph(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_disagrees_is_refused_and_what_was_there_stays(tmp_path: Path, monkeypatch) -> None:
-    encoder, facts = saved(tmp_path / "model")
-    (path,) = target.write(encoder, tmp_path / "model", facts)
+    encoder, metadata = saved(tmp_path / "model")
+    (path,) = target.write(encoder, tmp_path / "model", metadata)
     before = path.read_bytes()
     opened = graph.open_graph
 
-    def causal(folder: Path, facts: dict) -> Graph:
-        module = opened(folder, facts)
+    def causal(folder: Path, metadata: Metadata) -> Graph:
+        module = opened(folder, metadata)
         module.trunk.config.is_causal = True
         return module
 
     monkeypatch.setattr(graph, "open_graph", causal)
     with pytest.raises(ValueError, match=r"onnx/model\.onnx does not give .* cosine .* 0\.\d{6} where 0\.9999"):
-        target.write(encoder, tmp_path / "model", facts)
+        target.write(encoder, tmp_path / "model", metadata)
     assert path.read_bytes() == before
     assert {entry.name for entry in (tmp_path / "model").iterdir() if entry.name.startswith(".")} == set()
 
 
 def test_a_family_that_cant_be_traced_is_refused_by_name(tmp_path: Path, monkeypatch) -> None:
-    encoder, facts = saved(tmp_path / "model")
+    encoder, metadata = saved(tmp_path / "model")
     monkeypatch.setattr(Graph, "forward", lambda self, ids, mask: (_ for _ in ()).throw(TypeError("no such luck")))
     with pytest.raises(ValueError, match=r"can't trace a llama \(TypeError: no such luck\)"):
-        target.write(encoder, tmp_path / "model", facts)
+        target.write(encoder, tmp_path / "model", metadata)
     assert not (tmp_path / "model" / "onnx").exists()
 
 
 def test_a_family_whose_trace_does_not_hold_is_exported_by_torch_export(tmp_path: Path, capfd) -> None:
     """Cohere's rotary embedding is traced with the lengths of the example; GLM-4's is not traced at all."""
-    encoder, facts = saved(tmp_path / "model", "cohere")
-    files = target.write(encoder, tmp_path / "model", facts, dtypes=("float32", "float16"))
-    wanted = graph.expected(encoder, tmp_path / "model", facts)
+    encoder, metadata = saved(tmp_path / "model", "cohere")
+    files = target.write(encoder, tmp_path / "model", metadata, dtypes=("float32", "float16"))
+    wanted = graph.expected(encoder, tmp_path / "model", metadata)
     for file, dtype in zip(files, ("float32", "float16"), strict=True):
         assert target.agreement(file, wanted, dtype).cosine > 0.999
     assert "Torch IR graph" not in capfd.readouterr().out
 
 
 def test_prompts_that_are_not_pooled_are_refused(tmp_path: Path) -> None:
-    encoder, facts = saved(tmp_path / "model", spec=TEXT_ONLY)
-    assert facts["native"] and not json.loads((tmp_path / "model/1_Pooling/config.json").read_text())["include_prompt"]
-    assert "'query' are read but not pooled" in target.refusal(encoder, facts)
+    encoder, metadata = saved(tmp_path / "model", spec=TEXT_ONLY)
+    assert metadata.native and not json.loads((tmp_path / "model/1_Pooling/config.json").read_text())["include_prompt"]
+    assert "'query' are read but not pooled" in target.refusal(encoder, metadata)
     with pytest.raises(ValueError, match="pool: true"):
-        target.write(encoder, tmp_path / "model", facts)
+        target.write(encoder, tmp_path / "model", metadata)
     # The last token is the text's own, whatever stands in front.
-    assert target.refusal(encoder.variant(pooling="last"), facts) == ""
-    assert "not pooled" in target.refusal(encoder.variant(pooling="weighted_mean"), facts)
+    assert target.refusal(encoder.variant(pooling="last"), metadata) == ""
+    assert "not pooled" in target.refusal(encoder.variant(pooling="weighted_mean"), metadata)
 
 
 def test_an_encoder_that_no_other_program_reads_is_refused_with_its_reason(tmp_path: Path) -> None:
-    encoder, facts = saved(tmp_path / "model")
-    facts |= {"native": False, "reason": "the prompts query are left out."}
-    assert "the prompts query are left out." in target.refusal(encoder, facts)
+    encoder, metadata = saved(tmp_path / "model")
+    metadata = metadata.model_copy(update={"native": False, "reason": "the prompts query are left out."})
+    assert "the prompts query are left out." in target.refusal(encoder, metadata)
 
 
 def test_an_encoder_of_16_bits_becomes_the_graph_of_its_own_weights(tmp_path: Path) -> None:
     encoder, _ = saved(tmp_path / "single")
     encoder.backbone.to(torch.bfloat16)
     encoder.save(tmp_path / "half")
-    facts = json.loads((tmp_path / "half" / "llm2enc.json").read_text())
-    (path,) = target.write(Encoder.load(tmp_path / "half"), tmp_path / "half", facts)
+    (path,) = target.write(Encoder.load(tmp_path / "half"), tmp_path / "half", read_metadata(tmp_path / "half"))
     _, vectors = target.runner(path)(*inputs(tmp_path / "half", TEXTS))
     ours = Encoder.load(tmp_path / "half", dtype="float32").encode(TEXTS)
     np.testing.assert_allclose(vectors, ours, atol=1e-5)
 
 
 def test_missing_packages_and_unknown_types_are_refused(tmp_path: Path, monkeypatch) -> None:
-    encoder, facts = saved(tmp_path / "model")
+    encoder, metadata = saved(tmp_path / "model")
     for dtypes in ((), ("bfloat16",), ("float32", "int8")):
         with pytest.raises(ValueError, match="float32, float16"):
-            target.write(encoder, tmp_path / "model", facts, dtypes=dtypes)
-    find = graph.importlib.util.find_spec
-    monkeypatch.setattr(graph.importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
-    with pytest.raises(ValueError, match=r"onnxruntime is not installed; pip install 'llm2enc\[onnx\]'"):
-        target.write(encoder, tmp_path / "model", facts)
+            target.write(encoder, tmp_path / "model", metadata, dtypes=dtypes)
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    with pytest.raises(ValueError, match=r'onnxruntime, not installed here: pip install "llm2enc\[onnx\]"'):
+        target.write(encoder, tmp_path / "model", metadata)
 
 
 # --------------------------------------------------------------------------------------------------------------- check
@@ -292,11 +293,11 @@ def test_check_refuses_the_other_direction_though_every_vector_is_right(bidirect
 def test_many_weights_stand_in_a_file_of_their_own(tmp_path: Path, monkeypatch) -> None:
     import onnx
 
-    encoder, facts = saved(tmp_path / "model")
-    (path,) = target.write(encoder, tmp_path / "model", facts)
+    encoder, metadata = saved(tmp_path / "model")
+    (path,) = target.write(encoder, tmp_path / "model", metadata)
     inline = path.stat().st_size
     monkeypatch.setattr(target, "INLINE_BYTES", 10_000)
-    files = target.write(encoder, tmp_path / "model", facts, dtypes=("float32", "float16"))
+    files = target.write(encoder, tmp_path / "model", metadata, dtypes=("float32", "float16"))
     names = ["model.onnx", "model.onnx_data", "model_fp16.onnx", "model_fp16.onnx_data"]
     assert [file.name for file in files] == names
     assert files[0].stat().st_size < inline / 2
@@ -310,7 +311,7 @@ def test_many_weights_stand_in_a_file_of_their_own(tmp_path: Path, monkeypatch) 
         assert places == {names[number + 1]}
     assert_same_vectors(target.runner(files[0]), encoder, tmp_path / "model", 5e-6)
     monkeypatch.undo()
-    target.write(encoder, tmp_path / "model", facts)
+    target.write(encoder, tmp_path / "model", metadata)
     assert sorted(file.name for file in path.parent.iterdir()) == ["model.onnx", *names[2:]]
 
 

@@ -1,12 +1,12 @@
 """The OpenVINO form: what OpenVINO gives in float32 for ids of the exported tokenizer, against `Encoder.encode`."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_onnx import FAMILIES, TEXT_ONLY, assert_same_vectors, first_moves, saved
 
-from llm2enc.export import graph
 from llm2enc.export import openvino as target
 
 
@@ -17,10 +17,10 @@ def _one_openvino_thread(monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
-    """A directory with both models: its folder, encoder, facts and files."""
+    """A directory with both models: its folder, encoder, metadata and files."""
     folder = tmp_path_factory.mktemp("llama") / "model"
-    encoder, facts = saved(folder)
-    return folder, encoder, facts, target.write(encoder, folder, facts, dtypes=("float16", "float32"))
+    encoder, metadata = saved(folder)
+    return folder, encoder, metadata, target.write(encoder, folder, metadata, dtypes=("float16", "float32"))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -33,8 +33,8 @@ def test_openvino_gives_the_vectors_of_encode(dtype: str, llama) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES[1:])
 def test_openvino_gives_the_vectors_of_every_family(family: str, tmp_path: Path) -> None:
-    encoder, facts = saved(tmp_path / "model", family, pooling="last", normalize=False)
-    _, path = target.write(encoder, tmp_path / "model", facts)
+    encoder, metadata = saved(tmp_path / "model", family, pooling="last", normalize=False)
+    _, path = target.write(encoder, tmp_path / "model", metadata)
     run = target.runner(path)
     assert_same_vectors(run, encoder, tmp_path / "model", 3e-5)
     assert first_moves(run, tmp_path / "model") > 1e-3
@@ -43,7 +43,7 @@ def test_openvino_gives_the_vectors_of_every_family(family: str, tmp_path: Path)
 def test_files_names_types_and_origin_are_those_of_the_contract(llama) -> None:
     import openvino
 
-    folder, encoder, facts, files = llama
+    folder, encoder, metadata, files = llama
     assert [path.relative_to(folder).as_posix() for path in files] == [
         "openvino/openvino_model.bin",
         "openvino/openvino_model.xml",
@@ -62,7 +62,7 @@ def test_files_names_types_and_origin_are_those_of_the_contract(llama) -> None:
         ]
         assert all(dimension.is_dynamic for port in model.inputs for dimension in port.partial_shape)
         assert model.outputs[1].partial_shape[1].get_length() == encoder.dimensions
-        assert model.get_rt_info(["llm2enc", "fingerprint"]).value == facts["fingerprint"]
+        assert model.get_rt_info(["llm2enc", "fingerprint"]).value == metadata.fingerprint
 
 
 def test_rotary_frequencies_stay_exact_in_the_float16_model(llama) -> None:
@@ -81,20 +81,20 @@ def test_a_model_that_disagrees_is_refused_and_leaves_nothing(llama, tmp_path: P
     import openvino
 
     _, _, _, files = llama
-    encoder, facts = saved(tmp_path / "model", pooling="first")
-    monkeypatch.setattr(target, "_convert", lambda folder, facts: openvino.Core().read_model(files[1]))  # pools all
+    encoder, metadata = saved(tmp_path / "model", pooling="first")
+    monkeypatch.setattr(target, "_convert", lambda folder, metadata: openvino.Core().read_model(files[1]))  # pools all
     with pytest.raises(ValueError, match=r"openvino/openvino_model\.xml does not give .* where 0\.9999"):
-        target.write(encoder, tmp_path / "model", facts)
+        target.write(encoder, tmp_path / "model", metadata)
     assert not (tmp_path / "model" / "openvino").exists()
     assert not [entry for entry in (tmp_path / "model").iterdir() if entry.name.startswith(".")]
 
 
 def test_what_a_graph_cant_say_and_a_missing_package_are_refused(tmp_path: Path, monkeypatch) -> None:
-    encoder, facts = saved(tmp_path / "model", spec=TEXT_ONLY)
+    encoder, metadata = saved(tmp_path / "model", spec=TEXT_ONLY)
     with pytest.raises(ValueError, match="'query' are read but not pooled"):
-        target.write(encoder, tmp_path / "model", facts)
-    encoder, facts = saved(tmp_path / "other", pooling="last", spec=TEXT_ONLY)  # its last token is the text's own
-    find = graph.importlib.util.find_spec
-    monkeypatch.setattr(graph.importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name))
-    with pytest.raises(ValueError, match=r"openvino is not installed; pip install 'llm2enc\[openvino\]'"):
-        target.write(encoder, tmp_path / "other", facts)
+        target.write(encoder, tmp_path / "model", metadata)
+    encoder, metadata = saved(tmp_path / "other", pooling="last", spec=TEXT_ONLY)  # its last token is the text's own
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "openvino" else find(name))
+    with pytest.raises(ValueError, match=r'openvino, not installed here: pip install "llm2enc\[openvino\]"'):
+        target.write(encoder, tmp_path / "other", metadata)

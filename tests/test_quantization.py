@@ -11,7 +11,7 @@ from conftest import make_encoder, sentences
 from benchmarks.quantization import qualities, recall, searches, table
 from llm2enc import cli
 from llm2enc.cli import encode as encode_command
-from llm2enc.encoding import Encoder, calibrate, layout
+from llm2enc.encoding import EncodeOptions, Encoder, calibrate, layout
 from llm2enc.encoding.quantization import quantize
 from llm2enc.evaluation import RetrievalTask
 from llm2enc.evaluation.metrics import unit
@@ -99,7 +99,9 @@ def test_the_encoder_quantises_what_it_cut_and_normalised(encoder: Encoder, prec
     found = encoder.encode(texts, **keywords)
     assert found.dtype == expected.dtype
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(np.concatenate(list(encoder.encode_blocks(iter(texts), **keywords))), expected)
+    np.testing.assert_array_equal(
+        np.concatenate(list(encoder.encode_blocks(iter(texts), EncodeOptions(**keywords)))), expected
+    )
     np.testing.assert_array_equal(encoder.encode((text for text in texts), **keywords), expected)
     # Alone a text may have other last bits than among others, which move a value at the end of a range by a step.
     alone = encoder.encode(texts[4:5], truncate_dim=truncate_dim)
@@ -117,7 +119,7 @@ def test_the_encoder_refuses_before_it_encodes(encoder: Encoder) -> None:
         ({"precision": "binary", "dtype": "float16"}, "dtype is float16 and precision binary"),
     ):
         with pytest.raises(ValueError, match=said):
-            encoder.encode_blocks(["a text"], **keywords)
+            encoder.encode_blocks(["a text"], EncodeOptions(**keywords))
 
 
 # --------------------------------------------------------------------------------------------------------- command line
@@ -160,7 +162,7 @@ def test_documents_and_queries_are_written_with_the_same_ranges(folder: Path, tm
 
 
 def test_an_encoding_that_breaks_off_leaves_no_ranges(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    def broken(self, texts, **keywords):
+    def broken(self, texts, options, first=0):
         raise ValueError("no more") if list(tmp_path.rglob("ranges.npy")) else AssertionError("ranges come first")
         yield
 

@@ -19,14 +19,14 @@ from pyarrow import parquet
 
 from llm2enc import cli
 from llm2enc.data import Rows
-from llm2enc.encoding import Encoder, Unfinished
+from llm2enc.encoding import EncodeOptions, Encoder, Unfinished
 from llm2enc.encoding import to_file as encoding
 from llm2enc.evaluation import benchmark
 from llm2enc.evaluation import cache as vectors_on_disk
 
 TEXTS = [*sentences(300), *sentences(40), *(f"{text} once more" for text in sentences(60, seed=3))]  # 40 come twice
 WAIT = 200  # seconds, for a process on a busy machine
-SMALL = {"PIECE": 4, "WINDOW": 10}  # many windows, so that a run has many moments
+SMALL = {"CHUNK_TEXTS": 4, "BUFFER_TEXTS": 10}  # many blocks, so that a run has many moments
 
 
 def rows_of(texts: list[str]) -> Rows[str]:
@@ -36,8 +36,8 @@ def rows_of(texts: list[str]) -> Rows[str]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SMALL.items():
-        monkeypatch.setattr(f"llm2enc.encoding.encoder.{name}", value)
-    monkeypatch.setattr("llm2enc.encoding.encoder.WINDOW_TOKENS", 90)  # some windows end by tokens, others by texts
+        monkeypatch.setattr(f"llm2enc.encoding.pipeline.{name}", value)
+    monkeypatch.setattr("llm2enc.encoding.pipeline.BUFFER_TOKENS", 90)  # some blocks end by tokens, others by texts
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +48,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def facts_for(encoder: Encoder, texts: list[str], **more: Any) -> dict[str, Any]:
-    facts = encoding.encoder_facts(encoder, "float32", None, encoder.reading())
+    facts = encoding.encoder_facts(encoder, EncodeOptions())
     return {"count": len(texts), "texts": encoding.text_digest(texts), **facts, **more}
 
 
-# ------------------------------------------------------------------------------------------------- windows and journals
+# ------------------------------------------------------------------------------------------------- blocks and journals-
 
 
-def test_windows_are_what_can_be_encoded_alone(encoder: Encoder, small: None) -> None:
-    windows, texts = encoder.windows(TEXTS), encoder.encode(TEXTS)
+def test_blocks_are_what_can_be_encoded_alone(encoder: Encoder, small: None) -> None:
+    rows, texts = encoder.block_rows(TEXTS), encoder.encode(TEXTS)
     blocks = list(encoder.encode_blocks(TEXTS))
-    assert [len(window) for window in windows] == [len(block) for block in blocks] and len(set(map(len, windows))) > 1
-    for window in windows[::7]:
-        alone = next(encoder.encode_blocks(TEXTS[window.start :]))  # as a run that goes on from there
-        np.testing.assert_array_equal(alone, texts[window.start : window.stop])
-    assert encoder.windows([]) == []
+    assert list(map(len, rows)) == list(map(len, blocks)) and len(set(map(len, rows))) > 1
+    for block in rows[::7]:
+        alone = next(encoder.encode_blocks(TEXTS[block.start :]))  # as a run that goes on from there
+        np.testing.assert_array_equal(alone, texts[block.start : block.stop])
+    assert encoder.block_rows([]) == []
 
 
 class _Killed(BaseException):
@@ -224,10 +224,10 @@ def _alone(model: Path, folder: Path, name: str, kill_after: int) -> None:
 
 
 def _make_small() -> None:
-    from llm2enc.encoding import encoder
+    from llm2enc.encoding import pipeline
 
     for name, value in SMALL.items():
-        setattr(encoder, name, value)
+        setattr(pipeline, name, value)
     vectors_on_disk.BLOCK = 16
     benchmark.LOCAL_SECONDS = 0.01
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_export import make_encoder
 
+from llm2enc.artifact import read_metadata
 from llm2enc.cli import verify as verify_command
 from llm2enc.encoding import Encoder
 from llm2enc.recipe import InputSpec, Part
@@ -152,8 +153,7 @@ def forms(good: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     folder, found = tmp_path_factory.mktemp("forms"), {}
     for name, bidirectional in (("good", True), ("causal", False)):
         make_encoder(bidirectional=bidirectional).save(folder / "plain")
-        facts = json.loads((folder / "plain" / "llm2enc.json").read_text())
-        onnx.write(Encoder.load(folder / "plain"), folder / "plain", facts)
+        onnx.write(Encoder.load(folder / "plain"), folder / "plain", read_metadata(folder / "plain"))
         found[name] = shutil.copytree(good, folder / name)
         shutil.move(folder / "plain" / "onnx", found[name] / "onnx")
         shutil.rmtree(folder / "plain")
@@ -181,8 +181,7 @@ def test_llama_cpp_agrees_within_its_types(good: Path, tmp_path: Path, in_proces
     pytest.importorskip("llama_cpp")
     gguf = pytest.importorskip("llm2enc.export.gguf")
     copy = shutil.copytree(good, tmp_path / "copy")
-    facts = json.loads((copy / "llm2enc.json").read_text())
-    gguf.write(Encoder.load(copy), copy, facts, dtypes=("float32", "q8_0"))
+    gguf.write(Encoder.load(copy), copy, read_metadata(copy), dtypes=("float32", "q8_0"))
     report = verify(copy, ("llama.cpp",))
     assert report.agrees and [row.dtype for row in report.rows] == ["float32", "q8_0"], report.rows
     assert all(LONG in row.note for row in report.rows)
@@ -341,7 +340,7 @@ def test_a_directory_of_an_earlier_release_is_read_without_its_prefixes(copy: Pa
 # ------------------------------------------------------------------------------------------------------------------ card
 
 
-def test_the_rows_go_into_the_card_and_the_facts(copy: Path) -> None:
+def test_the_rows_go_into_the_card_and_the_metadata(copy: Path) -> None:
     before = {name: (copy / name).read_text(encoding="utf-8") for name in ("README.md", "llm2enc.json")}
     rows = [
         Parity("transformers", 0.999999, difference=2.5e-7, version="5.23.0", seconds=3.0),

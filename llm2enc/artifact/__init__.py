@@ -4,22 +4,25 @@ from llm2enc.artifact import card, config, dense, files
 from llm2enc.artifact.card import base_model, with_engines
 from llm2enc.artifact.directory import DTYPES, REQUIREMENTS, read, write
 from llm2enc.artifact.files import (
-    FACTS,
+    METADATA_FILE,
     beside,
     check_target,
     put_back,
-    read_facts,
-    recipes_of,
     write_json,
 )
+from llm2enc.artifact.metadata import HistoryRow, MergeRecord, Metadata, Parent, read_metadata, write_metadata
 from llm2enc.artifact.parts import Parts
 from llm2enc.artifact.tokenizer import Layout, asked, layout
 
 __all__ = [
     "DTYPES",
-    "FACTS",
+    "METADATA_FILE",
     "REQUIREMENTS",
+    "HistoryRow",
     "Layout",
+    "MergeRecord",
+    "Metadata",
+    "Parent",
     "Parts",
     "asked",
     "base_model",
@@ -32,9 +35,9 @@ __all__ = [
     "layout",
     "put_back",
     "read",
-    "read_facts",
-    "recipes_of",
+    "read_metadata",
     "with_engines",
     "write",
     "write_json",
+    "write_metadata",
 ]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm2enc.artifact.files import recipes_of
+from llm2enc.artifact.metadata import HistoryRow, MergeRecord, Metadata
 from llm2enc.recipe import to_yaml
 from llm2enc.text import InputFormat
 
@@ -15,18 +15,17 @@ ENGINES_BEGIN, ENGINES_END = "<!-- llm2enc: engines -->", "<!-- llm2enc: end of 
 EXAMPLE = "The river runs through the old town."
 
 
-def render(facts: dict[str, Any], input_format: InputFormat, requirements: dict[str, str]) -> str:
-    """README.md of a directory.
+def render(metadata: Metadata, input_format: InputFormat, requirements: dict[str, str]) -> str:
+    """README.md of a saved directory.
 
-    facts         the content of its llm2enc.json
     requirements  package -> version specifier of what opens it rightly
     """
-    sections = [_header(facts), _title(facts), _use(facts, requirements), _input(facts, input_format)]
-    if facts["history"]:
-        sections.append(_scores(facts["history"]))
-    if "merge" in facts:
-        sections.append(merged(facts["merge"]))
-    return "\n\n".join([*sections, _limits(facts)]) + "\n"
+    sections = [_header(metadata), _title(metadata), _use(metadata, requirements), _input(metadata, input_format)]
+    if metadata.history:
+        sections.append(_scores(metadata.history))
+    if metadata.merge:
+        sections.append(merged(metadata.merge))
+    return "\n\n".join([*sections, _limits(metadata)]) + "\n"
 
 
 def engines_section(rows: Sequence[dict[str, Any]]) -> str:
@@ -68,13 +67,13 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def _header(facts: dict[str, Any]) -> str:
+def _header(metadata: Metadata) -> str:
     fields: dict[str, Any] = {
         "library_name": "sentence-transformers",
         "pipeline_tag": "feature-extraction",
         "tags": ["sentence-transformers", "feature-extraction", "llm2enc"],
     }
-    base = base_model(recipes_of(facts))
+    base = base_model(metadata.recipes)
     if base:
         fields["base_model"] = base
     return f"---\n{to_yaml(fields)}---"
@@ -87,32 +86,32 @@ def base_model(recipes: Sequence[dict[str, Any] | None]) -> str | None:
     return name if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists() else None
 
 
-def _title(facts: dict[str, Any]) -> str:
-    recipe = facts["recipe"]
+def _title(metadata: Metadata) -> str:
+    recipe = metadata.recipe
     name = recipe["name"] if recipe else "Text encoder"
     about = f"{recipe['description']}.\n\n" if recipe and recipe["description"] else ""
-    base = base_model(recipes_of(facts))
+    base = base_model(metadata.recipes)
     source = f" made from [{base}](https://huggingface.co/{base})" if base else ""
-    projection = ", a linear projection" if facts.get("head") else ""
+    projection = ", a linear projection" if metadata.head else ""
     return (
-        f"# {name}\n\n{about}A text encoder{source} by llm2enc {facts['versions']['llm2enc']}: a {facts['model_type']} "
-        f"with {facts['attention']} attention, {facts['pooling'].replace('_', ' ')} pooling{projection} and "
-        f"vectors of {facts['dimensions']} dimensions"
-        + (" and length 1." if facts["normalize"] else ", not normalised.")
+        f"# {name}\n\n{about}A text encoder{source} by llm2enc {metadata.versions['llm2enc']}: a {metadata.model_type} "
+        f"with {metadata.attention} attention, {metadata.pooling.replace('_', ' ')} pooling{projection} and "
+        f"vectors of {metadata.dimensions} dimensions"
+        + (" and length 1." if metadata.normalize else ", not normalised.")
     )
 
 
-def _use(facts: dict[str, Any], requirements: dict[str, str]) -> str:
+def _use(metadata: Metadata, requirements: dict[str, str]) -> str:
     needs = ", ".join(f"`{name}{specifier}`" for name, specifier in requirements.items())
     causal = (
         "transformers before 5.2 ignores the switch for bidirectional attention and would run this model as a causal one. "
         "sentence-transformers before 5.4 therefore stops with a TypeError about `transformer_task`, and recent releases "
         "check the versions above. Other programs may not: compare with the golden vectors in `llm2enc.json`."
-        if facts["attention"] == "bidirectional"
+        if metadata.attention == "bidirectional"
         else "The golden vectors in `llm2enc.json` show whether another program reads this model rightly."
     )
     query = ""
-    if "query" in facts["prompts"]:
+    if "query" in metadata.prompts:
         query = '\nqueries = model.encode(["Where does the river run?"], prompt_name="query")'
     return f"""## Use
 
@@ -124,7 +123,7 @@ documents = encoder.encode(["{EXAMPLE}"])
 queries = encoder.encode(["Where does the river run?"], prompt_name="query")
 ```
 
-{_native(facts)}
+{_native(metadata)}
 
 ```python
 from sentence_transformers import SentenceTransformer
@@ -139,11 +138,11 @@ Commands for vLLM, text-embeddings-inference and llama.cpp are in the README of 
 vectors with these."""
 
 
-def _native(facts: dict[str, Any]) -> str:
+def _native(metadata: Metadata) -> str:
     """How far sentence-transformers agrees."""
-    if facts["native"]:
+    if metadata.native:
         return "sentence-transformers gives the same vectors, without code of llm2enc:"
-    left_out = sorted({d["prompt"] for d in facts["differences"]} - facts["prompts"].keys())
+    left_out = sorted({d.prompt for d in metadata.differences} - metadata.prompts.keys())
     lacks = f" It lacks the prompts {', '.join(left_out)}." if left_out else ""
     return (
         "sentence-transformers opens this directory but does **not** give the same vectors for every input (see Limits): "
@@ -151,7 +150,7 @@ def _native(facts: dict[str, Any]) -> str:
     )
 
 
-def _input(facts: dict[str, Any], input_format: InputFormat) -> str:
+def _input(metadata: Metadata, input_format: InputFormat) -> str:
     spec = input_format.spec
     instruction = next(iter(spec.prompts.values()), "Find the answer")
     return f"""## Input
@@ -171,39 +170,39 @@ A query with the instruction "{instruction}":
 At most {spec.max_tokens} tokens, the template included. Longer texts are cut at the end; what follows the text stays."""
 
 
-def _scores(history: list[dict[str, Any]]) -> str:
+def _scores(history: Sequence[HistoryRow]) -> str:
     """The measurements of the run, one row per stage."""
-    metrics = list(dict.fromkeys(metric for row in history for metric in row["scores"]))
+    metrics = list(dict.fromkeys(metric for row in history for metric in row.scores))
     lines = [["stage", *metrics, "seconds"]]
     for row in history:
-        scores = [f"{row['scores'][metric]:.4f}" if metric in row["scores"] else "" for metric in metrics]
-        lines.append([str(row["stage"]), *scores, f"{row['seconds']:.0f}"])
+        scores = [f"{row.scores[metric]:.4f}" if metric in row.scores else "" for metric in metrics]
+        lines.append([row.stage, *scores, f"{row.seconds:.0f}"])
     lines.insert(1, ["---"] + ["---:"] * (len(metrics) + 1))
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"## Scores\n\nMeasured in the run that made this model.\n\n{table}"
 
 
-def merged(record: dict[str, Any]) -> str:
+def merged(record: MergeRecord) -> str:
     """What was merged and how, from the record that `llm2enc.merging.merge` returns."""
-    total = sum(parent["weight"] for parent in record["parents"])
+    total = sum(parent.weight for parent in record.parents)
     how = {"average": "the weighted average of", "slerp": "the spherical interpolation (SLERP), in this order, of"}
     lines = [
         "## Merged",
         "",
-        f"The weights are {how[record['method']]} those of these encoders (fingerprints as in their `llm2enc.json`):",
+        f"The weights are {how[record.method]} those of these encoders (fingerprints as in their `llm2enc.json`):",
         "",
         "| weights | share |",
         "| --- | ---: |",
-        *(f"| `{parent['fingerprint'][:12]}` | {parent['weight'] / total:.3f} |" for parent in record["parents"]),
+        *(f"| `{parent.fingerprint[:12]}` | {parent.weight / total:.3f} |" for parent in record.parents),
     ]
-    if record["base"]:
-        share = f"{record['towards']:.3f}"
-        lines += ["", f"Then taken back towards the base model `{record['base'][:12]}`, whose share is {share}."]
+    if record.base:
+        share = f"{record.towards:.3f}"
+        lines += ["", f"Then taken back towards the base model `{record.base[:12]}`, whose share is {share}."]
     return "\n".join(lines)
 
 
-def _limits(facts: dict[str, Any]) -> str:
-    items = [] if facts["native"] else [facts["reason"][0].upper() + facts["reason"][1:]]
-    items += facts["notes"]
+def _limits(metadata: Metadata) -> str:
+    items = [] if metadata.native else [metadata.reason[0].upper() + metadata.reason[1:]]
+    items += metadata.notes
     items.append("Texts in languages or of kinds that the training data did not have may get poor vectors.")
     return "## Limits\n\n" + "\n".join(f"- {item}" for item in items)

@@ -13,12 +13,12 @@ WEIGHTS = "model.safetensors"
 HEAD = f"{DENSE}/{WEIGHTS}"
 
 
-def settings(inputs: int, head: dict[str, Any]) -> dict[str, Any]:
-    """2_Dense/config.json of a head as llm2enc.json has it, over vectors of width `inputs`."""
+def settings(inputs: int, head: HeadSpec) -> dict[str, Any]:
+    """2_Dense/config.json of a head over vectors of width `inputs`."""
     return {
         "in_features": inputs,
-        "out_features": head["dimensions"],
-        "bias": head["bias"],
+        "out_features": head.dimensions,
+        "bias": head.bias,
         "activation_function": "torch.nn.modules.linear.Identity",
     }
 
@@ -29,15 +29,15 @@ def write(head: Projection, folder: Path) -> None:
 
     place = folder / DENSE
     place.mkdir()
-    write_json(place / "config.json", settings(head.linear.in_features, head.spec.model_dump()))
+    write_json(place / "config.json", settings(head.linear.in_features, head.spec))
     save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, place / WEIGHTS)
 
 
-def read(folder: Path, head: dict[str, Any]) -> Projection:
+def read(folder: Path, spec: HeadSpec) -> Projection:
     """The projection that `write` wrote. ValueError if its weights are not of the shape that llm2enc.json says."""
     from safetensors.torch import load_file
 
-    path, spec = folder / DENSE / WEIGHTS, HeadSpec.model_validate(head)
+    path = folder / DENSE / WEIGHTS
     if not path.is_file():
         raise InputError(
             f"{folder} has a head, by its llm2enc.json, but no {DENSE}/{WEIGHTS}; copy the whole directory"

@@ -12,7 +12,6 @@ which would open the model as causal without a word, stop with an error.
 """
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,10 +24,20 @@ from llm2enc.artifact import config as trunk_config
 from llm2enc.artifact import dense
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact import tokenizer as exported
-from llm2enc.artifact.files import FACTS, FORMAT, beside, check_target, read_facts, write_json
+from llm2enc.artifact.files import beside, check_target, write_json
 from llm2enc.artifact.integrity import changed, check_golden, check_weights, digests, unproven
+from llm2enc.artifact.metadata import (
+    FORMAT,
+    Difference,
+    Golden,
+    HistoryRow,
+    MergeRecord,
+    Metadata,
+    ProofRecord,
+    read_metadata,
+    write_metadata,
+)
 from llm2enc.artifact.parts import Parts
-from llm2enc.artifact.tokenizer import Difference
 from llm2enc.errors import InputError, explained
 from llm2enc.model import POOLERS, Proof, installed, prove, proven, weights_fingerprint
 
@@ -52,17 +61,17 @@ def write(
     vectors_of: Callable[[Parts, list[str]], np.ndarray],
     *,
     recipe: "Recipe | None" = None,
-    history: list[dict[str, Any]] | None = None,
-    merge: dict[str, Any] | None = None,
+    history: Sequence[HistoryRow | dict[str, Any]] = (),
+    merge: MergeRecord | None = None,
     card: str | None = None,
     dtype: str | None = None,
 ) -> None:
     """Write an encoder's parts to `folder`. One process calls it.
 
     vectors_of  what an encoder built from parts makes of texts, (B, D): the golden vectors
-    history  rows {"stage", "scores", "seconds"}: measurements of the run, for the card
+    history  measurements of the run, for the card; a dict has the fields of HistoryRow
     merge    what `llm2enc.merging.merge` returns, of an encoder that was merged from others
-    card     text of README.md; made from the facts by default
+    card     text of README.md; made from the metadata by default
     dtype    storage type, one of DTYPES; that of the weights by default. Fingerprint and golden vectors are those of what
              was written
     raises   ValueError if an adapter is not merged, if `folder` holds something that is not an older export, or for a
@@ -82,30 +91,32 @@ def write(
         notes = trunk_config.write(parts, partial, dtype)
         sentence_transformers = _write_modules(parts, partial)
         notes += sentence_transformers.pop("notes")
-        facts = {
+        known = {
             "format": FORMAT,
             "attention": "bidirectional" if parts.backbone.bidirectional else "causal",
             "pooling": parts.pooling,
             "normalize": parts.normalize,
-            "input": parts.input_format.spec.model_dump(mode="json"),
+            "input": parts.input_format.spec,
             **sentence_transformers,
             "notes": notes,
             "model_type": parts.backbone.config.model_type,
             "dimensions": parts.backbone.width if parts.head is None else parts.head.dimensions,
-            **({"head": parts.head.spec.model_dump()} if parts.head else {}),
+            **({"head": parts.head.spec} if parts.head else {}),
             "versions": installed("llm2enc", "torch", "transformers", "tokenizers", "peft"),
-            "history": history or [],
+            "history": list(history),
             "recipe": recipe.model_dump(mode="json") if recipe else None,
             **({"merge": merge} if merge else {}),
         }
-        written = parts if proof else _open(partial, facts)
-        proof = proof or prove(written.backbone)
-        facts["proof"] = dataclasses.asdict(proof)
-        facts["files"] = digests(partial)
-        facts["fingerprint"] = weights_fingerprint(written.backbone, written.head)
-        facts["golden"] = {"texts": list(GOLDEN), "vectors": _golden(vectors_of(written, list(GOLDEN)))}
-        write_json(partial / FACTS, facts)
-        text = model_card.render(facts, parts.input_format, REQUIREMENTS) if card is None else card
+        written = parts if proof else _open(partial, Metadata.model_construct(**known))
+        metadata = Metadata(
+            **known,
+            proof=ProofRecord(**dataclasses.asdict(proof or prove(written.backbone))),
+            files=digests(partial),
+            fingerprint=weights_fingerprint(written.backbone, written.head),
+            golden=Golden(texts=list(GOLDEN), vectors=_golden(vectors_of(written, list(GOLDEN)))),
+        )
+        write_metadata(partial, metadata)
+        text = model_card.render(metadata, parts.input_format, REQUIREMENTS) if card is None else card
         (partial / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -119,22 +130,22 @@ def read(folder: Path, dtype: str = "auto", full_proof: bool = False) -> Parts:
     raises      ValueError if `folder` is no such directory, for changed weights (by file), or if the first golden vector is
                 not reached; CannotConvert if the model reads in the wrong direction
     """
-    facts = read_facts(folder)
-    other = [] if full_proof else changed(folder, facts)
-    parts = _open(folder, facts, dtype, other)
-    reason = "" if full_proof else unproven(facts, other)
+    metadata = read_metadata(folder)
+    other = [] if full_proof else changed(folder, metadata)
+    parts = _open(folder, metadata, dtype, other)
+    reason = "" if full_proof else unproven(metadata, other)
     if full_proof or reason:
         prove(parts.backbone)
     else:
-        parts.backbone.proof = Proof(**facts["proof"])
+        parts.backbone.proof = Proof(**metadata.proof.model_dump(include={f.name for f in dataclasses.fields(Proof)}))
     if reason:
         _log.warning("%s: %s; the full proof ran again and holds", folder, reason)
     if not full_proof:
-        check_golden(parts, facts, folder)
+        check_golden(parts, metadata, folder)
     return parts
 
 
-def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto", other: Sequence[str] = ()) -> Parts:
+def _open(folder: Path, metadata: Metadata, dtype: str = "auto", other: Sequence[str] = ()) -> Parts:
     """The parts, unproven. `other`: files that have changed, which must not be weights."""
     import torch
     from safetensors import SafetensorError
@@ -142,28 +153,25 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto", other: Seque
 
     from llm2enc.model import Backbone, naming_untrusted_code
     from llm2enc.model import limits as positions
-    from llm2enc.recipe import InputSpec
     from llm2enc.text import InputFormat
 
-    with explained(f"`input` of {folder / FACTS}", "write or download the directory again"):
-        spec = InputSpec.model_validate_json(json.dumps(facts["input"]))
     config = trunk_config.read(folder)
-    positions.check(config, {"input.max_tokens": spec.max_tokens})
+    positions.check(config, {"input.max_tokens": metadata.input.max_tokens})
     check_weights(folder, other)
     with naming_untrusted_code(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if facts.get("tokenizer"):
-        tokenizer = rules.restore(tokenizer, facts["tokenizer"])
-    input_format = InputFormat(spec, tokenizer)
+    if metadata.tokenizer:
+        tokenizer = rules.restore(tokenizer, metadata.tokenizer)
+    input_format = InputFormat(metadata.input, tokenizer)
     with explained(f"the weights of {folder}", "write or download the directory again", (ValueError, SafetensorError)):
         model = AutoModel.from_pretrained(
             folder, config=config, use_safetensors=True, trust_remote_code=False, dtype=dtype
         )
-    backbone = Backbone(model, bidirectional=facts["attention"] == "bidirectional")
+    backbone = Backbone(model, bidirectional=metadata.attention == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")
-    head = dense.read(folder, facts["head"]).to(backbone.device) if facts.get("head") else None
-    return Parts(backbone, input_format, facts["pooling"], facts["normalize"], head)
+    head = dense.read(folder, metadata.head).to(backbone.device) if metadata.head else None
+    return Parts(backbone, input_format, metadata.pooling, metadata.normalize, head)
 
 
 # ------------------------------------------------------------------------------------------------------------- modules
@@ -200,7 +208,7 @@ def _write_modules(parts: Parts, folder: Path) -> dict[str, Any]:
         "prompts": prompts,
         "prefixes": {name: written.prefixes[name] for name in prompts},
         "tokenizer": written.changed,
-        "differences": [dataclasses.asdict(difference) for difference in differences],
+        "differences": differences,
         "notes": _notes(written, input_format, pooling),
     }
 
@@ -347,7 +355,7 @@ def _names(items: Iterator[str]) -> str:
     return ", ".join(dict.fromkeys(items))
 
 
-# ------------------------------------------------------------------------------------------------------ facts and files
+# ----------------------------------------------------------------------------------------------------- golden vectors
 
 
 def _golden(vectors: np.ndarray) -> list[list[float]]:

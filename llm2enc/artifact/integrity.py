@@ -9,12 +9,12 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from llm2enc.artifact import dense
-from llm2enc.artifact.files import FACTS
+from llm2enc.artifact.files import METADATA_FILE
+from llm2enc.artifact.metadata import Metadata
 from llm2enc.artifact.parts import Parts
 from llm2enc.errors import InputError
 from llm2enc.model import POOLERS, TOLERANCE, installed, spot_check
@@ -23,7 +23,7 @@ MIB = 2**20
 WHOLE = 32 * MIB  # bytes up to which a file is hashed whole
 BLOCK = 4096  # bytes of every MiB that are hashed of a larger one
 # What other programs read of the directory and `read` does not.
-OTHERS = (FACTS, "README.md", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+OTHERS = (METADATA_FILE, "README.md", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -47,10 +47,10 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def changed(folder: Path, facts: dict[str, Any]) -> list[str]:
+def changed(folder: Path, metadata: Metadata) -> list[str]:
     """Names of the files that are gone, or no longer those that were written."""
-    recorded = facts.get("files", {})
-    return [name for name, known in recorded.items() if not (folder / name).is_file() or digest(folder / name) != known]
+    recorded = (metadata.files or {}).items()
+    return [name for name, known in recorded if not (folder / name).is_file() or digest(folder / name) != known]
 
 
 def check_weights(folder: Path, changed: list[str]) -> None:
@@ -64,30 +64,30 @@ def check_weights(folder: Path, changed: list[str]) -> None:
         )
 
 
-def unproven(facts: dict[str, Any], changed: list[str]) -> str:
+def unproven(metadata: Metadata, changed: list[str]) -> str:
     """Why the recorded proof says nothing of what is there now; empty if it does."""
-    proof = facts["proof"]
-    if "files" not in facts or "versions" not in proof:
+    proof = metadata.proof
+    if metadata.files is None or proof.versions is None:
         return "it was written by a release that did not record what its proof rests on"
-    here = installed(*proof["versions"])
+    here = installed(*proof.versions)
     other = [
         f"{name} is {here[name]}, the proof is of {known}"
-        for name, known in proof["versions"].items()
+        for name, known in proof.versions.items()
         if here[name] != known
     ]
     return "; ".join([f"{name} is not the file that was written" for name in changed] + other)
 
 
-def check_golden(parts: Parts, facts: dict[str, Any], folder: Path) -> None:
+def check_golden(parts: Parts, metadata: Metadata, folder: Path) -> None:
     """InputError unless the first golden text has its vector; CannotConvert if the model reads in the wrong direction."""
-    golden, backbone = facts["golden"], parts.backbone
-    text = parts.input_format.pack(golden["texts"][:1], "", "document").to(backbone.device)
+    golden, backbone = metadata.golden, parts.backbone
+    text = parts.input_format.pack(golden.texts[:1], "", "document").to(backbone.device)
     states = spot_check(backbone, text)
     pooled = POOLERS[parts.pooling].function(states, text.pool, text.lengths)
     with torch.no_grad():
         pooled = (pooled if parts.head is None else parts.head(pooled))[0].cpu()
     vector = torch.nn.functional.normalize(pooled, dim=-1) if parts.normalize else pooled
-    expected = torch.tensor(golden["vectors"][0])
+    expected = torch.tensor(golden.vectors[0])
     difference = float((vector - expected).norm() / expected.norm())
     stored = getattr(torch, json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype", "float32"))
     room = max(TOLERANCE[dtype] for dtype in (stored, backbone.trunk.dtype))

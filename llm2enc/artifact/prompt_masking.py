@@ -28,6 +28,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llm2enc.artifact.metadata import TokenizerChange
 from llm2enc.recipe import Role
 from llm2enc.text import InputFormat
 
@@ -118,25 +119,22 @@ def added_token(tokenizer: "PreTrainedTokenizerBase", name: str) -> dict[str, An
     return {"id": tokenizer.convert_tokens_to_ids(name), "content": name, **flags, "normalized": True, "special": True}
 
 
-def restore(tokenizer: "PreTrainedTokenizerBase", changed: dict[str, Any]) -> "PreTrainedTokenizerBase":
-    """The tokenizer as it was before `save` added rules.
-
-    changed  {"special": name or None, "plain": {attribute: token}}, as llm2enc.json has it
-    """
+def restore(tokenizer: "PreTrainedTokenizerBase", changed: TokenizerChange) -> "PreTrainedTokenizerBase":
+    """The tokenizer as it was before `save` added rules."""
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     _, *former = backend["normalizer"]["normalizers"]
     backend["normalizer"] = former[0] if former else None
-    backend["added_tokens"] = [token for token in backend["added_tokens"] if token["content"] != changed["special"]]
-    names = {name: token for name, token in tokenizer.special_tokens_map.items() if token != changed["special"]}
+    backend["added_tokens"] = [token for token in backend["added_tokens"] if token["content"] != changed.special]
+    names = {name: token for name, token in tokenizer.special_tokens_map.items() if token != changed.special}
     others = {name: getattr(tokenizer, name, None) for name in ("chat_template", "extra_special_tokens")}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
         model_max_length=tokenizer.model_max_length,
         **{name: value for name, value in others.items() if value},
-        **{**names, **changed["plain"]},
+        **{**names, **changed.plain},
     )
 
 

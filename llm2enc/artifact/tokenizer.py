@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2enc.artifact import prompt_masking as rules
+from llm2enc.artifact.metadata import Difference, TokenizerChange
 from llm2enc.artifact.prompt_masking import Rules
 from llm2enc.errors import InputError
 from llm2enc.model import POOLERS
@@ -46,15 +47,6 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Where a program that opens the directory reads something else than we do."""
-
-    prompt: str
-    probe: str
-    kind: str  # prompt: it can't be said as a prefix; ids; pool
-
-
-@dataclass(frozen=True)
 class Written:
     """The tokenizer as it stands in the directory, and how others read with it."""
 
@@ -68,11 +60,11 @@ class Written:
     rules: Rules | None
 
     @property
-    def changed(self) -> dict[str, Any] | None:
+    def changed(self) -> TokenizerChange | None:
         """What `rules.restore` needs; None where there are no rules."""
         if self.rules is None:
             return None
-        return {"special": self.rules.special, "plain": dict(self.rules.plain)}
+        return TokenizerChange(special=self.rules.special, plain=dict(self.rules.plain))
 
 
 def write(input_format: InputFormat, split: Layout, folder: Path, pooling: Pooling, rows: int | None = None) -> Written:
@@ -290,7 +282,7 @@ def compare(
     for name, (instruction, role) in asked(input_format).items():
         prompt = by_name[name]
         if prompt is None:
-            found.append(Difference(name, "every text", "prompt"))
+            found.append(Difference(prompt=name, probe="every text", kind="prompt"))
             continue
         counts = prompt and not include_prompt  # without a prompt nothing is left out
         skipped = rules.length(tokenizer, prompt, set(tokenizer.all_special_ids)) if counts else 0
@@ -300,9 +292,9 @@ def compare(
             if bool(tokens.truncated[0]) and not text.isascii():
                 continue  # the limit may fall inside a character: cuts_inside_characters tells of that
             if tokens.ids.tolist() != theirs:
-                found.append(Difference(name, probe, "ids"))
+                found.append(Difference(prompt=name, probe=probe, kind="ids"))
             elif not POOLERS[pooling].same_in_others(tokens.pool, skipped):
-                found.append(Difference(name, probe, "pool"))
+                found.append(Difference(prompt=name, probe=probe, kind="pool"))
     return found
 
 

@@ -18,7 +18,7 @@ from llm2enc.audit.chunks import LIMIT
 from llm2enc.audit.examination import Setting, examine_rows
 from llm2enc.audit.report import Finding, Report, SourceReport, graded
 from llm2enc.audit.targets import Subject, name_of, of_path, of_recipe, opened, tasks_of
-from llm2enc.errors import DataError
+from llm2enc.errors import DataError, require
 from llm2enc.recipe import Recipe
 
 __all__ = ["Batching", "Finding", "Reading", "Report", "Setting", "SourceReport", "examine", "examine_rows"]
@@ -44,6 +44,7 @@ def examine(
     """
     if path is None and recipe is None:
         raise DataError("nothing to look at: give a path of data, or a recipe")
+    require("py3langid", extra="audit")
     subjects = of_path(path, recipe, model) if path is not None else of_recipe(recipe)
     tasks = evaluation_texts(tasks_of(recipe, evaluation))
     report = Report(evaluation=tasks.counts)

@@ -8,6 +8,7 @@ import typer
 
 from llm2enc.cli.messages import quiet
 from llm2enc.cli.options import Json, NoCache, cache, check_choice, label
+from llm2enc.errors import require
 from llm2enc.terminal import counter, line
 
 
@@ -39,6 +40,7 @@ def compare(
 ) -> None:
     """Say how a model is best read as an encoder: causal, bidirectional or Echo, and how pooled. Writes a report."""
     check_choice("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    require("matplotlib", "jinja2", extra="report")
     quiet()
     from llm2enc.comparison import compare as run
     from llm2enc.comparison import save

@@ -1,6 +1,7 @@
 """`llm2enc encode`."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from llm2enc.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from llm2enc.encoding import Facts, Unfinished
+    from llm2enc.encoding import EncodeOptions, Encoder, Facts, Unfinished
 
 CALIBRATION_TEXTS = 10_000  # of a file given to `encode --calibrate`; more hardly widen the ranges
 
@@ -53,19 +54,16 @@ def encode(
         _check_free(out, ranges_out)
     quiet()
     from llm2enc import distributed
-    from llm2enc.data import read_texts
-    from llm2enc.encoding import text_digest
-    from llm2enc.recipe import FilesData
-
-    def read(path: Path):
-        return read_texts(FilesData(kind="files", path=str(path), columns={"text": column} if column != "text" else {}))
+    from llm2enc.data import read_text_files
+    from llm2enc.encoding import EncodeOptions, text_digest
 
     distributed.start()
     given = _read_ranges(ranges) if ranges else None
-    texts, samples = read(source), read(calibrate) if calibrate else None
+    texts = read_text_files(str(source), column)
+    samples = read_text_files(str(calibrate), column) if calibrate else None
     if samples is not None:  # from the whole file, which may be sorted
         samples = samples[:: -(-len(samples) // CALIBRATION_TEXTS)]
-    asked = {"instruction": instruction, "prompt_name": prompt_name, "truncate_dim": truncate_dim}
+    options = EncodeOptions(instruction, prompt_name, truncate_dim=truncate_dim, precision=precision)
     facts = {
         "count": len(texts),
         "texts": text_digest(texts),
@@ -84,10 +82,12 @@ def encode(
     _check_free(out, None if unfinished.holds(ranges_out) else ranges_out)
     _check_disk(unfinished, model, facts)
     distributed.barrier()  # every process has looked before one writes
-    _run(model, texts, samples, given, unfinished, facts, asked, ranges_out)
+    _run(model, texts, samples, given, unfinished, facts, options, ranges_out)
 
 
-def _run(model, texts, samples, ranges, unfinished: "Unfinished", facts: "Facts", asked: dict, ranges_out) -> None:
+def _run(
+    model, texts, samples, ranges, unfinished: "Unfinished", facts: "Facts", options: "EncodeOptions", ranges_out
+) -> None:
     """What comes after all that can be checked without the model."""
     from contextlib import nullcontext
 
@@ -95,9 +95,7 @@ def _run(model, texts, samples, ranges, unfinished: "Unfinished", facts: "Facts"
     from llm2enc.encoding import Encoder, encode_file, encoder_facts
 
     encoder = Encoder.load(model)
-    precision, truncate_dim = facts["precision"], facts["truncate_dim"]
-    reading = encoder.reading(instruction=asked["instruction"], prompt_name=asked["prompt_name"])
-    facts |= encoder_facts(encoder, precision, truncate_dim, reading)
+    facts |= encoder_facts(encoder, options)
     main = distributed.is_main()
     goes_on = unfinished.check(facts)
     with (
@@ -108,17 +106,19 @@ def _run(model, texts, samples, ranges, unfinished: "Unfinished", facts: "Facts"
             done = sum(map(len, unfinished.done(facts)))
             say(f"{unfinished.folder} holds {done:,} of {len(texts):,} vectors: going on from there")
         if ranges_out is not None:
-            ranges = _ranges(encoder, samples, ranges, unfinished, goes_on, asked)
-        encoder.encode_blocks([], precision=precision, ranges=ranges, **asked)  # refuses before anything is written
-        encode_file(encoder, texts, unfinished, facts, precision=precision, ranges=ranges, show_progress=main, **asked)
+            ranges = _ranges(encoder, samples, ranges, unfinished, goes_on, options)
+        options = replace(options, ranges=ranges, show_progress=main)
+        encoder.encode_blocks([], options)  # refuses before anything is written
+        encode_file(encoder, texts, unfinished, facts, options)
         if main:
             unfinished.finish(ranges_out)
-            say(
-                f"{unfinished.out}: {len(texts)} vectors of {truncate_dim or encoder.dimensions} dimensions in {precision}"
-            )
+            width = options.truncate_dim or encoder.dimensions
+            say(f"{unfinished.out}: {len(texts)} vectors of {width} dimensions in {options.precision}")
 
 
-def _ranges(encoder, samples, given, unfinished: "Unfinished", goes_on: bool, asked: dict) -> "np.ndarray":
+def _ranges(
+    encoder: "Encoder", samples, given, unfinished: "Unfinished", goes_on: bool, options: "EncodeOptions"
+) -> "np.ndarray":
     """The ranges of int8 and uint8: of the run that goes on, as given, or found in the samples by every process alike."""
     import io
 
@@ -132,7 +132,8 @@ def _ranges(encoder, samples, given, unfinished: "Unfinished", goes_on: bool, as
         return np.load(unfinished.ranges)
     if given is None:
         # Shared, because an index compares int8 codes as they are.
-        given = calibrate(encoder.encode(samples, show_progress=distributed.is_main(), **asked), shared=True)
+        plain = replace(options, precision="float32", show_progress=distributed.is_main())
+        given = calibrate(np.concatenate(list(encoder.encode_blocks(samples, plain))), shared=True)
     if distributed.is_main():
         file = io.BytesIO()
         np.save(file, given)
@@ -152,11 +153,11 @@ def _check_disk(unfinished: "Unfinished", model: Path, facts: "Facts") -> None:
     """OSError if the folder can't be written or has no room for the vectors that are missing."""
     import numpy as np
 
-    from llm2enc.artifact import read_facts
+    from llm2enc.artifact import read_metadata
     from llm2enc.encoding import layout
     from llm2enc.storage import check_room
 
-    entries, kind = layout(facts["truncate_dim"] or read_facts(model)["dimensions"], facts["precision"])
+    entries, kind = layout(facts["truncate_dim"] or read_metadata(model).dimensions, facts["precision"])
     row = entries * np.dtype(kind).itemsize
     former = unfinished.facts()
     missing = facts["count"] if former is None else sum(map(len, unfinished.missing(former)))

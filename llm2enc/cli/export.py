@@ -42,14 +42,14 @@ def export(
     if push:
         check_push(push)
     quiet()
-    from llm2enc.artifact import FACTS
+    from llm2enc.artifact import METADATA_FILE
     from llm2enc.export import DIRECTORY, Source
     from llm2enc.export import export as write
 
     folder = out or Source.of(model).folder
     if out and not to:
         to = [DIRECTORY]
-    whole = DIRECTORY in (to or []) or (folder / FACTS).is_file()
+    whole = DIRECTORY in (to or []) or (folder / METADATA_FILE).is_file()
     if push and not whole:
         raise InputError(f"{folder} would hold no whole directory to push; add --to sentence-transformers")
     if to:

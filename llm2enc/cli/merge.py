@@ -51,7 +51,7 @@ def merge(
         say(f"results: {results}")
     if as_json:
         scored = [{"task": r.task, "metric": r.metric, "parents": r.parents, "merged": r.merged} for r in rows]
-        print(json.dumps({**record, "scores": scored}))
+        print(json.dumps({**record.model_dump(), "scores": scored}))
     elif rows:
         _print_scores(rows, models)
     if push:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2enc import distributed
-from llm2enc.artifact import FACTS, put_back, read_facts
+from llm2enc.artifact import METADATA_FILE, HistoryRow, put_back, read_metadata
 from llm2enc.conversion import run_directory as folder
 from llm2enc.encoding import Encoder
 from llm2enc.errors import explained
@@ -116,10 +116,11 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
 
 def _is_exported(place: Path, encoder: Encoder, history: list[Row]) -> bool:
     """Whether this encoder stands in `place`, whole, with this history."""
-    if not (place / FACTS).is_file():
+    if not (place / METADATA_FILE).is_file():
         return False
-    facts = read_facts(place)
-    return facts["history"] == history and facts["fingerprint"] == encoder.weights_fingerprint()
+    metadata = read_metadata(place)
+    same = metadata.history == [HistoryRow(**row) for row in history]
+    return same and metadata.fingerprint == encoder.weights_fingerprint()
 
 
 def _tidy(recipe: Recipe, out: Path) -> None:

@@ -6,9 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -17,18 +15,9 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llm2enc.data.files import file_type, matches
 from llm2enc.errors import DataError
 from llm2enc.recipe import FilesData, HubData
-
-_READERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
-_COMPRESSED = (".gz", ".bz2", ".zst")  # what both `datasets` and pyarrow tell by the ending
 
 _BLOCK = 1000  # rows of a stream that are read at once
 
@@ -113,16 +102,13 @@ def _parquet_blocks(files: list[str]) -> Blocks:
 
 
 def _load_files(spec: FilesData) -> Table:
-    files = [file for path in ([spec.path] if isinstance(spec.path, str) else spec.path) for file in _matches(path)]
+    files = [file for path in ([spec.path] if isinstance(spec.path, str) else spec.path) for file in matches(path)]
     return load(files, spec.streaming)
 
 
 def load(files: list[str], streaming: bool = False) -> Table:
     """The table of files of one type; absolute paths, escaped as for `glob`."""
-    readers = {_reader(file) for file in files}
-    if len(readers) > 1:
-        raise DataError(f"one source mixes {', '.join(sorted(readers))} files; give each format its own source")
-    reader = readers.pop()
+    reader = file_type(files)
     if reader == "parquet" and streaming:
         return _parquet_blocks([glob.glob(file)[0] for file in files])
     options: dict[str, Any] = {}
@@ -132,36 +118,6 @@ def load(files: list[str], streaming: bool = False) -> Table:
         options = _filled_types(files)
     table = datasets.load_dataset(reader, data_files=files, split="train", streaming=streaming, **options)
     return _stream_blocks(table) if streaming else table
-
-
-def _matches(path: str) -> list[str]:
-    """The files of a path or glob, sorted; absolute, because `datasets` reads a relative path as a pattern."""
-    if Path(path).is_file():
-        return [glob.escape(str(Path(path).resolve()))]
-    if Path(path).is_dir():
-        tables = sorted(file.name for file in Path(path).iterdir() if file.is_file())
-        raise DataError(
-            f"{path} is a folder, and no BEIR data set (corpus.jsonl, queries.jsonl, qrels/); a batch holds rows of one "
-            f"data set, so give each file its own source: {', '.join(tables[:8]) or 'it is empty'}"
-        )
-    found = sorted(file for file in glob.glob(path, recursive=True) if Path(file).is_file())
-    if not found:
-        what = "no file matches this glob" if glob.has_magic(path) else "no such file"
-        raise DataError(f"{path}: {what}; a relative path is taken from the working directory, {Path.cwd()}")
-    return [glob.escape(str(Path(file).resolve())) for file in found]
-
-
-def _reader(file: str) -> str:
-    name = file.lower()
-    compressed = next((suffix for suffix in _COMPRESSED if name.endswith(suffix)), "")
-    if compressed == ".zst" and not find_spec("zstandard"):
-        raise DataError(f"{file}: .zst files need the package zstandard: pip install zstandard")
-    reader = _READERS.get(Path(name.removesuffix(compressed)).suffix)
-    if reader is None or (compressed and reader == "parquet"):
-        raise DataError(
-            f"{file}: unknown file type; known are {', '.join(_READERS)}, all but .parquet also as {', '.join(_COMPRESSED)}"
-        )
-    return reader
 
 
 def _text_columns(file: str, reader: str) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The encoder: texts in, vectors out, in memory or to a file."""
 
 from llm2enc.encoding.encoder import Encoder, LoadType
+from llm2enc.encoding.options import EncodeOptions
 from llm2enc.encoding.partial_file import Facts, Unfinished
 from llm2enc.encoding.quantization import calibrate, layout
 from llm2enc.encoding.to_file import encode_file, encoder_facts, text_digest
 
 __all__ = [
+    "EncodeOptions",
     "Encoder",
     "Facts",
     "LoadType",

@@ -4,17 +4,17 @@ import hashlib
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import numpy as np
 import torch
 
 from llm2enc import distributed
 from llm2enc.data import Rows
-from llm2enc.encoding import encoder as encoding
+from llm2enc.encoding import pipeline
 from llm2enc.encoding.encoder import Encoder
+from llm2enc.encoding.options import DEFAULT, EncodeOptions
 from llm2enc.encoding.partial_file import Facts, Unfinished
-from llm2enc.encoding.quantization import Precision, layout
+from llm2enc.encoding.quantization import layout
 
 FORMAT = 1
 _PACKAGES = ("llm2enc", "torch", "transformers", "tokenizers", "numpy")  # whose releases may change a vector's last bit
@@ -31,20 +31,17 @@ def text_digest(texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def encoder_facts(encoder: Encoder, precision: Precision, truncate_dim: int | None, reading: str) -> Facts:
-    """What vectors depend on besides the texts and the ranges, to the last bit, and their layout.
-
-    reading  `Encoder.reading` of what is asked
-    """
-    entries, kind = layout(truncate_dim or encoder.dimensions, precision)
+def encoder_facts(encoder: Encoder, options: EncodeOptions) -> Facts:
+    """What vectors depend on besides the texts and the ranges, to the last bit, and their layout."""
+    entries, kind = layout(options.truncate_dim or encoder.dimensions, options.precision)
     device = encoder.device
     return {
         "format": FORMAT,
         "encoder": encoder.fingerprint(),
-        "reading": reading,
+        "reading": encoder.reading(instruction=options.instruction, prompt_name=options.prompt_name),
         "width": entries,
         "dtype": kind.newbyteorder("<").str,
-        "windows": [encoding.PIECE, encoding.PIECE_CHARACTERS, encoding.WINDOW, encoding.WINDOW_TOKENS],
+        "windows": [pipeline.CHUNK_TEXTS, pipeline.CHUNK_CHARACTERS, pipeline.BUFFER_TEXTS, pipeline.BUFFER_TOKENS],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
@@ -58,15 +55,11 @@ def encode_file(
     texts: Rows[str],
     unfinished: Unfinished,
     facts: Facts,
-    *,
-    ranges: np.ndarray | None = None,
-    show_progress: bool = False,
-    **asked: Any,
+    options: EncodeOptions = DEFAULT,
 ) -> None:
     """Write the vectors of all texts: none is missing then. Under torchrun each process writes a part of them.
 
     facts   what the vectors depend on; `unfinished.check` has allowed them
-    asked   `instruction`, `prompt_name`, `truncate_dim` and `precision` of `Encoder.encode`
     raises  OSError with the file's name if it can't be written; what is on the disk stays, and a later call goes on
     """
     if distributed.is_main():
@@ -75,31 +68,30 @@ def encode_file(
     stretches = unfinished.missing(facts)
     distributed.barrier()  # every process has looked before one writes
     if distributed.world_size() > 1:
-        reading = {name: asked.get(name) for name in ("instruction", "prompt_name")}
-        stretches = _own(encoder.windows(texts, **reading), stretches)
+        stretches = _own(encoder.block_rows(texts, options), stretches)
     with unfinished.writer(facts, distributed.rank()) as write:
         for stretch in stretches:
             first = stretch.start
             some = Rows(texts.name, len(stretch), lambda rows, start=first: texts.take(rows + start))
-            for block in encoder.encode_blocks(some, ranges=ranges, show_progress=show_progress, first=first, **asked):
+            for block in encoder.encode_blocks(some, options, first):
                 write(first, block)
                 first += len(block)
     distributed.barrier()
 
 
-def _own(windows: list[range], stretches: list[range]) -> list[range]:
-    """This process's share of the windows in the stretches, joined where they touch."""
+def _own(blocks: list[range], stretches: list[range]) -> list[range]:
+    """This process's share of the blocks in the stretches, joined where they touch."""
     todo = [
-        window
-        for window in windows
-        if any(stretch.start <= window.start and window.stop <= stretch.stop for stretch in stretches)
+        block
+        for block in blocks
+        if any(stretch.start <= block.start and block.stop <= stretch.stop for stretch in stretches)
     ]
     mine: list[range] = []
     for number in distributed.share(len(todo)):
-        window = todo[number]
-        if mine and mine[-1].stop == window.start:
-            window = range(mine.pop().start, window.stop)
-        mine.append(window)
+        block = todo[number]
+        if mine and mine[-1].stop == block.start:
+            block = range(mine.pop().start, block.stop)
+        mine.append(block)
     return mine
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm2enc.artifact import FACTS, read_facts
+from llm2enc.artifact import METADATA_FILE, read_metadata
 from llm2enc.evaluation import cost as ladder
 from llm2enc.evaluation import suite
 from llm2enc.evaluation.bootstrap import draws, interval
@@ -91,8 +91,10 @@ def _check_disk(model: str, tasks: Sequence[Task], out: Path, cache: Path | None
     """OSError if results or vectors can't be written; vectors are counted where the width is known without the model."""
     check_room(out)
     if cache is not None:
-        facts = next((place for place in (Path(model), Path(model) / "model") if (place / FACTS).is_file()), None)
-        width = read_facts(facts)["dimensions"] if facts else 0
+        folder = next(
+            (place for place in (Path(model), Path(model) / "model") if (place / METADATA_FILE).is_file()), None
+        )
+        width = read_metadata(folder).dimensions if folder else 0
         texts = len({(side, text) for task in tasks for side, some in task.texts() for text in some})
         check_room(cache, texts * 4 * width)
 

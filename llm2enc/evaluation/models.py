@@ -10,7 +10,7 @@ import numpy as np
 
 from llm2enc.artifact import put_back
 from llm2enc.encoding import Encoder
-from llm2enc.errors import InputError, explained
+from llm2enc.errors import InputError, explained, require
 from llm2enc.evaluation.tasks import TextEncoder
 
 _PIECE = 1024  # texts that are tokenized at a time
@@ -77,12 +77,9 @@ class SentenceTransformerEncoder:
     """A model of sentence-transformers. Prompts are its own; an instruction is given in E5's form, `Instruct: ...`."""
 
     def __init__(self, name: str):
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError:
-            raise InputError(
-                f"{name} is opened by sentence-transformers, which is not installed: pip install 'llm2enc[serve]'"
-            ) from None
+        require("sentence_transformers", extra="serve")
+        from sentence_transformers import SentenceTransformer
+
         if not Path(name).is_dir():
             _check_hub(name)
         with explained(name, "sentence-transformers opens no such model: name another, or look at its files"):

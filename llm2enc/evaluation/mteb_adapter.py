@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm2enc.errors import InputError
+from llm2enc.errors import InputError, require
 from llm2enc.evaluation.scoring import Instructions
 from llm2enc.evaluation.tasks import Outcome, TaskType, TextEncoder
 
@@ -46,10 +46,9 @@ def mteb_library() -> Any:
 
     raises  ValueError with the remedy where it is not installed
     """
-    try:
-        import mteb
-    except ImportError:
-        raise InputError("tasks of mteb need mteb, which is not installed: pip install 'llm2enc[mteb]'") from None
+    require("mteb", extra="mteb")
+    import mteb
+
     return mteb
 
 

@@ -21,7 +21,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm2enc.artifact import beside, card, files, write_json
+from llm2enc.artifact import METADATA_FILE, beside, card, read_metadata, write_json
 from llm2enc.errors import CannotExport, InputError, explained
 from llm2enc.recipe import LoraSpec, Recipe, load_recipe
 
@@ -358,11 +358,11 @@ def _check_target(folder: Path, result: str) -> None:
             raise InputError(
                 f"{path} is in use and was not written by this export (no {FACTS}); choose another directory"
             )
-    if (folder / files.FACTS).is_file():
-        facts = json.loads((folder / files.FACTS).read_text(encoding="utf-8"))
+    if (folder / METADATA_FILE).is_file():
+        there = read_metadata(folder)
         # Stored in another type, the encoder has another fingerprint; its history still names the run's.
-        if result not in {facts["fingerprint"], *(row.get("result") for row in facts.get("history", []))}:
+        if result not in {there.fingerprint, *(row.result for row in there.history)}:
             raise InputError(
-                f"{folder} holds an encoder with weights {facts['fingerprint'][:12]}, the run made {result[:12]}; choose "
+                f"{folder} holds an encoder with weights {there.fingerprint[:12]}, the run made {result[:12]}; choose "
                 "another directory"
             )

@@ -14,22 +14,20 @@ the rows behind it, where eager masks with the smallest finite number.
 S tokens of the longest, D width.
 """
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm2enc.artifact import asked, dense
+from llm2enc.artifact import Metadata, asked, dense
 from llm2enc.artifact import config as trunk_config
 from llm2enc.encoding import Encoder
-from llm2enc.errors import CannotExport, InputError
+from llm2enc.errors import CannotExport, InputError, require
 from llm2enc.model import POOLERS
 from llm2enc.recipe import Pooling
 from llm2enc.storage import naming, scratch, sync
@@ -72,7 +70,7 @@ class Graph(nn.Module):
         return hidden, nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
 
-def open_graph(folder: Path, facts: dict[str, Any]) -> Graph:
+def open_graph(folder: Path, metadata: Metadata) -> Graph:
     """The graph of a directory, in float32 and evaluation mode, on the CPU."""
     from transformers import AutoModel
 
@@ -80,8 +78,8 @@ def open_graph(folder: Path, facts: dict[str, Any]) -> Graph:
         folder, config=trunk_config.read(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
         attn_implementation="eager",
     )  # fmt: skip
-    head = dense.read(folder, facts["head"]) if facts.get("head") else None
-    return Graph(trunk, facts["pooling"], facts["normalize"], head).eval()
+    head = dense.read(folder, metadata.head) if metadata.head else None
+    return Graph(trunk, metadata.pooling, metadata.normalize, head).eval()
 
 
 def example(graph: Graph) -> tuple[Tensor, Tensor]:
@@ -95,14 +93,14 @@ def example(graph: Graph) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
-def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
+def refusal(encoder: Encoder, metadata: Metadata) -> str:
     """Why no graph whose only inputs are ids and mask gives this encoder's vectors; empty if one does."""
-    if not facts["native"]:
+    if not metadata.native:
         return (
-            f"a graph reads what the exported tokenizer gives, as sentence-transformers does, and {facts['reason']} "
+            f"a graph reads what the exported tokenizer gives, as sentence-transformers does, and {metadata.reason} "
             "Until then only llm2enc gives this encoder's vectors"
         )
-    unpooled = _unpooled_prompts(encoder, facts)
+    unpooled = _unpooled_prompts(encoder, metadata)
     if unpooled:
         return (
             f"tokens of the prompt {', '.join(map(repr, unpooled))} are read but not pooled (include_prompt is false in "
@@ -113,11 +111,11 @@ def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
     return ""
 
 
-def _unpooled_prompts(encoder: Encoder, facts: dict[str, Any]) -> list[str]:
+def _unpooled_prompts(encoder: Encoder, metadata: Metadata) -> list[str]:
     """Prompts whose vectors pool other tokens than the mask shows."""
     readings = asked(encoder.input_format)
     found = []
-    for name in dict.fromkeys(["document", *facts["prompts"]]):
+    for name in dict.fromkeys(["document", *metadata.prompts]):
         tokens = encoder.input_format.pack(["The river runs through the old town"], *readings[name])
         if not POOLERS[encoder.pooling].same_in_others(tokens.pool):
             found.append(name)
@@ -125,17 +123,15 @@ def _unpooled_prompts(encoder: Encoder, facts: dict[str, Any]) -> list[str]:
 
 
 def check_request(
-    encoder: Encoder, facts: dict[str, Any], dtypes: tuple[str, ...], packages: tuple[str, ...], extra: str
+    encoder: Encoder, metadata: Metadata, dtypes: tuple[str, ...], packages: tuple[str, ...], extra: str
 ) -> None:
     """CannotExport for an encoder that no graph holds; ValueError for a storage type that none has, or missing packages."""
-    reason = refusal(encoder, facts)
+    reason = refusal(encoder, metadata)
     if reason:
         raise CannotExport(reason)
     if not dtypes or any(dtype not in FLOORS for dtype in dtypes):
         raise InputError(f"dtypes is {dtypes!r}; weights of a graph are stored as one or both of {', '.join(FLOORS)}")
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"{', '.join(missing)} is not installed; pip install 'llm2enc[{extra}]'")
+    require(*packages, extra=extra)
 
 
 def half(weight: np.ndarray, name: str) -> np.ndarray:
@@ -171,7 +167,7 @@ class Expected:
     bidirectional: bool
 
 
-def expected(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> Expected:
+def expected(encoder: Encoder, folder: Path, metadata: Metadata) -> Expected:
     """Ids and vectors of the golden texts and of 1 to 256 words, as documents, and of some under every prompt.
 
     Texts reach beyond a sliding window, where the encoder's limit does. An encoder of 16 bits is opened again in
@@ -182,15 +178,15 @@ def expected(encoder: Encoder, folder: Path, facts: dict[str, Any]) -> Expected:
         encoder = Encoder.load(folder, "float32")
     input_format, config = encoder.input_format, encoder.backbone.config
     longest = min(encoder.max_tokens, max(_PADDED_TOKENS, (getattr(config, "sliding_window", None) or 0) + 64))
-    texts, readings = _texts(facts["golden"]["texts"], longest), asked(input_format)
+    texts, readings = _texts(metadata.golden.texts, longest), asked(input_format)
     rows, vectors = [], []
-    for name in dict.fromkeys(["document", *facts["prompts"]]):
+    for name in dict.fromkeys(["document", *metadata.prompts]):
         chosen = texts if name == "document" else texts[:4]
         tokens = input_format.pack(chosen, *readings[name])
         rows += [part.numpy().astype(np.int64) for part in tokens.ids.split(tokens.lengths.tolist())]
         vectors.append(encoder.encode(chosen, prompt_name=name))
     padding = input_format.tokenizer.pad_token_id
-    return Expected(rows, np.concatenate(vectors), padding or 0, facts["attention"] == "bidirectional")
+    return Expected(rows, np.concatenate(vectors), padding or 0, metadata.attention == "bidirectional")
 
 
 def check(run: Run, wanted: Expected, dtype: str, name: str) -> Agreement:

@@ -8,7 +8,6 @@ former weights) go from the repository too; other files there stay.
 """
 
 import itertools
-import json
 import mmap
 import os
 import re
@@ -16,10 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llm2enc.artifact import METADATA_FILE, read_metadata
 from llm2enc.errors import InputError
 from llm2enc.storage import secrets
 
-_FACTS, _CARD = "llm2enc.json", "README.md"
+_CARD = "README.md"
 _TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
 _HOME = "a path into a home directory"
@@ -112,16 +112,13 @@ def check_folder(folder: Path, token: str = "") -> None:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no directory; give one that `llm2enc convert` or `llm2enc export` wrote")
-    for name in (_FACTS, _CARD):
+    for name in (METADATA_FILE, _CARD):
         if not (folder / name).is_file():
             raise InputError(
                 f"{folder} is not an export of llm2enc with a model card: it has no {name}. Write it with "
                 "`llm2enc convert NAME -o DIR`, and push DIR/model"
             )
-    try:
-        json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-    except ValueError:
-        raise InputError(f"{folder / _FACTS} is not valid JSON; export again") from None
+    read_metadata(folder)  # a damaged one would open for nobody
     found = [
         f"{path.relative_to(folder)} ({kind})" for path in _files(folder) for kind in _why_not(path, folder, token)
     ]

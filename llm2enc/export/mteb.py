@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm2enc.artifact import base_model, recipes_of
+from llm2enc.artifact import Metadata, base_model
 from llm2enc.encoding import Encoder
 from llm2enc.storage import replace_text
 
@@ -54,26 +54,26 @@ _TASKS: dict[str, tuple[str, ...]] = {
 _UNRECORDED = "whatever this encoder saw in training: it was saved without a recipe"
 
 
-def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
+def refusal(encoder: Encoder, metadata: Metadata) -> str:
     """Nothing: what sentence-transformers can't run, llm2enc runs."""
     return ""
 
 
-def write(encoder: Encoder, folder: Path, facts: dict[str, Any], *, name: str | None = None) -> list[Path]:
+def write(encoder: Encoder, folder: Path, metadata: Metadata, *, name: str | None = None) -> list[Path]:
     """Write mteb_model.py into `folder`, the exported directory.
 
     name  USER/NAME on the hub; `your-name/` and the recipe's name by default
     """
     path = folder / FILE
-    replace_text(path, _source(encoder, folder, facts, name))
+    replace_text(path, _source(encoder, folder, metadata, name))
     return [path]
 
 
-def _source(encoder: Encoder, folder: Path, facts: dict[str, Any], name: str | None) -> str:
-    recipe = facts["recipe"]
+def _source(encoder: Encoder, folder: Path, metadata: Metadata, name: str | None) -> str:
+    recipe = metadata.recipe
     parameters = list(encoder.backbone.trunk.parameters())
     embeddings = encoder.backbone.trunk.get_input_embeddings().weight
-    known, unknown = training_tasks(recipes_of(facts))
+    known, unknown = training_tasks(metadata.recipes)
     fields = {
         "loader": "load",
         "name": repr(name or f"your-name/{recipe['name'] if recipe else 'my-encoder'}"),
@@ -83,20 +83,20 @@ def _source(encoder: Encoder, folder: Path, facts: dict[str, Any], name: str | N
         "n_parameters": str(sum(p.numel() for p in parameters)),
         "n_embedding_parameters": str(embeddings.numel()),
         "memory_usage_mb": str(round(sum(p.numel() * p.element_size() for p in parameters) / 2**20, 1)),
-        "max_tokens": str(facts["input"]["max_tokens"]),
-        "embed_dim": str(facts["dimensions"]),
+        "max_tokens": str(metadata.input.max_tokens),
+        "embed_dim": str(metadata.dimensions),
         "license": "None",
         "open_weights": "None",
         "public_training_code": "None",
         "public_training_data": "None",
-        "framework": repr(_frameworks(folder, facts["native"])),
+        "framework": repr(_frameworks(folder, metadata.native)),
         "similarity_fn_name": "ScoringFunction.COSINE",
-        "use_instructions": str(_reads_instructions(encoder, facts)),
-        "adapted_from": repr(base_model(recipes_of(facts))),
+        "use_instructions": str(_reads_instructions(encoder, metadata)),
+        "adapted_from": repr(base_model(metadata.recipes)),
         "training_datasets": f"{_tasks(known, unknown)}{_comments(unknown)}",
     }
     lines = [f"    {key}={value}" + ("" if "  #" in value else ",") for key, value in fields.items()]
-    head = _NATIVE.format(prompts=_dictionary(facts["prompts"])) if facts["native"] else _OURS
+    head = _NATIVE.format(prompts=_dictionary(metadata.prompts)) if metadata.native else _OURS
     return _HEAD + head + "\n\nmodel_meta = ModelMeta(\n" + "\n".join(lines) + "\n)\n"
 
 
@@ -189,10 +189,10 @@ def _frameworks(folder: Path, native: bool) -> list[str]:
     return ["Sentence Transformers", *found] if native else found
 
 
-def _reads_instructions(encoder: Encoder, facts: dict[str, Any]) -> bool:
+def _reads_instructions(encoder: Encoder, metadata: Metadata) -> bool:
     """Whether a query's input is another than a document's."""
     readings = [encoder.reading(prompt_name=side) for side in ("query", "document")]
-    return readings[0] != readings[1] or any(facts["prompts"].values())
+    return readings[0] != readings[1] or any(metadata.prompts.values())
 
 
 def _dictionary(prompts: dict[str, str]) -> str:

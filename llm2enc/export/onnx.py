@@ -33,10 +33,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llm2enc.artifact import Metadata
 from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotExport
 from llm2enc.export import graph
@@ -60,29 +61,26 @@ _HALF = 10  # TensorProto.FLOAT16
 _FLOAT = 1  # TensorProto.FLOAT
 
 
-def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
+def refusal(encoder: Encoder, metadata: Metadata) -> str:
     """Why this encoder can't have the form; empty if it can."""
-    return graph.refusal(encoder, facts)
+    return graph.refusal(encoder, metadata)
 
 
-def write(
-    encoder: Encoder, folder: Path, facts: dict[str, Any], *, dtypes: tuple[str, ...] = ("float32",)
-) -> list[Path]:
+def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: tuple[str, ...] = ("float32",)) -> list[Path]:
     """Write the graphs into `folder`/onnx and return their files; weights beyond 1.9 GB stand beside them.
 
     encoder  the encoder of `folder`
-    facts    the content of its llm2enc.json
     dtypes   float32, float16: what the matrices are stored in, one graph each
     raises   CannotExport if the encoder can't have this form, the family can't be traced, or a graph gives other vectors
              than the encoder; ValueError for a missing package
     """
-    graph.check_request(encoder, facts, dtypes, ("onnx", "onnxruntime"), "onnx")
-    wanted = graph.expected(encoder, folder, facts)
+    graph.check_request(encoder, metadata, dtypes, ("onnx", "onnxruntime"), "onnx")
+    wanted = graph.expected(encoder, folder, metadata)
     with graph.into(folder / "onnx") as partial:
         faults = []
         for exporter in (_script, _program):
             try:
-                _graphs(exporter, folder, facts, wanted, dtypes, partial)
+                _graphs(exporter, folder, metadata, wanted, dtypes, partial)
                 break
             except CannotExport as error:
                 faults.append(error)
@@ -96,15 +94,15 @@ def write(
 
 
 def _graphs(
-    exporter: Exporter, folder: Path, facts: dict[str, Any], wanted: graph.Expected, dtypes: tuple[str, ...], out: Path
+    exporter: Exporter, folder: Path, metadata: Metadata, wanted: graph.Expected, dtypes: tuple[str, ...], out: Path
 ) -> None:
     """Write the graphs that `exporter` makes into `out`. CannotExport if it can't, or if one of them does not agree."""
     traced = out / "traced"
     traced.mkdir()
     try:
-        _trace(exporter, folder, facts, traced / "model.onnx")
+        _trace(exporter, folder, metadata, traced / "model.onnx")
         for dtype in dtypes:
-            _save(_model(traced / "model.onnx", facts, dtype), out / FILES[dtype])
+            _save(_model(traced / "model.onnx", metadata, dtype), out / FILES[dtype])
             agreement(out / FILES[dtype], wanted, dtype)
     finally:
         shutil.rmtree(traced)
@@ -140,17 +138,17 @@ def runner(path: Path) -> Run:
 # --------------------------------------------------------------------------------------------------------------- graph
 
 
-def _trace(exporter: Exporter, folder: Path, facts: dict[str, Any], path: Path) -> None:
+def _trace(exporter: Exporter, folder: Path, metadata: Metadata, path: Path) -> None:
     """Write the float32 graph to `path`; weights beyond 2 GiB in files beside it."""
     import torch
 
-    module = graph.open_graph(folder, facts)
+    module = graph.open_graph(folder, metadata)
     try:
         with torch.no_grad(), _quiet():
             exporter(module, graph.example(module), path)
     except Exception as error:  # whatever a family's code does that can't be traced
         raise CannotExport(
-            f"torch.onnx can't trace a {facts['model_type']} ({type(error).__name__}: {str(error)[:300]}); serve the "
+            f"torch.onnx can't trace a {metadata.model_type} ({type(error).__name__}: {str(error)[:300]}); serve the "
             "directory with sentence-transformers or llm2enc instead"
         ) from error
 
@@ -206,14 +204,14 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _model(path: Path, facts: dict[str, Any], dtype: str) -> "ModelProto":
+def _model(path: Path, metadata: Metadata, dtype: str) -> "ModelProto":
     """The traced graph in memory, with its storage type and what says where it comes from."""
     import onnx
 
     model = onnx.load(path)
     if dtype == "float16":
         halve(model.graph)
-    said = {"fingerprint": facts["fingerprint"], "pooling": facts["pooling"], "normalize": str(facts["normalize"])}
+    said = {"fingerprint": metadata.fingerprint, "pooling": metadata.pooling, "normalize": str(metadata.normalize)}
     onnx.helper.set_model_props(model, {f"llm2enc.{key}": value for key, value in said.items()})
     return model
 

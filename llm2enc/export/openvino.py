@@ -17,10 +17,11 @@ with this hint shows only on such a processor. In the float16 model, matrices al
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llm2enc.artifact import Metadata
 from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotExport
 from llm2enc.export import graph
@@ -35,27 +36,24 @@ FILES = {"float32": "openvino_model.xml", "float16": "openvino_model_fp16.xml"}
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
+def refusal(encoder: Encoder, metadata: Metadata) -> str:
     """Why this encoder can't have the form; empty if it can."""
-    return graph.refusal(encoder, facts)
+    return graph.refusal(encoder, metadata)
 
 
-def write(
-    encoder: Encoder, folder: Path, facts: dict[str, Any], *, dtypes: tuple[str, ...] = ("float32",)
-) -> list[Path]:
+def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: tuple[str, ...] = ("float32",)) -> list[Path]:
     """Write the models into `folder`/openvino and return their files.
 
     encoder  the encoder of `folder`
-    facts    the content of its llm2enc.json
     dtypes   float32, float16: what the weights are stored in, one model each; arithmetic is what the caller asks for
     raises   CannotExport if the encoder can't have this form, the family can't be traced, or a model gives other vectors
              than the encoder; ValueError for a missing package
     """
-    graph.check_request(encoder, facts, dtypes, ("openvino",), "openvino")
+    graph.check_request(encoder, metadata, dtypes, ("openvino",), "openvino")
     import openvino
 
-    wanted = graph.expected(encoder, folder, facts)
-    model = _convert(folder, facts)
+    wanted = graph.expected(encoder, folder, metadata)
+    model = _convert(folder, metadata)
     with graph.into(folder / "openvino") as partial:
         for dtype in sorted(dtypes, reverse=True):  # float32 first: halving is for good
             if dtype == "float16":
@@ -107,12 +105,12 @@ def halve(model: "Model") -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _convert(folder: Path, facts: dict[str, Any]) -> "Model":
+def _convert(folder: Path, metadata: Metadata) -> "Model":
     """The model in memory, in float32."""
     import openvino
     import torch
 
-    module = graph.open_graph(folder, facts)
+    module = graph.open_graph(folder, metadata)
     dynamic = openvino.PartialShape([-1, -1])
     try:
         with torch.no_grad(), warnings.catch_warnings():
@@ -124,12 +122,12 @@ def _convert(folder: Path, facts: dict[str, Any]) -> "Model":
             )
     except Exception as error:  # whatever a family's code does that can't be traced
         raise CannotExport(
-            f"openvino can't convert a {facts['model_type']} ({type(error).__name__}: {str(error)[:300]}); serve the "
+            f"openvino can't convert a {metadata.model_type} ({type(error).__name__}: {str(error)[:300]}); serve the "
             "directory with sentence-transformers or llm2enc instead"
         ) from error
     for port, name in zip((*model.inputs, *model.outputs), (*INPUTS, *OUTPUTS), strict=True):
         port.get_tensor().set_names({name})
-    said = {"fingerprint": facts["fingerprint"], "pooling": facts["pooling"], "normalize": str(facts["normalize"])}
+    said = {"fingerprint": metadata.fingerprint, "pooling": metadata.pooling, "normalize": str(metadata.normalize)}
     for key, value in said.items():
         model.set_rt_info(value, ["llm2enc", key])
     return model

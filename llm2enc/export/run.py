@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from llm2enc.artifact import DTYPES, FACTS, check_target, put_back, read_facts
+from llm2enc.artifact import DTYPES, METADATA_FILE, Metadata, check_target, put_back, read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotExport, InputError
 from llm2enc.recipe import load_recipe
@@ -64,11 +64,11 @@ class Source:
         for place in (path, path / "model"):
             if not place.exists():
                 put_back(place)
-        folder = path if (path / FACTS).is_file() else path / "model"
-        if not (folder / FACTS).is_file():
+        folder = path if (path / METADATA_FILE).is_file() else path / "model"
+        if not (folder / METADATA_FILE).is_file():
             raise InputError(
-                f"{path} is neither a directory written by llm2enc nor a run (no {FACTS}, no model/{FACTS}); make one "
-                "with `llm2enc convert NAME -o DIR`"
+                f"{path} is neither a directory written by llm2enc nor a run (no {METADATA_FILE}, no "
+                f"model/{METADATA_FILE}); make one with `llm2enc convert NAME -o DIR`"
             )
         above = folder.absolute().parent
         return Source(folder, above if (above / "recipe.yaml").is_file() else None)
@@ -105,10 +105,10 @@ def export(
     chosen = _dtypes(forms, dtypes)
     forms = list(chosen)
     found = Source.of(source)
-    facts = read_facts(found.folder)
-    _check_out(found, facts, forms, out)
+    metadata = read_metadata(found.folder)
+    _check_out(found, metadata, forms, out)
     encoder = Encoder.load(found.folder)
-    reasons = [f"{form}: {why}" for form in forms if (why := _refusal(form, encoder, facts, found))]
+    reasons = [f"{form}: {why}" for form in forms if (why := _refusal(form, encoder, metadata, found))]
     if reasons:
         raise CannotExport("; ".join(reasons))
     files: list[Path] = []
@@ -117,16 +117,16 @@ def export(
     if out is not None:
         folder = out
         if DIRECTORY in forms:
-            files += _rewrite(encoder, facts, folder, chosen[DIRECTORY])
-            facts, encoder = read_facts(folder), Encoder.load(folder)
+            files += _rewrite(encoder, metadata, folder, chosen[DIRECTORY])
+            metadata, encoder = read_metadata(folder), Encoder.load(folder)
     for form in forms:
         if form == "adapter":
             files += _module(form).write(found.run, folder)
         elif form != DIRECTORY:
             keywords: dict[str, Any] = {"dtypes": chosen[form]} if chosen[form] else {}
             keywords |= {"name": repo} if form == "mteb" else {}
-            files += _module(form).write(encoder, folder, facts, **keywords)
-            notes += _module(form).notes(encoder, facts) if form == "gguf" else []
+            files += _module(form).write(encoder, folder, metadata, **keywords)
+            notes += _module(form).notes(encoder, metadata) if form == "gguf" else []
     return Exported(files, notes)
 
 
@@ -138,15 +138,15 @@ def summaries() -> dict[str, str]:
 def why_not(source: Source) -> dict[str, str]:
     """Why a source can't have a form, by form; empty where it can."""
 
-    encoder, facts = Encoder.load(source.folder), read_facts(source.folder)
-    return {form: _refusal(form, encoder, facts, source) for form in FORMS}
+    encoder, metadata = Encoder.load(source.folder), read_metadata(source.folder)
+    return {form: _refusal(form, encoder, metadata, source) for form in FORMS}
 
 
-def _refusal(form: str, encoder: Encoder, facts: dict[str, Any], source: Source) -> str:
+def _refusal(form: str, encoder: Encoder, metadata: Metadata, source: Source) -> str:
     if form == DIRECTORY:
         return ""
     if form != "adapter":
-        return _module(form).refusal(encoder, facts)
+        return _module(form).refusal(encoder, metadata)
     if source.run is None:
         return "an adapter is made of the stages of a run; give the run's folder, as `llm2enc convert` left it"
     return _module(form).refusal(source.run)
@@ -172,7 +172,7 @@ def _dtypes(forms: Sequence[str], asked: Sequence[str]) -> dict[str, tuple[str, 
     return {form: own or (() if form == DIRECTORY else known[form][:1]) for form, own in chosen.items()}
 
 
-def _check_out(source: Source, facts: dict[str, Any], forms: Sequence[str], out: Path | None) -> None:
+def _check_out(source: Source, metadata: Metadata, forms: Sequence[str], out: Path | None) -> None:
     """ValueError if `out` would lose something, or hold files that belong to another encoder or to none."""
     if DIRECTORY in forms:
         if out is None:
@@ -182,10 +182,10 @@ def _check_out(source: Source, facts: dict[str, Any], forms: Sequence[str], out:
                 f"{out} is the directory to be exported, and would lose its other forms; choose another one with -o"
             )
         check_target(out)
-    elif out is not None and (out / FACTS).is_file():
-        theirs = read_facts(out)
+    elif out is not None and (out / METADATA_FILE).is_file():
+        theirs = read_metadata(out)
         # An adapter's weights are those of a run, whose encoder may stand there in another type; it looks by itself.
-        if list(forms) != ["adapter"] and any(theirs[name] != facts[name] for name in _SAME):
+        if list(forms) != ["adapter"] and any(getattr(theirs, name) != getattr(metadata, name) for name in _SAME):
             raise InputError(f"{out} holds another encoder than {source.folder}; choose another directory")
     elif out is not None:
         parts = [form for form in forms if not FORMS[form].alone]
@@ -198,10 +198,10 @@ def _check_out(source: Source, facts: dict[str, Any], forms: Sequence[str], out:
             raise InputError(f"{out} is a file; give a directory")
 
 
-def _rewrite(encoder: Encoder, facts: dict[str, Any], folder: Path, dtypes: tuple[str, ...]) -> list[Path]:
+def _rewrite(encoder: Encoder, metadata: Metadata, folder: Path, dtypes: tuple[str, ...]) -> list[Path]:
     """The directory once more, in another storage type if one is given."""
 
-    recipe = load_recipe(facts["recipe"]) if facts["recipe"] else None
+    recipe = load_recipe(metadata.recipe) if metadata.recipe else None
     dtype = dtypes[0] if dtypes else None
-    encoder.save(folder, recipe=recipe, history=facts["history"], merge=facts.get("merge"), dtype=dtype)
+    encoder.save(folder, recipe=recipe, history=metadata.history, merge=metadata.merge, dtype=dtype)
     return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from llm2enc.artifact import Metadata
 from llm2enc.errors import explained
 from llm2enc.merging.arithmetic import METHODS
 from llm2enc.merging.weights import Weights
@@ -47,19 +48,19 @@ def wrong_arguments(
     return faults
 
 
-def differences(parents: list[Weights], facts: list[dict[str, Any]], n: int) -> list[str]:
-    """What keeps encoder `n` from being merged with the first one. `facts`: the content of each llm2enc.json."""
+def differences(parents: list[Weights], metadata: list[Metadata], n: int) -> list[str]:
+    """What keeps encoder `n` from being merged with the first one."""
     first, other = parents[0].folder, parents[n].folder
-    ours, theirs = facts[0], facts[n]
+    ours, theirs = metadata[0], metadata[n]
     faults = [
-        f"{name} is {theirs[name]!r}, not {ours[name]!r}"
+        f"{name} is {getattr(theirs, name)!r}, not {getattr(ours, name)!r}"
         for name in ("attention", "pooling", "normalize")
-        if ours[name] != theirs[name]
+        if getattr(ours, name) != getattr(theirs, name)
     ]
     if ours.get("head") != theirs.get("head"):
         faults.append(f"the head is {theirs.get('head')}, not {ours.get('head')}")
     for what, own, found in (
-        ("another input format", ours["input"], theirs["input"]),
+        ("another input format", ours.input.model_dump(), theirs.input.model_dump()),
         ("other model settings", _settings(first), _settings(other)),
         ("another tokenizer", _tokenizer(first), _tokenizer(other)),
     ):

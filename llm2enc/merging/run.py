@@ -18,12 +18,11 @@ so far, so their order matters. Sums are float64 and are rounded once, to the ty
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm2enc.artifact import check_target, dense, read_facts, recipes_of
+from llm2enc.artifact import MergeRecord, Parent, check_target, dense, read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.merging.arithmetic import METHODS, Method, average
@@ -44,8 +43,8 @@ def merge(
     weights: Sequence[float] | None = None,
     base: str | Path | None = None,
     towards: float = 0.0,
-) -> dict[str, Any]:
-    """Write the encoder merged from the exported directories `folders` to `out`; how it was made, as its llm2enc.json has.
+) -> MergeRecord:
+    """How the encoder was made that is merged from the exported directories `folders` and written to `out`.
 
     weights  one per folder, equal by default; only their ratios count
     base     a directory with the same trunk, exported or a causal LM whose head is ignored, or `pocket`
@@ -56,12 +55,12 @@ def merge(
     shares = [1.0] * len(places) if weights is None else [float(weight) for weight in weights]
     _raise(wrong_arguments(places, out, method, shares, base, towards))
     check_target(out)
-    facts = [read_facts(place) for place in places]
+    metadata = [read_metadata(place) for place in places]
     parents = [Weights(place) for place in places]
     ground = None if base is None else Weights(Path(resolve(str(base))))
-    faults = [fault for n in range(1, len(places)) for fault in differences(parents, facts, n)]
-    if base is not None and facts[0].get("head"):
-        kind = facts[0]["head"]["kind"]
+    faults = [fault for n in range(1, len(places)) for fault in differences(parents, metadata, n)]
+    if base is not None and metadata[0].head:
+        kind = metadata[0].head.kind
         faults.append(f"{places[0]} has a {kind}, which no base has to be taken back towards; merge without a base")
     _raise(faults + ([] if ground is None else unlike_base(parents[0], ground)))
     names = {} if ground is None else names_in_base(parents[0], ground)
@@ -72,18 +71,18 @@ def merge(
 
     size = sum((parents[0].folder / file).stat().st_size for file in set(parents[0].files.values()))
     check_room(out.absolute().parent, 2 * size)  # for a moment the weights are there twice
-    record = {
-        "method": method,
-        "parents": [
-            {"fingerprint": fact["fingerprint"], "weight": share, "recipes": recipes_of(fact)}
-            for fact, share in zip(facts, shares, strict=True)
+    record = MergeRecord(
+        method=method,
+        parents=[
+            Parent(fingerprint=parent.fingerprint, weight=share, recipes=parent.recipes)
+            for parent, share in zip(metadata, shares, strict=True)
         ],
-        "base": None if ground is None else fingerprint(ground, names, parents[0]),
-        "towards": float(towards),
-    }
+        base=None if ground is None else fingerprint(ground, names, parents[0]),
+        towards=float(towards),
+    )
     with scratch(out.absolute(), "merged") as folder, naming(out):
         _write_merged(parents[0], folder, merged)
-        if facts[0].get("head"):
+        if metadata[0].head:
             heads = [Weights(place / dense.DENSE) for place in places]
             (folder / dense.DENSE).mkdir()
             _write_merged(

@@ -4,45 +4,45 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llm2enc.artifact import dense
+from llm2enc.artifact import Metadata, dense
 from llm2enc.errors import InputError
 from llm2enc.model import POOLERS
 from llm2enc.verification.report import Parity
 
 
-def check(folder: Path, facts: dict[str, Any]) -> Parity:
+def check(folder: Path, metadata: Metadata) -> Parity:
     """One row for all of them; its note names every file and key that does not fit llm2enc.json."""
     found: list[str] = []
     for look in (_config, _modules, _pooling, _dense, _sentence_transformers, _tokenizer):
         try:
-            found += look(folder, facts)
+            found += look(folder, metadata)
         except ValueError as error:
             found.append(str(error))
     if found:
         remedy = "put these values back, or write the directory again with Encoder.load(DIR).save(DIR)"
         return Parity("files", None, "; ".join(found), verdict="differs", remedy=remedy)
-    gone = _guards(folder, facts)
+    gone = _guards(folder, metadata)
     if gone:
         note = f"without {' and '.join(gone)}, some old releases run it as a causal model and say nothing"
         return Parity("files", None, note, remedy="write the directory again to have old releases stop at it")
     return Parity("files", None, "say what llm2enc.json says")
 
 
-def _config(folder: Path, facts: dict[str, Any]) -> list[str]:
+def _config(folder: Path, metadata: Metadata) -> list[str]:
     config = _read(folder / "config.json")
-    if facts["attention"] == "causal":
+    if metadata.attention == "causal":
         expected = {"is_causal": (None, True)}
-    elif facts["model_type"] == "gemma3_text":  # the one family whose engines read another key
+    elif metadata.model_type == "gemma3_text":  # the one family whose engines read another key
         expected = {"use_bidirectional_attention": (True,)}
     else:
         expected = {"is_causal": (False,)}
     return _unlike("config.json", config, expected)
 
 
-def _guards(folder: Path, facts: dict[str, Any]) -> list[str]:
+def _guards(folder: Path, metadata: Metadata) -> list[str]:
     """Keys at which old releases stop (export/config.py) that are not there. Recent ones open the directory without them,
     and some users have to take them out, so this is no fault."""
-    if facts["attention"] == "causal":
+    if metadata.attention == "causal":
         return []
     settings = _read(folder / "sentence_bert_config.json")
     there = {
@@ -53,43 +53,43 @@ def _guards(folder: Path, facts: dict[str, Any]) -> list[str]:
     return [name for name, found in there.items() if not found]
 
 
-def _modules(folder: Path, facts: dict[str, Any]) -> list[str]:
+def _modules(folder: Path, metadata: Metadata) -> list[str]:
     kinds = [module["type"].rpartition(".")[2] for module in _read(folder / "modules.json")]
-    expected = ["Transformer", "Pooling", *["Dense"] * bool(facts.get("head")), *["Normalize"] * facts["normalize"]]
+    expected = ["Transformer", "Pooling", *["Dense"] * bool(metadata.head), *["Normalize"] * metadata.normalize]
     return [] if kinds == expected else [f"modules.json: {kinds}, expected {expected}"]
 
 
-def _pooling(folder: Path, facts: dict[str, Any]) -> list[str]:
+def _pooling(folder: Path, metadata: Metadata) -> list[str]:
     """The mode under its new name and under the old ones, where they are there."""
     name = "1_Pooling/config.json"
     pooling = _read(folder / name)
-    expected = {f"pooling_mode_{pooler.flag}": (own == facts["pooling"],) for own, pooler in POOLERS.items()}
-    width = _read(folder / dense.DENSE / "config.json").get("in_features") if facts.get("head") else facts["dimensions"]
+    expected = {f"pooling_mode_{pooler.flag}": (own == metadata.pooling,) for own, pooler in POOLERS.items()}
+    width = _read(folder / dense.DENSE / "config.json").get("in_features") if metadata.head else metadata.dimensions
     expected |= {key: (width,) for key in ("embedding_dimension", "word_embedding_dimension")}
     expected = {key: value for key, value in expected.items() if key in pooling}
-    return _unlike(name, pooling, {"pooling_mode": (POOLERS[facts["pooling"]].mode,), **expected})
+    return _unlike(name, pooling, {"pooling_mode": (POOLERS[metadata.pooling].mode,), **expected})
 
 
-def _dense(folder: Path, facts: dict[str, Any]) -> list[str]:
+def _dense(folder: Path, metadata: Metadata) -> list[str]:
     """The weights themselves are part of the fingerprint; the width they take is looked at by `_pooling`."""
-    if not facts.get("head"):
+    if not metadata.head:
         return []
     config = _read(folder / dense.DENSE / "config.json")
-    expected = dense.settings(config.get("in_features"), facts["head"])
+    expected = dense.settings(config.get("in_features"), metadata.head)
     return _unlike(f"{dense.DENSE}/config.json", config, {key: (value,) for key, value in expected.items()})
 
 
-def _sentence_transformers(folder: Path, facts: dict[str, Any]) -> list[str]:
+def _sentence_transformers(folder: Path, metadata: Metadata) -> list[str]:
     settings, top = "sentence_bert_config.json", "config_sentence_transformers.json"
     found = _unlike(settings, _read(folder / settings), {"do_lower_case": (False,)})
     # The engines are given each prompt by name; only here it is seen what a text without one gets.
-    default = "document" if facts["prompts"].get("document") else None
+    default = "document" if metadata.prompts.get("document") else None
     return found + _unlike(
-        top, _read(folder / top), {"prompts": (facts["prompts"],), "default_prompt_name": (default,)}
+        top, _read(folder / top), {"prompts": (metadata.prompts,), "default_prompt_name": (default,)}
     )
 
 
-def _tokenizer(folder: Path, facts: dict[str, Any]) -> list[str]:
+def _tokenizer(folder: Path, metadata: Metadata) -> list[str]:
     name = "tokenizer_config.json"
     return _unlike(name, _read(folder / name), {"padding_side": ("right",), "truncation_side": ("right",)})
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llm2enc.artifact import FACTS, read_facts, write_json
+from llm2enc.artifact import read_metadata, write_metadata
 from llm2enc.storage import replace_text
 
 Verdict = Literal[
@@ -72,8 +72,8 @@ def write_card(folder: Path, report: Report) -> None:
     """Put the table into README.md and the rows into llm2enc.json of the directory; each file is replaced whole."""
     from llm2enc.artifact import with_engines
 
-    facts = read_facts(folder)
-    facts["verification"] = {key: value for key, value in report.to_json().items() if key != "folder"}
+    found = {key: value for key, value in report.to_json().items() if key != "folder"}
+    metadata = read_metadata(folder).model_copy(update={"verification": found})
     card = folder / "README.md"
     rows = [
         {
@@ -88,4 +88,4 @@ def write_card(folder: Path, report: Report) -> None:
     ]
     text = with_engines(card.read_text(encoding="utf-8") if card.is_file() else "", rows)
     replace_text(card, text)
-    write_json(folder / FACTS, facts)
+    write_metadata(folder, metadata)

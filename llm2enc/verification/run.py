@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from llm2enc.artifact import read_facts
+from llm2enc.artifact import METADATA_FILE, Metadata, read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.verification import files
@@ -65,11 +64,11 @@ def verify(
     unknown = [name for name in engines or () if name not in ENGINES]
     if unknown:
         raise InputError(f"no engine named {', '.join(unknown)}; choose of {', '.join(ENGINES)}")
-    if not (folder / "llm2enc.json").is_file():
-        raise InputError(f"{folder} has no llm2enc.json: verify_foreign looks at other encoders")
-    facts = read_facts(folder)
+    if not (folder / METADATA_FILE).is_file():
+        raise InputError(f"{folder} has no {METADATA_FILE}: verify_foreign looks at other encoders")
+    metadata = read_metadata(folder)
     wanted = [name for name in ENGINES if engines is None or name in engines]
-    rows = [files.check(folder, facts)] if "files" in wanted else []
+    rows = [files.check(folder, metadata)] if "files" in wanted else []
     started = time.perf_counter()
     try:
         reopened = Encoder.load(folder, full_proof=encoder is None)  # proven when it was written, a moment ago
@@ -83,10 +82,10 @@ def verify(
         given = fewer(every, sum(parameter.numel() for parameter in reopened.parameters()))
     cover = "" if given == every else f"it read {len(given)} of {len(every)} texts: `llm2enc verify {folder}` reads all"
     if "llm2enc" in wanted:
-        row = _own(reopened, facts, encoder, given)
+        row = _own(reopened, metadata, encoder, given)
         rows.append(replace(row, seconds=time.perf_counter() - started))
     if any(name in OTHERS for name in wanted):
-        measure = _Measure(folder, facts, reopened, given, seconds)
+        measure = _Measure(folder, metadata, reopened, given, seconds)
         rows += [row for name in wanted if name in OTHERS for row in measure.rows(name)]
     if cover:
         rows = [
@@ -118,11 +117,11 @@ def contracts(folder: Path) -> list[Parity]:
 # ------------------------------------------------------------------------------------------------------------- llm2enc
 
 
-def _own(reopened: Encoder, facts: dict[str, Any], encoder: Encoder | None, texts: dict[str, str]) -> Parity:
+def _own(reopened: Encoder, metadata: Metadata, encoder: Encoder | None, texts: dict[str, str]) -> Parity:
     """The reopened encoder against its golden vectors, its fingerprint, and the encoder it was written from."""
     dtype = str(next(reopened.parameters()).dtype).removeprefix("torch.")
-    golden = facts["golden"]
-    pairs = [(np.asarray(golden["vectors"], dtype=np.float32), reopened.encode(golden["texts"]))]
+    golden = metadata.golden
+    pairs = [(np.asarray(golden.vectors, dtype=np.float32), reopened.encode(golden.texts))]
     if encoder is not None:
         given = list(texts.values())
         ours = encoder.encode(given)
@@ -131,7 +130,7 @@ def _own(reopened: Encoder, facts: dict[str, Any], encoder: Encoder | None, text
     cosine = float(np.min([(one * other).sum(1).min() for one, other in units]))  # NaN stays
     difference = float(np.max([np.abs(one - other).max() for one, other in units]))
     faults = []
-    if reopened.weights_fingerprint() != facts["fingerprint"]:
+    if reopened.weights_fingerprint() != metadata.fingerprint:
         faults.append("the weights are not those that were written (fingerprint)")
     if not cosine >= 1 - TOLERANCE[dtype]:
         faults.append("golden vectors of llm2enc.json, or the vectors it was written from, are not reached")
@@ -147,13 +146,13 @@ def _own(reopened: Encoder, facts: dict[str, Any], encoder: Encoder | None, text
 class _Measure:
     """Asks engines, one after another, and compares with the reopened encoder in float32."""
 
-    def __init__(self, folder: Path, facts: dict[str, Any], encoder: Encoder, texts: dict[str, str], seconds: float):
-        self.folder, self.facts, self.seconds = folder, facts, seconds
+    def __init__(self, folder: Path, metadata: Metadata, encoder: Encoder, texts: dict[str, str], seconds: float):
+        self.folder, self.metadata, self.seconds = folder, metadata, seconds
         encoder.float()
         # Two names of one reading need one run; that their strings are right is seen in the files.
-        readings = {encoder.reading(prompt_name=name): name for name in reversed(facts["prompts"])}
+        readings = {encoder.reading(prompt_name=name): name for name in reversed(metadata.prompts)}
         self.prompts = list(dict.fromkeys(readings.values()))[::-1]
-        self.reference = Reference.of(encoder, texts, self.prompts) if facts["native"] else None
+        self.reference = Reference.of(encoder, texts, self.prompts) if metadata.native else None
 
     def rows(self, name: str) -> list[Parity]:
         """One row for each form that the engine opens."""
@@ -168,7 +167,7 @@ class _Measure:
             return [Parity(name, None, "not installed here", verdict="not installed", remedy=hint)]
         if self.reference is None:
             hint = "open it with llm2enc, or change the recipe's input as the reason says"
-            return [Parity(name, None, self.facts["reason"], verdict="not comparable", remedy=hint)]
+            return [Parity(name, None, self.metadata.reason, verdict="not comparable", remedy=hint)]
         return [self._row(name, engine, form) for form in found]
 
     def _row(self, name: str, engine: Engine, form: Path | None) -> Parity:

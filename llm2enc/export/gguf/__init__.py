@@ -16,11 +16,11 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llm2enc.artifact import Layout, asked, layout
+from llm2enc.artifact import Layout, Metadata, asked, layout
 from llm2enc.encoding import Encoder
-from llm2enc.errors import CannotExport, InputError, NoGGUF
+from llm2enc.errors import CannotExport, InputError, NoGGUF, require
 from llm2enc.export.gguf import families, rope, tensors, vocabulary
 from llm2enc.model import POOLERS
 from llm2enc.storage import part, sweep, sync_one
@@ -38,18 +38,18 @@ _MEANINGFUL_NAME = re.compile(r"phi-?3|modern-bert", re.IGNORECASE)
 _SHORT_TEXTS = ("a", "The river runs through the old town.")
 
 
-def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
+def refusal(encoder: Encoder, metadata: Metadata) -> str:
     """Why llama.cpp can't give the vectors of this encoder, and what to do; empty if it can."""
     try:
-        _checked(encoder, facts)
+        _checked(encoder, metadata)
     except NoGGUF as reason:
         return f"no GGUF: {reason}"
     return ""
 
 
-def notes(encoder: Encoder, facts: dict[str, Any]) -> list[str]:
+def notes(encoder: Encoder, metadata: Metadata) -> list[str]:
     """What whoever serves the files should know. CannotExport as `write`."""
-    _, words = _accepted(encoder, facts)
+    _, words = _accepted(encoder, metadata)
     limit, bidirectional = encoder.max_tokens, encoder.backbone.bidirectional
     found = [
         f"Give llama.cpp a physical batch of at least {limit} tokens (-c {limit} -b {limit} -ub {limit}). Longer texts are "
@@ -68,7 +68,7 @@ def notes(encoder: Encoder, facts: dict[str, Any]) -> list[str]:
     return found
 
 
-def write(encoder: Encoder, folder: Path, facts: dict[str, Any], *, dtypes: Sequence[str] = ("float16",)) -> list[Path]:
+def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: Sequence[str] = ("float16",)) -> list[Path]:
     """Write gguf/model-*.gguf into `folder`, one file per type. CannotExport if `refusal` has a reason.
 
     dtypes  of float32, float16, q8_0 (8 bits, a scale per 32 weights). Norms and biases are float32 in all of them
@@ -76,30 +76,29 @@ def write(encoder: Encoder, folder: Path, facts: dict[str, Any], *, dtypes: Sequ
     unknown = [dtype for dtype in dtypes if dtype not in FILE_TYPES]
     if unknown or not dtypes:
         raise InputError(f"dtypes is {list(dtypes)}; GGUF files are written in {', '.join(FILE_TYPES)}")
-    split, words = _accepted(encoder, facts)
-    try:
-        import gguf
-    except ImportError:
-        raise InputError("GGUF files are written by the package gguf: pip install 'llm2enc[gguf]'") from None
+    split, words = _accepted(encoder, metadata)
+    require("gguf", extra="gguf")
+    import gguf
+
     arch = families.architecture(encoder.backbone.config, encoder.backbone.bidirectional)
     if arch not in gguf.MODEL_ARCH_NAMES.values():
         raise InputError(f"this release of gguf does not know {arch!r}: pip install -U 'llm2enc[gguf]' (0.18 or later)")
     target = folder / "gguf"
     target.mkdir(parents=True, exist_ok=True)
-    return [_write(encoder, facts, split, words, target, dtype) for dtype in dict.fromkeys(dtypes)]
+    return [_write(encoder, metadata, split, words, target, dtype) for dtype in dict.fromkeys(dtypes)]
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
 
 
-def _accepted(encoder: Encoder, facts: dict[str, Any]) -> tuple[Layout, vocabulary.Vocabulary]:
+def _accepted(encoder: Encoder, metadata: Metadata) -> tuple[Layout, vocabulary.Vocabulary]:
     try:
-        return _checked(encoder, facts)
+        return _checked(encoder, metadata)
     except NoGGUF as reason:
         raise CannotExport(f"no GGUF: {reason}") from None
 
 
-def _checked(encoder: Encoder, facts: dict[str, Any]) -> tuple[Layout, vocabulary.Vocabulary]:
+def _checked(encoder: Encoder, metadata: Metadata) -> tuple[Layout, vocabulary.Vocabulary]:
     """How the template splits, and the tokenizer. NoGGUF if llama.cpp can't do one of all things."""
     backbone, limit = encoder.backbone, encoder.max_tokens
     if backbone.has_adapter:
@@ -116,15 +115,15 @@ def _checked(encoder: Encoder, facts: dict[str, Any]) -> tuple[Layout, vocabular
     families.check_biases(backbone.trunk)
     families.window(backbone.config, backbone.bidirectional, limit)
     rope.metadata(backbone.trunk, limit)
-    split = _template(encoder, facts)
+    split = _template(encoder, metadata)
     words = vocabulary.read(encoder.input_format.tokenizer.backend_tokenizer.to_str(), backbone.config.vocab_size)
     return split, words
 
 
-def _template(encoder: Encoder, facts: dict[str, Any]) -> Layout:
+def _template(encoder: Encoder, metadata: Metadata) -> Layout:
     """The split of the template, whose ends llama.cpp must be able to add: a first token and a last one."""
-    if not facts["native"]:
-        raise NoGGUF(f"its input can't be built outside llm2enc. {facts['reason']}")
+    if not metadata.native:
+        raise NoGGUF(f"its input can't be built outside llm2enc. {metadata.reason}")
     split = layout(encoder.input_format)
     lead, suffix = split.runs[0][: split.lead], split.runs[-1]
     if split.slots != 1 or len(lead) > 1 or len(suffix) > 1:
@@ -140,18 +139,14 @@ def _template(encoder: Encoder, facts: dict[str, Any]) -> Layout:
     flagged = [
         token.content
         for token in encoder.input_format.tokenizer.added_tokens_decoder.values()
-        if (token.lstrip or token.rstrip) and any(token.content in prompt for prompt in _prompts(facts).values())
+        if (token.lstrip or token.rstrip)
+        and any(token.content in prompt for prompt in metadata.written_prompts.values())
     ]
     if flagged:
         raise NoGGUF(
             f"prompts contain {', '.join(flagged)}, which takes whitespace beside it along; llama.cpp does not"
         )
     return split
-
-
-def _prompts(facts: dict[str, Any]) -> dict[str, str]:
-    """Prompts by name, written out: `prompts` may hold a mark that only the directory's own tokenizer understands."""
-    return facts.get("prefixes", facts["prompts"])  # directories of earlier releases have no prefixes, and no mark
 
 
 def _pools_what_llama_pools(encoder: Encoder) -> bool:
@@ -168,7 +163,7 @@ def _pools_what_llama_pools(encoder: Encoder) -> bool:
 
 
 def _write(
-    encoder: Encoder, facts: dict[str, Any], split: Layout, words: vocabulary.Vocabulary, target: Path, dtype: str
+    encoder: Encoder, metadata: Metadata, split: Layout, words: vocabulary.Vocabulary, target: Path, dtype: str
 ) -> Path:
     """One file, beside its place and then renamed."""
     import gguf
@@ -181,7 +176,7 @@ def _write(
     sweep(path)
     partial = part(path)
     writer = gguf.GGUFWriter(partial, arch)
-    _add_metadata(writer, encoder, facts)
+    _add_metadata(writer, encoder, metadata)
     writer.add_file_type(number)
     if dtype == "q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -204,12 +199,12 @@ def _write(
     return path
 
 
-def _add_metadata(writer: "GGUFWriter", encoder: Encoder, facts: dict[str, Any]) -> None:
+def _add_metadata(writer: "GGUFWriter", encoder: Encoder, metadata: Metadata) -> None:
     backbone, config = encoder.backbone, encoder.backbone.config
-    name = (facts.get("recipe") or {}).get("name") or config.model_type
+    name = (metadata.recipe or {}).get("name") or config.model_type
     writer.add_name("encoder" if _MEANINGFUL_NAME.search(name) else name)
-    writer.add_string("llm2enc.fingerprint", facts["fingerprint"])
-    writer.add_string("llm2enc.prompts", json.dumps(_prompts(facts), ensure_ascii=False))
+    writer.add_string("llm2enc.fingerprint", metadata.fingerprint)
+    writer.add_string("llm2enc.prompts", json.dumps(metadata.written_prompts, ensure_ascii=False))
     # Not the model's: llama-server refuses longer texts by this number instead of reading what llm2enc would cut.
     writer.add_context_length(encoder.max_tokens)
     writer.add_vocab_size(config.vocab_size)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from llm2enc.artifact import METADATA_FILE, read_metadata
 from llm2enc.errors import InputError
 from llm2enc.model import POOLERS
 
-FACTS = "llm2enc.json"  # written by llm2enc.export
 POOLINGS = {  # keys of 1_Pooling/config.json; the last two are no pooling of ours
     **{f"pooling_mode_{pooler.flag}": name for name, pooler in POOLERS.items()},
     "pooling_mode_max_tokens": "max",
@@ -82,10 +82,11 @@ class Layout:
 
 def read(folder: Path) -> Layout:
     """ValueError if `folder` has no config.json, or a file of it is no JSON."""
-    config, rows, facts = (_json(folder / name) for name in ("config.json", "modules.json", FACTS))
+    config, rows = (_json(folder / name) for name in ("config.json", "modules.json"))
     if config is None:
         raise InputError(f"{folder} has no config.json, so it is not a saved model; give the directory of one")
-    facts, top = facts or {}, _json(folder / "config_sentence_transformers.json") or {}
+    metadata = read_metadata(folder) if (folder / METADATA_FILE).is_file() else None
+    top = _json(folder / "config_sentence_transformers.json") or {}
     place = next((row["path"] for row in rows or [] if row["type"].endswith(".Pooling")), None)
     pooling_config = _json(folder / place / "config.json") if place is not None else None
     prompts = {name: prompt for name, prompt in (top.get("prompts") or {}).items() if prompt}
@@ -101,10 +102,10 @@ def read(folder: Path) -> Layout:
         default_prompt=prompts.get(top.get("default_prompt_name") or "", ""),
         stated_pooling=stated,
         normalizes=normalizes,
-        attention=facts.get("attention") or _attention(config),
-        pooling=facts.get("pooling") or stated,
-        normalize=facts.get("normalize", normalizes),
-        reason=facts.get("reason", ""),
+        attention=metadata.attention if metadata else _attention(config),
+        pooling=metadata.pooling if metadata else stated,
+        normalize=metadata.normalize if metadata else normalizes,
+        reason=metadata.reason if metadata else "",
     )
 
 
