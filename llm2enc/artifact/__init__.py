@@ -5,9 +5,7 @@ from llm2enc.artifact.card import base_model, with_engines
 from llm2enc.artifact.directory import DTYPES, POOLING_MODES, REQUIREMENTS, read, write
 from llm2enc.artifact.files import (
     FACTS,
-    beside,
     check_target,
-    put_back,
     read_facts,
     recipes_of,
     write_json,
@@ -24,13 +22,11 @@ __all__ = [
     "Parts",
     "asked",
     "base_model",
-    "beside",
     "card",
     "check_target",
     "config",
     "files",
     "layout",
-    "put_back",
     "read",
     "read_facts",
     "recipes_of",

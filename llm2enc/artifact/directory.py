@@ -23,10 +23,11 @@ from llm2enc.artifact import card as model_card
 from llm2enc.artifact import config as trunk_config
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact import tokenizer as exported
-from llm2enc.artifact.files import FACTS, FORMAT, beside, check_target, read_facts, write_json
+from llm2enc.artifact.files import FACTS, FORMAT, check_target, read_facts, write_json
 from llm2enc.artifact.parts import Parts
 from llm2enc.artifact.tokenizer import Difference
 from llm2enc.errors import InputError, explained
+from llm2enc.storage import atomic_directory
 
 if TYPE_CHECKING:
     from llm2enc.recipe import Pooling, Recipe
@@ -80,7 +81,7 @@ def write(
         )
     check_target(folder)
     proof = prove(parts.backbone)
-    with beside(folder) as partial:
+    with atomic_directory(folder) as partial:
         notes = trunk_config.write(parts, partial, dtype)
         sentence_transformers = _write_modules(parts, partial)
         notes += sentence_transformers.pop("notes")

@@ -13,6 +13,7 @@ adapter means something on the weights it was trained on only: the fingerprint o
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -24,40 +25,38 @@ from llm2enc import distributed
 from llm2enc.distributed import Zero
 from llm2enc.errors import InputError, explained
 from llm2enc.model import Backbone
-from llm2enc.storage import replace_text, sync, sync_one
+from llm2enc.storage import atomic_directory, recover, replace_text, sweep, sync, sync_one
 
+CHECKPOINT = "checkpoint"
 FULL, TRAINED, OPTIMIZER = "full.safetensors", "trained.safetensors", "optimizer.safetensors"
-CHECKPOINTS = ("checkpoint", "checkpoint.former")  # newest first
 
 
 def save(folder: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer | Zero) -> None:
     """Everything that step `step` (the next to run) needs; its noise depends on its number alone."""
-    target, partial = folder / "checkpoint", folder / "checkpoint.partial"
-    if distributed.is_main():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
     trained = backbone.trained()
     moments = (
         (f"{name}.{moment}", tensor)
         for name, parameter in trained.items()
         for moment, tensor in distributed.moments(optimizer, parameter)
     )
-    for tensors, file in ((trained.items(), TRAINED), (moments, OPTIMIZER)):
-        whole = _whole(tensors)
-        if distributed.is_main():
-            save_file(whole, partial / file)
-        del whole  # before the next ones are put together
-    if distributed.is_main():
-        (partial / "step.json").write_text(json.dumps({"step": step}))
-        sync(partial)
-        _replace(partial, target)
+    with atomic_directory(folder / CHECKPOINT) if distributed.is_main() else nullcontext() as partial:
+        for tensors, file in ((trained.items(), TRAINED), (moments, OPTIMIZER)):
+            whole = _whole(tensors)
+            if partial is not None:
+                save_file(whole, partial / file)
+            del whole  # before the next ones are put together
+        if partial is not None:
+            (partial / "step.json").write_text(json.dumps({"step": step}))
     distributed.barrier()
 
 
 def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | Zero) -> int:
     """The step to go on with, after restoring the checkpoint of `folder`; 0 if there is none."""
-    source = _newest(folder)
-    if source is None:
+    source = folder / CHECKPOINT
+    if distributed.is_main():
+        recover(source)
+    distributed.barrier()
+    if not (source / "step.json").is_file():
         return 0
     with explained(f"the checkpoint in {source}", "start again with --overwrite", (ValueError, SafetensorError)):
         facts = json.loads((source / "step.json").read_text())
@@ -104,8 +103,10 @@ def finish(folder: Path, backbone: Backbone, parent: str, facts: dict) -> None:
 
 def tidy(folder: Path) -> None:
     """Remove what a killed process left: half a checkpoint, and whole ones of a finished stage."""
-    for name in ("checkpoint.partial", *(CHECKPOINTS if is_finished(folder) else ())):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    sweep(folder / CHECKPOINT)
+    if is_finished(folder):
+        sweep(folder / CHECKPOINT, "former")
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 
 def is_finished(folder: Path) -> bool:
@@ -148,20 +149,3 @@ def _whole(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         if distributed.is_main():
             found[name] = full.cpu().contiguous()  # at once: a GPU has room for one at a time
     return found
-
-
-def _newest(folder: Path) -> Path | None:
-    """The checkpoint to use. A kill between the two renames of `_replace` leaves the former one under `.former`."""
-    for name in CHECKPOINTS:
-        if (folder / name / "step.json").is_file():
-            return folder / name
-    return None
-
-
-def _replace(new: Path, target: Path) -> None:
-    former = target.with_suffix(".former")
-    if target.exists():  # otherwise `former` is the only good one
-        shutil.rmtree(former, ignore_errors=True)
-        target.rename(former)
-    new.rename(target)
-    shutil.rmtree(former, ignore_errors=True)
