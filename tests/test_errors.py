@@ -1,12 +1,16 @@
 """The tree of errors: exit codes, what keeps its traceback, and errors that cross a process."""
 
 import inspect
+import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from conftest import make_encoder
 from test_cli import call, quick
+from test_recipes_run import make_model
 
 from llm2enc import cli, errors
 from llm2enc.errors import InputError, Llm2encError, explained
@@ -78,3 +82,39 @@ def test_a_library_is_explained_by_what_it_was_given() -> None:
         with pytest.raises(type(other)) as caught, explained("x.json", "look at it"):
             raise other
         assert caught.value is other
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("model.safetensors", lambda data: data[:1000], "the weights of "),
+        (
+            "config.json",
+            lambda data: data.replace(b'"hidden_size": ', b'"hidden_size": "many", "former": '),
+            "config.json",
+        ),
+        (
+            "llm2enc.json",
+            lambda data: data.replace(b'"max_tokens": ', b'"max_tokens": "many", "former": '),
+            "`input` of ",
+        ),
+    ],
+)
+def test_a_damaged_encoder_is_named_with_what_to_do(file, damage, said, tmp_path: Path, monkeypatch, capsys) -> None:
+    quick(monkeypatch, tmp_path)
+    make_encoder().save(tmp_path / "mine")
+    path = tmp_path / "mine" / file
+    before = path.read_bytes()
+    path.write_bytes(damage(before))
+    assert path.read_bytes() != before
+    (tmp_path / "texts.txt").write_text("one\n")
+    code, _, told = call(capsys, "encode", "mine", "texts.txt", "-o", "out.npy")
+    assert code == 2 and said in told and "cannot be used (" in told and len(told.splitlines()) == 1, told
+
+
+def test_a_model_that_is_no_causal_one_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:
+    quick(monkeypatch, tmp_path)
+    make_model("llama", tmp_path / "base", has_bos=True)
+    (tmp_path / "base" / "config.json").write_text(json.dumps({"model_type": "clip_text_model"}))
+    code, _, told = call(capsys, "convert", "base", "--training-free", "-o", "run")
+    assert code == 2 and "give a causal language model" in told and not (tmp_path / "run").exists()

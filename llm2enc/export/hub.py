@@ -183,6 +183,9 @@ def _explaining(repo: str, token: str) -> Iterator[None]:
 
 def _explained(error: Exception, repo: str, token: str) -> str:
     """What went wrong with a push and what to do, in one sentence without the token."""
+    import httpx  # what huggingface_hub sends with
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 20:
         chain.append(cause)
@@ -191,10 +194,9 @@ def _explained(error: Exception, repo: str, token: str) -> str:
         if response is not None:
             said = _first_sentence(getattr(one, "server_message", None) or "", token)
             return _of_status(response.status_code, repo) + (f" (it says: {said})" if said else "")
-    names = {cls.__name__ for one in chain for cls in type(one).__mro__}
-    if "OfflineModeIsEnabled" in names:
+    if any(isinstance(one, OfflineModeIsEnabled) for one in chain):
         return "the hub can't be asked while HF_HUB_OFFLINE is set; unset it and push again"
-    if names & {"TransportError", "ConnectionError", "TimeoutError", "Timeout"}:
+    if any(isinstance(one, (httpx.TransportError, ConnectionError, TimeoutError)) for one in chain):
         return (
             "the hub can't be reached, or broke off; look at the network (and HF_ENDPOINT, HTTPS_PROXY) and push again"
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from llm2enc.errors import CannotConvert, InputError, explained
@@ -20,7 +21,8 @@ from llm2enc.model.backbone import Backbone
 from llm2enc.model.families import one_sided_by_config, refusal, text_config
 
 # What transformers raises over a config.json with values of the wrong kind.
-_BAD_FILES = (ValueError, TypeError, KeyError, AttributeError)
+_BAD_FILES = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
+_REMEDY = "give a causal language model whose files are whole, with weights in safetensors"
 
 
 def resolve(name: str) -> str:
@@ -105,12 +107,12 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
     positions.check(text_config(config), lengths or {})
     attention.register()
     kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
-    if spec.weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(config, **kwargs)
-    else:
-        with explained(f"the weights of {spec.name}", "get its files again", (ValueError, SafetensorError)):
+    with explained(spec.name, _REMEDY, (ValueError, SafetensorError)):
+        if spec.weights == "random":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = AutoModelForCausalLM.from_config(config, **kwargs)
+        else:
             model = AutoModelForCausalLM.from_pretrained(
                 resolve(spec.name), config=config, revision=spec.revision, use_safetensors=True, **kwargs
             )
@@ -122,7 +124,7 @@ def skeleton(spec: ModelSpec) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     config = load_config(spec)
-    with torch.device("meta"):
+    with explained(spec.name, _REMEDY), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, spec.dtype), trust_remote_code=spec.trust_remote_code
         )

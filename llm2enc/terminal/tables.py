@@ -53,9 +53,7 @@ def table(
         overflow = "fold" if column.fold else "ellipsis"
         shown.add_column(Text(readable(column.name)), justify=column.align, overflow=overflow, no_wrap=not column.wrap)
     for cells, style in zip_longest(rows, styles, fillvalue=""):
-        shown.add_row(
-            *(cell if isinstance(cell, Text) else Text(readable(cell or "")) for cell in cells), style=style or None
-        )
+        shown.add_row(*(cell if isinstance(cell, Text) else Text(readable(cell or "")) for cell in cells), style=style)
     return shown
 
 
