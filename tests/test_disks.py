@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import jobs
@@ -161,7 +162,7 @@ def test_ctrl_c_before_a_command_begins(capsys: pytest.CaptureFixture[str], monk
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(import_module("llm2enc.cli.app"), "app", interrupted)  # `cli.app` is the object of that name
     assert call(capsys, "encode") == (130, "Interrupted.\n")
 
 
