@@ -12,6 +12,7 @@ from test_backbone import some_tokens, stir
 from tiny import tiny_model
 from torch import Tensor
 
+from llm2enc.encoding import Encoder
 from llm2enc.export import adapter
 from llm2enc.model import Backbone, load_backbone
 from llm2enc.recipe import Recipe, load_recipe
@@ -28,7 +29,8 @@ LINEAR = {"llama": CHAIN, "gpt_neox": EVERYWHERE, "opt": EVERYWHERE, "gpt2": EVE
 
 
 def stage(lora: dict | None) -> dict:
-    kind = {"trainable": "full", "precision": "float32"} if lora is None else {"lora": {"dropout": 0.0, **lora}}
+    shape = lora if lora == "continue" else {"dropout": 0.0, **(lora or {})}
+    kind = {"trainable": "full", "precision": "float32"} if lora is None else {"lora": shape}
     data = [{"kind": "docstrings", "view": "paragraphs"}]
     return {"objective": "clm", "data": data, "steps": 1, "batch_size": 1, "lr": 0.1, **kind}
 
@@ -51,14 +53,16 @@ def make_run(folder: Path, chain=CHAIN, family: str = "llama", **model) -> tuple
     (run / "recipe.yaml").write_text(recipe.to_yaml())
     backbone = load_backbone(recipe.model)
     for index, trained in enumerate(recipe.stages):
-        parent = backbone.fingerprint()
+        parent = backbone.fingerprint(adapter=True)
         if trained.lora is None:
             backbone.train_everything(head=False)
         else:
-            backbone.add_lora(trained.lora, seed=index)
+            checkpoint.put_adapter(backbone, trained, seed=index)
         stir(backbone)
         (run / f"{index}-clm").mkdir()
-        checkpoint.finish(run / f"{index}-clm", backbone, parent, {})
+        checkpoint.finish(
+            run / f"{index}-clm", Encoder(backbone, None, "mean"), parent, {}, recipe.adapter_goes_on(index)
+        )
     return run, backbone.eval()
 
 
@@ -155,6 +159,16 @@ def test_one_adapter_is_the_chain_that_peft_merges(tmp_path: Path) -> None:
     base = AutoModel.from_pretrained(tmp_path / "base")
     merged = PeftModel.from_pretrained(base, tmp_path / "out" / "adapter").merge_and_unload()
     assert_same(dict(merged.named_parameters()), dict(chain.named_parameters()), tolerance=1e-6)
+
+
+def test_a_continued_adapter_counts_once(tmp_path: Path) -> None:
+    run, backbone = make_run(tmp_path, (CHAIN[0], "continue", CHAIN[1], "continue"))
+    adapter.write(run, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == CHAIN[0]["r"] + CHAIN[1]["r"]
+    base = load_backbone(load_recipe(str(run / "recipe.yaml")).model).eval()
+    adapter.load(base, tmp_path / "out" / "adapter")
+    assert_same(dict(base.named_parameters()), dict(backbone.named_parameters()), tolerance=1e-6)
 
 
 def test_factors_are_stacked_and_padded_with_zeros() -> None:

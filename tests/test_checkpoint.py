@@ -56,31 +56,31 @@ def finished(stage: ClmStage, folder: Path) -> dict[str, torch.Tensor]:
     for seed in range(3):
         move(encoder, optimizer, seed)
     folder.mkdir(exist_ok=True)
-    checkpoint.finish(folder, encoder.backbone, parent, {"steps": 3})
+    checkpoint.finish(folder, encoder, parent, {"steps": 3})
     return weights(encoder)
 
 
 @STAGES
 def test_a_checkpoint_restores_weights_and_optimizer(stage: ClmStage, tmp_path: Path) -> None:
     encoder, optimizer = start(stage)
-    assert checkpoint.resume(tmp_path, encoder.backbone, optimizer) == 0
+    assert checkpoint.resume(tmp_path, encoder, optimizer) == 0
     move(encoder, optimizer, 1)
-    checkpoint.save(tmp_path, 5, encoder.backbone, optimizer)
+    checkpoint.save(tmp_path, 5, encoder, optimizer)
     move(encoder, optimizer, 2)
     other, other_optimizer = start(stage)
-    assert checkpoint.resume(tmp_path, other.backbone, other_optimizer) == 5
+    assert checkpoint.resume(tmp_path, other, other_optimizer) == 5
     move(other, other_optimizer, 2)  # equal only with the moments of the first step
     assert_same(weights(other), weights(encoder))
 
 
 def test_the_former_checkpoint_serves_if_the_new_one_never_arrived(tmp_path: Path) -> None:
     encoder, optimizer = start(LORA)
-    checkpoint.save(tmp_path, 5, encoder.backbone, optimizer)
+    checkpoint.save(tmp_path, 5, encoder, optimizer)
     (tmp_path / "checkpoint").rename(tmp_path / f".checkpoint.former-{os.getpid()}")  # killed between the two renames
-    assert checkpoint.resume(tmp_path, encoder.backbone, optimizer) == 5
-    checkpoint.save(tmp_path, 6, encoder.backbone, optimizer)
+    assert checkpoint.resume(tmp_path, encoder, optimizer) == 5
+    checkpoint.save(tmp_path, 6, encoder, optimizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
-    assert checkpoint.resume(tmp_path, encoder.backbone, optimizer) == 6
+    assert checkpoint.resume(tmp_path, encoder, optimizer) == 6
 
 
 @pytest.mark.parametrize("first", range(6))
@@ -89,10 +89,10 @@ def test_two_kills_while_saving_leave_a_whole_checkpoint(first: int, tmp_path: P
     encoder, optimizer = start(LORA)
     for second in range(6):
         folder = tmp_path / str(second)
-        checkpoint.save(folder, 5, encoder.backbone, optimizer)
+        checkpoint.save(folder, 5, encoder, optimizer)
         for step, moment in ((6, first), (7, second)):
             save_and_die(folder, step, encoder, optimizer, moment)
-            assert 5 <= checkpoint.resume(folder, encoder.backbone, optimizer) <= step
+            assert 5 <= checkpoint.resume(folder, encoder, optimizer) <= step
 
 
 def save_and_die(folder: Path, step: int, encoder: Encoder, optimizer: torch.optim.Optimizer, moment: int) -> None:
@@ -110,17 +110,17 @@ def save_and_die(folder: Path, step: int, encoder: Encoder, optimizer: torch.opt
     with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(Path, "rename", counted(Path.rename))
         patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
-        checkpoint.save(folder, step, encoder.backbone, optimizer)
+        checkpoint.save(folder, step, encoder, optimizer)
 
 
 @pytest.mark.parametrize("other", [FULL, LORA.model_copy(update={"lora": LoraSpec(r=2)})], ids=["full", "r"])
 def test_a_checkpoint_of_another_recipe(other: ClmStage, tmp_path: Path) -> None:
     encoder, optimizer = start(LORA)
-    checkpoint.save(tmp_path, 5, encoder.backbone, optimizer)
+    checkpoint.save(tmp_path, 5, encoder, optimizer)
     encoder, optimizer = start(other)
     before = weights(encoder)
     with pytest.raises(ValueError, match="trains other weights than the recipe does now"):
-        checkpoint.resume(tmp_path, encoder.backbone, optimizer)
+        checkpoint.resume(tmp_path, encoder, optimizer)
     assert_same(weights(encoder), before)
 
 
@@ -128,7 +128,7 @@ def test_a_checkpoint_of_another_recipe(other: ClmStage, tmp_path: Path) -> None
 def test_a_finished_stage_is_the_state_after_it(stage: ClmStage, tmp_path: Path) -> None:
     expected = finished(stage, tmp_path)
     again = make_encoder()
-    checkpoint.load_finished(tmp_path, again.backbone, stage, seed=9)
+    checkpoint.load_finished(tmp_path, again, stage, seed=9)
     assert_same(weights(again), expected)
     assert not again.backbone.trained() and not again.backbone.has_adapter
     base = make_encoder()
@@ -146,15 +146,15 @@ def test_stages_stand_on_each_other(tmp_path: Path) -> None:
             backbone.add_lora(stage.lora, seed=number)
         move(encoder, torch.optim.AdamW(backbone.trained().values(), lr=0.01), number)
         (tmp_path / str(number)).mkdir()
-        checkpoint.finish(tmp_path / str(number), backbone, parent, {})
+        checkpoint.finish(tmp_path / str(number), encoder, parent, {})
     again = make_encoder()
     for number, stage in enumerate((LORA, FULL, LORA)):
-        checkpoint.load_finished(tmp_path / str(number), again.backbone, stage, seed=0)
+        checkpoint.load_finished(tmp_path / str(number), again, stage, seed=0)
     assert_same(weights(again), weights(encoder))
     skipped = make_encoder()
-    checkpoint.load_finished(tmp_path / "0", skipped.backbone, LORA, seed=0)
+    checkpoint.load_finished(tmp_path / "0", skipped, LORA, seed=0)
     with pytest.raises(ValueError, match="an earlier stage has changed"):
-        checkpoint.load_finished(tmp_path / "2", skipped.backbone, LORA, seed=0)
+        checkpoint.load_finished(tmp_path / "2", skipped, LORA, seed=0)
 
 
 @STAGES
@@ -163,7 +163,7 @@ def test_another_base_is_refused_before_it_is_touched(stage: ClmStage, tmp_path:
     other = make_encoder(initializer_range=0.1)
     before = weights(other)
     with pytest.raises(ValueError, match="another base model"):
-        checkpoint.load_finished(tmp_path, other.backbone, stage, seed=0)
+        checkpoint.load_finished(tmp_path, other, stage, seed=0)
     assert_same(weights(other), before)
 
 
@@ -176,7 +176,7 @@ def test_damaged_files_are_found(stage: ClmStage, tmp_path: Path) -> None:
     state[name].view(-1)[0] += 1e-3
     save_file(state, path)
     with pytest.raises(ValueError, match="damaged"):
-        checkpoint.load_finished(tmp_path, make_encoder().backbone, stage, seed=0)
+        checkpoint.load_finished(tmp_path, make_encoder(), stage, seed=0)
 
 
 def test_finished_says_so_last(tmp_path: Path) -> None:
@@ -184,15 +184,15 @@ def test_finished_says_so_last(tmp_path: Path) -> None:
     encoder, optimizer = start(LORA)
     parent = encoder.backbone.fingerprint()
     move(encoder, optimizer, 0)
-    checkpoint.save(tmp_path, 1, encoder.backbone, optimizer)
+    checkpoint.save(tmp_path, 1, encoder, optimizer)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(type(encoder.backbone), "merge_lora", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-        checkpoint.finish(tmp_path, encoder.backbone, parent, {})
+        checkpoint.finish(tmp_path, encoder, parent, {})
     assert not checkpoint.is_finished(tmp_path)
     again, optimizer = start(LORA)
-    assert checkpoint.resume(tmp_path, again.backbone, optimizer) == 1
+    assert checkpoint.resume(tmp_path, again, optimizer) == 1
     assert_same(weights(again), weights(encoder))
-    checkpoint.finish(tmp_path, again.backbone, parent, {"steps": 1})
+    checkpoint.finish(tmp_path, again, parent, {"steps": 1})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "finished.json"]
     facts = json.loads((tmp_path / "finished.json").read_text())
     assert facts == {"steps": 1, "parent": parent, "result": again.backbone.fingerprint()}

@@ -73,7 +73,7 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     loaded = {name.split(".")[0] for name in done.stderr.split()}
     assert done.returncode == 0 and "Usage: llm2enc" in done.stdout and "typer" in loaded
-    assert not loaded & {"torch", "transformers", "numpy", "pydantic", "yaml", "rich"}
+    assert not loaded & {"torch", "transformers", "numpy", "pydantic", "ruamel", "rich"}
 
 
 def test_every_public_name_is_found_on_first_use() -> None:
@@ -95,6 +95,10 @@ def test_recipes_lists_and_shows() -> None:
 def test_unknown_names_give_two(tmp_path: Path) -> None:
     unknown = run("convert", "no-such-recipe", cwd=tmp_path)
     assert unknown.returncode == 2 and "no recipe 'no-such-recipe'" in unknown.stderr
+    model = run("convert", "Qwen/Qwen3-0.6B", cwd=tmp_path)
+    assert model.returncode == 2 and "convert llm2vec --model Qwen/Qwen3-0.6B -o" in model.stderr
+    twice = run("convert", "Qwen/Qwen3-0.6B", "--training-free", "--model", "pocket", cwd=tmp_path)
+    assert twice.returncode == 2 and "--model and --data go with a recipe" in twice.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -172,7 +176,8 @@ def test_the_command_that_goes_on_can_be_copied(tmp_path: Path, monkeypatch, cap
     monkeypatch.setattr("llm2enc.conversion.run.convert", stopped)
     monkeypatch.setattr(convert_command, "check_push", lambda repo: None)
     changes = ["stages.mntp.data=[{kind: docstrings, view: paragraphs}]", "seed=7"]
-    code, _, said = call(capsys, "convert", "pocket", "-o", "a folder", "--push", "me/mine", *sets(changes))
+    given = ["--model", "pocket", "--data", "my pairs.jsonl", *sets(changes)]
+    code, _, said = call(capsys, "convert", "pocket", "-o", "a folder", "--push", "me/mine", *given)
     assert code == 130 and "0-mntp: checkpoint after step 1 of 9. Go on with:" in said
     again = shlex.split(said.splitlines()[-1])
     assert again[0] == "llm2enc" and again[-3:] == ["--push", "me/mine", "--resume"]

@@ -14,7 +14,6 @@ import pytest
 from conftest import INPUT, make_tokenizer
 from tiny import tiny_model
 
-from llm2enc.artifact import layout as export
 from llm2enc.encoding import Encoder
 from llm2enc.model import Backbone
 from llm2enc.recipe import InputSpec, Part
@@ -37,7 +36,7 @@ def exported(folder: Path, family: str, pooling: str = "mean", input: InputSpec 
     full = {"use_sliding_window": False, "sliding_window": None, "layer_types": ["full_attention"] * 2}
     plain = full if family.startswith("qwen") else {"sliding_window": None} if family == "mistral" else {}
     backbone = Backbone(tiny_model(family, **(shape | plain | config)), bidirectional=True)
-    export.write(Encoder(backbone, InputFormat(input, make_tokenizer()), pooling).eval(), folder)
+    Encoder(backbone, InputFormat(input, make_tokenizer()), pooling).eval().save(folder)
     # transformers opens any tokenizer of a qwen2 folder by Qwen's rules, and ours is not one of Qwen's.
     facts = json.loads((folder / "llm2enc.json").read_text())
     (folder / "llm2enc.json").write_text(json.dumps(facts | {"reason": ""}))

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from tables import private_cache
 
-from llm2enc.data import Pair, block_batches, pair_batches, read_texts, text_batches
-from llm2enc.data.sources import read_pairs
+from llm2enc.data import Pair, block_batches, read_texts, row_batches
+from llm2enc.data.sources import read_rows
 from llm2enc.recipe import DocstringsData, FilesData, HubData
 
 _private_cache = private_cache  # for every test of this file
@@ -62,7 +62,7 @@ def test_pairs_of_every_table_format(tmp_path: Path, suffix: str) -> None:
     rows = [{"query": "007", "positive": "NA"}, {"query": "  ", "positive": "x"}, {"query": 'say "a"', "positive": "b"}]
     if suffix.startswith(".csv"):
         rows[2] = {"query": "a", "positive": '"b, c"'}
-    found = list(read_pairs(_files(_write(tmp_path / f"rows{suffix}", rows), instruction="Find it")))
+    found = list(read_rows(Pair, _files(_write(tmp_path / f"rows{suffix}", rows), instruction="Find it")))
     last = ("a", "b, c") if suffix.startswith(".csv") else ('say "a"', "b")
     assert found == [Pair("007", "NA", (), "Find it", ""), Pair(*last, (), "Find it", "")]
 
@@ -90,12 +90,12 @@ def test_columns_negatives_and_instructions(tmp_path: Path) -> None:
         {"q": "d", "positive": None, "negative": "f", "instruction": None},
     ]
     spec = _files(_write(tmp_path / "a.jsonl", rows), columns={"query": "q"}, instruction="Shared", symmetric=True)
-    assert list(read_pairs(spec)) == [Pair("a", "b", ("c",), "Own", "Own"), Pair("d", "e", (), "Shared", "Shared")]
+    assert list(read_rows(Pair, spec)) == [Pair("a", "b", ("c",), "Own", "Own"), Pair("d", "e", (), "Shared", "Shared")]
     rows = [
         {"anchor": "a", "positive": "b", "negatives": ["c", "", "d"]},
         {"anchor": "e", "positive": "f", "negatives": []},
     ]
-    found = list(read_pairs(_files(_write(tmp_path / "b.jsonl", rows))))
+    found = list(read_rows(Pair, _files(_write(tmp_path / "b.jsonl", rows))))
     assert [(pair.query, pair.negatives) for pair in found] == [("a", ("c", "d")), ("e", ())]
 
 
@@ -104,9 +104,9 @@ def test_negatives_may_start_empty_or_be_missing(tmp_path: Path) -> None:
     _write(tmp_path / "a.jsonl", [{**row, "negatives": []}] * 3)
     _write(tmp_path / "b.jsonl.gz", [{**row, "negatives": ["c"]}])
     _write(tmp_path / "c.jsonl", [row])
-    found = read_pairs(_files(tmp_path / "*.jsonl*"))
+    found = read_rows(Pair, _files(tmp_path / "*.jsonl*"))
     assert [pair.negatives for pair in found] == [(), (), (), ("c",), ()]
-    assert read_pairs(_files(tmp_path / "a.jsonl"))[0].negatives == ()
+    assert read_rows(Pair, _files(tmp_path / "a.jsonl"))[0].negatives == ()
 
 
 def test_only_string_column_is_the_text(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_dropped_rows_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 )
 def test_faulty_pairs_are_refused(tmp_path: Path, name: str, rows: list, fields: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pair_batches([_files(_write(tmp_path / name, rows), **fields)], 1, 0)
+        row_batches(Pair, [_files(_write(tmp_path / name, rows), **fields)], 1, 0)
 
 
 def test_faulty_paths_are_refused(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_faulty_paths_are_refused(tmp_path: Path) -> None:
 def test_mixed_cell_types_are_refused(tmp_path: Path) -> None:
     rows = [{"query": "a", "positive": "b"}, {"query": 1, "positive": "b"}]
     with pytest.raises(ValueError, match=r"a\.jsonl' can't be read: column 'query' mixes types"):
-        list(read_pairs(_files(_write(tmp_path / "a.jsonl", rows))))
+        list(read_rows(Pair, _files(_write(tmp_path / "a.jsonl", rows))))
 
 
 def test_text_without_a_clear_column_is_refused(tmp_path: Path) -> None:
@@ -187,9 +187,9 @@ def test_text_without_a_clear_column_is_refused(tmp_path: Path) -> None:
 def test_docstring_views_fit_their_stage() -> None:
     texts, pairs = (DocstringsData(kind="docstrings", view=view, packages=("json",)) for view in ("sentences", "pairs"))
     assert all(5 <= len(text.split()) <= 60 for text in read_texts(texts))
-    assert all(isinstance(pair, Pair) for pair in read_pairs(pairs))
+    assert all(isinstance(pair, Pair) for pair in read_rows(Pair, pairs))
     with pytest.raises(ValueError, match="set `view: pairs`"):
-        read_pairs(texts)
+        read_rows(Pair, texts)
     with pytest.raises(ValueError, match="set `view: paragraphs`"):
         read_texts(pairs)
 
@@ -198,9 +198,9 @@ def test_source_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"'a' has 3 rows, fewer than the batch size of 4; set batch_size to 3 or less"
     ):
-        text_batches([_texts(tmp_path, "a", 3)], 4, 0)
+        row_batches(str, [_texts(tmp_path, "a", 3)], 4, 0)
     with pytest.raises(ValueError, match=r"'b' has 2 rows \(size 8, weight 0.25\), fewer than"):
-        text_batches([_texts(tmp_path, "b", 8, weight=0.25)], 4, 0)
+        row_batches(str, [_texts(tmp_path, "b", 8, weight=0.25)], 4, 0)
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
@@ -208,7 +208,7 @@ def test_source_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
 
 def test_an_epoch_takes_every_row_once_and_one_source_a_batch(tmp_path: Path) -> None:
     specs = [_texts(tmp_path, "a", 12), _texts(tmp_path, "b", 9, in_batch_negatives=False)]
-    epochs = [list(islice(text_batches(specs, 4, 7), 5 * e, 5 * e + 5)) for e in (0, 1)]
+    epochs = [list(islice(row_batches(str, specs, 4, 7), 5 * e, 5 * e + 5)) for e in (0, 1)]
     for epoch in epochs:
         # 12 = 3 groups of 4; 9 = 2 groups, the incomplete third is dropped.
         assert Counter(batch.source for batch in epoch) == {"a": 3, "b": 2}
@@ -223,7 +223,7 @@ def test_an_epoch_takes_every_row_once_and_one_source_a_batch(tmp_path: Path) ->
 
 def test_weights_are_shares_and_no_batch_holds_a_row_twice(tmp_path: Path) -> None:
     specs = [_texts(tmp_path, "a", 10, weight=0.5), _texts(tmp_path, "b", 10, weight=2.6)]
-    epoch = list(islice(text_batches(specs, 4, 3), 1 + 6))  # round(5) // 4 and round(26) // 4 groups
+    epoch = list(islice(row_batches(str, specs, 4, 3), 1 + 6))  # round(5) // 4 and round(26) // 4 groups
     assert Counter(batch.source for batch in epoch) == {"a": 1, "b": 6}
     assert all(len(set(batch.rows)) == 4 for batch in epoch)
     often = Counter(row for batch in epoch for row in batch.rows if batch.source == "b")
@@ -238,7 +238,7 @@ def _kinds(path: Path) -> Iterator[tuple[str, object]]:
         return [list(text.encode()) for text in texts]
 
     for name, specs in (("fixed", fixed), ("streams", streams)):
-        yield name, lambda seed, start, specs=specs: text_batches(specs, 4, seed, start)
+        yield name, lambda seed, start, specs=specs: row_batches(str, specs, 4, seed, start)
         yield f"{name} blocks", lambda seed, start, specs=specs: block_batches(specs, tokenize, 5, 3, seed, start)
 
 
@@ -256,7 +256,7 @@ def test_resumed_batches_continue_and_seeds_differ(tmp_path: Path) -> None:
 
 
 def test_resume_does_not_read_what_came_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    batches = text_batches([_texts(tmp_path, "a", 40)], 4, 0, start=10_000_003)
+    batches = row_batches(str, [_texts(tmp_path, "a", 40)], 4, 0, start=10_000_003)
     taken: list[object] = []
     original = datasets.Dataset.__getitem__
     monkeypatch.setattr(datasets.Dataset, "__getitem__", lambda self, key: taken.append(key) or original(self, key))
@@ -266,7 +266,7 @@ def test_resume_does_not_read_what_came_before(tmp_path: Path, monkeypatch: pyte
 
 def test_pairs_come_as_batches(tmp_path: Path) -> None:
     rows = [{"query": f"q{i}", "positive": f"p{i}"} for i in range(6)]
-    batch = next(pair_batches([_files(_write(tmp_path / "a.jsonl", rows), name="a")], 6, 0))
+    batch = next(row_batches(Pair, [_files(_write(tmp_path / "a.jsonl", rows), name="a")], 6, 0))
     assert sorted(pair.query for pair in batch.rows) == [f"q{i}" for i in range(6)]
     assert all(pair.positive[1:] == pair.query[1:] for pair in batch.rows)
 
@@ -276,7 +276,7 @@ def test_pairs_come_as_batches(tmp_path: Path) -> None:
 
 def test_streams_share_by_weight_and_pass_over_every_row(tmp_path: Path) -> None:
     specs = [_hub(tmp_path, "a", 12, weight=3), _hub(tmp_path, "b", 4)]
-    batches = list(islice(text_batches(specs, 4, 0), 8))
+    batches = list(islice(row_batches(str, specs, 4, 0), 8))
     assert Counter(batch.source for batch in batches) == {"a": 6, "b": 2}
     first_pass = [row for batch in batches if batch.source == "a" for row in batch.rows][:12]
     assert sorted(first_pass) == sorted(f"a {i}" for i in range(12)) and first_pass != [f"a {i}" for i in range(12)]
@@ -296,11 +296,11 @@ def test_streamed_pairs_and_their_faults(tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     _write(tmp_path / "hub" / "train.parquet", rows)
     spec = HubData(kind="hub", path=str(tmp_path / "hub"), streaming=True)
-    assert list(read_pairs(spec)) == [Pair("a", "b", ("c",), "", "")]
+    assert list(read_rows(Pair, spec)) == [Pair("a", "b", ("c",), "", "")]
     with pytest.raises(ValueError, match="no column 'text'"):
-        text_batches([spec], 1, 0)
+        row_batches(str, [spec], 1, 0)
     with pytest.raises(ValueError, match="has 1 rows, fewer than the batch size of 2"):
-        next(pair_batches([spec], 2, 0))
+        next(row_batches(Pair, [spec], 2, 0))
 
 
 # --------------------------------------------------------------------------------------------------------------- blocks

@@ -15,7 +15,17 @@ from conftest import assert_same, gradients, make_encoder, pairs_file, sentences
 from llm2enc import distributed
 from llm2enc.data import Pair, RowBatch
 from llm2enc.encoding import Encoder
-from llm2enc.recipe import ClmStage, ContrastiveStage, FilesData, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.model import Projection
+from llm2enc.recipe import (
+    ClmStage,
+    ContrastiveStage,
+    FilesData,
+    LoraSpec,
+    MntpStage,
+    ProjectionSpec,
+    SimcseStage,
+    Stage,
+)
 from llm2enc.training import OBJECTIVES
 
 COMMON = {
@@ -45,6 +55,7 @@ def cases() -> dict[str, tuple[Stage, list]]:
         "contrastive-graph": (ContrastiveStage(objective="contrastive", graph_tokens=50, **COMMON), pairs),
         "contrastive-masked": (ContrastiveStage(objective="contrastive", mask_duplicates=True, **COMMON), pairs),
         "contrastive-noise": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON, **noise), pairs),
+        "contrastive-head": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
         "simcse-noise": (SimcseStage(objective="simcse", **COMMON, **noise), texts[:5]),
         "mntp-noise": (MntpStage(**mntp, **COMMON, **noise), blocks),
         "clm-noise": (ClmStage(objective="clm", **COMMON, **noise), blocks),
@@ -66,11 +77,14 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
             for number, parameter in enumerate(encoder.backbone.trained().values()):
                 parameter.add_(0.02 * math.cos(number))
         encoder.backbone.set_attention_dropout(stage.attention_dropout)
+    if name == "contrastive-head":
+        spec = ProjectionSpec(kind="projection", dimensions=12, bias=True)
+        encoder.head = Projection.fresh(encoder.backbone.width, spec, seed=0)
     encoder.train()
     torch.rand(distributed.rank())  # the processes' own random states differ, and play no role
     batch = objective.collate(RowBatch(0, rows, "here", True), stage, encoder.input_format, 0)
     metrics = objective.backward(encoder, batch, stage)
-    distributed.sum_gradients(encoder.backbone.trained().values())
+    distributed.sum_gradients(encoder.trained().values())
     return metrics, gradients(encoder)
 
 

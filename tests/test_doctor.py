@@ -28,7 +28,7 @@ from llm2enc.audit.examination import Setting, examine_rows
 from llm2enc.audit.report import Finding, SourceReport
 from llm2enc.audit.show import marked, seen
 from llm2enc.cli import data as data_command
-from llm2enc.data import Pair, Rows, Stream, pair_batches
+from llm2enc.data import Pair, Rows, Stream, row_batches
 from llm2enc.evaluation import ClassificationTask, RetrievalTask, StsTask
 from llm2enc.recipe import FilesData, InputSpec, Part, load_recipe
 from llm2enc.text import InputFormat
@@ -173,7 +173,7 @@ def test_the_collision_rate_is_met_by_the_batches_of_training(tmp_path: Path) ->
     positives = [f"answer {text}" for text in generator.zipf(1.7, size=160).clip(max=90)]
     rows = [{"query": f"question {row}", "positive": text} for row, text in enumerate(positives)]
     spec = FilesData(kind="files", path=str(write(tmp_path / "pairs.jsonl", rows)))
-    batches = pair_batches([spec], 6, seed=0)
+    batches = row_batches(Pair, [spec], 6, seed=0)
     drawn = [[row.positive for row in next(batches).rows] for _ in range(1500)]
     expected = collision_rate(np.array(list(Counter(positives).values())), 6)
     share = np.mean([np.mean([texts.count(text) > 1 for text in texts]) for texts in drawn])
@@ -502,6 +502,29 @@ def test_texts_folders_and_beir_sets_are_read(tmp_path: Path) -> None:
     (beir / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
     (source,) = examine(str(beir)).sources
     assert source.recognised["format"] == "beir" and source.rows == 1
+
+
+def test_scores_are_shown_beside_the_texts(tmp_path: Path) -> None:
+    rows = [
+        {"query": r.query, "pos": [r.positive], "neg": ["no"], "pos_scores": [n / 10]} for n, r in enumerate(clean(9))
+    ]
+    rows[3]["pos_scores"] = None
+    (source,) = examine(str(write(tmp_path / "flag.jsonl", rows))).sources
+    assert source.stage == "contrastive"
+    assert source.scores == {"positive": {"scores": 8, "least": 0.0, "median": 0.45, "most": 0.8}}
+    assert found(source, "missing-scores").count == 1
+
+
+def test_scored_pairs_are_examined_as_such(tmp_path: Path) -> None:
+    rows = [{"sentence1": r.query, "sentence2": r.positive, "score": n % 5} for n, r in enumerate(clean(20))]
+    (source,) = examine(str(write(tmp_path / "sts.jsonl", [*rows, rows[0]]))).sources
+    assert (source.stage, source.rows, set(source.columns)) == ("scored pairs", 21, {"first", "second"})
+    assert source.scores == {"pair": {"scores": 21, "least": 0.0, "median": 2.0, "most": 4.0}}
+    assert "contrastive training takes every row for a match" in source.recognised["why"]
+    assert found(source, "repeated-texts").rows == (1, 21) and list(source.shown[0]) == ["first", "second"]
+    equal = [{**row, "score": 1} for row in rows]
+    (source,) = examine(str(write(tmp_path / "equal.jsonl", equal))).sources
+    assert found(source, "equal-scores").severity == "error"
 
 
 def test_the_table_fits_a_narrow_terminal(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from safetensors.torch import load_file
 from llm2enc import conversion, distributed
 from llm2enc.conversion import run_directory as folder
 from llm2enc.distributed import failure, joining
-from llm2enc.training import objectives, trainer
+from llm2enc.training import objectives
+from llm2enc.training.logging import Log
 
 SOON = 15  # seconds on a busy machine; alone it is a tenth of one
 
@@ -69,14 +70,14 @@ def at_step(step: int, process: int, action: Callable[[], None]) -> Callable[[in
     """A hook: the process does `action` in a step (from 0)."""
 
     def hook(number: int) -> None:
-        log = trainer._Log.step
+        log = Log.step
 
         def logged(self, now: int, *others) -> None:
             log(self, now, *others)
             if (now, number) == (step, process):
                 action()
 
-        trainer._Log.step = logged
+        Log.step = logged
 
     return hook
 

@@ -15,13 +15,13 @@ import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 from tables import CORPUS, QRELS, QUERIES, jsonl, private_cache, write
 
-from llm2enc.data import Pair, Rows, pair_batches, read_texts, sources
+from llm2enc.data import Pair, Rows, ScoredPair, read_texts, row_batches, sources
 from llm2enc.data import batches as data_batches
 from llm2enc.data.cells import filled, instructed_list, plain_list
-from llm2enc.data.formats import E5_INSTRUCTIONS, recognise
-from llm2enc.data.sources import examine, read_pairs
+from llm2enc.data.formats import recognise
+from llm2enc.data.sources import examine, read_rows
 from llm2enc.evaluation import read_task
-from llm2enc.recipe import FilesData, HubData, load_recipe
+from llm2enc.recipe import FilesData, HubData
 from llm2enc.training.objectives import contrastive
 
 TEXT, TEXTS = pa.string(), pa.list_(pa.string())
@@ -113,7 +113,7 @@ def test_rows_are_one_whichever_way_they_are_read(tmp_path: Path) -> None:
     for suffix in (".jsonl", ".parquet"):
         spec = _write(tmp_path / f"rows{suffix}", rows)
         for streaming in (False, True):
-            found = list(read_pairs(spec.model_copy(update={"streaming": streaming})))
+            found = list(read_rows(Pair, spec.model_copy(update={"streaming": streaming})))
             assert [(pair.query, pair.positive, pair.negatives) for pair in found] == expected
 
 
@@ -212,20 +212,149 @@ def test_recognition_is_told() -> None:
     assert found.columns == ["query", "pos", "neg", "prompt"]
 
 
-def test_the_instruction_of_an_e5_file_is_that_of_its_name(tmp_path: Path) -> None:
-    spec = _write(tmp_path / "hotpot_qa.jsonl", [{"query": "q", "positive": "p", "negative": "n"}])
-    usual = "Given a multi-hop question, retrieve documents that can help answer the question"
-    recognised, rows = examine(spec)
-    assert (recognised.format, rows[0].instruction) == ("columns", "") and usual in recognised.notes[0]
-    assert read_pairs(spec.model_copy(update={"format": "e5"}))[0] == Pair("q", "p", ("n",), usual, "")
-    assert read_pairs(spec.model_copy(update={"format": "e5", "instruction": "Own"}))[0].instruction == "Own"
+# --------------------------------------------------------------------------------------------------------------- scores
+
+FLAG = {"query": "q", "pos": ["p", "o"], "neg": ["n", "m"], "pos_scores": [0.9, 0.7], "neg_scores": [0.2, -1]}
+SCORED = Pair("q", "p", ("n", "m"), "", "", ("o",), (0.9, 0.7), (0.2, -1.0))
+PASSAGES = {
+    "query": "q",
+    "positive_passages": [{"title": "", "text": "p"}, {"title": "", "text": "o"}],
+    "negative_passages": [{"title": "", "text": "n"}, {"title": "", "text": "m"}],
+}
 
 
-def test_the_instructions_of_e5_files_are_those_of_our_recipe() -> None:
-    used = [s for stage in load_recipe("qwen3-8b").stages for s in stage.data if s.kind == "files"]
-    assert len(used) == 14
-    for source in used:
-        assert source.instruction == E5_INSTRUCTIONS[Path(source.path).stem], source.path
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        (FLAG, {}),
+        ({**PASSAGES, "scores": [0.9, 0.7, 0.2, -1.0]}, {}),
+        (
+            {**{f"x{name}": FLAG[name] for name in FLAG}},
+            {
+                **{"query": "xquery", "positive": "xpos", "negatives": "xneg"},
+                **{"positive_scores": "xpos_scores", "negative_scores": "xneg_scores"},
+            },
+        ),
+    ],
+)
+def test_documents_keep_their_scores(tmp_path: Path, row, columns, suffix, streaming) -> None:
+    spec = _write(tmp_path / f"rows{suffix}", [row]).model_copy(update={"columns": columns, "streaming": streaming})
+    assert list(read_rows(Pair, spec, scores=True)) == [SCORED]
+
+
+def test_scores_stay_with_their_documents_when_others_are_left_out(tmp_path: Path) -> None:
+    row = {**FLAG, "pos": ["p", " ", "p", "o"], "pos_scores": [4, 3, 2, 1], "neg": ["", "n"], "neg_scores": [8, 9]}
+    (pair,) = read_rows(Pair, _write(tmp_path / "a.jsonl", [row]), scores=True)
+    assert (pair.positive, pair.others, pair.negatives) == ("p", ("o",), ("n",))
+    assert (pair.positive_scores, pair.negative_scores) == ((4, 1), (9,))
+
+
+def test_a_row_without_scores_has_none_and_too_few_are_refused(tmp_path: Path) -> None:
+    rows = [FLAG, {**FLAG, "pos_scores": None, "neg_scores": []}]
+    (first, second) = read_rows(Pair, _write(tmp_path / "a.jsonl", rows), scores=True)
+    assert first == SCORED and (second.positive_scores, second.negative_scores) == ((), ())
+    spec = _write(tmp_path / "b.jsonl", [{**FLAG, "neg_scores": [1.0]}])
+    with pytest.raises(
+        ValueError, match=r"b.jsonl': column 'neg_scores' \(negative_scores\) holds 1 numbers for 2 doc"
+    ):
+        read_rows(Pair, spec, scores=True)[0]
+    assert read_rows(Pair, spec)[0].negatives == ("n", "m")  # what is not read is not checked
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", '"high"'])
+def test_a_score_is_a_finite_number(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"sentence1": "a", "sentence2": "b", "score": {number}}}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl': column 'score'( \(score\))?: .* is no (finite )?number"):
+        read_rows(ScoredPair, FilesData(kind="files", path=str(path)))[0]
+
+
+@pytest.mark.parametrize("scores", [False, True])
+def test_beir_judgements_are_scores_if_they_are_read(tmp_path: Path, scores: bool) -> None:
+    spec = _beir(tmp_path, qrels=["query-id\tcorpus-id\tscore", "q0\ta\t2", "q0\tb\t0", "q0\tc\t1"])
+    (pair,) = read_rows(Pair, spec, scores=scores)
+    graded = {pair.positive: 2.0, pair.others[0]: 1.0, pair.negatives[0]: 0.0}
+    assert pair.positive_scores == (tuple(graded.values())[:2] if scores else ())
+    assert pair.negative_scores == ((0.0,) if scores else ())
+    with pytest.raises(ValueError, match="this stage reads scored pairs, two texts and a number a row"):
+        read_rows(ScoredPair, spec)
+
+
+@pytest.mark.parametrize(
+    ("names", "suffix"),
+    [
+        (("sentence1", "sentence2", "score"), ".jsonl"),
+        (("sentence1", "sentence2", "Label"), ".parquet"),
+        (("query", "response", "label"), ".json"),
+        (("query", "positive", "scores"), ".csv"),
+        (("left", "right", "grade"), ".tsv"),
+    ],
+)
+def test_two_texts_and_a_number_are_a_scored_pair(tmp_path: Path, names: tuple[str, str, str], suffix: str) -> None:
+    rows = [dict(zip(names, row, strict=True)) for row in (("a", "b", 4.5), ("c", " ", 1.0), ("d", "e", 0.0))]
+    if suffix in {".csv", ".tsv"}:
+        path = tmp_path / f"sts{suffix}"
+        lines = [names, *(map(str, row.values()) for row in rows)]
+        path.write_text("".join((("\t" if suffix == ".tsv" else ",").join(line)) + "\n" for line in lines))
+        spec = FilesData(kind="files", path=str(path))
+    else:
+        spec = _write(tmp_path / f"sts{suffix}", rows)
+    own = {"columns": dict(zip(("query", "positive", "score"), names, strict=True))} if "left" in names else {}
+    spec = spec.model_copy(update={**own, "instruction": "Alike?", "symmetric": suffix == ".jsonl"})
+    second = "Alike?" if suffix == ".jsonl" else ""
+    expected = [ScoredPair("a", "b", 4.5, "Alike?", second), ScoredPair("d", "e", 0.0, "Alike?", second)]
+    assert list(read_rows(ScoredPair, spec)) == expected
+    batch = next(row_batches(ScoredPair, [spec], 2, 0))
+    assert sorted(batch.rows, key=lambda row: row.first) == expected
+
+
+def test_a_row_without_a_score_is_no_scored_pair(tmp_path: Path) -> None:
+    rows = [{"sentence1": "a", "sentence2": "b", "score": score} for score in (None, 1)]
+    found = read_rows(ScoredPair, _write(tmp_path / "a.jsonl", rows))
+    assert (len(found), found.dropped, found[0].score) == (1, 1, 1.0)
+
+
+def test_batches_of_pairs_carry_scores_only_if_asked_to(tmp_path: Path) -> None:
+    spec = _write(tmp_path / "a.jsonl", [FLAG])
+    assert next(row_batches(Pair, [spec], 1, 0, scores=True)).rows == [SCORED]
+    plain = Pair("q", "p", ("n", "m"), "", "", ("o",))
+    assert next(row_batches(Pair, [spec], 1, 0)).rows == [plain]
+    assert "not read: pos_scores, neg_scores" in examine(spec)[0].notes[0]
+
+
+@pytest.mark.parametrize(
+    ("schema", "columns", "row", "message"),
+    [
+        ({"sentence1": TEXT, "sentence2": TEXT}, {}, ScoredPair, r"no column 'score' .* `columns: \{score: \.\.\.\}`"),
+        (
+            {"query": TEXT, "positive": TEXT, "negative": TEXT, "score": pa.float64()},
+            {},
+            ScoredPair,
+            "two texts and a number, and these rows have negative besides; leave them out",
+        ),
+        (
+            {"query": TEXT, "positive": TEXT, "score": TEXTS},
+            {},
+            ScoredPair,
+            r"'score' \(score\) holds .*, expected a number$",
+        ),
+        ({"query": TEXT, "pos": TEXTS, "pos_scores": TEXTS}, {}, Pair, "expected a number or a list of numbers"),
+        ({"query": TEXT, "positive": TEXT, "negative": TEXT, "label": pa.float64()}, {}, Pair, "'label' says how well"),
+    ],
+)
+def test_scores_that_do_not_fit_the_row_are_refused(schema, columns, row, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        recognise(schema, columns=columns, row=row, scores=True)
+
+
+def test_a_stage_that_reads_no_scores_refuses_to_be_given_them(tmp_path: Path) -> None:
+    spec = _write(tmp_path / "a.jsonl", [FLAG]).model_copy(update={"columns": {"positive_scores": "pos_scores"}})
+    with pytest.raises(
+        ValueError, match=r"`columns` names positive_scores, .* reads pairs without scores.*; remove it"
+    ):
+        read_rows(Pair, spec)
 
 
 # ---------------------------------------------------------------------------------------------------------------- cells
@@ -246,10 +375,10 @@ def test_empty_cells_are_found_alike_in_bulk_and_one_by_one() -> None:
 def test_cells_that_types_cannot_tell_are_refused(tmp_path: Path) -> None:
     spec = _write(tmp_path / "a.jsonl", [{"query": ["Find", "q", "more"], "pos": [["", "p"]], "neg": []}])
     with pytest.raises(ValueError, match=r"a\.jsonl': column 'query': .* has 3 parts, expected \[instruction, text\]"):
-        read_pairs(spec)[0]
+        read_rows(Pair, spec)[0]
     spec = _write(tmp_path / "b.jsonl", [{"query": ["Find", "q"], "pos": [["One", "p"]], "neg": [["Two", "n"]]}])
     with pytest.raises(ValueError, match=r"different instructions: \['One', 'Two'\]"):
-        read_pairs(spec)[0]
+        read_rows(Pair, spec)[0]
 
 
 def test_negatives_that_start_empty_have_the_type_of_the_positives(tmp_path: Path) -> None:
@@ -257,7 +386,7 @@ def test_negatives_that_start_empty_have_the_type_of_the_positives(tmp_path: Pat
         row, pair = EXAMPLES[format]
         negatives = next(name for name in row if "neg" in name)
         rows = [*[{**row, negatives: []}] * 1200, row]
-        found = read_pairs(_write(tmp_path / f"{format}.jsonl", rows))
+        found = read_rows(Pair, _write(tmp_path / f"{format}.jsonl", rows))
         assert found[0].negatives == () and found[1200] == pair
 
 
@@ -266,11 +395,11 @@ def test_folders_that_are_no_data_set_and_unknown_endings_are_refused(tmp_path: 
     with pytest.raises(
         ValueError, match=r"is a folder, and no BEIR data set .* give each file its own source: a\.jsonl"
     ):
-        read_pairs(FilesData(kind="files", path=str(tmp_path)))
+        read_rows(Pair, FilesData(kind="files", path=str(tmp_path)))
     with pytest.raises(ValueError, match=r"`split` is for BEIR folders"):
-        read_pairs(FilesData(kind="files", path=str(tmp_path / "a.jsonl"), split="train"))
+        read_rows(Pair, FilesData(kind="files", path=str(tmp_path / "a.jsonl"), split="train"))
     with pytest.raises(ValueError, match=r"`format: beir` needs a BEIR folder"):
-        read_pairs(FilesData(kind="files", path=str(tmp_path / "a.jsonl"), format="beir"))
+        read_rows(Pair, FilesData(kind="files", path=str(tmp_path / "a.jsonl"), format="beir"))
     with pytest.raises(ValueError, match=r"`format` is for pairs; remove it"):
         read_texts(FilesData(kind="files", path=str(tmp_path / "a.jsonl"), format="columns"))
 
@@ -296,7 +425,7 @@ def test_a_beir_folder_gives_a_pair_for_each_query(compressed: bool, tmp_path: P
 
 
 def test_the_right_answers_of_a_beir_folder_are_those_of_its_evaluation(tmp_path: Path) -> None:
-    rows = read_pairs(_beir(tmp_path, "qrels/test.tsv").model_copy(update={"split": "test"}))
+    rows = read_rows(Pair, _beir(tmp_path, "qrels/test.tsv").model_copy(update={"split": "test"}))
     task = read_task(tmp_path)
     judged = {
         task.queries[query]: {task.documents[document] for document, score in judgements.items() if score > 0}
@@ -308,18 +437,18 @@ def test_the_right_answers_of_a_beir_folder_are_those_of_its_evaluation(tmp_path
 def test_beir_splits_and_faults(tmp_path: Path) -> None:
     spec = _beir(tmp_path / "a", "qrels/test.tsv")
     with pytest.raises(ValueError, match=r"has no qrels/train\.tsv; it has judgements for test\. .*`split: test`"):
-        read_pairs(spec)
-    assert len(read_pairs(spec.model_copy(update={"split": "test", "limit": 1}))) == 1
-    assert len(read_pairs(_beir(tmp_path / "b", "qrels.tsv"))) == 2
+        read_rows(Pair, spec)
+    assert len(read_rows(Pair, spec.model_copy(update={"split": "test", "limit": 1}))) == 1
+    assert len(read_rows(Pair, _beir(tmp_path / "b", "qrels.tsv"))) == 2
     with pytest.raises(ValueError, match="takes no `columns`, `streaming`"):
-        read_pairs(spec.model_copy(update={"streaming": True, "columns": {"query": "a"}}))
+        read_rows(Pair, spec.model_copy(update={"streaming": True, "columns": {"query": "a"}}))
     lost = [*BEIR["qrels"], "q1\tnowhere\t1"]
     with pytest.raises(ValueError, match="document 'nowhere' is judged relevant, but the corpus does not hold it"):
-        read_pairs(_beir(tmp_path / "c", qrels=lost))
+        read_rows(Pair, _beir(tmp_path / "c", qrels=lost))
     with pytest.raises(ValueError, match="the id 'a' occurs twice"):
-        read_pairs(_beir(tmp_path / "d", corpus=BEIR["corpus"] * 2))
+        read_rows(Pair, _beir(tmp_path / "d", corpus=BEIR["corpus"] * 2))
     with pytest.raises(ValueError, match="has no column score; its header is query-id, corpus-id"):
-        read_pairs(_beir(tmp_path / "e", qrels=["query-id\tcorpus-id", "q0\ta"]))
+        read_rows(Pair, _beir(tmp_path / "e", qrels=["query-id\tcorpus-id", "q0\ta"]))
 
 
 # ------------------------------------------------------------------------------------------------------------- mixtures
@@ -344,7 +473,7 @@ def test_mixtures_by_hand(alpha: float | None, weights: tuple, rows: tuple, tmp_
         )
         for size, weight in zip((64, 4), weights, strict=True)
     ]
-    batches = pair_batches(specs, 2, 7, alpha=alpha)
+    batches = row_batches(Pair, specs, 2, 7, alpha=alpha)
     for _ in range(2):  # two epochs
         epoch = list(islice(batches, sum(rows) // 2))
         assert Counter(batch.source for batch in epoch) == {"64": rows[0] // 2, "4": rows[1] // 2}
@@ -357,7 +486,7 @@ def test_mixtures_by_hand(alpha: float | None, weights: tuple, rows: tuple, tmp_
 def test_mixtures_by_size_need_sizes(tmp_path: Path) -> None:
     spec = _write(tmp_path / "a.jsonl", [{"query": "q", "positive": "p"}]).model_copy(update={"streaming": True})
     with pytest.raises(ValueError, match=r"`mixture_alpha` needs the sizes of all sources, and .*a\.jsonl streams"):
-        pair_batches([spec], 1, 0, alpha=0.5)
+        row_batches(Pair, [spec], 1, 0, alpha=0.5)
 
 
 # ------------------------------------------------------------------------------------------------------- right answers
@@ -396,11 +525,11 @@ def _numbered(tmp_path: Path, number: int, **fields: object) -> FilesData:
 def test_a_stream_goes_on_where_it_stopped(window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_batches, "_SHUFFLE_WINDOW", window)
     specs = [_numbered(tmp_path, 1300), _numbered(tmp_path, 130, weight=0.3)]  # 1040 and 104 rows with a query
-    whole = list(islice(pair_batches(specs, 32, 5), 100))  # more than two passes of the first, seven of the second
+    whole = list(islice(row_batches(Pair, specs, 32, 5), 100))  # more than two passes of the first, seven of the second
     passed = [row.query for batch in whole if batch.source == "1300" for row in batch.rows][: 1040 // 32 * 32]
     assert len(set(passed)) == len(passed)
     for start in (1, 41, 64, 99):
-        found = list(islice(pair_batches(specs, 32, 5, start), 100 - start))
+        found = list(islice(row_batches(Pair, specs, 32, 5, start), 100 - start))
         assert [(b.step, b.source, b.rows) for b in found] == [(b.step, b.source, b.rows) for b in whole[start:]], start
 
 
@@ -411,7 +540,7 @@ def test_what_a_resumed_stream_passes_over_is_not_converted(tmp_path: Path, monk
         converted.append(record["query"]) or original(found, record, *rest)
     ))  # fmt: skip
     monkeypatch.setattr(data_batches, "_SHUFFLE_WINDOW", 100)
-    next(pair_batches([_numbered(tmp_path, 20_000)], 8, 0, start=1500))  # row 12 000 of 16 000
+    next(row_batches(Pair, [_numbered(tmp_path, 20_000)], 8, 0, start=1500))  # row 12 000 of 16 000
     assert len(converted) < 2000
 
 
@@ -443,13 +572,13 @@ def test_streamed_parquet_leaves_the_scanner_alone_that_hangs_at_exit(
     hub = HubData(kind="hub", path=str(folder), streaming=True)
     for spec in (local, hub, local.model_copy(update={"limit": 1700}), hub.model_copy(update={"limit": 1700})):
         expected = [Pair(f"q{i}", f"p{part}", (), "", "") for part in range(2) for i in range(1500)][: spec.limit]
-        assert list(read_pairs(spec)) == expected
-        assert len(next(pair_batches([spec], 64, 0)).rows) == 64
+        assert list(read_rows(Pair, spec)) == expected
+        assert len(next(row_batches(Pair, [spec], 64, 0)).rows) == 64
 
 
 def test_streamed_files_leave_no_copy_behind(tmp_path: Path) -> None:
     spec = _numbered(tmp_path, 400)
-    next(pair_batches([spec], 8, 0))
+    next(row_batches(Pair, [spec], 8, 0))
     assert not list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
-    next(pair_batches([spec.model_copy(update={"streaming": False})], 8, 0))
+    next(row_batches(Pair, [spec.model_copy(update={"streaming": False})], 8, 0))
     assert list(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))

@@ -19,7 +19,7 @@ from hypothesis import example
 from hypothesis import strategies as st
 
 from llm2enc.data import Pair, Rows, Stream, batches, read_texts
-from llm2enc.data.sources import read_pairs
+from llm2enc.data.sources import read_rows
 from llm2enc.recipe import FilesData
 
 BLANK = st.sampled_from(["", " ", "\n", "\u2003", "\x1c", "\x85"])
@@ -141,7 +141,7 @@ def _bytes(records: list[dict], suffix: str, ascii_: bool) -> bytes:
 
 def read_or_refused(path: Path, **fields) -> list[Pair] | str:
     try:
-        return list(read_pairs(FilesData(kind="files", path=str(path), **fields)))
+        return list(read_rows(Pair, FilesData(kind="files", path=str(path), **fields)))
     except ValueError as error:
         assert path.name in str(error)
         return str(error)
@@ -299,7 +299,7 @@ def _sources(sizes: list[tuple[int, float]], streams: tuple[int, ...] = ()) -> l
         return Stream(spec.path, lambda: iter([whole])) if number in streams else whole
 
     specs = [FilesData(kind="files", path=name, weight=sizes[n][1]) for name, n in known.items()]
-    return [specs, mock.patch.object(batches, "read_texts", rows)]
+    return [specs, mock.patch.object(batches, "read_rows", lambda row, spec, scores: rows(spec))]
 
 
 @fuzz(
@@ -314,11 +314,11 @@ def test_batch_k_is_the_same_wherever_iteration_starts(sizes, batch_size, seed, 
     specs, reading = _sources(sizes, streams)
     with reading:
         try:
-            whole = list(islice(batches.text_batches(specs, batch_size, seed), start + 12))
+            whole = list(islice(batches.row_batches(str, specs, batch_size, seed), start + 12))
         except ValueError as error:
             assert "fewer than the batch size" in str(error)
             return
-        assert list(islice(batches.text_batches(specs, batch_size, seed, start), 12)) == whole[start:]
+        assert list(islice(batches.row_batches(str, specs, batch_size, seed, start), 12)) == whole[start:]
     for step, batch in enumerate(whole):
         assert batch.step == step and len(set(batch.rows)) == len(batch.rows) == batch_size
         assert {f"s{source}" for source, _ in batch.rows} == {batch.source}
@@ -331,7 +331,7 @@ def test_an_epoch_has_every_source_by_its_weight_and_no_row_too_often(sizes, bat
         return
     groups = [round(size * weight) // batch_size for size, weight in sizes]
     with reading:
-        stream = batches.text_batches(specs, batch_size, seed)
+        stream = batches.row_batches(str, specs, batch_size, seed)
         for _ in range(3):
             epoch = list(islice(stream, sum(groups)))
             assert [sum(batch.source == f"s{n}" for batch in epoch) for n in range(len(sizes))] == groups

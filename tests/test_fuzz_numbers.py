@@ -97,7 +97,7 @@ def test_pooling_is_what_loops_over_the_pooled_states_give(name, case) -> None:
     hidden, pool = case
     lengths = torch.tensor([len(row) for row in pool])
     flat = torch.tensor([flag for row in pool for flag in row])
-    found = POOLERS[name](hidden, flat, lengths)
+    found = POOLERS[name].function(hidden, flat, lengths)
     states = [part.tolist() for part in hidden.split(lengths.tolist())]
     wanted = torch.tensor([by_loops(name, *both) for both in zip(states, pool, strict=True)])
     assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6, equal_nan=True)

@@ -30,6 +30,7 @@ from llm2enc import Encoder, load_recipe
 from llm2enc.conversion import run_directory as folder
 from llm2enc.storage import owner
 from llm2enc.training import checkpoint, trainer
+from llm2enc.training.logging import Log
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What a kill may be aimed at: the first one of these paths shows that it is being written.
@@ -163,14 +164,14 @@ def test_a_signal_after_the_last_step_is_not_lost(recipe: Path, tmp_path: Path) 
         raise AssertionError("went on")
 
     def signalled() -> None:
-        save = trainer._Log.step
+        save = Log.step
 
         def step(self, number: int, *others) -> None:
             save(self, number, *others)
             if number + 1 == self.stage.steps:
-                trainer._agreed = lambda stop, device: os.kill(os.getpid(), signal.SIGTERM) or False
+                trainer.stop_requested = lambda received, device: os.kill(os.getpid(), signal.SIGTERM) or False
 
-        trainer._Log.step, trainer._restore = step, late
+        Log.step, trainer.restore = step, late
         convert(recipe, tmp_path / "run")()
 
     job = Job(signalled, tmp_path / "log")

@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 from llm2enc.encoding import Encoder
 from llm2enc.export import graph
 from llm2enc.export import onnx as target
-from llm2enc.export.graph import Expected, Graph, check, pooling_weights
+from llm2enc.export.graph import Expected, Graph, check
 from llm2enc.model import POOLERS, Backbone
 from llm2enc.recipe import InputSpec, Part
 from llm2enc.text import InputFormat
@@ -144,10 +144,10 @@ def test_the_graph_pools_as_the_encoder_does(pooling: str, tmp_path: Path) -> No
 def test_pooling_weights_are_those_of_packed_rows(pooling: str) -> None:
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0], [0, 1, 0, 0, 0]])
     hidden = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
-    weights = pooling_weights(mask, mask.cumsum(1), pooling).float()
+    weights = POOLERS[pooling].weights(mask, mask.cumsum(1)).float()
     ours = (weights[..., None] * hidden).sum(1) / weights.sum(1, keepdim=True)
     packed = hidden[mask == 1]
-    wanted = POOLERS[pooling](packed, torch.ones(len(packed), dtype=torch.bool), mask.sum(1))
+    wanted = POOLERS[pooling].function(packed, torch.ones(len(packed), dtype=torch.bool), mask.sum(1))
     torch.testing.assert_close(ours, wanted)
 
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from llm2enc.cli.app import app
+from llm2enc.encoding import Encoder
 from llm2enc.model import Backbone, skeleton
 from llm2enc.planning import parse, plan
 from llm2enc.planning.devices import Devices
@@ -301,7 +302,7 @@ def test_checkpoints_and_finished_stages_have_the_planned_size(tmp_path: Path) -
     optimizer = torch.optim.AdamW(parameters)
     backbone.hidden(Tokens.from_blocks(torch.zeros(1, 4, dtype=torch.long))).sum().backward()
     optimizer.step()
-    checkpoint.save(tmp_path, 1, backbone, optimizer)
+    checkpoint.save(tmp_path, 1, Encoder(backbone, None, "mean"), optimizer)
     backbone.save_adapter(tmp_path / "adapter")
     headers = 200 * 4 * len(parameters)  # names, shapes and places of at most so many bytes per tensor
     saved = sum(path.stat().st_size for path in (tmp_path / "checkpoint").iterdir())

@@ -1,5 +1,8 @@
 """Pooling over packed rows: numbers by hand, and equality with a loop over texts."""
 
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -8,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import llm2enc
 from llm2enc.model import POOLERS, pooled_edges
 from llm2enc.recipe import Pooling
 
@@ -27,13 +31,66 @@ BY_HAND = {
 
 
 def test_the_recipe_names_these_poolers() -> None:
-    assert set(POOLERS) == set(get_args(Pooling)) == set(BY_HAND)
+    assert tuple(POOLERS) == get_args(Pooling)
+    assert set(POOLERS) == set(BY_HAND)
+
+
+@pytest.mark.parametrize("name", POOLERS)
+def test_a_pooler_needs_exactly_the_states_that_have_a_gradient(name: str) -> None:
+    hidden = HIDDEN.clone().requires_grad_()
+    POOLERS[name].function(hidden, POOL, LENGTHS).sum().backward()
+    assert torch.equal(POOLERS[name].needed(POOL, LENGTHS), hidden.grad.ne(0).any(1))
+
+
+@pytest.mark.parametrize("name", POOLERS)
+def test_sentence_transformers_pools_so_by_the_name_of_the_table(name: str) -> None:
+    from sentence_transformers.sentence_transformer.modules import Pooling as Theirs
+
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 1, 0]])
+    states = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0))
+    ours = POOLERS[name].function(states[mask == 1], torch.ones(8, dtype=torch.bool), mask.sum(1))
+    theirs = Theirs(6, pooling_mode=POOLERS[name].mode)({"token_embeddings": states, "attention_mask": mask})
+    torch.testing.assert_close(theirs["sentence_embedding"], ours)
+    torch.testing.assert_close(by_scripts(name, states, mask, 0), ours)
+
+
+@pytest.mark.parametrize("name", POOLERS)
+def test_the_engines_scripts_know_the_keys_of_the_table(name: str) -> None:
+    assert script("by_hand")._old_mode({f"pooling_mode_{POOLERS[name].flag}": True}) == POOLERS[name].mode
+
+
+@pytest.mark.parametrize("name", POOLERS)
+@given(pool=st.lists(st.booleans(), min_size=2, max_size=6).filter(any), skipped=st.integers(0, 5))
+def test_same_in_others_says_whether_the_vectors_are_equal(name: str, pool: list[bool], skipped: int) -> None:
+    count = len(pool)
+    skipped = min(skipped, count - 1)
+    states = torch.randn(count, 3, generator=torch.Generator().manual_seed(0))
+    ours = POOLERS[name].function(states, torch.tensor(pool), torch.tensor([count]))
+    theirs = by_scripts(name, states[None], torch.ones(1, count, dtype=torch.long), skipped)
+    equal = torch.allclose(ours, theirs, atol=1e-6)
+    alone = name == "weighted_mean" and sum(pool) == 1  # the one token has all the weight, whatever it is
+    assert POOLERS[name].same_in_others(torch.tensor(pool), skipped) == equal or alone
+
+
+def script(name: str) -> ModuleType:
+    """A script of the engines, which runs without llm2enc and has an implementation of its own."""
+    path = Path(llm2enc.__file__).parent / "verification" / "engines" / f"{name}.py"
+    spec = spec_from_file_location(name, path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def by_scripts(name: str, states: Tensor, mask: Tensor, skipped: int) -> Tensor:
+    """Vectors (B, D) of states (B, S, D) by the engines' scripts."""
+    job = SimpleNamespace(pooling=POOLERS[name].mode, normalize=False, dense=[])
+    return torch.from_numpy(script("by_hand").pooled(job, states.numpy(), mask.numpy(), skipped)).float()
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_numbers_by_hand(name: str, dtype: torch.dtype) -> None:
-    vectors = POOLERS[name](HIDDEN.to(dtype), POOL, LENGTHS)
+    vectors = POOLERS[name].function(HIDDEN.to(dtype), POOL, LENGTHS)
     assert vectors.dtype == torch.float32
     torch.testing.assert_close(vectors, torch.tensor(BY_HAND[name]), atol=1e-5, rtol=1e-6)
 
@@ -50,9 +107,9 @@ def test_a_bfloat16_mean_of_500_tokens_is_exact() -> None:
     """Summed in bfloat16, 500 ones stop at 256."""
     hidden = torch.ones(501, 2, dtype=torch.bfloat16)
     hidden[500] = 2.0
-    vectors = POOLERS["mean"](hidden, torch.ones(501, dtype=torch.bool), torch.tensor([501]))
+    vectors = POOLERS["mean"].function(hidden, torch.ones(501, dtype=torch.bool), torch.tensor([501]))
     torch.testing.assert_close(vectors, torch.full((1, 2), 502 / 501), atol=1e-5, rtol=0)
-    weighted = POOLERS["weighted_mean"](hidden, torch.ones(501, dtype=torch.bool), torch.tensor([501]))
+    weighted = POOLERS["weighted_mean"].function(hidden, torch.ones(501, dtype=torch.bool), torch.tensor([501]))
     expected = 1 + 501 / (501 * 502 / 2)  # the last weighs 501 of 1 + 2 + ... + 501
     torch.testing.assert_close(weighted, torch.full((1, 2), expected), atol=1e-5, rtol=0)
 
@@ -68,7 +125,7 @@ def test_a_bfloat16_mean_of_500_tokens_is_exact() -> None:
 )
 def test_the_gradient_of_a_state_is_its_weight(name: str, expected: list[float]) -> None:
     hidden = HIDDEN.clone().requires_grad_()
-    POOLERS[name](hidden, POOL, LENGTHS).sum().backward()
+    POOLERS[name].function(hidden, POOL, LENGTHS).sum().backward()
     torch.testing.assert_close(hidden.grad, torch.tensor(expected)[:, None].expand(8, 2), atol=1e-6, rtol=0)
 
 
@@ -90,4 +147,4 @@ def test_equals_a_loop_over_texts(name: str, pools: list[list[bool]]) -> None:
     hidden = torch.randn(len(pool), 3, generator=torch.Generator().manual_seed(len(pool)))
     texts = zip(hidden.split(lengths.tolist()), pool.split(lengths.tolist()), strict=True)
     expected = torch.stack([_one_text(name, *text) for text in texts])
-    torch.testing.assert_close(POOLERS[name](hidden, pool, lengths).double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(POOLERS[name].function(hidden, pool, lengths).double(), expected, atol=1e-6, rtol=1e-5)

@@ -20,6 +20,7 @@ NAMES = [
     "gemma-2-9b",
     "llama-2-7b",
     "llama-3-8b",
+    "llm2vec",
     "mistral-7b",
     "pocket",
     "pocket-echo",
@@ -51,7 +52,7 @@ INSTRUCTIONS = {
     "t2ranking": CHINESE,
     "trivia_qa": READING,
 }
-# What the model reads for instruction I and text T, pooled parts in braces: (query, document).
+# What the model reads for instruction I and text T, pooled parts in braces: (query, document). <bos?>: `when: tokenizer`.
 INST = ("<bos>[INST] I;{ }{T}{ [/INST]}", "<bos>[INST]{ }{T}{ [/INST]}")
 QWEN = ("<|im_start|>user\nI;{ }{T}{<|im_end|>}", "<|im_start|>user\n{T}{<|im_end|>}")
 GEMMA = ("<bos><start_of_turn>user\nI;{ }{T}{<end_of_turn>}", "<bos><start_of_turn>user\n{T}{<end_of_turn>}")
@@ -62,6 +63,7 @@ TEMPLATES = {
     "gemma-2-9b": GEMMA,
     "llama-2-7b": INST,
     "llama-3-8b": (HEADER + "I;{ }{T}{<|eot_id|>}", HEADER + "{T}{<|eot_id|>}"),
+    "llm2vec": ("<bos?>I;{ }{T}{<eos?>}", "<bos?>{T}{<eos?>}"),
     "mistral-7b": INST,
     "pocket": ("{<bos>}{I}{: }{T}{<eos>}", "{<bos>}{T}{<eos>}"),
     "pocket-echo": ECHO,
@@ -99,7 +101,7 @@ def written(template: tuple[Part, ...]) -> str:
     text = ""
     for part in template:
         slot = {"instruction": "I", "text": "T"}.get(part.slot or "")
-        piece = slot or part.literal or f"<{part.special}>"
+        piece = slot or part.literal or f"<{part.special}{'?' if part.when else ''}>"
         text += f"{{{piece}}}" if part.pool else piece
     return text
 
@@ -139,7 +141,7 @@ def test_llm2vec_values(name: str) -> None:
     for stage in recipe.stages:
         assert stage.lora is not None
         assert (stage.lora.r, stage.lora.alpha, stage.lora.dropout) == (16, 32, 0.05)
-        assert stage.lora.targets == PROJECTIONS
+        assert stage.lora.targets == ("all-linear" if name == "llm2vec" else PROJECTIONS)
         assert (stage.trainable, stage.schedule, stage.precision) == ("lora", "linear", "bfloat16")
         assert (stage.weight_decay, stage.adam_betas, stage.max_grad_norm) == (0.0, (0.9, 0.999), 1.0)
         assert stage.gradient_checkpointing
@@ -150,7 +152,7 @@ def test_llm2vec_values(name: str) -> None:
     assert (simcse.temperature, simcse.max_tokens) == (0.05, 128)
     assert (contrastive.temperature, contrastive.hard_negatives) == (0.02, 1)
     assert (recipe.model.attention, recipe.pooling, recipe.input.max_tokens) == ("bidirectional", "mean", 512)
-    assert recipe.input.strip == ("none" if name == "sheared-llama-1.3b" else "outer")
+    assert recipe.input.strip == ("none" if name in ("llm2vec", "sheared-llama-1.3b") else "outer")
 
 
 def test_schedule_lengths_follow_from_the_data() -> None:
@@ -184,6 +186,57 @@ def test_supervised_data(name: str) -> None:
         assert source.columns == {"query": "query", "positive": "positive", "negatives": "negative"}
         assert source.weight == 1.0
         assert not source.symmetric  # documents never carry an instruction, as in the reference
+
+
+# --------------------------------------------------------------------------------------------------------- collections
+
+SOURCES = [{"kind": "files", "path": "a.jsonl", "weight": 2.0}, {"kind": "files", "path": "b.jsonl"}]
+
+
+def with_data(*data: Any) -> dict[str, Any]:
+    recipe = yaml.safe_load(load_recipe("pocket-echo").to_yaml())
+    recipe["stages"][0]["data"] = list(data)
+    return recipe
+
+
+def test_a_collection_stands_for_its_sources(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"data": SOURCES}))
+    other = {"kind": "files", "path": "c.jsonl"}
+    expected = load_recipe(with_data(*SOURCES, other))
+    assert load_recipe(with_data({"collection": str(path)}, other)) == expected
+    assert (
+        load_recipe(with_data(other), [f"stages.0.data=[{{collection: {path}}}, {{kind: files, path: c.jsonl}}]"])
+        == expected
+    )
+    changed = load_recipe(with_data({"collection": str(path)}, other), ["stages.0.data.1.weight=3.0"])
+    assert [source.weight for source in changed.stages[0].data] == [2.0, 3.0, 1.0]
+    assert "collection" not in expected.to_yaml()
+
+
+def test_a_shipped_collection_is_known_by_its_name() -> None:
+    assert (
+        load_recipe(with_data({"collection": "e5-public"})).stages[0].data == load_recipe("mistral-7b").stages[-1].data
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "said"),
+    [
+        ("data: []", {"collection": "no-such"}, "no data collection 'no-such': .* shipped names: e5-public"),
+        ("data: []", {"weight": 2}, "nothing besides .* copy its file, or set the field by its place"),
+        ("data: []\nname: x", {}, "is no data collection: it must hold `data:`, a list of sources"),
+        ("- kind: files", {}, "is no data collection"),
+        ("data: [{collection: e5-public}]", {}, "is no data collection"),
+        ("data: [{kind: files, path: a, wait: 1}]", {}, r"stages\.0\.data\.0\.wait"),
+        ("data: []", {}, r"stages\.0\.data"),
+    ],
+)
+def test_what_is_no_collection_is_refused(text: str, given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=said):
+        load_recipe(with_data({"collection": str(path), **given}))
 
 
 @pytest.mark.parametrize("name", ["pocket", "pocket-echo"])
@@ -221,6 +274,8 @@ def test_unknown_name_lists_the_shipped_ones() -> None:
         ("name: &a [*a]\n", "not valid YAML"),  # contains itself
         ("name: !!timestamp 2020-01-01\n", "not plain data"),
         ("a: 1\n---\nb: 2\n", "not valid YAML"),
+        ("name: a\nseed: 1\nname: b\n", "line 3, column 1: found duplicate key"),
+        ("name: a\nseed: [1\n", "line 3, column 1: "),
     ],
 )
 def test_files_that_are_no_recipe(text: str, said: str, tmp_path: Path) -> None:
@@ -298,11 +353,35 @@ def test_strictness(override: str, where: str) -> None:
         (["stages.0.schedule_steps=1"], "schedule_steps (1) is shorter than steps (2)"),
         (["stages.0.warmup_steps=3"], "warmup_steps (3) is longer than the schedule"),
         (["stages.0.trainable=full", "stages.0.lora.r=4"], "`lora` is set but `trainable` is full"),
+        (["stages.0.trainable=full", "stages.0.lora=continue"], "`lora` is set but `trainable` is full"),
+        (
+            ["stages.0.lora=continue"],
+            "(mntp) has `lora: continue`, but no adapter to go on with: it is the first stage",
+        ),
         (["model.attention=causal"], "an mntp stage needs `model.attention: bidirectional`"),
     ],
 )
 def test_fields_that_contradict_each_other(overrides: list[str], said: str) -> None:
     assert said in fault(small(), *overrides)
+
+
+def test_an_adapter_goes_on_through_the_stages_that_say_so() -> None:
+    def of(*kinds: Any) -> dict[str, Any]:
+        recipe = small()
+        recipe["stages"] = [{**recipe["stages"][0], **kind} for kind in kinds]
+        return recipe
+
+    on = {"lora": "continue"}
+    recipe = load_recipe(of({"lora": {"r": 4}}, on, on, {"lora": None}, on))
+    assert [recipe.adapter_goes_on(index) for index in range(5)] == [True, True, False, True, False]
+    assert [recipe.adapter_of(index).r for index in range(5)] == [4, 4, 4, 16, 16]
+    assert load_recipe(yaml.safe_load(recipe.to_yaml())) == recipe
+    full = {"trainable": "full", "lora": None}
+    assert "stage 1 (mntp) has `lora: continue`, but no adapter to go on with: the stage before it trains all" in fault(
+        of(full, on)
+    )
+    assert "stages.0.lora: Input should be 'continue'" in fault(of({"lora": "go on"}))
+    assert "stages.0.lora.r: " in fault(of({"lora": {"r": -1}}))
 
 
 @pytest.mark.parametrize(
@@ -315,6 +394,7 @@ def test_fields_that_contradict_each_other(overrides: list[str], said: str) -> N
         ({"token": ""}, "must not be empty"),
         ({"slot": "title"}, "'instruction' or 'text'"),
         ({"literal": "a", "when": "text"}, "when"),
+        ({"special": "cls", "when": "tokenizer"}, "is for {special: bos} and {special: eos}"),
     ],
 )
 def test_parts_that_mean_nothing(part: dict[str, Any], said: str) -> None:
@@ -520,6 +600,12 @@ def test_numbers_mean_what_they_say(value: str, seed: int | None) -> None:
         assert load_recipe(small(), [f"seed={value}"]).seed == seed
     except RecipeError:
         return
+
+
+@pytest.mark.parametrize("text", ["2024-01-01", "1_0", "no", "=", "<<", "1:30", "a_b"])
+def test_texts_of_yaml_1_2_are_texts(text: str) -> None:
+    recipe = load_recipe(small(), [f"description={text}", f"input.prompts={{{text}: {text}}}"])
+    assert (recipe.description, recipe.input.prompts) == (text, {text: text})
 
 
 @pytest.mark.parametrize("override", ["stages.0.data.0.path=x", "input.query.0.pool=1"])

@@ -13,9 +13,11 @@ from tiny import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from llm2enc import Encoder, conversion, convert, load_recipe, recipe_names
+from llm2enc import Encoder, convert, load_recipe, recipe_names
+from llm2enc.conversion import run as conversion
 
 FAMILIES = {
+    "llm2vec": "llama",
     "mistral-7b": "mistral",
     "llama-3-8b": "llama",
     "llama-2-7b": "llama",
@@ -124,17 +126,21 @@ def test_miniature(name: str, tiny_data: dict[str, str], tmp_path: Path, in_proc
     assert np.abs(Encoder.from_recipe(small).encode(SENTENCES) - reopened.encode(SENTENCES)).max() > 1e-4
 
 
-def test_a_run_goes_on_where_it_stopped(tiny_data: dict[str, str], tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("more", [[], ["stages.1.lora=continue", "stages.2.lora=continue"]], ids=["fresh", "continue"])
+def test_a_run_goes_on_where_it_stopped(more, tiny_data: dict[str, str], tmp_path: Path, monkeypatch) -> None:
     """A second call with resume loads finished stages and gives the same weights, bit for bit."""
     monkeypatch.setattr(conversion, "AT_THE_END_OF_A_CONVERSION", ("files",))
     make_model("llama", tmp_path / "base", has_bos=True)
-    small = load_recipe("pocket", shrink("pocket", tmp_path / "base", tiny_data))
+    small = load_recipe("pocket", [*shrink("pocket", tmp_path / "base", tiny_data), *more])
     first = convert(small, tmp_path / "run")
     with pytest.raises(ValueError, match="--resume"):
         convert(small, tmp_path / "run")
     second = convert(small, tmp_path / "run", resume=True)
     assert first.encoder.backbone.fingerprint() == second.encoder.backbone.fingerprint()
     assert first.history == second.history
+    chain = [(row["parent"], row["result"]) for row in first.history if "parent" in row]
+    assert all(made == parent for (_, made), (parent, _) in pairwise(chain))
+    assert chain[-1][1] == first.encoder.backbone.fingerprint()
     other = load_recipe("pocket", [*shrink("pocket", tmp_path / "base", tiny_data), "seed=1"])
     with pytest.raises(ValueError, match="another recipe"):
         convert(other, tmp_path / "run", resume=True)

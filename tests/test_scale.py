@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from benchmarks import scale
 from benchmarks.scale import STRATEGIES, cases, difference
 from llm2enc import convert, distributed, load_recipe
-from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, Stage
+from llm2enc.model import Projection
+from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, ProjectionSpec, Stage
 from llm2enc.training import trainer
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +67,9 @@ def trained(name: str, way: str, folder: Path, killed: bool = False) -> dict[str
     mine = folder / f"data-{distributed.rank()}"
     mine.mkdir(exist_ok=True)
     encoder = scale.make_encoder()
+    if name == "contrastive-lora":  # and a head, which stays whole in every process
+        spec = ProjectionSpec(kind="projection", dimensions=12, bias=True)
+        encoder.head = Projection.fresh(encoder.backbone.width, spec, seed=0)
     rate = trainer.learning_rate
 
     def until(step: int, stage: Stage) -> float:
@@ -81,7 +85,7 @@ def trained(name: str, way: str, folder: Path, killed: bool = False) -> dict[str
     finally:
         trainer.learning_rate = rate
     weights = {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
-    return {"weights": weights, "fingerprint": encoder.backbone.fingerprint()}
+    return {"weights": weights, "fingerprint": encoder.weights_fingerprint()}
 
 
 def there_and_back() -> dict[str, Any]:

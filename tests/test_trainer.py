@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import assert_same, make_encoder, pairs_file, texts_file
+from safetensors.torch import load_file
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import Interrupted, NotFinite
 from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage, Tracking
 from llm2enc.training import OBJECTIVES, checkpoint, train, trainer
+from llm2enc.training.logging import stage_summary
 from llm2enc.training.trainer import learning_rate
 
 STAGES = {
@@ -93,9 +95,9 @@ def test_every_objective_learns(objective: str, trainable: str, tmp_path: Path, 
     adapters: list[dict[str, torch.Tensor]] = []
     finish = checkpoint.finish
 
-    def note_and_finish(folder, backbone, parent, facts):
-        adapters.append({n: p.detach().clone() for n, p in backbone.trained().items() if "lora_B" in n})
-        finish(folder, backbone, parent, facts)
+    def note_and_finish(folder, encoder, *rest):
+        adapters.append({n: p.detach().clone() for n, p in encoder.trained().items() if "lora_B" in n})
+        finish(folder, encoder, *rest)
 
     monkeypatch.setattr(checkpoint, "finish", note_and_finish)
     train(encoder, stage, tmp_path / "run", seed=0)
@@ -174,6 +176,77 @@ def test_resumed_is_uninterrupted(objective: str, trainable: str, tmp_path: Path
     train(parts, stage, tmp_path / "parts", seed=3)
     assert_same(weights(parts), weights(whole))
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
+
+
+# ---------------------------------------------------------------------------------------------------- lora: continue
+
+# Every step reads all rows, and with these betas AdamW remembers nothing: a stage is the sum of its steps.
+FORGETFUL = {
+    **{"batch_size": 16, "lr": 0.3, "schedule": "constant", "adam_betas": (0.0, 0.0), "adam_eps": 1.0},
+    **{
+        "attention_dropout": 0.0,
+        "max_grad_norm": None,
+        "hard_negatives": 0,
+        "lora": LoraSpec(r=4, alpha=8, dropout=0.0),
+    },
+}
+
+
+def train_two(encoder: Encoder, folder: Path, first: Stage, second: Stage) -> dict[str, torch.Tensor]:
+    """The weights after two stages in `folder`."""
+    train(encoder, first, folder / "0", seed=3, keep_adapter=second.lora == "continue")
+    assert encoder.backbone.has_adapter == (second.lora == "continue") and not encoder.backbone.trained()
+    train(encoder, second, folder / "1", seed=3)
+    return weights(encoder)
+
+
+def test_a_stage_that_goes_on_with_the_adapter_is_the_second_half_of_a_longer_one(tmp_path: Path) -> None:
+    whole = make_encoder()
+    train(whole, make_stage("contrastive", tmp_path, **FORGETFUL, steps=6), tmp_path / "whole", seed=3)
+    half = make_stage("contrastive", tmp_path, **FORGETFUL, steps=3)
+    found = train_two(make_encoder(), tmp_path / "parts", half, half.model_copy(update={"lora": "continue"}))
+    assert_same(found, weights(whole), tolerance=1e-6)
+    fresh = train_two(make_encoder(), tmp_path / "fresh", half, half)
+    assert max((fresh[name] - found[name]).abs().max() for name in found) > 1e-3
+
+
+def test_weights_are_the_base_and_the_continued_adapter_once(tmp_path: Path) -> None:
+    encoder = make_encoder()
+    base, parent = weights(encoder), encoder.backbone.fingerprint()
+    stage = make_stage("contrastive", tmp_path, lr=0.1)
+    found = train_two(encoder, tmp_path, stage, stage.model_copy(update={"lora": "continue"}))
+    factors = load_file(tmp_path / "1" / "adapter" / "adapter_model.safetensors")
+    for name in (name for name in base if "_proj" in name):
+        key = f"base_model.model.{name.removeprefix('backbone.model.model.').removesuffix('.weight')}"
+        delta = factors[f"{key}.lora_B.weight"] @ factors[f"{key}.lora_A.weight"] * (8 / 4)
+        assert delta.abs().max() > 1e-3 and torch.allclose(found[name], base[name] + delta, atol=1e-6)
+    before, after = (json.loads((tmp_path / place / "finished.json").read_text()) for place in "01")
+    assert (before["parent"], after["parent"]) == (parent, before["result"])
+    assert after["result"] == encoder.backbone.fingerprint()
+
+
+def test_a_continued_stage_resumes_to_the_bit(tmp_path: Path) -> None:
+    first = make_stage("contrastive", tmp_path, warmup_steps=2)
+    second = make_stage("simcse", tmp_path, attention_dropout=0.2).model_copy(update={"lora": "continue"})
+    whole = train_two(make_encoder(), tmp_path / "whole", first, second)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="after step 3 of 6"):
+        stop_after(patch, 9, interrupt)
+        train_two(make_encoder(), tmp_path / "parts", first, second)
+    parts = make_encoder()
+    checkpoint.load_finished(tmp_path / "parts" / "0", parts.backbone, first, 3, keep_adapter=True)
+    train(parts, second, tmp_path / "parts" / "1", seed=3)
+    assert_same(weights(parts), whole)
+    assert log(tmp_path / "parts" / "1") == log(tmp_path / "whole" / "1")
+    loaded = make_encoder()
+    checkpoint.load_finished(tmp_path / "parts" / "0", loaded.backbone, first, 3, keep_adapter=True)
+    checkpoint.load_finished(tmp_path / "parts" / "1", loaded.backbone, second, 3)
+    assert_same(weights(loaded), whole)
+
+
+def test_without_an_adapter_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    stage = make_stage("contrastive", tmp_path).model_copy(update={"lora": "continue"})
+    with pytest.raises(ValueError, match="nothing to go on with: the model carries no adapter"):
+        train(make_encoder(), stage, tmp_path / "run", seed=0)
 
 
 def test_a_power_cut_repeats_the_steps_since_the_last_checkpoint(tmp_path: Path) -> None:
@@ -358,7 +431,7 @@ def test_the_table_before_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
 
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    rows = dict(trainer.facts(encoder, stage, batch, start=3))
+    rows = stage_summary(encoder, stage, batch, start=3)
 
     lora = sum(4 * (m.in_features + m.out_features) for m in encoder.modules() if hasattr(m, "lora_A"))
     assert rows["trained parameters"].startswith(f"{lora:,} of ")
@@ -367,7 +440,7 @@ def test_the_table_before_step_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert rows["batch"] == f"8 ({len(batch.tokens)} texts, {len(batch.tokens.ids):,} tokens on this process)"
     assert "emulates" in rows["precision"]
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    assert dict(trainer.facts(encoder, stage, batch, start=3))["precision"] == "bfloat16"
+    assert stage_summary(encoder, stage, batch, start=3)["precision"] == "bfloat16"
 
     passes: list[int] = []
     encoder.register_forward_pre_hook(lambda *given: passes.append(1))

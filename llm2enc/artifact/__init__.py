@@ -1,8 +1,8 @@
 """The saved directory: sentence-transformers' layout, metadata and model card, written and read back as parts."""
 
-from llm2enc.artifact import card, config, files
+from llm2enc.artifact import card, config, dense, files
 from llm2enc.artifact.card import base_model, with_engines
-from llm2enc.artifact.directory import DTYPES, POOLING_MODES, REQUIREMENTS, read, write
+from llm2enc.artifact.directory import DTYPES, REQUIREMENTS, read, write
 from llm2enc.artifact.files import (
     FACTS,
     check_target,
@@ -16,7 +16,6 @@ from llm2enc.artifact.tokenizer import Layout, asked, layout
 __all__ = [
     "DTYPES",
     "FACTS",
-    "POOLING_MODES",
     "REQUIREMENTS",
     "Layout",
     "Parts",
@@ -25,6 +24,7 @@ __all__ = [
     "card",
     "check_target",
     "config",
+    "dense",
     "files",
     "layout",
     "read",

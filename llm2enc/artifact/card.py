@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm2enc.artifact.files import recipes_of
+from llm2enc.recipe import to_yaml
 from llm2enc.text import InputFormat
 
 # Between these the table of engines stands, so that a newer one can take its place; cards show neither.
@@ -78,7 +77,7 @@ def _header(facts: dict[str, Any]) -> str:
     base = base_model(recipes_of(facts))
     if base:
         fields["base_model"] = base
-    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---"
+    return f"---\n{to_yaml(fields)}---"
 
 
 def base_model(recipes: Sequence[dict[str, Any] | None]) -> str | None:
@@ -94,10 +93,12 @@ def _title(facts: dict[str, Any]) -> str:
     about = f"{recipe['description']}.\n\n" if recipe and recipe["description"] else ""
     base = base_model(recipes_of(facts))
     source = f" made from [{base}](https://huggingface.co/{base})" if base else ""
+    projection = ", a linear projection" if facts.get("head") else ""
     return (
         f"# {name}\n\n{about}A text encoder{source} by llm2enc {facts['versions']['llm2enc']}: a {facts['model_type']} "
-        f"with {facts['attention']} attention, {facts['pooling'].replace('_', ' ')} pooling and vectors of "
-        f"{facts['dimensions']} dimensions" + (" and length 1." if facts["normalize"] else ", not normalised.")
+        f"with {facts['attention']} attention, {facts['pooling'].replace('_', ' ')} pooling{projection} and "
+        f"vectors of {facts['dimensions']} dimensions"
+        + (" and length 1." if facts["normalize"] else ", not normalised.")
     )
 
 

@@ -2,7 +2,8 @@
 
     model.safetensors, config.json     the bare trunk, without head or prefix, and both keys for bidirectional attention
     tokenizer.json, ...                with the input template as post-processor
-    modules.json, 1_Pooling/, 2_Normalize/, sentence_bert_config.json, config_sentence_transformers.json
+    modules.json, 1_Pooling/, 2_Dense/ (the head, if any), 2_ or 3_Normalize/
+    sentence_bert_config.json, config_sentence_transformers.json
     llm2enc.json                       everything `read` needs, how the model was made, and what differs elsewhere
     README.md                          model card
 
@@ -12,8 +13,8 @@ which would open the model as causal without a word, stop with an error.
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,28 +22,27 @@ import numpy as np
 
 from llm2enc.artifact import card as model_card
 from llm2enc.artifact import config as trunk_config
+from llm2enc.artifact import dense
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact import tokenizer as exported
 from llm2enc.artifact.files import FACTS, FORMAT, check_target, read_facts, write_json
+from llm2enc.artifact.integrity import changed, check_golden, check_weights, digests, unproven
 from llm2enc.artifact.parts import Parts
 from llm2enc.artifact.tokenizer import Difference
 from llm2enc.errors import InputError, explained
+from llm2enc.model import POOLERS, Proof, installed, prove, proven, weights_fingerprint
 from llm2enc.storage import atomic_directory
 
 if TYPE_CHECKING:
     from llm2enc.recipe import Pooling, Recipe
     from llm2enc.text import InputFormat
 
+_log = logging.getLogger(__name__)
+
 GOLDEN = ("The river runs through the old town.", "def area(r): return 3.14 * r ** 2", "Zürich, 東京 & Москва")
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-POOLING_MODES: dict["Pooling", str] = {
-    "mean": "mean",
-    "weighted_mean": "weightedmean",
-    "last": "lasttoken",
-    "first": "cls",
-}
 # The releases that give our vectors. sentence-transformers checks them itself from 6.0 on.
 REQUIREMENTS = {"transformers": ">=5.4", "sentence-transformers": ">=5.5"}
 
@@ -69,8 +69,6 @@ def write(
     raises   ValueError if an adapter is not merged, if `folder` holds something that is not an older export, or for a
              type that can't hold the weights
     """
-    from llm2enc.model import prove
-
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype is {dtype!r}; weights are written as one of {', '.join(DTYPES)}")
 
@@ -80,7 +78,7 @@ def write(
             "encoder.backbone.merge_lora() first"
         )
     check_target(folder)
-    proof = prove(parts.backbone)
+    proof = proven(parts.backbone) if dtype is None else None
     with atomic_directory(folder) as partial:
         notes = trunk_config.write(parts, partial, dtype)
         sentence_transformers = _write_modules(parts, partial)
@@ -94,32 +92,56 @@ def write(
             **sentence_transformers,
             "notes": notes,
             "model_type": parts.backbone.config.model_type,
-            "dimensions": parts.backbone.width,
-            "proof": dataclasses.asdict(proof),
-            "versions": _versions(),
+            "dimensions": parts.backbone.width if parts.head is None else parts.head.dimensions,
+            **({"head": parts.head.spec.model_dump()} if parts.head else {}),
+            "versions": installed("llm2enc", "torch", "transformers", "tokenizers", "peft"),
             "history": history or [],
             "recipe": recipe.model_dump(mode="json") if recipe else None,
             **({"merge": merge} if merge else {}),
         }
-        written = parts if dtype is None else _open(partial, facts)
-        facts["fingerprint"] = written.backbone.fingerprint()
+        written = parts if proof else _open(partial, facts)
+        proof = proof or prove(written.backbone)
+        facts["proof"] = dataclasses.asdict(proof)
+        facts["files"] = digests(partial)
+        facts["fingerprint"] = weights_fingerprint(written.backbone, written.head)
         facts["golden"] = {"texts": list(GOLDEN), "vectors": _golden(vectors_of(written, list(GOLDEN)))}
         write_json(partial / FACTS, facts)
         text = model_card.render(facts, parts.input_format, REQUIREMENTS) if card is None else card
         (partial / "README.md").write_text(text, encoding="utf-8")
 
 
-def read(folder: Path, dtype: str = "auto") -> Parts:
-    """The parts that `write` wrote, proven again. ValueError if `folder` is not such a directory."""
-    return _open(folder, read_facts(folder), dtype)
+def read(folder: Path, dtype: str = "auto", full_proof: bool = False) -> Parts:
+    """The parts that `write` wrote, which give the vectors that it wrote.
+
+    The proof that the directory records stands as long as its files, torch, transformers, tokenizers and llm2enc are those
+    it was measured with; otherwise it runs again, and a warning says why.
+
+    full_proof  run it in any case and compare nothing, so that changed weights open too: for `verify`, which compares
+    raises      ValueError if `folder` is no such directory, for changed weights (by file), or if the first golden vector is
+                not reached; CannotConvert if the model reads in the wrong direction
+    """
+    facts = read_facts(folder)
+    other = [] if full_proof else changed(folder, facts)
+    parts = _open(folder, facts, dtype, other)
+    reason = "" if full_proof else unproven(facts, other)
+    if full_proof or reason:
+        prove(parts.backbone)
+    else:
+        parts.backbone.proof = Proof(**facts["proof"])
+    if reason:
+        _log.warning("%s: %s; the full proof ran again and holds", folder, reason)
+    if not full_proof:
+        check_golden(parts, facts, folder)
+    return parts
 
 
-def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
+def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto", other: Sequence[str] = ()) -> Parts:
+    """The parts, unproven. `other`: files that have changed, which must not be weights."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
-    from llm2enc.model import Backbone, naming_untrusted_code, prove
+    from llm2enc.model import Backbone, naming_untrusted_code
     from llm2enc.model import limits as positions
     from llm2enc.recipe import InputSpec
     from llm2enc.text import InputFormat
@@ -128,6 +150,7 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
         spec = InputSpec.model_validate_json(json.dumps(facts["input"]))
     config = trunk_config.read(folder)
     positions.check(config, {"input.max_tokens": spec.max_tokens})
+    check_weights(folder, other)
     with naming_untrusted_code(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if facts.get("tokenizer"):
@@ -140,8 +163,8 @@ def _open(folder: Path, facts: dict[str, Any], dtype: str = "auto") -> Parts:
     backbone = Backbone(model, bidirectional=facts["attention"] == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")
-    prove(backbone)
-    return Parts(backbone, input_format, facts["pooling"], facts["normalize"])
+    head = dense.read(folder, facts["head"]).to(backbone.device) if facts.get("head") else None
+    return Parts(backbone, input_format, facts["pooling"], facts["normalize"], head)
 
 
 # ------------------------------------------------------------------------------------------------------------- modules
@@ -157,12 +180,16 @@ def _write_modules(parts: Parts, folder: Path) -> dict[str, Any]:
     # A prompt that gives other ids for a plain text is left out: an error that names it is better than a wrong vector.
     broken = {d.prompt for d in differences if d.kind == "prompt" or (d.kind == "ids" and d.probe == "a plain text")}
     prompts = {name: prompt for name, prompt in written.prompts.items() if prompt is not None and name not in broken}
-    write_json(folder / "modules.json", _modules(parts.normalize))
+    modules = _modules(parts)
+    write_json(folder / "modules.json", modules)
     (folder / "1_Pooling").mkdir()
     write_json(folder / "1_Pooling" / "config.json", _pooling(parts.backbone.width, pooling, written.include_prompt))
+    if parts.head is not None:
+        dense.write(parts.head, folder)
     if parts.normalize:
-        (folder / "2_Normalize").mkdir()
-        write_json(folder / "2_Normalize" / "config.json", {})  # an empty folder would not survive git
+        place = folder / modules[-1]["path"]
+        place.mkdir()
+        write_json(place / "config.json", {})  # an empty folder would not survive git
     write_json(
         folder / "sentence_bert_config.json",
         _transformer(exported.max_seq_length(input_format, split), trunk_config.model_args(parts)),
@@ -206,12 +233,17 @@ def _notes(written: exported.Written, input_format: "InputFormat", pooling: "Poo
     return notes
 
 
-def _modules(normalize: bool) -> list[dict[str, Any]]:
+def _modules(parts: Parts) -> list[dict[str, Any]]:
     """modules.json with the class paths that vLLM and text-embeddings-inference compare with; new releases know both."""
-    rows = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
+    names = ["Transformer", "Pooling", *["Dense"] * (parts.head is not None), *["Normalize"] * parts.normalize]
     return [
-        {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{name}"}
-        for number, (path, name) in enumerate(rows)
+        {
+            "idx": number,
+            "name": str(number),
+            "path": f"{number}_{name}" if number else "",
+            "type": f"sentence_transformers.models.{name}",
+        }
+        for number, name in enumerate(names)
     ]
 
 
@@ -220,19 +252,12 @@ def _pooling(width: int, pooling: "Pooling", include_prompt: bool) -> dict[str, 
 
     Not with `word_embedding_dimension`: no engine needs it, and sentence-transformers would call it deprecated.
     """
-    mode = POOLING_MODES[pooling]
-    old = {
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_max_tokens": "max",
-        "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-        "pooling_mode_weightedmean_tokens": "weightedmean",
-        "pooling_mode_lasttoken": "lasttoken",
-    }
+    others = dict.fromkeys(("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens"), False)
     return {
         "embedding_dimension": width,
-        **{key: name == mode for key, name in old.items()},
-        "pooling_mode": mode,
+        **{f"pooling_mode_{pooler.flag}": name == pooling for name, pooler in POOLERS.items()},
+        **others,
+        "pooling_mode": POOLERS[pooling].mode,
         "include_prompt": include_prompt,
     }
 
@@ -253,7 +278,7 @@ def _top(prompts: dict[str, str]) -> dict[str, Any]:
     """config_sentence_transformers.json."""
     return {
         "model_type": "SentenceTransformer",
-        "__version__": {name: value for name, value in _versions().items() if name in ("transformers", "torch")},
+        "__version__": installed("torch", "transformers"),
         "prompts": prompts,
         # Without it, `encode(texts)` would leave out what the document template has before the text.
         "default_prompt_name": "document" if prompts.get("document") else None,
@@ -329,13 +354,3 @@ def _names(items: Iterator[str]) -> str:
 def _golden(vectors: np.ndarray) -> list[list[float]]:
     """Vectors of the golden texts (N, D), six decimals, for whoever opens the directory with another program."""
     return np.round(vectors.astype(np.float64), 6).tolist()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("llm2enc", "torch", "transformers", "tokenizers", "peft"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # a source tree that was never installed
-            found[name] = "unknown"
-    return found

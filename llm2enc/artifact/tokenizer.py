@@ -18,11 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact.prompt_masking import Rules
 from llm2enc.errors import InputError
+from llm2enc.model import POOLERS
 from llm2enc.recipe import Part, Pooling, Role
 from llm2enc.text import InputFormat
 
@@ -302,7 +301,7 @@ def compare(
                 continue  # the limit may fall inside a character: cuts_inside_characters tells of that
             if tokens.ids.tolist() != theirs:
                 found.append(Difference(name, probe, "ids"))
-            elif not _same_pooling(tokens.pool.numpy(), skipped, pooling):
+            elif not POOLERS[pooling].same_in_others(tokens.pool, skipped):
                 found.append(Difference(name, probe, "pool"))
     return found
 
@@ -329,17 +328,3 @@ def cuts_inside_characters(input_format: InputFormat, tokenizer: "PreTrainedToke
     texts = ["a" * start + "🦜" * input_format.spec.max_tokens for start in range(4)]
     ours = [input_format.pack([text]).ids.tolist() for text in texts]
     return ours != [tokenizer(prompt + text, truncation="longest_first")["input_ids"] for text in texts]
-
-
-def _same_pooling(pool: np.ndarray, skipped: int, pooling: Pooling) -> bool:
-    """Whether our pooled tokens (T,) and all but the first `skipped` give the same vector."""
-    theirs = np.arange(len(pool)) >= skipped
-    if not theirs.any():
-        return False
-    if pooling == "last":
-        return bool(pool[-1])  # theirs is always the last of all tokens
-    if pooling == "first":
-        return int(pool.argmax()) == int(theirs.argmax())
-    if pooling == "weighted_mean":  # their weights count from the first token, also if it is left out
-        return bool(pool.all() and theirs.all())
-    return bool((pool == theirs).all())

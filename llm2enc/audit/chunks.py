@@ -14,13 +14,13 @@ from itertools import islice
 
 import numpy as np
 
-from llm2enc.data import Pair, Rows, Stream
+from llm2enc.data import Pair, Rows, ScoredPair, Stream
 
 LIMIT = 2_000_000  # rows: 64 MB of numbers, 290 MB with seven negatives each
 SAMPLE = 2000  # rows whose texts are tokenized and told by language: shares are right within 2 points
 SLAB = 1000
 
-Row = Pair | str
+Row = Pair | ScoredPair | str
 
 
 def normalised(text: str) -> str:
@@ -56,7 +56,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Slab:
-    """Some rows, by side: query, positive, other (further right answers) and negative, or text."""
+    """Some rows, by side: query, positive, other (further right answers) and negative; first and second; or text."""
 
     first: int
     """Number of the first row, from 1."""
@@ -79,7 +79,13 @@ def slab_of(rows: Sequence[Row], first: int = 1) -> Slab:
 
     numbered = list(enumerate(rows, first))
     pairs = [(number, row) for number, row in numbered if isinstance(row, Pair)]
-    if not pairs:
+    scored = [(number, row) for number, row in numbered if isinstance(row, ScoredPair)]
+    if scored:
+        columns = {
+            "first": column([(number, pair.first) for number, pair in scored]),
+            "second": column([(number, pair.second) for number, pair in scored]),
+        }
+    elif not pairs:
         columns = {"text": column(numbered)}
     else:
         columns = {

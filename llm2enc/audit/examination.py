@@ -13,11 +13,12 @@ from llm2enc.audit.checks.contamination import EvaluationTexts
 from llm2enc.audit.checks.duplicates import Batching, Relations
 from llm2enc.audit.checks.lengths import Reading, measure
 from llm2enc.audit.checks.quality import TextFaults
+from llm2enc.audit.checks.scores import Scores
 from llm2enc.audit.checks.swapped import Sides
 from llm2enc.audit.chunks import LIMIT, Reservoir, Row, choose, slabs
 from llm2enc.audit.report import Finding, SourceReport
 from llm2enc.audit.show import show
-from llm2enc.data import Rows, Stream
+from llm2enc.data import Pair, Rows, Stream
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def examine_rows(
     name: str = "rows",
     advance: Callable[[int], None] = lambda count: None,
 ) -> SourceReport:
-    """The report on pairs or texts.
+    """The report on pairs, scored pairs or texts.
 
     advance  hears how many more rows were read
     raises   ValueError for a cell of a stream that is no text
@@ -47,8 +48,9 @@ def examine_rows(
     started = time.perf_counter()
     chosen, sampled = choose(rows, setting.limit)
     faults, relations, sides, balance, reservoir = TextFaults(), Relations(), Sides(), Balance(), Reservoir()
+    scores = Scores()
     search = setting.evaluation.search() if setting.evaluation else None
-    passes = [faults, relations, sides, balance, reservoir, *([search] if search else [])]
+    passes = [faults, relations, sides, balance, scores, reservoir, *([search] if search else [])]
     head = list(islice(chosen, setting.examples))
     report = SourceReport(name, setting.stage, sampled=sampled)
     for slab in slabs(chain(head, chosen), advance):
@@ -62,11 +64,13 @@ def examine_rows(
     if isinstance(rows, Stream) and report.rows < setting.limit:
         report.sampled = ""  # the stream ended before
     report.columns = _columns(relations, sides)
+    report.scores = scores.summary()
     report.instructions = dict(balance.instructions.most_common())
     report.findings = [
         *faults.findings(),
         *relations.findings(setting.batching),
         *sides.findings(),
+        *scores.findings(),
         *balance.findings(relations.keys("positive"), setting.reading),
         *(search.findings() if search else []),
     ]
@@ -103,4 +107,4 @@ def _columns(relations: Relations, sides: Sides) -> dict[str, dict[str, float]]:
 
 
 def _is_whole(row: Row) -> bool:
-    return isinstance(row, str) or (isinstance(row.query, str) and isinstance(row.positive, str))
+    return not isinstance(row, Pair) or (isinstance(row.query, str) and isinstance(row.positive, str))

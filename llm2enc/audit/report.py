@@ -38,7 +38,7 @@ class SourceReport:
 
     name: str
     stage: str
-    """Objective of the stage: contrastive, simcse, mntp or clm."""
+    """Objective of the stage, contrastive, simcse, mntp or clm; without a recipe also `texts` and `scored pairs`."""
     rows: int = 0
     """Rows that were read; all of the source's unless `sampled`."""
     available: int = 0
@@ -49,6 +49,8 @@ class SourceReport:
     """Of a file or folder: its format, why, and the `data` block for a recipe."""
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By side: texts, distinct texts, characters (median)."""
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of positives, negatives or pairs that have scores: how many, and the least, the median and the most."""
     instructions: dict[str, int] = field(default_factory=dict)
     """Rows by instruction, the most frequent first."""
     lengths: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from llm2enc.audit.checks.lengths import Reading, asked, encodable
-from llm2enc.data import Pair
+from llm2enc.audit.chunks import Row
+from llm2enc.data import ScoredPair
 from llm2enc.recipe import Role
 
 
-def show(rows: Sequence[Pair | str], reading: Reading) -> list[dict[str, Any]]:
+def show(rows: Sequence[Row], reading: Reading) -> list[dict[str, Any]]:
     """Each row's texts as `seen` gives them, by side."""
     return [
         {side: [seen(text, *asked(side, row), reading) for text in texts] for side, texts in _sides(row)}
@@ -69,9 +70,11 @@ def marked(view: dict[str, Any], most: int = 60) -> str:
     return line + ("]" if pooled else "")
 
 
-def _sides(row: Pair | str) -> list[tuple[str, list[str]]]:
+def _sides(row: Row) -> list[tuple[str, list[str]]]:
     if isinstance(row, str):
         return [("text", [row])]
+    if isinstance(row, ScoredPair):
+        return [("first", [row.first]), ("second", [row.second])]
     return [
         ("query", [row.query]),
         ("positive", [row.positive]),

@@ -1,40 +1,34 @@
 """What a user names becomes sources to read: a path, a hub id, or all data of a recipe."""
 
-import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import yaml
 
 from llm2enc import data
 from llm2enc.audit.checks.duplicates import Batching
 from llm2enc.audit.checks.lengths import Reading
 from llm2enc.audit.chunks import Row
-from llm2enc.data import Rows, Stream, open_table, schema_of, source_name
+from llm2enc.data import Pair, Rows, ScoredPair, Stream, open_table, schema_of, source_name
 from llm2enc.errors import DataError
 from llm2enc.evaluation import Task, docstring_tasks, find_tasks, read_task
 from llm2enc.model import load_tokenizer
 from llm2enc.recipe import (
-    ClmStage,
-    ContrastiveStage,
     DataSpec,
     DocstringEval,
     DocstringsData,
-    FilesData,
-    HubData,
     InputSpec,
-    MntpStage,
     ModelSpec,
     Part,
     Recipe,
     Stage,
+    sources_of,
+    to_yaml,
 )
 from llm2enc.text import InputFormat, surrounding
+from llm2enc.training import OBJECTIVES
 
 BATCH_SIZE = 64  # of a path without a recipe
 MAX_TOKENS = 512
-_TABLES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -47,6 +41,8 @@ class Subject:
     reading: Reading
     number: int = 0
     """Number of the stage in the recipe."""
+    pairs: bool | None = None
+    """Whether the stage reads pairs, not texts; None where only the data can tell."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def of_recipe(recipe: Recipe) -> list[Subject]:
     """Every source of every stage, with the recipe's own template, tokenizer and limits. No weights are read."""
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
     return [
-        Subject(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number)
+        Subject(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number, _reads_pairs(stage))
         for number, stage in enumerate(recipe.stages)
         for spec in stage.data
     ]
@@ -79,7 +75,7 @@ def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> l
         reading = _plain_reading(model)
         return [Subject(spec, "", Batching(BATCH_SIZE), reading) for spec in specs]
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
-    stage = next((stage for stage in recipe.stages if stage.objective == "contrastive"), None)
+    stage = next(filter(_reads_pairs, recipe.stages), None)
     if stage is None:
         reading = Reading(input_format, described=f"template and tokenizer of recipe {recipe.name}")
         return [Subject(spec, "", Batching(BATCH_SIZE), reading) for spec in specs]
@@ -87,31 +83,42 @@ def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> l
 
 
 def opened(subject: Subject) -> tuple[Subject, Opened]:
-    """The rows of a subject; its stage is `contrastive` or `texts` where only the data can tell.
+    """The rows of a subject; its stage is `contrastive`, `scored pairs` or `texts` where only the data can tell.
 
     raises  ValueError if the source can't be read
     """
-    if subject.stage not in ("", "contrastive"):
+    if subject.pairs is None:
+        return _told_by_data(subject)
+    if not subject.pairs:
         rows = data.read_texts(subject.spec)
         return subject, Opened(rows, {"format": "texts"}, _dropped(rows))
-    try:
-        recognised, rows = data.examine(subject.spec)
-    except ValueError:
-        if subject.stage or not _is_one_column(subject.spec):
-            raise
-        texts = data.read_texts(subject.spec)
-        given = {"format": "texts", "why": "one column of text", "block": block(subject.spec)}
-        return replace(subject, stage="texts"), Opened(texts, given, _dropped(texts))
-    given = {"format": recognised.format, "why": str(recognised)}
-    if not subject.stage:
-        given["block"] = block(subject.spec)
-    return replace(subject, stage="contrastive"), Opened(rows, given, _dropped(rows))
+    recognised, rows = data.examine(subject.spec)
+    return subject, Opened(rows, {"format": recognised.format, "why": str(recognised)}, _dropped(rows))
+
+
+def _told_by_data(subject: Subject) -> tuple[Subject, Opened]:
+    """Pairs with the scores that they have, else scored pairs, else texts."""
+    refusals: list[ValueError] = []
+    for stage, row in (("contrastive", Pair), ("scored pairs", ScoredPair)):
+        try:
+            recognised, rows = data.examine(subject.spec, row, scores=True)
+        except ValueError as error:
+            refusals.append(error)
+            continue
+        why = "; ".join([str(recognised), *(f"as pairs refused: {error}" for error in refusals)])
+        given = {"format": recognised.format, "why": why, "block": block(subject.spec)}
+        return replace(subject, stage=stage), Opened(rows, given, _dropped(rows))
+    if not _is_one_column(subject.spec):
+        raise refusals[0]
+    texts = data.read_texts(subject.spec)
+    given = {"format": "texts", "why": "one column of text", "block": block(subject.spec)}
+    return replace(subject, stage="texts"), Opened(texts, given, _dropped(texts))
 
 
 def block(spec: DataSpec) -> str:
     """The source as YAML, to paste into a stage of a recipe."""
     fields = {key: value for key, value in spec.model_dump(mode="json").items() if value != _default(spec, key)}
-    return yaml.safe_dump({"data": [fields]}, sort_keys=False, allow_unicode=True, width=1000)
+    return to_yaml({"data": [fields]})
 
 
 def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:
@@ -134,13 +141,17 @@ def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:
 
 def _of_stage(stage: Stage, input_format: InputFormat, recipe: str) -> tuple[Batching, Reading]:
     described = f"template and tokenizer of recipe {recipe}"
-    if isinstance(stage, ClmStage | MntpStage):
+    if OBJECTIVES[stage.objective].row == "block":
         words = f"tokenizer of recipe {recipe}; texts are joined and cut into blocks of {stage.block_tokens} tokens"
         return Batching(1), Reading(input_format, block_tokens=stage.block_tokens, described=words)
-    mask = isinstance(stage, ContrastiveStage) and stage.mask_duplicates
+    mask = _reads_pairs(stage) and stage.mask_duplicates
     return Batching(stage.batch_size, mask_duplicates=mask), Reading(
         input_format, stage.max_tokens, described=described
     )
+
+
+def _reads_pairs(stage: Stage) -> bool:
+    return OBJECTIVES[stage.objective].row == "pair"
 
 
 def _plain_reading(model: str) -> Reading:
@@ -158,18 +169,8 @@ def _plain_reading(model: str) -> Reading:
 
 
 def _specs(path: str) -> list[DataSpec]:
-    folder = Path(path)
-    if folder.is_dir() and not any((folder / f"corpus.jsonl{end}").is_file() for end in ("", ".gz")):
-        files = sorted(file for file in folder.iterdir() if file.is_file() and set(file.suffixes) & set(_TABLES))
-        if not files:
-            raise DataError(
-                f"{path} holds no file that can be read as data: expected {', '.join(_TABLES)}, or a BEIR data set"
-            )
-        return [FilesData(kind="files", path=str(file)) for file in files]
-    looks_local = path.startswith((".", "/", "~")) or set(Path(path).suffixes) & set(_TABLES) or path.count("/") != 1
-    if folder.exists() or glob.has_magic(path) or looks_local:
-        return [FilesData(kind="files", path=path)]
-    return [HubData(kind="hub", path=path, streaming=True)]
+    """The sources of a path; of the hub no more is read than is looked at."""
+    return [spec.model_copy(update={"streaming": spec.kind == "hub"}) for spec in sources_of(path)]
 
 
 def _is_one_column(spec: DataSpec) -> bool:
@@ -186,7 +187,7 @@ def _dropped(rows: Rows[Row] | Stream[Row]) -> int:
 
 def _default(spec: DataSpec, key: str) -> object:
     field = type(spec).model_fields[key]
-    return field.default if not field.is_required() else None
+    return None if field.is_required() else field.get_default(call_default_factory=True)
 
 
 def name_of(subject: Subject) -> str:

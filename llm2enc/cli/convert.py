@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from llm2enc.cli.messages import narrate, quiet, say
-from llm2enc.cli.options import Json, Private, Push, Set, check_push, send
-from llm2enc.errors import Interrupted
+from llm2enc.cli.options import Data, Json, Model, Private, Push, Set, check_push, send
+from llm2enc.errors import InputError, Interrupted
 from llm2enc.terminal import Column, line, table
 
 
@@ -18,6 +18,8 @@ def convert(
         str, typer.Argument(help="Shipped recipe (see `llm2enc recipes`), .yaml file, or a model with --training-free.")
     ],
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run; runs/NAME by default.")] = None,
+    model: Model = None,
+    data: Data = None,
     overrides: Set = None,
     training_free: Annotated[bool, typer.Option(help="Convert, prove and export only.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the run in the folder.")] = False,
@@ -27,7 +29,7 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: convert, prove, train, export, verify."""
-    loaded = _recipe(recipe, overrides or [], training_free)
+    loaded = _recipe(recipe, overrides or [], training_free, model, data)
     if push:
         check_push(push)
     folder = out or Path("runs") / loaded.name
@@ -42,7 +44,8 @@ def convert(
     try:
         result = run(loaded, folder, resume=resume, overwrite=overwrite)
     except Interrupted as stopped:
-        changes = [part for change in overrides or [] for part in ("--set", change)]
+        given = [("--model", model), ("--data", data), *(("--set", change) for change in overrides or [])]
+        changes = [part for option, value in given if value is not None for part in (option, value)]
         sending = [*(["--push", push] if push else []), *(["--private"] if private else [])]
         again = shlex.join(["llm2enc", "convert", recipe, "-o", str(folder), *changes, *sending, "--resume"])
         if distributed.is_main():
@@ -67,15 +70,17 @@ def convert(
         send(result.folder / "model", push, private)
 
 
-def _recipe(name: str, overrides: list[str], training_free: bool):
+def _recipe(name: str, overrides: list[str], training_free: bool, model: str | None, data: str | None):
     """The recipe asked for; without --training-free, before torch is imported."""
     from llm2enc.recipe import load_recipe, recipe_names
 
     if training_free and name not in recipe_names() and Path(name).suffix not in {".yaml", ".yml"}:
         from llm2enc.conversion import training_free as recipe_of
 
+        if model is not None or data is not None:
+            raise InputError(f"{name} is taken for a model to convert as it is: --model and --data go with a recipe")
         return load_recipe(recipe_of(name).model_dump(mode="json"), overrides)
-    return load_recipe(name, [*overrides, *(["stages=[]"] if training_free else [])])
+    return load_recipe(name, [*overrides, *(["stages=[]"] if training_free else [])], model=model, data=data)
 
 
 def _print_result(result) -> None:

@@ -92,6 +92,11 @@ def _print_source(source: "SourceReport", console: "Console") -> None:
         console.print(_counts(source))
     if source.measured_with:
         line(console, (f"tokens: {source.measured_with}", "dim"))
+    from llm2enc.audit import plural
+
+    for side, of in source.scores.items():
+        spread = f"{of['least']:.4g} to {of['most']:.4g}, median {of['median']:.4g}"
+        line(console, f"scores of {of['scores']:,} {plural(side)}: {spread}")
     _print_instructions(source.instructions, console)
     _print_examples(source.shown, console)
     for finding in source.sorted():

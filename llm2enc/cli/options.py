@@ -9,6 +9,8 @@ from llm2enc.cli.messages import say
 from llm2enc.errors import InputError
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the recipe.")]
+Model = Annotated[str | None, typer.Option(help="Hub id, directory or `pocket`, instead of the recipe's model.")]
+Data = Annotated[str | None, typer.Option(help="Pairs to train on instead of the recipe's: file, folder or hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Push = Annotated[str | None, typer.Option("--push", metavar="USER/NAME", help="Send the directory to the hub.")]
 Private = Annotated[bool, typer.Option("--private", help="Make the hub's repository private.")]

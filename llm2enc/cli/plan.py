@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm2enc.cli.messages import quiet
-from llm2enc.cli.options import Json, Set
+from llm2enc.cli.options import Data, Json, Model, Set
 from llm2enc.errors import InputError
 from llm2enc.terminal import line, table
 
@@ -21,6 +21,8 @@ def plan(
         str | None,
         typer.Option(help="8xh100-80gb, 2x4090-24gb, 2x8xh100-80gb (machines), cpu; by default what is here."),
     ] = None,
+    model: Model = None,
+    data: Data = None,
     overrides: Set = None,
     mfu: Annotated[
         float | None, typer.Option(min=0.001, max=1.0, help="Share of the devices' peak; 0.4 if nothing is said.")
@@ -33,7 +35,7 @@ def plan(
     """Say what a recipe takes: memory by part, time, disk, and whether it fits. Loads no weights."""
     from llm2enc.recipe import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides or [], model=model, data=data)
     if mfu is not None and measured is not None:
         raise InputError("give one of --mfu and --measured: both say how fast the devices are")
     quiet()

@@ -201,7 +201,8 @@ class _Concatenated(Encoder):
 
     def forward(self, tokens: Tokens) -> Tensor:
         states = self.backbone.layers(tokens, self.causal)
-        return torch.cat([POOLERS[self.pooling](hidden, tokens.pool, tokens.lengths) for hidden in states], dim=1)
+        function = POOLERS[self.pooling].function
+        return torch.cat([function(hidden, tokens.pool, tokens.lengths) for hidden in states], dim=1)
 
 
 def few_texts(tasks: Sequence[Task], limit: int) -> list[Task]:

@@ -10,6 +10,7 @@ runs/pocket/
 """
 
 import json
+import logging
 import re
 import time
 from dataclasses import dataclass
@@ -26,9 +27,11 @@ from llm2enc.model import limits as positions
 from llm2enc.model import load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.storage import naming, recover, replace_text, sweep
-from llm2enc.text import surrounding
+from llm2enc.text import for_tokenizer, plain_marks, surrounding
 from llm2enc.training import checkpoint, train
 from llm2enc.verification import AT_THE_END_OF_A_CONVERSION, Parity, verify
+
+_log = logging.getLogger(__name__)
 
 Row = dict[str, Any]  # {"stage": str, "scores": {metric: value}, "seconds": float}, of stages also parent and result
 
@@ -61,16 +64,25 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
     with (
         distributed.abort_with_peers("Finished stages and the last checkpoint are kept: go on with --resume"),
         naming(out),
-        folder.opened(recipe, out, resume, overwrite),
     ):
-        # A model that can't be converted is refused before anything is written.
-        encoder = Encoder.from_recipe(recipe)
-        folder.begin(recipe, out, overwrite)
-        try:
-            return _run(recipe, out, encoder)
-        finally:
-            if distributed.is_main():
-                _tidy(recipe, out)
+        recipe = _for_tokenizer(recipe)
+        with folder.opened(recipe, out, resume, overwrite):
+            # A model that can't be converted is refused before anything is written.
+            encoder = Encoder.from_recipe(recipe)
+            folder.begin(recipe, out, overwrite)
+            try:
+                return _run(recipe, out, encoder)
+            finally:
+                if distributed.is_main():
+                    _tidy(recipe, out)
+
+
+def _for_tokenizer(recipe: Recipe) -> Recipe:
+    """The recipe with the templates that its model's tokenizer reads; what that reads otherwise than it looks is said."""
+    tokenizer = load_tokenizer(recipe.model)
+    for mark, places in plain_marks(recipe.input, tokenizer).items():
+        _log.info("%s in %s is no token of %s: it is read as plain text", mark, ", ".join(places), recipe.model.name)
+    return recipe.model_copy(update={"input": for_tokenizer(recipe.input, tokenizer)})
 
 
 def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
@@ -83,10 +95,11 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     for index, stage in enumerate(recipe.stages):
         place = out / f"{index}-{stage.objective}"
         started = time.perf_counter()
+        keep = recipe.adapter_goes_on(index)
         if checkpoint.is_finished(place):
-            checkpoint.load_finished(place, encoder.backbone, stage, recipe.seed)
+            checkpoint.load_finished(place, encoder, stage, recipe.seed, keep)
         else:
-            train(encoder, stage, place, recipe.seed, recipe.tracking)
+            train(encoder, stage, place, recipe.seed, recipe.tracking, keep)
         history.measure(f"after {stage.objective}", encoder, started, key=place.name)
     parity: list[Parity] = []
     scores: dict[str, float] = {}
@@ -106,7 +119,7 @@ def _is_exported(place: Path, encoder: Encoder, history: list[Row]) -> bool:
     if not (place / FACTS).is_file():
         return False
     facts = read_facts(place)
-    return facts["history"] == history and facts["fingerprint"] == encoder.backbone.fingerprint()
+    return facts["history"] == history and facts["fingerprint"] == encoder.weights_fingerprint()
 
 
 def _tidy(recipe: Recipe, out: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from llm2enc.data.rows import Rows, Stream
-from llm2enc.data.sources import read_pairs, read_texts
+from llm2enc.data.rows import RowKind, Rows, Stream
+from llm2enc.data.sources import read_rows, read_texts
 from llm2enc.errors import DataError
 from llm2enc.recipe import DataSpec
 
@@ -32,7 +32,7 @@ class RowBatch:
     step: int
     """0-based number of the optimizer step."""
     rows: list[Any]
-    """Texts, pairs, or int32 token blocks of shape (block_tokens,)."""
+    """Texts, `Pair`s, `ScoredPair`s, or int32 token blocks of shape (block_tokens,)."""
     source: str
     """Name of the data set; `mixed` for blocks that come from several."""
     in_batch_negatives: bool
@@ -46,19 +46,22 @@ class _Source:
     in_batch_negatives: bool
 
 
-def text_batches(
-    specs: Sequence[DataSpec], batch_size: int, seed: int, start: int = 0, alpha: float | None = None
+def row_batches(
+    row: RowKind,
+    specs: Sequence[DataSpec],
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    alpha: float | None = None,
+    scores: bool = False,
 ) -> Iterator[RowBatch]:
-    """Endless batches of nonempty texts from batch `start` on, each from one source."""
-    sources = [_Source(read_texts(spec), spec.weight, spec.in_batch_negatives) for spec in specs]
-    return _batches(sources, batch_size, seed, start, alpha)
+    """Endless batches of rows of one kind from batch `start` on, each from one source.
 
-
-def pair_batches(
-    specs: Sequence[DataSpec], batch_size: int, seed: int, start: int = 0, alpha: float | None = None
-) -> Iterator[RowBatch]:
-    """Endless batches of `Pair`s from batch `start` on, each from one source."""
-    sources = [_Source(read_pairs(spec), spec.weight, spec.in_batch_negatives) for spec in specs]
+    row     `str` (nonempty texts), `Pair` or `ScoredPair`
+    scores  give `Pair`s the scores of their documents, where the source has them
+    raises  ValueError for a source that has no such rows
+    """
+    sources = [_Source(read_rows(row, spec, scores), spec.weight, spec.in_batch_negatives) for spec in specs]
     return _batches(sources, batch_size, seed, start, alpha)
 
 

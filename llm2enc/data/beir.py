@@ -56,8 +56,11 @@ def recognise_folder(folder: Path, split: str | None = None) -> Recognised:
     return Recognised("beir", roles, (f"judgements of {judged.relative_to(folder)}; 0 makes a hard negative",))
 
 
-def read(spec: FilesData) -> tuple[Recognised, Rows[Pair]]:
-    """The pairs of a folder, a query each; `limit` is of queries. ValueError for whatever is wrong."""
+def read(spec: FilesData, scores: bool = False) -> tuple[Recognised, Rows[Pair]]:
+    """The pairs of a folder, a query each; `limit` is of queries. ValueError for whatever is wrong.
+
+    scores  give the pairs the judgements as the scores of their documents
+    """
     folder = Path(str(spec.path))
     refused = [f"`{name}`" for name, given in (("columns", spec.columns), ("streaming", spec.streaming)) if given]
     if refused or spec.format not in {"auto", "beir"}:
@@ -67,10 +70,10 @@ def read(spec: FilesData) -> tuple[Recognised, Rows[Pair]]:
         )
     with reading(spec):
         recognised = recognise_folder(folder, spec.split)
-        return recognised, _pairs(spec, folder, _judgements(_qrels(folder, spec.split)))
+        return recognised, _pairs(spec, folder, _judgements(_qrels(folder, spec.split)), scores)
 
 
-def _pairs(spec: FilesData, folder: Path, judged: pandas.DataFrame) -> Rows[Pair]:
+def _pairs(spec: FilesData, folder: Path, judged: pandas.DataFrame, scores: bool) -> Rows[Pair]:
     queries, corpus = _table(folder, "queries.jsonl"), _table(folder, "corpus.jsonl")
     judged["query"] = judged["query-id"].map(_positions(queries, judged["query-id"], folder / "queries.jsonl"))
     judged["document"] = judged["corpus-id"].map(_positions(corpus, judged["corpus-id"], folder / "corpus.jsonl"))
@@ -80,8 +83,8 @@ def _pairs(spec: FilesData, folder: Path, judged: pandas.DataFrame) -> Rows[Pair
         raise DataError(f"document {lost['corpus-id'].iloc[0]!r} is judged relevant, but the corpus does not hold it")
     usable = judged.dropna()
     usable = usable[(usable["query"] >= 0) & (usable["document"] >= 0)].astype({"query": int, "document": int})
-    right = usable[usable["score"] > 0].groupby("query", sort=False)["document"].agg(list)
-    wrong = usable[usable["score"] <= 0].groupby("query", sort=False)["document"].agg(list)
+    right, right_scores = _by_query(usable[usable["score"] > 0])
+    wrong, wrong_scores = _by_query(usable[usable["score"] <= 0])
     asked = right.index.to_numpy()[: spec.limit]
     dropped = judged["query-id"].nunique() - len(right)
     _log.info("%s: %d queries, %d more have no relevant document or no text", label(spec), len(asked), dropped)
@@ -100,11 +103,21 @@ def _pairs(spec: FilesData, folder: Path, judged: pandas.DataFrame) -> Rows[Pair
                 instruction=spec.instruction,
                 document_instruction=spec.instruction if spec.symmetric else "",
                 others=tuple(texts[document] for document in yes[1:]),
+                positive_scores=tuple(right_scores[row]) if scores else (),
+                negative_scores=tuple(wrong_scores.get(row, ())) if scores else (),
             )
-            for query, (yes, no) in zip(_texts(queries, asked[chosen].tolist()), members, strict=True)
+            for row, query, (yes, no) in zip(
+                asked[chosen], _texts(queries, asked[chosen].tolist()), members, strict=True
+            )
         ]
 
     return Rows(label(spec), len(asked), take)
+
+
+def _by_query(judged: pandas.DataFrame) -> tuple[pandas.Series, pandas.Series]:
+    """Row of each query -> rows of its documents, and their scores in that order."""
+    groups = judged.groupby("query", sort=False)
+    return groups["document"].agg(list), groups["score"].agg(lambda scores: [float(score) for score in scores])
 
 
 def _judgements(path: Path) -> pandas.DataFrame:

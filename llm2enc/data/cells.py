@@ -3,6 +3,7 @@
 A text is a pair (instruction, text); the instruction is empty where the format has none.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -66,6 +67,19 @@ def messages(cell: Any) -> list[Text]:
     return [message(document) for document in ([cell] if alone else cell or ())]
 
 
+def numbers(cell: Any) -> list[float]:
+    """A number or a list of numbers; texts that write numbers (CSV) count. ValueError for what is none, or not finite."""
+    found = []
+    for value in cell if isinstance(cell, list) else [] if cell is None or cell == "" else [cell]:
+        try:
+            found.append(float(value))
+        except (TypeError, ValueError):
+            raise DataError(f"{value!r:.80} is no number") from None
+        if not math.isfinite(found[-1]):
+            raise DataError(f"{value!r:.80} is no finite number")
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------- types
 
 
@@ -102,6 +116,21 @@ def holds_messages(role: str, kind: pa.DataType) -> bool:
     )
 
 
+def is_numbers(kind: pa.DataType) -> bool:
+    """Whether cells of this type are lists of numbers."""
+    return _is_list(kind, _is_number)
+
+
+def holds_scores(role: str, kind: pa.DataType) -> bool:
+    """A number, or a text that may write one; but for `score`, which is of a whole row, a list of numbers too."""
+    return _is_number(kind) or is_text(kind) or (role != "score" and is_numbers(kind))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
+
+
 def _is_documents(role: str) -> bool:
     return role in {"positive", "negatives"}
 
@@ -122,9 +151,11 @@ def _is_message(kind: pa.DataType) -> bool:
 # -------------------------------------------------------------------------------------------------------------- filling
 
 
-def filled(column: pa.ChunkedArray, read: Callable[[Any], list[Text]]) -> np.ndarray:
-    """(N,) whether a cell has any text but white space. Only cells that hold more than texts are read one by one."""
+def filled(column: pa.ChunkedArray, read: Callable[[Any], list[Any]]) -> np.ndarray:
+    """(N,) whether a cell has a number, or any text but white space. Only cells that hold more are read one by one."""
     kind = column.type
+    if _is_number(kind):
+        return np.asarray(pc.is_valid(column))
     if pa.types.is_null(kind):
         return np.zeros(len(column), dtype=bool)
     if is_text(kind):

@@ -3,20 +3,22 @@
     columns                 query, positive, negatives | negative | negative_1 ..., instruction; the last two roles are
                             optional, positive and negatives may be lists. Any table, once `columns` names its columns.
     sentence-transformers   anchor, positive, negative | negative_1 ..., or a pair such as question, answer.
-                            `label`, `labels`, `score`, `scores` are labels, the ORDER of all other columns decides
+                            `label`, `labels`, `score`, `scores` are scores, the ORDER of all other columns decides
                             (sbert.net, Training Overview, "Dataset Format"; base/data_collator.py of v6)
-    flagembedding           query, pos: [...], neg: [...]; `prompt` is the instruction; pos_scores, neg_scores and type are
-                            for its own trainer (FlagEmbedding, abc/finetune/embedder/AbsDataset.py)
+    flagembedding           query, pos: [...], neg: [...]; `prompt` is the instruction; type is for its own trainer
+                            (FlagEmbedding, abc/finetune/embedder/AbsDataset.py)
     gritlm                  query: [instruction, text], pos and neg: [[instruction, text], ...]; plain texts are taken too
                             (GritLM, gritlm/training/data.py)
-    e5                      query, positive, negative, a data set a file, whose name tells the instruction
-                            (the release of the Echo authors, as LLM2Vec's llm2vec/dataset/E5Data.py reads it)
     tevatron                query | query_text, positive_passages and negative_passages: [{docid, title, text}]; a passage
                             is title + space + text (Tevatron, docs/datasets.md and retriever/dataset.py)
     ms-swift                messages: [{role, content}], positive_messages and negative_messages: [[{role, content}]]; a
                             system message is the instruction. Older: query, response, rejected_response
                             (ms-swift, docs/source_en/BestPractices/Embedding.md, and the same page of v3.8)
     beir                    a folder: data/beir.py
+
+Scores, in a table of any format: pos_scores | positive_scores and neg_scores | negative_scores, a number for each right and
+each wrong document; or one list in a column of labels, the right documents' first (distillation in sentence-transformers
+and Tevatron). A number there is the score of a row of two texts (`ScoredPair`).
 
 Recognition is a pure function of the schema: it reads no file, and decides nothing that its result does not say.
 """
@@ -29,38 +31,17 @@ from typing import Any
 import pyarrow as pa
 
 from llm2enc.data import cells
-from llm2enc.data.rows import Pair
+from llm2enc.data.rows import Pair, PairKind, ScoredPair
 from llm2enc.errors import DataError
 
 Schema = Mapping[str, pa.DataType]
 Roles = dict[str, tuple[str, ...]]
 
 LABELS = ("label", "labels", "score", "scores")  # what sentence-transformers takes for labels
+_SCORES = {"positive_scores": ("positive_scores", "pos_scores"), "negative_scores": ("negative_scores", "neg_scores")}
+SCORES = ("score", "scores", *_SCORES)  # roles of columns with numbers
 _MEDIA = ("images", "videos", "audios")
 _REQUIRED = ("query", "positive")
-
-E5_INSTRUCTIONS = {  # by file, as LLM2Vec trains them
-    "allnli": "Given a premise, retrieve a hypothesis that is entailed by the premise",
-    "allnli_split1": "Given a premise, retrieve a hypothesis that is entailed by the premise",
-    "allnli_split2": "Retrieve semantically similar text",
-    "dureader": "Given a Chinese search query, retrieve web passages that answer the question",
-    "eli5_question_answer": "Provided a user question, retrieve the highest voted answers on Reddit ELI5 forum",
-    "fever": "Given a claim, retrieve documents that support or refute the claim",
-    "hotpot_qa": "Given a multi-hop question, retrieve documents that can help answer the question",
-    "miracl": "Given a question, retrieve Wikipedia passages that answer the question",
-    "mrtydi": "Given a question, retrieve Wikipedia passages that answer the question",
-    "msmarco_document": "Given a web search query, retrieve relevant documents that answer the query",
-    "msmarco_passage": "Given a web search query, retrieve relevant passages that answer the query",
-    "nq": "Given a question, retrieve Wikipedia passages that answer the question",
-    "quora_duplicates": "Given a question, retrieve questions that are semantically equivalent to the given question",
-    "quora_duplicates_split1": (
-        "Given a question, retrieve questions that are semantically equivalent to the given question"
-    ),
-    "quora_duplicates_split2": "Find questions that have the same meaning as the input question",
-    "squad": "Retrieve Wikipedia passages that answer the question",
-    "t2ranking": "Given a Chinese search query, retrieve web passages that answer the question",
-    "trivia_qa": "Retrieve Wikipedia passages that answer the question",
-}
 
 
 @dataclass(frozen=True)
@@ -69,11 +50,9 @@ class Recognised:
 
     format: str
     roles: Roles
-    """Columns by role: query, positive, and negatives and instruction where the table has them."""
+    """Columns by role: query, positive, and negatives, instruction and scores where the table has them and they are read."""
     notes: tuple[str, ...] = ()
     """What else was decided: columns left out, where an instruction comes from."""
-    instruction: str = ""
-    """Instruction that the format itself gives; that of a row or of the recipe goes before it."""
 
     @property
     def columns(self) -> list[str]:
@@ -123,7 +102,6 @@ FORMATS: dict[str, Format] = {
         cells.holds_instructed,
         "text or [instruction, text]",
     ),
-    "e5": Format((_roles("query", "positive", "negative"),), *_TEXTS),
     "tevatron": Format(
         (_roles("query query_text", "positive_passages", "negative_passages"),),
         cells.plain,
@@ -148,20 +126,27 @@ FORMATS: dict[str, Format] = {
 
 
 def recognise(
-    schema: Schema, format: str = "auto", columns: Mapping[str, str] | None = None, name: str = ""
+    schema: Schema,
+    format: str = "auto",
+    columns: Mapping[str, str] | None = None,
+    row: PairKind = Pair,
+    scores: bool = False,
 ) -> Recognised:
     """The format of a table of pairs and the columns of each role.
 
     schema   column name to Arrow type, in the order of the table
     format   a name of `FORMATS`, or `auto`
     columns  role to column as the recipe says it; goes before what is recognised
-    name     the file's name; only `e5` looks at it
-    raises   ValueError if no format fits, if several do, or if the rows carry labels: it says what to write in the recipe
+    row      the kind of row that is read
+    scores   read the scores of the documents of a `Pair`, where the table has them
+    raises   ValueError if no format fits, if several do, or if pairs carry scores that are not read, or scored pairs none:
+             it says what to write in the recipe
     """
     given = dict(columns or {})
     for role, column in given.items():
         if column not in schema:
             raise _missing(role, column, schema)
+    given = _scores(schema, given, row, scores) | given
     if format == "auto":
         format = "columns" if given.keys() & set(_REQUIRED) else _only_fit(schema, given)
         roles = _by_name(format, schema, given)
@@ -169,14 +154,26 @@ def recognise(
         roles = _by_order(schema, given) if format == "sentence-transformers" else _by_name(format, schema, given)
     _check_types(format, roles, schema)
     _check_meaning(format, roles, schema, given)
-    notes, instruction = _remarks(format, roles, schema, name.split(".")[0])
-    return Recognised(format, roles, tuple(notes), instruction)
+    return Recognised(format, roles, tuple(_remarks(format, roles, schema)))
+
+
+def _scores(schema: Schema, given: Mapping[str, str], row: PairKind, scores: bool) -> dict[str, str]:
+    """The columns with scores that a row of this kind has, by role."""
+    label = next((name for name in schema if name.lower() in LABELS), None)
+    if row is ScoredPair:
+        if label is None and "score" not in given:
+            raise _missing("score", "score", schema)
+        return {"score": label} if label else {}
+    if not scores or "scores" in given:
+        return {}
+    found = {role: name for role, names in _SCORES.items() for name in schema if name.lower() in names}
+    joint = label is not None and not found and not given.keys() & set(_SCORES) and cells.is_numbers(schema[label])
+    return {"scores": label} if joint else found
 
 
 def _only_fit(schema: Schema, given: Mapping[str, str]) -> str:
     named = {key: roles for key, form in FORMATS.items() if (roles := _fit(form, schema, given, lambda *_: True))}
     found = {key: roles for key, form in FORMATS.items() if (roles := _fit(form, schema, given, form.holds))}
-    found.pop("e5", None)  # the same columns as `columns`; a file's name alone is too little to go by
     if "flagembedding" in found:
         del found["gritlm"]  # plain texts, which both read alike
     if "columns" in found and "anchor" not in schema:
@@ -264,7 +261,10 @@ def _check_types(format: str, roles: Roles, schema: Schema) -> None:
     form = FORMATS[format]
     for role, names in roles.items():
         for name in names:
-            if not form.holds(role, schema[name]):
+            if role in SCORES and not cells.holds_scores(role, schema[name]):
+                lists = "" if role == "score" else " or a list of numbers"
+                raise DataError(f"column {name!r} ({role}) holds {schema[name]}, expected a number{lists}")
+            if role not in SCORES and not form.holds(role, schema[name]):
                 lists = " or a list of texts" if role in {"positive", "negatives"} and form.expected == "text" else ""
                 raise DataError(f"column {name!r} ({role}) holds {schema[name]}, expected {form.expected}{lists}")
     media = [name for name in schema if format == "ms-swift" and name in _MEDIA]
@@ -274,10 +274,16 @@ def _check_types(format: str, roles: Roles, schema: Schema) -> None:
 
 def _check_meaning(format: str, roles: Roles, schema: Schema, given: Mapping[str, str]) -> None:
     """Raises if the rows may be no pairs at all, or the other way round."""
+    if "score" in roles and "negatives" in roles:
+        raise DataError(
+            f"a scored pair is two texts and a number, and these rows have {', '.join(roles['negatives'])} besides; "
+            "leave them out"
+        )
     if all(role in given for role in _REQUIRED):
         return
     query, positive = (roles[role][0] for role in _REQUIRED)
-    label = next((name for name in schema if name.lower() in LABELS), None)
+    read = {name for role in SCORES for name in roles.get(role, ())}
+    label = next((name for name in schema if name.lower() in LABELS and name not in read), None)
     if label:
         raise DataError(
             f"column {label!r} says how well the texts of a row match, and contrastive training takes every row for a "
@@ -293,21 +299,16 @@ def _check_meaning(format: str, roles: Roles, schema: Schema, given: Mapping[str
         )
 
 
-def _remarks(format: str, roles: Roles, schema: Schema, stem: str) -> tuple[list[str], str]:
-    """Notes, and the instruction that the format gives."""
+def _remarks(format: str, roles: Roles, schema: Schema) -> list[str]:
+    """What else was decided."""
     used = {column for names in roles.values() for column in names}
     unused = [column for column in schema if column not in used]
     notes = [f"not read: {', '.join(unused)}"] if unused else []
-    usual = E5_INSTRUCTIONS.get(stem, "")
-    if format == "e5" and usual:
-        return [*notes, f"instruction by the file's name: {usual!r}"], usual
-    if format == "columns" and usual and set(schema) == {"query", "positive", "negative"}:
-        notes.append(f"LLM2Vec trains {stem} with the instruction {usual!r}, which `format: e5` gives")
     if format == "flagembedding" and "type" in schema:
         notes.append("type is not read: a symmetric task needs `symmetric: true`, classes `in_batch_negatives: false`")
     if not cells.is_text(schema[roles["query"][0]]):
         notes.append(f"the instruction is {'the system message' if format == 'ms-swift' else 'that of the row'}")
-    return notes, ""
+    return notes
 
 
 def _missing(role: str, wanted: str, schema: Schema) -> ValueError:
@@ -315,50 +316,3 @@ def _missing(role: str, wanted: str, schema: Schema) -> ValueError:
         f"no column {wanted!r} for the {role}; its columns are {', '.join(schema)}. "
         f"Say which one it is: `columns: {{{role}: ...}}`"
     )
-
-
-# ----------------------------------------------------------------------------------------------------------------- rows
-
-
-def to_pair(
-    recognised: Recognised, record: Mapping[str, Any], instruction: str = "", symmetric: bool = False
-) -> Pair | None:
-    """The pair of a record (column to cell); None if it has no query or no right document.
-
-    instruction  for rows that carry none of their own
-    symmetric    documents carry the instruction of the query
-    raises       ValueError if a cell is not of the format, or if a row gives its documents different instructions
-    """
-    form = FORMATS[recognised.format]
-    [(asked, query)] = _texts(recognised, "query", lambda cell: [form.query(cell)], record)
-    right = [text for text in _texts(recognised, "positive", form.documents, record) if text[1].strip()]
-    wrong = [text for text in _texts(recognised, "negatives", form.documents, record) if text[1].strip()]
-    if not query.strip() or not right:
-        return None
-    own = [text for _, text in _texts(recognised, "instruction", cells.plain_list, record)]
-    asked = next((text for text in (*own, asked, instruction) if text.strip()), recognised.instruction)
-    told = {text for text, _ in (*right, *wrong)}
-    if len(told) > 1:
-        raise DataError(f"one row gives its documents different instructions: {sorted(told)!r:.200}")
-    first, *others = dict.fromkeys(text for _, text in right)
-    return Pair(
-        query=query,
-        positive=first,
-        negatives=tuple(text for _, text in wrong),
-        instruction=asked,
-        document_instruction=told.pop() or (asked if symmetric else ""),
-        others=tuple(others),
-    )
-
-
-def _texts(
-    recognised: Recognised, role: str, read: Callable[[Any], list[cells.Text]], record: Mapping[str, Any]
-) -> list[cells.Text]:
-    """The texts of a role. Types can't tell all: a list of texts may hold one, two or three."""
-    found: list[cells.Text] = []
-    for name in recognised.roles.get(role, ()):
-        try:
-            found += read(record[name])
-        except ValueError as error:
-            raise DataError(f"column {name!r} ({role}): {error}") from None
-    return found

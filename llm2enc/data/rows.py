@@ -11,7 +11,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One row of contrastive training."""
+    """A query, its right answers and its hard negatives: a row of contrastive training."""
 
     query: str
     positive: str
@@ -22,6 +22,29 @@ class Pair:
     """The same instruction if both sides are of one kind (`symmetric`), else empty."""
     others: tuple[str, ...] = ()
     """Further right answers; each step draws one of them or `positive`, and none is ever a negative of this row."""
+    positive_scores: tuple[float, ...] = ()
+    """Teacher scores or graded labels of `positive` and `others`; empty if the row has none or they are not read."""
+    negative_scores: tuple[float, ...] = ()
+    """Those of `negatives`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """Two texts and how alike they are (STS): a row of CoSENT, AnglE or regression."""
+
+    first: str
+    second: str
+    score: float
+    """On the scale of the source."""
+    instruction: str
+    """Instruction of `first`; may be empty."""
+    second_instruction: str
+    """The same instruction if both texts are of one kind (`symmetric`), else empty."""
+
+
+PairKind = type[Pair] | type[ScoredPair]
+RowKind = type[str] | PairKind
+"""What a source is read as; `str` is a text."""
 
 
 @dataclass(frozen=True)

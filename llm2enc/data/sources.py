@@ -1,9 +1,8 @@
-"""Sources: a data specification becomes rows, texts or pairs, checked as far as possible before training starts."""
+"""Sources: a data specification becomes rows, checked as far as possible before training starts."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -11,8 +10,9 @@ import pyarrow as pa
 
 from llm2enc.data import beir, cells
 from llm2enc.data.docstrings.corpus import docstrings, pair_view, paragraph_view, sentence_view
-from llm2enc.data.formats import FORMATS, Recognised, recognise, to_pair
-from llm2enc.data.rows import Pair, Rows, Stream
+from llm2enc.data.formats import FORMATS, SCORES, Recognised, recognise
+from llm2enc.data.records import to_pair, to_scored_pair
+from llm2enc.data.rows import Pair, PairKind, RowKind, Rows, ScoredPair, Stream
 from llm2enc.data.tables import Blocks, Table, label, open_table, reading
 from llm2enc.errors import DataError
 from llm2enc.recipe import DataSpec, DocstringsData, FilesData, HubData
@@ -31,30 +31,68 @@ def read_texts(spec: DataSpec) -> Rows[str] | Stream[str]:
     """The nonempty texts of a source."""
     if isinstance(spec, DocstringsData):
         return _listed(spec, _docstring_texts(spec))
+    if spec.view == "texts" and not _has_texts(spec):
+        pairs = examine(spec.model_copy(update={"view": None}))[1]
+        if isinstance(pairs, Stream):
+            return Stream(pairs.name, lambda: map(_both_sides, pairs.blocks()))
+        return _both_sides(pairs)
     table = open_table(spec)
     column = _text_column(spec, schema_of(table))
     reader = _Reader(source_name(spec), [column], {column: cells.plain_list}, lambda record: record[column])
     return _rows(spec, table, reader)
 
 
-def read_pairs(spec: DataSpec) -> Rows[Pair] | Stream[Pair]:
-    """The query-document pairs of a source; rows without query or positive are dropped."""
-    return examine(spec)[1]
+def _has_texts(spec: FilesData | HubData) -> bool:
+    """Whether a source is a table of texts, not of pairs."""
+    if _is_beir(spec):
+        return False
+    columns = [name for name, kind in schema_of(open_table(spec)).items() if cells.is_text(kind)]
+    return "text" in {*columns, *spec.columns} or len(columns) == 1
 
 
-def examine(spec: DataSpec) -> tuple[Recognised, Rows[Pair] | Stream[Pair]]:
-    """What a source of pairs was taken for, and its rows."""
+def _both_sides(pairs: Rows[Pair]) -> Rows[str]:
+    """The query and the positive of each pair, in turn."""
+
+    def take(positions: np.ndarray) -> list[str]:
+        found = zip(positions.tolist(), pairs.take(positions // 2), strict=True)
+        return [pair.positive if position % 2 else pair.query for position, pair in found]
+
+    return Rows(pairs.name, 2 * len(pairs), take, pairs.dropped)
+
+
+def read_rows(row: RowKind, spec: DataSpec, scores: bool = False) -> Rows[Any] | Stream[Any]:
+    """The rows of a source, texts (`str`) or pairs; those without text, query, positive or score are dropped.
+
+    scores  as for `examine`
+    """
+    return read_texts(spec) if row is str else examine(spec, row, scores)[1]
+
+
+def examine(spec: DataSpec, row: PairKind = Pair, scores: bool = False) -> tuple[Recognised, Rows[Any] | Stream[Any]]:
+    """What a source of pairs was taken for, and its rows.
+
+    row     the kind of row
+    scores  give `Pair`s the scores of their documents, where the source has them; else those columns are not read
+    """
+    if row is ScoredPair and (isinstance(spec, DocstringsData) or _is_beir(spec)):
+        raise DataError(
+            f"data source {source_name(spec)!r}: this stage reads scored pairs, two texts and a number a row"
+        )
     if isinstance(spec, DocstringsData):
         return Recognised("docstrings", {"query": ("summary",), "positive": ("body",)}), _listed(
             spec, [_own_pair(spec, query, body) for query, body in _docstring_pairs(spec)]
         )
-    if isinstance(spec, FilesData) and beir.is_beir(spec.path):
-        recognised, rows = beir.read(spec)
+    if spec.view == "texts":
+        raise DataError(
+            f"data source {source_name(spec)!r}: this stage reads pairs, `view: texts` gives texts; remove it"
+        )
+    if _is_beir(spec):
+        recognised, rows = beir.read(spec, scores)
     else:
         _refuse_beir(spec)
         table = open_table(spec)
-        recognised = _recognised(spec, schema_of(table))
-        rows = _rows(spec, table, _pair_reader(spec, recognised))
+        recognised = _recognised(spec, schema_of(table), row, scores)
+        rows = _rows(spec, table, _pair_reader(spec, recognised, row))
     _log.info("%s: %s", source_name(spec), recognised)
     return recognised, rows
 
@@ -126,8 +164,12 @@ def _refuse_roles(spec: DataSpec, known: set[str], rows: str) -> None:
     if unused:
         raise DataError(
             f"data source {source_name(spec)!r}: `columns` names {', '.join(sorted(unused))}, "
-            f"but this stage reads {rows}, whose roles are {', '.join(sorted(known))}"
+            f"but this stage reads {rows}, whose roles are {', '.join(sorted(known))}; remove it"
         )
+
+
+def _is_beir(spec: DataSpec) -> bool:
+    return isinstance(spec, FilesData) and beir.is_beir(spec.path)
 
 
 def _refuse_beir(spec: FilesData | HubData) -> None:
@@ -139,11 +181,18 @@ def _refuse_beir(spec: FilesData | HubData) -> None:
         )
 
 
-def _recognised(spec: FilesData | HubData, schema: Mapping[str, pa.DataType]) -> Recognised:
-    _refuse_roles(spec, {"query", "positive", "negatives", "instruction"}, "pairs")
-    file = spec.path if isinstance(spec.path, str) else spec.path[0]
+def _recognised(
+    spec: FilesData | HubData, schema: Mapping[str, pa.DataType], row: PairKind, scores: bool
+) -> Recognised:
+    texts = {"query", "positive", "instruction"}
+    if row is ScoredPair:
+        _refuse_roles(spec, texts | {"score"}, "scored pairs")
+    elif scores:
+        _refuse_roles(spec, texts | {"negatives", *SCORES} - {"score"}, "pairs with scores")
+    else:
+        _refuse_roles(spec, texts | {"negatives"}, "pairs without scores")
     try:
-        return recognise(schema, spec.format, spec.columns, Path(file).name)
+        return recognise(schema, spec.format, spec.columns, row, scores)
     except ValueError as error:
         raise DataError(f"data source {source_name(spec)!r}: {error}") from None
 
@@ -158,8 +207,8 @@ class _Reader(Generic[Row]):
     name: str
     """Of the source, for messages."""
     columns: list[str]
-    required: dict[str, Callable[[Any], list[cells.Text]]]
-    """Columns that must have text, and how their cells read."""
+    required: dict[str, Callable[[Any], list[Any]]]
+    """Columns that must have text or a number, and how their cells read."""
     convert: Callable[[dict[str, Any]], Row]
     """The row of a record that has it."""
 
@@ -174,14 +223,16 @@ class _Reader(Generic[Row]):
         return np.flatnonzero(mask)
 
 
-def _pair_reader(spec: FilesData | HubData, recognised: Recognised) -> _Reader[Pair]:
+def _pair_reader(spec: FilesData | HubData, recognised: Recognised, row: PairKind) -> _Reader[Any]:
     form = FORMATS[recognised.format]
     (query,), (positive,) = recognised.roles["query"], recognised.roles["positive"]
     required = {query: lambda cell: [form.query(cell)]} | {positive: form.documents}
+    required |= {score: cells.numbers for score in recognised.roles.get("score", ())}
+    made = to_scored_pair if row is ScoredPair else to_pair
 
-    def convert(record: dict[str, Any]) -> Pair:
+    def convert(record: dict[str, Any]) -> Any:
         try:
-            return to_pair(recognised, record, spec.instruction, spec.symmetric)
+            return made(recognised, record, spec.instruction, spec.symmetric)
         except ValueError as error:
             raise DataError(f"data source {source_name(spec)!r}: {error}") from None
 

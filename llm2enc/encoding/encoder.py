@@ -1,4 +1,4 @@
-"""The encoder: backbone + input format + pooling. Texts in, vectors out.
+"""The encoder: backbone + input format + pooling + head. Texts in, vectors out.
 
 encoder = Encoder.load("runs/pocket/model")
 encoder.encode(["a text"])                                     (1, D) float32
@@ -26,9 +26,17 @@ from llm2enc import distributed
 from llm2enc.artifact import Parts, read, write
 from llm2enc.encoding.quantization import Precision, check, layout, quantize
 from llm2enc.errors import InputError
-from llm2enc.model import POOLERS, Backbone, evaluating, load_backbone, load_tokenizer, pooled_edges
+from llm2enc.model import (
+    POOLERS,
+    Backbone,
+    Projection,
+    evaluating,
+    load_backbone,
+    load_tokenizer,
+    weights_fingerprint,
+)
 from llm2enc.model import limits as positions
-from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, Role
+from llm2enc.recipe import HeadSpec, InputSpec, ModelSpec, Pooling, Recipe, Role
 from llm2enc.terminal import bar
 from llm2enc.text import InputFormat, Tokens, concatenate, mini_batches
 
@@ -44,9 +52,17 @@ LoadType = Literal["auto", "float32", "bfloat16", "float16"]
 class Encoder(nn.Module):
     """A text encoder. `forward` is what trains; `encode` is what serves."""
 
-    def __init__(self, backbone: Backbone, input_format: InputFormat, pooling: Pooling, normalize: bool = True):
+    def __init__(
+        self,
+        backbone: Backbone,
+        input_format: InputFormat,
+        pooling: Pooling,
+        normalize: bool = True,
+        head: Projection | None = None,
+    ):
         super().__init__()
         self.backbone = backbone
+        self.head = head
         self.input_format = input_format
         self.pooling: Pooling = pooling
         self.normalize = normalize
@@ -70,21 +86,23 @@ class Encoder(nn.Module):
         raises  CannotConvert if its attention stays one-sided, ValueError if `input` asks for more tokens than it takes
         """
         spec = ModelSpec(name=model) if isinstance(model, str) else model
-        return Encoder._converted(spec, input, pooling, normalize, seed, {"input.max_tokens": input.max_tokens})
+        return Encoder._converted(spec, input, pooling, normalize, None, seed, {"input.max_tokens": input.max_tokens})
 
     @staticmethod
     def from_recipe(recipe: Recipe) -> "Encoder":
         """The untrained encoder of a recipe, whose model takes the inputs of every stage. Raises as `from_causal_lm`."""
-        blocks = {
-            f"stages.{number}.block_tokens": getattr(stage, "block_tokens", None)
-            for number, stage in enumerate(recipe.stages)
-        }
-        lengths = {"input.max_tokens": recipe.input.max_tokens, **blocks}
-        return Encoder._converted(recipe.model, recipe.input, recipe.pooling, recipe.normalize, recipe.seed, lengths)
+        how = recipe.pooling, recipe.normalize, recipe.head
+        return Encoder._converted(recipe.model, recipe.input, *how, recipe.seed, recipe.input_lengths)
 
     @staticmethod
     def _converted(
-        spec: ModelSpec, input: InputSpec, pooling: Pooling, normalize: bool, seed: int, lengths: dict[str, int | None]
+        spec: ModelSpec,
+        input: InputSpec,
+        pooling: Pooling,
+        normalize: bool,
+        head: HeadSpec | None,
+        seed: int,
+        lengths: dict[str, int | None],
     ) -> "Encoder":
         from llm2enc.model import prove
 
@@ -93,22 +111,25 @@ class Encoder(nn.Module):
         if torch.cuda.is_available():
             backbone.to("cuda")
         prove(backbone)
-        return Encoder(backbone, input_format, pooling, normalize).eval()
+        projection = None if head is None else Projection.fresh(backbone.width, head, seed).to(backbone.device)
+        return Encoder(backbone, input_format, pooling, normalize, projection).eval()
 
     @staticmethod
-    def load(folder: str | Path, dtype: LoadType = "auto") -> "Encoder":
-        """The encoder of a directory written by `save`.
+    def load(folder: str | Path, dtype: LoadType = "auto", full_proof: bool = False) -> "Encoder":
+        """The encoder of a directory written by `save`, with the vectors that were saved (see `artifact.read`).
 
         dtype  what the weights are held in; `auto`: as they are stored. On a CPU without 16-bit products, 16-bit weights
                are computed with in float32, a layer at a time
+        full_proof  prove the model again in any case, and open it whatever was changed since
+        raises      ValueError for another directory, weights that were changed, or other vectors than those saved with it
         """
         if dtype not in get_args(LoadType):
             raise InputError(f"dtype is {dtype!r}; weights are loaded as one of {', '.join(get_args(LoadType))}")
-        return Encoder._of(read(Path(folder), dtype))
+        return Encoder._of(read(Path(folder), dtype, full_proof))
 
     @staticmethod
     def _of(parts: Parts) -> "Encoder":
-        return Encoder(parts.backbone, parts.input_format, parts.pooling, parts.normalize).eval()
+        return Encoder(parts.backbone, parts.input_format, parts.pooling, parts.normalize, parts.head).eval()
 
     def save(
         self,
@@ -132,7 +153,7 @@ class Encoder(nn.Module):
                 "the encoder is a variant that reads another layer or direction than its model, which no directory can say; "
                 "save the encoder that it was made of"
             )
-        parts = Parts(self.backbone, self.input_format, self.pooling, self.normalize)
+        parts = Parts(self.backbone, self.input_format, self.pooling, self.normalize, self.head)
         write(
             parts, Path(folder), lambda written, texts: Encoder._of(written).encode(texts),
             recipe=recipe, history=list(history), merge=merge, card=card, dtype=dtype,
@@ -157,15 +178,31 @@ class Encoder(nn.Module):
     @property
     def dimensions(self) -> int:
         """Width of a vector."""
-        return self.backbone.width
+        return self.backbone.width if self.head is None else self.head.dimensions
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Parameters that get a gradient, by name: the backbone's own, and the head's under `head.`."""
+        if self.head is None:
+            return self.backbone.trained()
+        own = {f"head.{name}": p for name, p in self.head.named_parameters() if p.requires_grad}
+        return self.backbone.trained() | own
+
+    def weights_fingerprint(self) -> str:
+        """SHA-256 of the weights alone, backbone and head: what a stage's parent is recognised by."""
+        return weights_fingerprint(self.backbone, self.head)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Pooled states, not normalised: (B, D) float32."""
+        """Pooled states, through the head if there is one, not normalised: (B, dimensions) float32."""
+        pooler = POOLERS[self.pooling]
         if self.layer is None:
-            hidden = self.backbone.hidden(tokens, self.causal, self._needed(tokens))
+            hidden = self.backbone.hidden(tokens, self.causal, pooler.needed(tokens.pool, tokens.lengths))
         else:
             hidden = self.backbone.layers(tokens, self.causal)[self.layer]
-        return POOLERS[self.pooling](hidden, tokens.pool, tokens.lengths)
+        vectors = pooler.function(hidden, tokens.pool, tokens.lengths)
+        if self.head is None:
+            return vectors
+        with torch.autocast(self.device.type, enabled=False):  # one product a text: float32 costs nothing here
+            return self.head(vectors)
 
     def encode(
         self,
@@ -297,11 +334,12 @@ class Encoder(nn.Module):
         return other
 
     def fingerprint(self) -> str:
-        """SHA-256 of everything that a vector depends on: weights, direction, layer, input format, tokenizer, pooling."""
+        """SHA-256 of all that a vector depends on: weights, direction, layer, input format, tokenizer, pooling, head."""
         causal = not self.backbone.bidirectional if self.causal is None else self.causal
         dtype = str(next(self.parameters()).dtype)
         facts = [self.backbone.fingerprint(adapter=True), self.backbone.settings(), dtype, causal]
         facts += [self.layer, self.pooling, self.normalize, self.input_format.identity()]
+        facts += [] if self.head is None else [self.weights_fingerprint()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
@@ -377,13 +415,6 @@ class Encoder(nn.Module):
         if prompt_name != "query" and prompt_name not in prompts:
             raise InputError(f"no prompt named {prompt_name!r}; this encoder has {['query', 'document', *prompts]}")
         return "query", prompts.get(prompt_name, "")
-
-    def _needed(self, tokens: Tokens) -> Tensor:
-        """(T,) bool: the tokens whose last-layer states enter the vector."""
-        if self.pooling in ("mean", "weighted_mean"):
-            return tokens.pool
-        edge = pooled_edges(tokens.pool, tokens.lengths)[self.pooling == "last"]
-        return torch.zeros_like(tokens.pool).index_fill(0, edge, True)
 
 
 def _pairs(texts: Iterable[str], instruction: str | Iterable[str]) -> Iterator[tuple[str, str]]:

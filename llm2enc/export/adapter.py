@@ -59,6 +59,11 @@ def refusal(run: Path) -> str:
     recipe = load_recipe(str(run / "recipe.yaml"))
     if not recipe.stages:
         return f"{run} trained no stage, so there is no adapter; share the base model and the recipe"
+    if recipe.head is not None:
+        return (
+            f"{run} trained a {recipe.head.kind} head behind the pooling, which is no part of a LoRA adapter; share the "
+            "exported directory"
+        )
     if recipe.model.weights == "random":
         return f"{run} started from random weights, which nobody can load an adapter onto; share the model itself"
     folders = _folders(run, recipe)
@@ -88,7 +93,8 @@ def write(run: Path, folder: Path) -> list[Path]:
     recipe = load_recipe(str(run / "recipe.yaml"))
     folders = _folders(run, recipe)
     _check_target(folder, _finished(folders[-1])["result"])
-    tensors = stack([_stage(stage) for stage in folders])
+    # An adapter that the next stage goes on with is in that one's already.
+    tensors = stack([_stage(stage) for index, stage in enumerate(folders) if not recipe.adapter_goes_on(index)])
     names = _names(recipe)
     unknown = sorted({module for module, _ in tensors} - names.trunk)
     if unknown:

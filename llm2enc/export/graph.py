@@ -3,7 +3,8 @@
     input_ids            (B, S) int64
     attention_mask       (B, S) int64, 1 for tokens and 0 for padding, on whichever side the padding stands
     last_hidden_state    (B, S, D) float32
-    sentence_embedding   (B, D)    float32, pooled over the mask, of unit length if the encoder normalises
+    sentence_embedding   (B, D)    float32, pooled over the mask, through the head if there is one, of unit length if the
+                                   encoder normalises
 
 The trunk is opened from the directory as other programs open it, in the family's own eager attention: our packed
 attention is no graph, and in SDPA a token of padding that sees nothing (under a sliding window) becomes NaN and spoils
@@ -25,10 +26,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm2enc.artifact import asked
+from llm2enc.artifact import asked, dense
 from llm2enc.artifact import config as trunk_config
 from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotExport, InputError
+from llm2enc.model import POOLERS
 from llm2enc.recipe import Pooling
 from llm2enc.storage import naming, scratch, sync
 
@@ -47,11 +49,12 @@ Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Graph(nn.Module):
-    """Trunk, pooling and normalisation."""
+    """Trunk, pooling, head and normalisation."""
 
-    def __init__(self, trunk: nn.Module, pooling: Pooling, normalize: bool):
+    def __init__(self, trunk: nn.Module, pooling: Pooling, normalize: bool, head: nn.Module | None = None):
         super().__init__()
         self.trunk = trunk
+        self.head = head
         self.pooling: Pooling = pooling
         self.normalize = normalize
         self.positions = "position_ids" in inspect.signature(trunk.forward).parameters
@@ -63,23 +66,10 @@ class Graph(nn.Module):
         positions = {"position_ids": (count - 1).clamp(min=0)} if self.positions else {}
         output = self.trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
         hidden = output.last_hidden_state
-        weights = pooling_weights(attention_mask, count, self.pooling).to(hidden.dtype)
+        weights = POOLERS[self.pooling].weights(attention_mask, count).to(hidden.dtype)
         vectors = (weights[:, None] @ hidden)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1)
+        vectors = vectors if self.head is None else self.head(vectors)
         return hidden, nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
-
-
-def pooling_weights(mask: Tensor, count: Tensor, pooling: Pooling) -> Tensor:
-    """(B, S) int64: how much each token counts in the vector, before division by the sum.
-
-    mask   (B, S) 1 for tokens, 0 for padding
-    count  (B, S) tokens so far, the own one included
-    """
-    if pooling == "mean":
-        return mask
-    if pooling == "weighted_mean":
-        return mask * count
-    edge = 1 if pooling == "first" else count[:, -1:]
-    return mask * (count == edge)
 
 
 def open_graph(folder: Path, facts: dict[str, Any]) -> Graph:
@@ -90,7 +80,8 @@ def open_graph(folder: Path, facts: dict[str, Any]) -> Graph:
         folder, config=trunk_config.read(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
         attn_implementation="eager",
     )  # fmt: skip
-    return Graph(trunk, facts["pooling"], facts["normalize"]).eval()
+    head = dense.read(folder, facts["head"]) if facts.get("head") else None
+    return Graph(trunk, facts["pooling"], facts["normalize"], head).eval()
 
 
 def example(graph: Graph) -> tuple[Tensor, Tensor]:
@@ -124,12 +115,11 @@ def refusal(encoder: Encoder, facts: dict[str, Any]) -> str:
 
 def _unpooled_prompts(encoder: Encoder, facts: dict[str, Any]) -> list[str]:
     """Prompts whose vectors pool other tokens than the mask shows."""
-    decisive = {"first": slice(0, 1), "last": slice(-1, None)}.get(encoder.pooling, slice(None))
     readings = asked(encoder.input_format)
     found = []
     for name in dict.fromkeys(["document", *facts["prompts"]]):
         tokens = encoder.input_format.pack(["The river runs through the old town"], *readings[name])
-        if not tokens.pool[decisive].all():
+        if not POOLERS[encoder.pooling].same_in_others(tokens.pool):
             found.append(name)
     return found
 

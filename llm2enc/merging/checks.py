@@ -56,6 +56,8 @@ def differences(parents: list[Weights], facts: list[dict[str, Any]], n: int) -> 
         for name in ("attention", "pooling", "normalize")
         if ours[name] != theirs[name]
     ]
+    if ours.get("head") != theirs.get("head"):
+        faults.append(f"the head is {theirs.get('head')}, not {ours.get('head')}")
     for what, own, found in (
         ("another input format", ours["input"], theirs["input"]),
         ("other model settings", _settings(first), _settings(other)),

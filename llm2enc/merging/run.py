@@ -23,7 +23,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm2enc.artifact import check_target, read_facts, recipes_of
+from llm2enc.artifact import check_target, dense, read_facts, recipes_of
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.merging.arithmetic import METHODS, Method, average
@@ -60,6 +60,9 @@ def merge(
     parents = [Weights(place) for place in places]
     ground = None if base is None else Weights(Path(resolve(str(base))))
     faults = [fault for n in range(1, len(places)) for fault in differences(parents, facts, n)]
+    if base is not None and facts[0].get("head"):
+        kind = facts[0]["head"]["kind"]
+        faults.append(f"{places[0]} has a {kind}, which no base has to be taken back towards; merge without a base")
     _raise(faults + ([] if ground is None else unlike_base(parents[0], ground)))
     names = {} if ground is None else names_in_base(parents[0], ground)
 
@@ -80,6 +83,14 @@ def merge(
     }
     with scratch(out.absolute(), "merged") as folder, naming(out):
         _write_merged(parents[0], folder, merged)
+        if facts[0].get("head"):
+            heads = [Weights(place / dense.DENSE) for place in places]
+            (folder / dense.DENSE).mkdir()
+            _write_merged(
+                heads[0],
+                folder / dense.DENSE,
+                lambda name: _merged([head[name] for head in heads], shares, method, None, 0.0),
+            )
         Encoder.load(folder).save(out, merge=record)
     return record
 

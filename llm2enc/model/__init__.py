@@ -2,6 +2,7 @@
 
 from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone, evaluating
+from llm2enc.model.heads import Projection, weights_fingerprint
 from llm2enc.model.hooks import decoder_layers, emulated
 from llm2enc.model.inspection import inspect
 from llm2enc.model.loading import (
@@ -15,16 +16,21 @@ from llm2enc.model.loading import (
     text_config,
     without_kernels,
 )
-from llm2enc.model.pooling import POOLERS, pooled_edges
-from llm2enc.model.proof import prove
+from llm2enc.model.pooling import POOLERS, Pooler, pooled_edges
+from llm2enc.model.proof import TOLERANCE, Proof, installed, prove, proven, spot_check
 
 __all__ = [
     "POOLERS",
+    "TOLERANCE",
     "Backbone",
+    "Pooler",
+    "Projection",
+    "Proof",
     "decoder_layers",
     "emulated",
     "evaluating",
     "inspect",
+    "installed",
     "limits",
     "load_backbone",
     "load_config",
@@ -32,9 +38,12 @@ __all__ = [
     "naming_untrusted_code",
     "pooled_edges",
     "prove",
+    "proven",
     "quiet",
     "resolve",
     "skeleton",
+    "spot_check",
     "text_config",
+    "weights_fingerprint",
     "without_kernels",
 ]

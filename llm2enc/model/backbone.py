@@ -31,6 +31,8 @@ from llm2enc.text import Tokens
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from llm2enc.model.proof import Proof
 from llm2enc.model.families import families, one_sided_by_config, text_config
 
 Route = Literal["packed", "mask", "alone"]
@@ -54,6 +56,7 @@ class Backbone(nn.Module):
         attention.register()
         self.model = model
         self.bidirectional = bidirectional
+        self.proof: Proof | None = None  # the last one, which is of the weights it names
         self._peft: list[Any] = []  # PEFT's wrapper while an adapter trains; in a list, so that it is no submodule
         self._outline: list[Backbone] = []  # this backbone without its layers' weights, while processes share them
         self._convert()
@@ -102,12 +105,7 @@ class Backbone(nn.Module):
 
         adapter  include the weights of the adapter itself, if there is one
         """
-        digest = hashlib.sha256()
-        state = self.trunk.state_dict() if adapter and self.has_adapter else _plain_state(self.trunk)
-        for name, tensor in sorted(state.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return digest(self.trunk.state_dict() if adapter and self.has_adapter else _plain_state(self.trunk))
 
     def settings(self) -> dict[str, Any]:
         """The configuration, without what says nothing of the states of given ids in a given direction."""
@@ -227,6 +225,14 @@ class Backbone(nn.Module):
             if isinstance(layer.get_base_layer(), nn.Linear):
                 layer.forward = partial(_lora_linear, layer)
         self.train(self.training)  # PEFT's new layers come in training mode, their dropout included
+
+    def continue_lora(self) -> None:
+        """Train the adapter that is there on; everything else is frozen. ValueError if there is none."""
+        if not self.has_adapter:
+            raise InputError("`lora: continue` has nothing to go on with: the model carries no adapter")
+        self.model.requires_grad_(False)
+        for name, parameter in self.trunk.named_parameters():
+            parameter.requires_grad_(".lora_" in name)
 
     def train_everything(self, head: bool) -> None:
         """All weights get a gradient; those of an untied head only with `head`."""
@@ -414,6 +420,15 @@ def _lora_linear(layer: nn.Module, inputs: Tensor) -> Tensor:
     wide = output if autocast else output.to(low.dtype)
     total = torch.addmm(wide.flatten(0, -2), low.flatten(0, -2), factor_b.weight.T, alpha=layer.scaling[ADAPTER])
     return total.view_as(output).to(output.dtype)
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _without_memory(parameter: nn.Parameter) -> nn.Parameter:

@@ -1,23 +1,28 @@
-"""Pooling: from one state per token to one vector per text, over packed rows.
+"""Pooling: from one state per token to one vector per text. `POOLERS` says all that the project knows of each way.
 
-Every pooler is a pure function
+Over packed rows, every way is a pure function
 
     hidden   (T, D)  last-layer states of B texts in one row, any float type
     pool     (T,)    bool, True where a token enters the vector; at least one per text
     lengths  (B,)    int64, on the CPU
     returns  (B, D)  float32
 
-The sums run in float32: a bfloat16 count can't hold 257, and a bfloat16 sum of 500 states loses the last ones.
+The sums run in float32: a bfloat16 count cannot hold 257, and a bfloat16 sum of 500 states loses the last ones. Over padded
+rows, as other programs read them, it is a function of the attention mask:
+
+    mask     (..., S)  int64, 1 for tokens that are pooled
+    count    (..., S)  int64, tokens so far, the own one included
+    returns  (..., S)  int64, how much each token counts in the vector, before division by the sum
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from llm2enc.recipe import Pooling
-
-Pooler = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def mean(hidden: Tensor, pool: Tensor, lengths: Tensor) -> Tensor:
@@ -42,7 +47,61 @@ def first(hidden: Tensor, pool: Tensor, lengths: Tensor) -> Tensor:
     return hidden[pooled_edges(pool, lengths)[0]].float()
 
 
-POOLERS: dict[Pooling, Pooler] = {"mean": mean, "weighted_mean": weighted_mean, "last": last, "first": first}
+@dataclass(frozen=True)
+class Pooler:
+    """One way of pooling, and its names in other programs; None where a program has none."""
+
+    function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """hidden, pool, lengths -> vectors (B, D)."""
+    weights: Callable[[Tensor, Tensor], Tensor]
+    """mask, count -> weights; what a graph computes."""
+    needs: Literal["all", "first", "last"]
+    """Which of the pooled states enter the vector."""
+    mode: str
+    """`pooling_mode` of sentence-transformers, in 1_Pooling/config.json."""
+    flag: str
+    """The key that is true there in the schema before its release 6."""
+    gguf: int | None
+    """llama.cpp's number (enum llama_pooling_type)."""
+    tei: str | None
+    """--pooling of text-embeddings-inference."""
+    vllm: str | None
+    """pooling_type of vLLM."""
+
+    def needed(self, pool: Tensor, lengths: Tensor) -> Tensor:
+        """(T,) bool: the tokens of a packed row whose states enter the vectors."""
+        if self.needs == "all":
+            return pool
+        edges = pooled_edges(pool, lengths)[self.needs == "last"]
+        return torch.zeros_like(pool).index_fill(0, edges, True)
+
+    def same_in_others(self, pool: Tensor, skipped: int = 0) -> bool:
+        """Whether a program that pools all tokens of a text but the first `skipped` gives the vector of `pool` (L,).
+
+        Such a program counts from the first token of all, also where it leaves that out (sentence-transformers).
+        """
+        places = torch.arange(1, len(pool) + 1)
+        theirs = self.weights((places > skipped).long(), places)
+        return torch.equal(self.weights(pool.long(), pool.cumsum(0)), theirs)
+
+
+POOLERS: dict[Pooling, Pooler] = {
+    "mean": Pooler(
+        mean, lambda mask, count: mask, "all", mode="mean", flag="mean_tokens", gguf=1, tei="mean", vllm="MEAN"
+    ),
+    "weighted_mean": Pooler(
+        weighted_mean, lambda mask, count: mask * count, "all",
+        mode="weightedmean", flag="weightedmean_tokens", gguf=None, tei=None, vllm=None,
+    ),
+    "last": Pooler(
+        last, lambda mask, count: mask * (count == count[..., -1:]), "last",
+        mode="lasttoken", flag="lasttoken", gguf=3, tei="last-token", vllm="LAST",
+    ),
+    "first": Pooler(
+        first, lambda mask, count: mask * (mask.cumsum(-1) == 1), "first",
+        mode="cls", flag="cls_token", gguf=2, tei="cls", vllm="CLS",
+    ),
+}  # fmt: skip
 
 
 def pooled_edges(pool: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

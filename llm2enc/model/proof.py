@@ -18,8 +18,10 @@ and convolutions or recurrences inside an attention module.
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from llm2enc.model.hooks import decoder_layers
 from llm2enc.text import Tokens
 
 LENGTHS = (7, 5, 7)  # two texts of one length share a call of the kernel, so a leak between those is seen too
+PROVEN_WITH = ("llm2enc", "torch", "transformers", "tokenizers")  # whose other release may read otherwise
 TOTAL = sum(LENGTHS)  # no model has a width of 19, so a dimension of 19 is the row of tokens
 FIRST = LENGTHS[0]
 
@@ -63,12 +66,20 @@ class Proof:
     """Largest difference between a text in a pack and the same text alone in the family's own attention."""
     route: Route
     """How packed rows are read."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
     """Conditions under which this holds."""
+    fingerprint: str
+    """The weights it was measured on (`Backbone.fingerprint`)."""
+    versions: dict[str, str]
+    """Releases of PROVEN_WITH it was measured with."""
+    at: str
+    """When: UTC, to the second."""
 
 
 def prove(backbone: Backbone) -> Proof:
     """The proof that the backbone reads in its direction in every layer and keeps texts apart; a handful of forwards.
+
+    The backbone carries it from then on (`proven`).
 
     raises  CannotConvert, with the layer's path and class
     """
@@ -76,11 +87,42 @@ def prove(backbone: Backbone) -> Proof:
         _static(backbone)
     with evaluating(backbone):
         try:
-            return _measure(backbone)
+            backbone.proof = _measure(backbone)
+            return backbone.proof
         except (CannotConvert, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a stranger's forward may raise anything; whatever it is, the model can't be read
             raise _refused(backbone, f"does not run on packed rows ({type(error).__name__}: {error})") from error
+
+
+def proven(backbone: Backbone) -> Proof:
+    """The proof of these very weights: the one that the backbone carries, or a new one where they have changed since."""
+    known = backbone.proof
+    return known if known is not None and known.fingerprint == backbone.fingerprint() else prove(backbone)
+
+
+def spot_check(backbone: Backbone, text: Tokens) -> Tensor:
+    """States (T, D) of one text, read beside itself and beside itself with another last token, in a single forward.
+
+    raises  CannotConvert unless the last token moves earlier states in a bidirectional model, and none in a causal one
+    """
+    ids = text.ids.tolist()
+    other = [*ids[:-1], next((token for token in reversed(ids) if token != ids[-1]), abs(ids[-1] - 1))]
+    with evaluating(backbone):
+        states = backbone.hidden(_tokens([ids, ids, other], backbone.device)).view(3, len(ids), -1)
+    noise, moved = (_change(states[0], row)[:-1] for row in states[1:])
+    if len(ids) > 1:
+        _check_direction(backbone, float(moved.max()), 4 * float(noise.max()))
+    return states[0]
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """Release of each package; `unknown` of one that was never installed, such as a source tree."""
+    found = dict.fromkeys(packages, "unknown")
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------------- static
@@ -154,12 +196,15 @@ def _measure(backbone: Backbone) -> Proof:
         _check_parts(backbone, dict(part for path, layer in layers for part in _parts(path, layer)), ids, dtype)
     leak = _leak(backbone, ids, plain)
     largest, typical = _difference(backbone, ids, plain)
-    _check_ends(backbone, ids, plain, dtype)
+    _check_ends(backbone, ids, plain)
     if leak > TOLERANCE[dtype]:
         raise _refused(backbone, f"lets a text of a pack move by {leak:.2g} when the others change")
     if not (largest if dtype in (torch.float32, torch.float64) else typical) <= TOLERANCE[dtype]:
         raise _refused(backbone, f"gives states that differ by {largest:.2g} between a pack and the same text alone")
-    return Proof(len(layers), leak, largest, backbone.route, tuple(config_notes(backbone.config)))
+    return Proof(
+        len(layers), leak, largest, backbone.route, tuple(config_notes(backbone.config)), backbone.fingerprint(),
+        installed(*PROVEN_WITH), datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
 
 
 def _check_parts(backbone: Backbone, parts: dict[str, nn.Module], ids: list[list[int]], dtype: torch.dtype) -> None:
@@ -262,7 +307,12 @@ def _movement(before: dict[str, list[Tensor]], after: dict[str, list[Tensor]]) -
 def _relative(before: Tensor, after: Tensor) -> Tensor:
     """(T,) length of the difference of two states over the length of the first, at each token."""
     dimension = list(before.shape).index(TOTAL)
-    before, after = (states.double().cpu().movedim(dimension, 0).flatten(1) for states in (before, after))
+    return _change(*(states.movedim(dimension, 0).flatten(1) for states in (before, after)))
+
+
+def _change(before: Tensor, after: Tensor) -> Tensor:
+    """(T,) of states (T, D): length of the difference over the length before."""
+    before, after = before.double().cpu(), after.double().cpu()
     return (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)
 
 
@@ -273,14 +323,20 @@ def _leak(backbone: Backbone, ids: list[list[int]], plain: Tensor) -> float:
     return float(_relative(plain, moved)[FIRST : FIRST + LENGTHS[1]].max())
 
 
-def _check_ends(backbone: Backbone, ids: list[list[int]], plain: Tensor, dtype: torch.dtype) -> None:
+def _check_ends(backbone: Backbone, ids: list[list[int]], plain: Tensor) -> None:
     """CannotConvert unless the whole model reads in its direction: the last token changes, the first state is seen."""
     moved = backbone.hidden(_tokens(_changed(backbone, ids, FIRST - 1), backbone.device))
     change = _relative(plain, moved)
-    noise = 4 * float(change[FIRST:].max())
-    if backbone.bidirectional and not float(change[FIRST - 1 - _reach(backbone) : FIRST - 1].max()) > noise:
+    reach = FIRST - 1 - _reach(backbone) if backbone.bidirectional else 0
+    _check_direction(backbone, float(change[reach : FIRST - 1].max()), 4 * float(change[FIRST:].max()))
+
+
+def _check_direction(backbone: Backbone, moved: float, noise: float) -> None:
+    """CannotConvert unless `moved`, by which earlier states change with the last token, fits the model's direction."""
+    if backbone.bidirectional and not moved > noise:
         raise _refused(backbone, "leaves the earlier states unmoved when the last token changes")
-    if not backbone.bidirectional and float(change[: FIRST - 1].max()) > max(noise, TOLERANCE[dtype]):
+    dtype = next(backbone.trunk.parameters()).dtype
+    if not backbone.bidirectional and moved > max(noise, TOLERANCE[dtype]):
         raise _refused(backbone, "moves the first states when the last token changes, although it is to stay causal")
 
 

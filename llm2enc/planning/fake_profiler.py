@@ -9,17 +9,18 @@ further one.
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llm2enc.errors import InputError
-from llm2enc.losses import cross_entropy_sum, info_nce
-from llm2enc.model import POOLERS, Backbone, decoder_layers, pooled_edges
+from llm2enc.losses import info_nce
+from llm2enc.model import POOLERS, Backbone, decoder_layers
 from llm2enc.planning.meter import Meter, as_on_cuda
 from llm2enc.text import Tokens
+from llm2enc.training import head_gradient
 
 GROUPS = 4  # lengths a mini-batch is given; more would cost time here and change next to nothing
 
@@ -56,7 +57,8 @@ class Setting:
 
     autocast: bool
     cuda: bool
-    causal: bool
+    causal: bool | None
+    """None: in the model's own direction."""
     pooling: str | None
     """How states become vectors; None for token prediction."""
     targets: float = 0.0
@@ -167,6 +169,7 @@ class Simulation:
         trained = list(backbone.trained().values())
         for parameter in trained:
             parameter.grad = meter.like(parameter) if setting.gradients else None
+        overwrite = setting.pooling is None and self._plain_head
         self._start, self._reading = meter.live, _Reading()
         sums = self._reading.sums
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=setting.autocast)
@@ -179,7 +182,11 @@ class Simulation:
             sums["forward_flops"], sums["forward_attention"] = meter.flops, meter.attention
             sums["graph"] = meter.live - self._start
             with self._during("logits"):
-                gradient = torch.ones_like(states) if setting.pooling else self._head(states, setting)
+                if setting.pooling is None:
+                    targets = torch.zeros(len(states), dtype=torch.long)
+                    gradient = head_gradient(backbone, states, targets, 1.0, setting.logit_rows, overwrite)[1]
+                else:
+                    gradient = torch.ones_like(states)
             head_flops = meter.flops
             with self._during("backward"):
                 torch.autograd.backward(states, gradient)
@@ -218,17 +225,14 @@ class Simulation:
         if setting.pooling is None:
             return self.backbone.hidden(tokens, setting.causal, queries)[queries.nonzero()[:, 0]]
         hidden = self.backbone.hidden(tokens, setting.causal, queries)
-        return POOLERS[setting.pooling](hidden, tokens.pool, tokens.lengths)
+        return POOLERS[setting.pooling].function(hidden, tokens.pool, tokens.lengths)
 
-    def _head(self, states: Tensor, setting: Setting) -> Tensor:
-        """The gradient in the states, as objectives/token_loss.py makes it."""
-        leaf = states.detach().requires_grad_()
-        for part in leaf.split(setting.logit_rows):
-            logits = self.backbone.logits(part)
-            _, gradient = cross_entropy_sum(logits, torch.zeros(len(part), dtype=torch.long), 1.0, _is_linear(logits))
-            torch.autograd.backward(logits, gradient)
-            del logits, gradient
-        return leaf.grad
+    @cached_property
+    def _plain_head(self) -> bool:
+        """`Backbone.plain_head`, which looks at values, without any."""
+        weight = self.backbone.model.get_output_embeddings().weight
+        states = self.meter.like(weight[:1].detach()).requires_grad_()
+        return _is_linear(self.backbone.logits(states))
 
 
 def representative(lengths: Tensor) -> Tensor:
@@ -248,11 +252,8 @@ def _tokens(lengths: Tensor, setting: Setting) -> tuple[Tokens, Tensor]:
         torch.ones(total, dtype=torch.bool),
         torch.zeros(len(lengths)).bool(),
     )
-    if setting.pooling in ("mean", "weighted_mean"):
-        return tokens, tokens.pool
     if setting.pooling is not None:
-        edges = pooled_edges(tokens.pool, lengths)[setting.pooling == "last"]
-        return tokens, torch.zeros_like(tokens.pool).index_fill(0, edges, True)
+        return tokens, POOLERS[setting.pooling].needed(tokens.pool, lengths)
     # Evenly spread: every text of a length then asks the same number of states.
     place = torch.arange(total, dtype=torch.double)
     return tokens, torch.floor((place + 1) * setting.targets) > torch.floor(place * setting.targets)

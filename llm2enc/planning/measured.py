@@ -21,7 +21,8 @@ def tokens_per_second(folder: Path, index: int, stage: Stage, recipe: Recipe) ->
         raise InputError(f"--measured {folder}: no recipe.yaml there; give the folder of a run, such as runs/pocket")
     former = load_recipe(str(saved))
     other = former.stages[index] if index < len(former.stages) else None
-    differing = [name for name in SAME if getattr(other, name, None) != getattr(stage, name)]
+    there, here = ({} if one is None else one.model_dump() for one in (other, stage))
+    differing = [name for name in SAME if there.get(name) != here[name]]
     if former.model != recipe.model or differing:
         what = ", ".join(f"stages.{index}.{name}" for name in differing) or "model"
         raise InputError(f"--measured {folder} is a run of another recipe: {what} differs")

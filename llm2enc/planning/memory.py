@@ -18,6 +18,7 @@ from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, Setting, Simulation
 from llm2enc.planning.workload import Workload
 from llm2enc.recipe import Pooling, Stage
+from llm2enc.training import OBJECTIVES, kept_graphs
 
 SAFE = 0.9  # of a device's memory: fragments of the allocator, other programs, longer texts than those looked at
 # What a process takes before it holds a tensor: CUDA's context with the workspaces of its libraries, as nvidia-smi shows it
@@ -85,30 +86,20 @@ def _bytes(parameter: nn.Parameter) -> int:
     return parameter.numel() * parameter.element_size()
 
 
-def setting(stage: Stage, pooling: Pooling, bidirectional: bool, devices: Devices, several: bool) -> Setting:
+def setting(stage: Stage, pooling: Pooling, devices: Devices, several: bool) -> Setting:
     """How mini-batches of a stage run. several: more than one per step and process."""
-    predicts = stage.objective in ("clm", "mntp")
-    share = {"clm": 1 - 1 / getattr(stage, "block_tokens", 1), "mntp": getattr(stage, "mask_rate", 0)}
+    objective = OBJECTIVES[stage.objective]
+    predicts = objective.predicts_tokens
     return Setting(
         autocast=stage.precision == "bfloat16",
         cuda=devices.cuda,
-        causal=stage.objective == "clm" if predicts else not bidirectional,
+        causal=objective.causal,
         pooling=None if predicts else pooling,
-        targets=share.get(stage.objective, 0.0),
-        logit_rows=getattr(stage, "logit_rows", 1),
+        targets=objective.predicted_share(stage) if predicts else 0.0,
+        logit_rows=stage.logit_rows if predicts else 1,
         gradients=several,
         evaluate=not predicts and stage.graph_tokens > 0,
     )
-
-
-def kept(stage: Stage, mini_batches: list[torch.Tensor]) -> int:
-    """How many of a process's mini-batches keep their activations (gradcache.py)."""
-    tokens = 0
-    for number, lengths in enumerate(mini_batches):
-        tokens += int(lengths.sum())
-        if tokens > getattr(stage, "graph_tokens", 0):
-            return number
-    return len(mini_batches)
 
 
 def memory(
@@ -127,8 +118,7 @@ def memory(
     batches = workload.busiest(max_tokens or stage.mini_batch_tokens, devices.count)
     largest = max(batches, key=lambda lengths: int(lengths.sum()))
     several = len(batches) > 1 or size.whole > 0  # parts of gradients are there from the first mini-batch on
-    bidirectional = simulation.backbone.bidirectional
-    costs = simulation.costs(largest, setting(stage, pooling, bidirectional, devices, several))
+    costs = simulation.costs(largest, setting(stage, pooling, devices, several))
     always = size.weights + size.adapter + 2 * size.trained + size.gathered
     gradients = size.trained
     parts = {
@@ -144,12 +134,13 @@ def memory(
     }
     passes = costs.backward
     phases = {}
-    if stage.objective in ("clm", "mntp"):
+    if OBJECTIVES[stage.objective].predicts_tokens:
         passes = max(passes, costs.logits)
     else:
         vectors, loss = simulation.loss(workload.texts, stage.batch_size)[:2]
-        number = kept(stage, batches)
-        graphs = sum(int(lengths.sum()) for lengths in batches[:number]) / int(largest.sum())
+        tokens = [int(lengths.sum()) for lengths in batches]
+        number = kept_graphs(tokens, stage.graph_tokens)
+        graphs = sum(tokens[:number]) / int(largest.sum())
         graphs *= costs.graph - costs.casts
         parts["vectors"] = round(loss)
         parts["activations"] = round(max(parts["activations"], graphs))

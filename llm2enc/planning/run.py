@@ -1,8 +1,8 @@
 """What a recipe takes, before it runs: memory, time and disk on given devices, from config.json alone.
 
-Weights are never read. A model without contents goes through the code that trains (`simulation.py`), so what is counted is
-what that code does: last-layer pruning, adapters, gradient checkpointing, cached gradients and all. benchmarks/planner.md
-compares it with measured steps.
+Weights are never read. A model without contents goes through the code that trains (`fake_profiler.py`), so what is
+counted is what that code does: last-layer pruning, adapters, gradient checkpointing, cached gradients and all.
+benchmarks/planner.md compares it with measured steps.
 """
 
 import json
@@ -18,11 +18,11 @@ from llm2enc.planning import workload as workloads
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, Simulation
 from llm2enc.planning.measured import tokens_per_second
-from llm2enc.planning.memory import SAFE, Memory, Sizes, kept, memory, sizes
+from llm2enc.planning.memory import SAFE, Memory, memory, sizes
 from llm2enc.planning.workload import Workload
-from llm2enc.recipe import LoraSpec, Recipe, Stage
+from llm2enc.recipe import Recipe, Stage
 from llm2enc.text import InputFormat
-from llm2enc.training import idle
+from llm2enc.training import OBJECTIVES, idle, kept_graphs, prepare_backbone
 
 # Share of the devices' peak that a step reaches, if nobody has measured it: Llama 3 was trained at 38 to 43 % (The Llama 3
 # Herd of Models, arXiv 2407.21783, table 4). Short texts, small models and slow links reach less.
@@ -112,7 +112,7 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     notes = [text for text in (devices.note, note) if text]
     stages = []
     for index, stage in enumerate(recipe.stages):
-        load = workloads.of_stage(stage, recipe.input, input_format, recipe.seed)
+        load = workloads.of_stage(stage, input_format.spec if input_format else recipe.input, input_format, recipe.seed)
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
         stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
     backbone = Backbone(model, recipe.model.attention == "bidirectional")
@@ -134,19 +134,15 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
 
 
 class _Planner:
-    """One stage. The backbone is built anew: a stage starts from merged weights."""
+    """One stage. The backbone is built anew: an adapter that goes on from stage to stage counts as a fresh one."""
 
     def __init__(self, recipe: Recipe, index: int, stage: Stage, load: Workload, devices: Devices):
         self.recipe, self.index, self.stage, self.load, self.devices = recipe, index, stage, load, devices
         backbone = Backbone(_skeleton(recipe), recipe.model.attention == "bidirectional")
-        if stage.trainable == "full":
-            backbone.train_everything(head=stage.objective == "clm")
-        else:
-            backbone.add_lora(stage.lora or LoraSpec(), recipe.seed)
-        backbone.set_attention_dropout(stage.attention_dropout)
-        backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
-        backbone.train()
-        self.size = self._sizes(backbone)
+        # An adapter that goes on has the shape of the one before.
+        shape = {} if stage.trainable == "full" else {"lora": recipe.adapter_of(index)}
+        prepare_backbone(backbone, stage.model_copy(update=shape), recipe.seed)
+        self.size = sizes(backbone, devices.count, stage.strategy == "fsdp")
         self.trained = sum(parameter.numel() for parameter in backbone.trained().values())
         self.simulation = Simulation(backbone)
         self.limit = int(SAFE * devices.memory)
@@ -184,9 +180,6 @@ class _Planner:
             finished=finished,
             remedies=() if fits else tuple(self._remedies(safe)),
         )
-
-    def _sizes(self, backbone: Backbone) -> Sizes:
-        return sizes(backbone, self.devices.count, self.stage.strategy == "fsdp")
 
     def _memory(self, max_tokens: int | None = None):
         return memory(self.stage, self.simulation, self.size, self.load, self.devices, self.recipe.pooling, max_tokens)
@@ -228,7 +221,8 @@ class _Planner:
     def _idle(self) -> str:
         stage, processes = self.stage, self.devices.count
         reason = idle(processes, stage.batch_size, stage.shards)
-        few = [name for name in ("shards", "batch_size") if getattr(stage, name) < processes]
+        given = {"shards": stage.shards, "batch_size": stage.batch_size}
+        few = [name for name, count in given.items() if count < processes]
         changes = " ".join(f"--set stages.{self.index}.{name}={processes}" for name in few)
         return reason and f"{reason}; {changes}, or take fewer devices"
 
@@ -260,11 +254,10 @@ def flops_of_a_step(
     """Of a step, over all processes: per token as in the largest mini-batch, attention per pair of tokens of a text."""
     tokens, pairs = load.tokens / int(largest.sum()), load.pairs / int((largest**2).sum())
     total = costs.flops * tokens + costs.attention * pairs
-    if stage.objective in ("clm", "mntp"):
+    if OBJECTIVES[stage.objective].predicts_tokens:
         return total
-    batches = load.busiest(stage.mini_batch_tokens, devices.count)
-    number = kept(stage, batches)
-    again = 1 - sum(int(part.sum()) for part in batches[:number]) / sum(int(part.sum()) for part in batches)
+    parts = [int(lengths.sum()) for lengths in load.busiest(stage.mini_batch_tokens, devices.count)]
+    again = 1 - sum(parts[: kept_graphs(parts, stage.graph_tokens)]) / sum(parts)
     total += again * (costs.forward_flops * tokens + costs.forward_attention * pairs)
     return total + devices.count * simulation.loss(load.texts, stage.batch_size)[2]
 

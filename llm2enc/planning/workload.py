@@ -74,20 +74,20 @@ def of_stage(stage: Stage, spec: InputSpec, input_format: InputFormat | None, se
 
     input_format  None if the tokenizer is not at hand
     """
-    if stage.objective in ("clm", "mntp"):
+    objective = OBJECTIVES[stage.objective]
+    if objective.row == "block":
         lengths = torch.full((stage.batch_size,), stage.block_tokens)
         return Workload(lengths, f"exact: {stage.batch_size} blocks of {stage.block_tokens}", stage.shards)
     obstacle = "the tokenizer is not at hand" if input_format is None else _obstacle(stage)
     if not obstacle:
-        objective, stage = OBJECTIVES[stage.objective], _sampled(stage)
+        sampled = _sampled(stage)
         try:
-            batch = objective.collate(next(objective.batches(stage, input_format, seed, 0)), stage, input_format, seed)
+            rows = next(objective.batches(sampled, input_format, seed, 0))
+            batch = objective.collate(rows, sampled, input_format, seed)
             return Workload(batch.tokens.lengths, "the first batch, tokenized", stage.shards)
         except (ValueError, OSError) as error:  # data that training would refuse, with the same words
             obstacle = str(error).splitlines()[0][:200]
-    texts = 2 * stage.batch_size
-    if stage.objective == "contrastive":
-        texts += stage.hard_negatives * stage.batch_size
+    texts = objective.vectors_per_row(stage) * stage.batch_size
     longest = stage.max_tokens or spec.max_tokens
     basis = f"upper bound, every text at {longest} tokens ({obstacle})"
     return Workload(torch.full((texts,), longest), basis, stage.shards)

@@ -2,11 +2,14 @@
 
 from llm2enc.recipe.data import DataSpec, DocstringsData, FilesData, HubData
 from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
+from llm2enc.recipe.head import HeadSpec, ProjectionSpec
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
+from llm2enc.recipe.replacing import sources_of
 from llm2enc.recipe.stages import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.recipe.yaml_dialect import to_yaml
 
 __all__ = [
     "ClmStage",
@@ -16,6 +19,7 @@ __all__ = [
     "DocstringsData",
     "EvalSpec",
     "FilesData",
+    "HeadSpec",
     "HubData",
     "InputSpec",
     "LoraSpec",
@@ -23,6 +27,7 @@ __all__ = [
     "ModelSpec",
     "Part",
     "Pooling",
+    "ProjectionSpec",
     "Recipe",
     "Role",
     "SimcseStage",
@@ -30,4 +35,6 @@ __all__ = [
     "Tracking",
     "load_recipe",
     "recipe_names",
+    "sources_of",
+    "to_yaml",
 ]

@@ -7,14 +7,17 @@ from pydantic import Field
 from llm2enc.recipe.base import PositiveInt, Strict
 
 DataFormat = Literal[
-    "auto", "columns", "sentence-transformers", "flagembedding", "gritlm", "e5", "tevatron", "ms-swift", "beir"
+    "auto", "columns", "sentence-transformers", "flagembedding", "gritlm", "tevatron", "ms-swift", "beir"
+]
+ColumnRole = Literal[
+    "text", "query", "positive", "negatives", "instruction", "score", "scores", "positive_scores", "negative_scores"
 ]
 
 
 class BaseData(Strict):
     name: str | None = None
     """Label in logs and tables; the path or hub id by default."""
-    columns: dict[Literal["text", "query", "positive", "negatives", "instruction"], str] = Field(default_factory=dict)
+    columns: dict[ColumnRole, str] = Field(default_factory=dict)
     """Which column of the source plays which role; a role not named here is looked up under its own name."""
     instruction: str = ""
     """Instruction of the queries, for rows that carry none of their own."""
@@ -37,6 +40,9 @@ class FilesData(BaseData):
     format: DataFormat = "auto"
     """Which columns of a table of pairs are what (data/formats.py); `auto` goes by their names and types, `columns`
     goes before it."""
+    view: Literal["texts"] | None = None
+    """`texts`, for a stage that reads texts: if the table has no column of texts but pairs, the query and the positive of
+    each pair."""
     split: str | None = None
     """Judgements of a BEIR folder to train on, a file of its qrels/; by default `train`, or qrels.tsv."""
     streaming: bool = False
@@ -51,6 +57,8 @@ class HubData(BaseData):
     path: str
     """Repository id, e.g. `Salesforce/wikitext`."""
     format: DataFormat = "auto"
+    """As for files."""
+    view: Literal["texts"] | None = None
     """As for files."""
     config: str | None = None
     split: str = "train"

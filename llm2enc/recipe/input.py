@@ -23,8 +23,9 @@ class Part(Strict):
     """One vocabulary entry by its exact name, e.g. `[`; an error if the tokenizer has no such single token."""
     pool: bool = False
     """Whether the tokens of this part enter the vector."""
-    when: Literal["instruction"] | None = None
-    """`instruction`: the part appears only if the instruction is not empty."""
+    when: Literal["instruction", "tokenizer"] | None = None
+    """`instruction`: the part appears only if the instruction is not empty. `tokenizer`, for bos and eos: only if the
+    model's own tokenizer puts that token around a text, as LLM2Vec reads every model; a run's recipe says what it found."""
     join: bool = False
     """With `tokenize: pieces`: one piece together with the part before it."""
 
@@ -35,6 +36,8 @@ class Part(Strict):
             raise ValueError(f"a part needs exactly one of literal, slot, special, token; got {given or 'none'}")
         if self.literal == "" or self.token == "":
             raise ValueError("a literal or token must not be empty; leave the part out instead")
+        if self.when == "tokenizer" and self.special not in ("bos", "eos"):
+            raise ValueError("`when: tokenizer` is for {special: bos} and {special: eos}")
         return self
 
 

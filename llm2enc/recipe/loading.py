@@ -2,22 +2,25 @@
 
 A recipe is strict (no unknown keys, no silent conversions), frozen (nothing writes to it) and discriminated: a stage
 has the fields of its own objective only, a data source those of its own kind. `load_recipe` reads a shipped name, a path
-or a dict, applies dotted overrides through the same validation, and reports every fault at once with its path.
+or a dict, puts the sources of named data collections in their place, applies dotted overrides through the same
+validation, and reports every fault at once with its path.
 
 This module imports no other room than `secrets`, and never torch: `llm2enc recipes` and `--help` must answer at once.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from llm2enc.errors import RecipeError
 from llm2enc.recipe.recipe import Recipe
-from llm2enc.recipe.yaml_dialect import Loader
+from llm2enc.recipe.replacing import replaced
+from llm2enc.recipe.yaml_dialect import from_yaml
 from llm2enc.storage import redacted
 
 _MAX_NODES = 100_000  # a recipe has hundreds; more is an alias that multiplies itself
@@ -29,12 +32,12 @@ def _parse(text: str, what: str) -> Any:
     if len(text) > _MAX_CHARACTERS:
         raise RecipeError(f"{what} has more than {_MAX_CHARACTERS:,} characters; that is no recipe")
     try:
-        data = yaml.load(text, Loader)
+        data = from_yaml(text)
         _count(data, {})
     except RecipeError:
         raise
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError) as error:
-        raise RecipeError(f"{what} is not valid YAML: {type(error).__name__}: {str(error)[:300]}") from None
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{what} is not valid YAML: {str(error)[:300]}") from None
     return data
 
 
@@ -50,33 +53,55 @@ def _count(node: Any, known: dict[int, int]) -> int:
 
 def recipe_names() -> list[str]:
     """Names of the shipped recipes, sorted."""
-    return sorted(path.stem for path in _recipe_dir().glob("*.yaml"))
+    return _names(_recipe_dir())
 
 
-def load_recipe(source: str | Path | Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
-    """The validated recipe of a shipped name, a YAML path or a dict.
+def _names(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
-    overrides  `dotted.path=value` strings; the value is YAML, a list index is a number and a stage may be named by its
-               objective: `stages.0.steps=10`, `stages.mntp.lr=1e-4`, `model.name=./my-model`.
+
+def load_recipe(
+    source: str | Path | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    model: str | None = None,
+    data: str | None = None,
+) -> Recipe:
+    """The validated recipe of a shipped name, a YAML path or a dict, with the sources of its data collections.
+
+    model      instead of the recipe's: hub id, directory or `pocket`
+    data       instead of that of all stages: a file or glob, a folder, a hub id (`llm2enc.recipe.replacing`)
+    overrides  on top of these, `dotted.path=value` strings; the value is YAML, a list index is a number and a stage may
+               be named by its objective: `stages.0.steps=10`, `stages.mntp.lr=1e-4`, `model.name=./my-model`.
     raises     RecipeError, with every fault and its path, and no secret.
     """
     try:
-        return _load(source, overrides)
+        return _load(source, overrides, model, data)
     except RecipeError as error:
         raise RecipeError(redacted(str(error))) from None
 
 
-def _load(source: str | Path | Mapping[str, Any], overrides: Iterable[str]) -> Recipe:
-    data = dict(source) if isinstance(source, Mapping) else _read(str(source))
-    data = json.loads(_to_json(data))  # a deep copy, so that overrides never reach the caller's dict
-    for override in overrides:
-        _apply(data, override)
+def _load(
+    source: str | Path | Mapping[str, Any], overrides: Iterable[str], model: str | None, data: str | None
+) -> Recipe:
+    fields = dict(source) if isinstance(source, Mapping) else _read_recipe(str(source))
+    fields = json.loads(_to_json(fields))  # a deep copy, so that overrides never reach the caller's dict
+    _resolve_collections(fields)
     try:
-        # The JSON route is pydantic's strict mode for data that came from text: lists become tuples, 1 may be a float,
-        # but "1" is not a number and 1 is not a bool.
-        return Recipe.model_validate_json(json.dumps(data))
+        if model is not None or data is not None:
+            fields = replaced(_validated(fields), model, data)
+        for override in overrides:
+            _apply(fields, override)
+            _resolve_collections(fields)
+        return _validated(fields)
     except ValidationError as error:
         raise RecipeError(_report(error)) from None
+
+
+def _validated(fields: dict[str, Any]) -> Recipe:
+    # The JSON route is pydantic's strict mode for data that came from text: lists become tuples, 1 may be a float, but
+    # "1" is not a number and 1 is not a bool.
+    return Recipe.model_validate_json(json.dumps(fields))
 
 
 def _recipe_dir() -> Path:
@@ -84,28 +109,69 @@ def _recipe_dir() -> Path:
     return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
 
 
-def _read(source: str) -> dict[str, Any]:
-    path = Path(source)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = _recipe_dir() / f"{source}.yaml"
-    if not _is_file(path):
-        raise RecipeError(
-            f"no recipe {source[:200]!r}: give a .yaml file or one of the shipped names: {', '.join(recipe_names())}"
-        )
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(_MAX_CHARACTERS + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} can't be read as UTF-8 text: {error}") from None
-    data = _parse(text, str(path))
+def _read_recipe(source: str) -> dict[str, Any]:
+    data, path = _read("recipe", source, _recipe_dir())
     if not isinstance(data, dict):
         raise RecipeError(f"{path} holds {type(data).__name__}, a recipe is a mapping with model, input, pooling, ...")
     return data
 
 
-def _is_file(path: Path) -> bool:
+def _resolve_collections(data: dict[str, Any]) -> None:
+    """Put the sources of every `{collection: NAME}` among a stage's data in its place."""
+    stages = data.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
+        if isinstance(stage, dict) and isinstance(stage.get("data"), list):
+            stage["data"] = [source for given in stage["data"] for source in _sources(given)]
+
+
+def _sources(given: Any) -> list[Any]:
+    """The sources of a collection, or the source itself."""
+    if not isinstance(given, dict) or "collection" not in given:
+        return [given]
+    name = given["collection"]
+    if len(given) > 1 or not isinstance(name, str):
+        raise RecipeError(
+            f"a data collection is `{{collection: NAME}}` and nothing besides (given: {given!r:.200}); to change one of its "
+            "sources copy its file, or set the field by its place: stages.0.data.3.weight=2"
+        )
+    data, path = _read("data collection", name, _recipe_dir() / "data")
+    sources = data.get("data") if isinstance(data, dict) and len(data) == 1 else None
+    if not isinstance(sources, list) or any(isinstance(source, dict) and "collection" in source for source in sources):
+        raise RecipeError(f"{path} is no data collection: it must hold `data:`, a list of sources, and nothing besides")
+    return json.loads(_to_json(sources))
+
+
+def _read(what: str, source: str, shipped: Path) -> tuple[Any, Path]:
+    """The plain data of a .yaml file or of a shipped name, and where it stands."""
+    path = Path(source)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = shipped / f"{source}.yaml"
+    if not _is(Path.is_file, path):
+        raise RecipeError(_unknown(what, source, shipped))
     try:
-        return path.is_file()
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} can't be read as UTF-8 text: {error}") from None
+    return _parse(text, str(path)), path
+
+
+def _unknown(what: str, source: str, shipped: Path) -> str:
+    said = f"no {what} {source[:200]!r}: "
+    is_model = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) or _is(Path.is_dir, Path(source))
+    if what != "recipe" or not is_model:
+        return f"{said}give a .yaml file or one of the shipped names: {', '.join(_names(shipped))}"
+    model, out = shlex.quote(source), shlex.quote(f"runs/{Path(source).resolve().name}")
+    return (
+        f"{said}if it is a model, one of these is meant:\n"
+        f"  llm2enc convert llm2vec --model {model} -o {out}   # train it by LLM2Vec's method, or another recipe\n"
+        f"  llm2enc convert {model} --training-free -o {out}   # convert and export it without training"
+    )
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        return kind(path)
     except (OSError, ValueError):  # a name too long for the file system, or with a NUL in it
         return False
 
@@ -168,11 +234,13 @@ def _report(error: ValidationError) -> str:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """The dotted path an override would use: pydantic also names the kind of a stage or source, behind its number."""
+    """The dotted path an override would use: pydantic also names the kind of a stage or source, behind its number, and
+    which of its two forms `lora` has."""
     kept = [
         str(part)
         for place, part in enumerate(location)
         if not (place >= 2 and location[place - 2] in {"stages", "data", "evaluation"} and isinstance(part, str)
                 and isinstance(location[place - 1], int))
+        and not (place and location[place - 1] == "lora" and part in {"shape", "continue"})
     ]  # fmt: skip
     return ".".join(kept)

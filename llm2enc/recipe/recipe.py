@@ -2,15 +2,15 @@
 
 from typing import Annotated
 
-import yaml
 from pydantic import Field, model_validator
 
 from llm2enc.recipe.base import Strict
 from llm2enc.recipe.evaluation import EvalSpec
+from llm2enc.recipe.head import HeadSpec
 from llm2enc.recipe.input import InputSpec, Pooling
 from llm2enc.recipe.model import ModelSpec
-from llm2enc.recipe.stages import Stage
-from llm2enc.recipe.yaml_dialect import Dumper
+from llm2enc.recipe.stages import ClmStage, LoraSpec, MntpStage, Stage
+from llm2enc.recipe.yaml_dialect import to_yaml
 
 
 class Tracking(Strict):
@@ -31,6 +31,8 @@ class Recipe(Strict):
     model: ModelSpec
     input: InputSpec
     pooling: Pooling
+    head: HeadSpec | None = None
+    """Weights between pooling and normalisation, which train in every stage that compares vectors."""
     normalize: bool = True
     """Whether `encode` returns unit vectors and the exported directory ends in a Normalize module."""
     stages: tuple[Stage, ...] = ()
@@ -44,8 +46,40 @@ class Recipe(Strict):
         for stage in self.stages:
             if stage.objective == "mntp" and self.model.attention == "causal":
                 raise ValueError("an mntp stage needs `model.attention: bidirectional`: masked prediction looks ahead")
+        if self.head is not None and all(isinstance(stage, ClmStage | MntpStage) for stage in self.stages):
+            raise ValueError(
+                "`head` is given, but no stage trains it, so that its weights would stay random; add a contrastive or "
+                "simcse stage, or leave it out"
+            )
+        for index, stage in enumerate(self.stages):
+            if stage.lora == "continue" and (index == 0 or self.stages[index - 1].trainable == "full"):
+                reason = "the stage before it trains all weights" if index else "it is the first stage"
+                raise ValueError(
+                    f"stage {index} ({stage.objective}) has `lora: continue`, but no adapter to go on with: {reason}. "
+                    "Give it a shape, `lora: {r: 16, alpha: 32}`"
+                )
         return self
+
+    @property
+    def input_lengths(self) -> dict[str, int]:
+        """The longest inputs in tokens that the model must take, by the field that asks for them."""
+        blocks = {
+            f"stages.{number}.block_tokens": stage.block_tokens
+            for number, stage in enumerate(self.stages)
+            if isinstance(stage, ClmStage | MntpStage)
+        }
+        return {"input.max_tokens": self.input.max_tokens, **blocks}
+
+    def adapter_goes_on(self, index: int) -> bool:
+        """Whether the stage behind stage `index` goes on with its adapter, which therefore stays unmerged."""
+        return index + 1 < len(self.stages) and self.stages[index + 1].lora == "continue"
+
+    def adapter_of(self, index: int) -> LoraSpec:
+        """Shape of the adapter that stage `index` trains: its own, or that of the stage it goes on from."""
+        while self.stages[index].lora == "continue":
+            index -= 1
+        return self.stages[index].lora or LoraSpec()
 
     def to_yaml(self) -> str:
         """The resolved recipe; `load_recipe` of this text gives an equal recipe."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
+        return to_yaml(self.model_dump(mode="json"))

@@ -1,21 +1,25 @@
 """What is trained, and how."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from llm2enc.recipe.base import PositiveInt, Rate, Strict
 from llm2enc.recipe.data import DataSpec
 
 
 class LoraSpec(Strict):
-    """LoRA (arXiv 2106.09685), by PEFT. A fresh adapter per stage, merged in float32 when the stage is done."""
+    """LoRA (arXiv 2106.09685), by PEFT: a fresh adapter, merged in float32 when the last stage that trains it is done."""
 
     r: PositiveInt = 16
     alpha: Annotated[float, Field(gt=0)] = 32
     dropout: Rate = 0.05
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """`all-linear` or module names such as `q_proj`; a name that matches nothing is an error."""
+
+
+def _lora_tag(value: Any) -> str:
+    return "continue" if isinstance(value, str) else "shape"
 
 
 class BaseStage(Strict):
@@ -37,8 +41,15 @@ class BaseStage(Strict):
     adam_eps: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     trainable: Literal["lora", "full"] = "lora"
-    lora: LoraSpec | None = None
-    """The adapter's shape if `trainable: lora`; PEFT's usual r 16, alpha 32 by default."""
+    lora: (
+        Annotated[
+            Annotated[LoraSpec, Tag("shape")] | Annotated[Literal["continue"], Tag("continue")],
+            Discriminator(_lora_tag),
+        ]
+        | None
+    ) = None
+    """The shape of a fresh adapter if `trainable: lora`; PEFT's usual r 16, alpha 32 by default. `continue`: train the
+    adapter of the stage before instead, which is then not merged between the two; the optimizer starts afresh."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the matrix products in forward and backward; weights that train and the loss stay float32."""
     mini_batch_tokens: PositiveInt = 16384

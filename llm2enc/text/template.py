@@ -26,6 +26,7 @@ from llm2enc.recipe import InputSpec, Part, Role
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
+from llm2enc.text.own_tokens import for_tokenizer
 from llm2enc.text.tokens import Tokens, flattened
 
 
@@ -63,7 +64,7 @@ class InputFormat:
     """Texts to `Tokens` by the templates of an `InputSpec` and one tokenizer."""
 
     def __init__(self, spec: InputSpec, tokenizer: "PreTrainedTokenizerBase"):
-        """Raises ValueError if the tokenizer lacks a token that a template names."""
+        """Raises ValueError if the tokenizer lacks a token that a template names, with the part and what to write."""
         from tokenizers import Tokenizer
 
         if not tokenizer.is_fast:
@@ -71,7 +72,7 @@ class InputFormat:
                 f"{type(tokenizer).__name__} reports no character offsets, which pooling needs; save the tokenizer in "
                 "the fast format (tokenizer.json) first"
             )
-        self.spec = spec
+        self.spec = for_tokenizer(spec, tokenizer)
         self.tokenizer = tokenizer
         # A private copy: padding or truncation that someone sets on the shared tokenizer must not reach us.
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -81,7 +82,9 @@ class InputFormat:
         # no offset covers would belong to no part.
         self._backend.post_processor = None
         self._fixed = {
-            part: self._token_id(part) for part in (*spec.query, *spec.document) if part.special or part.token
+            part: self._token_id(part, spec)
+            for part in (*self.spec.query, *self.spec.document)
+            if part.special or part.token
         }
 
     def pack(
@@ -140,14 +143,21 @@ class InputFormat:
         fixed = [[part.model_dump(), number] for part, number in self._fixed.items()]
         return json.dumps([self.spec.model_dump(mode="json"), self._backend.to_str(), fixed])
 
-    def _token_id(self, part: Part) -> int:
+    def _token_id(self, part: Part, given: InputSpec) -> int:
         name = part.token or getattr(self.tokenizer, f"{part.special}_token")
-        what = f"token {part.token!r}" if part.token else f"{part.special} token"
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         if name is None or name not in vocabulary:
+            role, place = next((r, t.index(part)) for r in ("query", "document") if part in (t := getattr(given, r)))
+            what = f"token {part.token!r}" if part.token else f"{part.special} token"
+            remedy = "Take the part out of the template, or give a tokenizer that has the token"
+            if part.special in ("bos", "eos"):
+                remedy = (
+                    "Take the part out of the template, or write `when: tokenizer` to have it where the model's own "
+                    f"tokenizer puts one and nowhere else: --set input.{role}.{place}.when=tokenizer"
+                )
             raise InputError(
-                f"the template needs the {what}, but the tokenizer has none; its special tokens are "
-                f"{self.tokenizer.special_tokens_map}. Change the template in the recipe, or the tokenizer"
+                f"part input.{role}.{place}: the template needs the {what}, but the tokenizer has none; its special "
+                f"tokens are {self.tokenizer.special_tokens_map}. {remedy}"
             )
         return vocabulary[name]
 
@@ -331,11 +341,3 @@ def _check_text(text: object, what: str) -> None:
             f"{what} has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}, which is no valid "
             "Unicode; clean it with text.encode('utf-8', 'replace').decode()"
         ) from None
-
-
-def surrounding(tokenizer: "PreTrainedTokenizerBase") -> tuple[bool, bool]:
-    """Whether the model's own tokenizer puts BOS before a text, and EOS behind it."""
-    ids = tokenizer("a")["input_ids"]
-    begins = bool(ids) and tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    ends = bool(ids) and tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id
-    return begins, ends

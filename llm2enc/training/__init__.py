@@ -1,14 +1,20 @@
 """Training: one loop for every objective, exact gradients at any memory, checkpoints that resume bit for bit."""
 
 from llm2enc.training import checkpoint
+from llm2enc.training.gradcache import kept_graphs
 from llm2enc.training.microbatch import Split, idle
 from llm2enc.training.objectives import OBJECTIVES
+from llm2enc.training.objectives.token_loss import head_gradient
+from llm2enc.training.prepare import prepare_backbone
 from llm2enc.training.trainer import train
 
 __all__ = [
     "OBJECTIVES",
     "Split",
     "checkpoint",
+    "head_gradient",
     "idle",
+    "kept_graphs",
+    "prepare_backbone",
     "train",
 ]

@@ -3,11 +3,13 @@
     0-mntp/
       checkpoint/        trained weights, the optimizer's moments, step; replaced as a whole
       adapter/           the finished adapter in PEFT's layout, or full.safetensors
+      head.safetensors   the weights between pooling and vector, if the stage trained any
       finished.json      steps, fingerprints of the weights before and after; written last
       metrics.jsonl      one line per logged step
 
 Everything is written beside its place and renamed into it, so a killed run leaves the former state or the new one. An
-adapter means something on the weights it was trained on only: the fingerprint of its parent is stored and checked.
+adapter means something on the weights it was trained on only: the fingerprint of its parent is stored and checked. Where
+the next stage goes on with it, the adapter stays unmerged, and weights and adapter together are the parent.
 """
 
 import json
@@ -23,17 +25,20 @@ from torch import Tensor
 
 from llm2enc import distributed
 from llm2enc.distributed import Zero
+from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
 from llm2enc.model import Backbone
+from llm2enc.recipe import LoraSpec, Stage
 from llm2enc.storage import atomic_directory, recover, replace_text, sweep, sync, sync_one
 
+FULL, HEAD = "full.safetensors", "head.safetensors"
+TRAINED, OPTIMIZER = "trained.safetensors", "optimizer.safetensors"
 CHECKPOINT = "checkpoint"
-FULL, TRAINED, OPTIMIZER = "full.safetensors", "trained.safetensors", "optimizer.safetensors"
 
 
-def save(folder: Path, step: int, backbone: Backbone, optimizer: torch.optim.Optimizer | Zero) -> None:
+def save(folder: Path, step: int, encoder: Encoder, optimizer: torch.optim.Optimizer | Zero) -> None:
     """Everything that step `step` (the next to run) needs; its noise depends on its number alone."""
-    trained = backbone.trained()
+    trained = encoder.trained()
     moments = (
         (f"{name}.{moment}", tensor)
         for name, parameter in trained.items()
@@ -50,7 +55,7 @@ def save(folder: Path, step: int, backbone: Backbone, optimizer: torch.optim.Opt
     distributed.barrier()
 
 
-def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | Zero) -> int:
+def resume(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer | Zero) -> int:
     """The step to go on with, after restoring the checkpoint of `folder`; 0 if there is none."""
     source = folder / CHECKPOINT
     if distributed.is_main():
@@ -61,7 +66,7 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | 
     with explained(f"the checkpoint in {source}", "start again with --overwrite", (ValueError, SafetensorError)):
         facts = json.loads((source / "step.json").read_text())
         saved, moments = load_file(source / TRAINED), load_file(source / OPTIMIZER)
-    trained = backbone.trained()
+    trained = encoder.trained()
     if trained.keys() != saved.keys() or any(trained[n].shape != saved[n].shape for n in trained):
         raise InputError(
             f"the checkpoint in {source} trains other weights than the recipe does now; resume with the recipe it was "
@@ -80,22 +85,40 @@ def resume(folder: Path, backbone: Backbone, optimizer: torch.optim.Optimizer | 
     return facts["step"]
 
 
-def finish(folder: Path, backbone: Backbone, parent: str, facts: dict) -> None:
-    """Store what the stage trained, merge its adapter, and mark the folder finished. `parent`: the fingerprint before."""
+def put_adapter(backbone: Backbone, stage: Stage, seed: int) -> None:
+    """Give the backbone the adapter that a LoRA stage starts from: a fresh one, or the one it carries."""
+    if stage.lora == "continue":
+        backbone.continue_lora()
+    else:
+        backbone.add_lora(stage.lora or LoraSpec(), seed)
+
+
+def finish(folder: Path, encoder: Encoder, parent: str, facts: dict, keep_adapter: bool = False) -> None:
+    """Store what the stage trained, merge its adapter, and mark the folder finished.
+
+    parent        the fingerprint before, with the adapter that was there
+    keep_adapter  leave the adapter unmerged, for the next stage to go on with
+    """
+    backbone, head = encoder.backbone, encoder.head
     is_adapter = backbone.has_adapter
+    trains_head = head is not None and any(parameter.requires_grad for parameter in head.parameters())
     if distributed.is_main():
         if is_adapter:
             backbone.save_adapter(folder / "adapter")
         else:
             trained = {name: p.detach().contiguous() for name, p in backbone.trained().items()}
             save_file(trained, folder / FULL)
-    if is_adapter:
+        if trains_head:
+            save_file(head.state_dict(), folder / HEAD)
+    if is_adapter and not keep_adapter:
         backbone.merge_lora()
-    backbone.model.requires_grad_(False)
+    encoder.requires_grad_(False)
     if distributed.is_main():
         # What the next line says is there must be there after a power cut too.
         (sync if is_adapter else sync_one)(folder / ("adapter" if is_adapter else FULL))
-        facts = {**facts, "parent": parent, "result": backbone.fingerprint()}
+        if trains_head:
+            sync_one(folder / HEAD)
+        facts = {**facts, "parent": parent, "result": encoder.weights_fingerprint()}
         replace_text(folder / "finished.json", json.dumps(facts, indent=1))
         tidy(folder)
     distributed.barrier()
@@ -113,14 +136,15 @@ def is_finished(folder: Path) -> bool:
     return (folder / "finished.json").is_file()
 
 
-def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
-    """Bring the backbone to the state after the finished stage of `folder`.
+def load_finished(folder: Path, encoder: Encoder, stage: Stage, seed: int, keep_adapter: bool = False) -> None:
+    """Bring the encoder to the state after the finished stage of `folder`; `keep_adapter` as for `finish`.
 
     ValueError if the weights are not those the stage was trained on, or do not become those it produced.
     """
+    backbone = encoder.backbone
     with explained(str(folder / "finished.json"), "start again with --overwrite"):
         facts = json.loads((folder / "finished.json").read_text())
-    parent = backbone.fingerprint()
+    parent = encoder.weights_fingerprint()
     if parent != facts["parent"]:
         raise InputError(
             f"{folder} was trained on weights {facts['parent'][:12]}, but these are {parent[:12]}: another base model, or "
@@ -133,11 +157,14 @@ def load_finished(folder: Path, backbone: Backbone, stage, seed: int) -> None:
             for name, tensor in state.items():
                 parameters[name].copy_(tensor)
     else:
-        backbone.add_lora(stage.lora, seed)
+        put_adapter(backbone, stage, seed)
         backbone.load_adapter(folder / "adapter")
-        backbone.merge_lora()
-    backbone.model.requires_grad_(False)
-    if backbone.fingerprint() != facts["result"]:
+        if not keep_adapter:
+            backbone.merge_lora()
+    if (folder / HEAD).exists():
+        encoder.head.load_state_dict(load_file(folder / HEAD))
+    encoder.requires_grad_(False)
+    if encoder.weights_fingerprint() != facts["result"]:
         raise InputError(f"{folder}: the weights after this stage are not those it produced; its files are damaged")
 
 

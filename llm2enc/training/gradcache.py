@@ -4,12 +4,12 @@
     2. loss over all vectors of all processes -> gradient of the loss in each vector
     3. each mini-batch again, with the same dropout, and backward from its vectors' gradients
 
-Step 3 repeats step 1 exactly, dropout included (`splitting.py`), so the result is the gradient of the unsplit batch.
+Step 3 repeats step 1 exactly, dropout included (`microbatch.py`), so the result is the gradient of the unsplit batch.
 Graphs of the first `graph_tokens` tokens are kept in step 1 and need no step 3: activations that fit in memory are not
 computed twice.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from llm2enc import distributed
 from llm2enc.text import Tokens
 from llm2enc.training.checks import check_vectors
-from llm2enc.training.microbatch import MiniBatch, Split, in_step
+from llm2enc.training.microbatch import Split, in_step
 
 
 def cached_backward(
@@ -38,7 +38,8 @@ def cached_backward(
     together  every process calls `encode` equally often and keeps equally many graphs, as sharded layers need it
     """
     own = list(split.mini_batches(tokens.lengths, mini_batch_tokens))
-    parts, kept, device = own, _graphs(own, tokens, graph_tokens), tokens.ids.device
+    sizes = (int(tokens.lengths[part.rows].sum()) for part in own)
+    parts, kept, device = own, kept_graphs(sizes, graph_tokens), tokens.ids.device
     if together:
         parts, kept = in_step(own, device), -distributed.largest(-kept, device)
     encoded = []
@@ -64,6 +65,9 @@ def cached_backward(
     return value.detach()
 
 
-def _graphs(parts: list[MiniBatch], tokens: Tokens, graph_tokens: int) -> int:
-    """How many mini-batches, from the first one on, have at most `graph_tokens` tokens together."""
-    return sum(total <= graph_tokens for total in accumulate(int(tokens.lengths[part.rows].sum()) for part in parts))
+def kept_graphs(sizes: Iterable[int], graph_tokens: int) -> int:
+    """How many mini-batches, from the first one on, have at most `graph_tokens` tokens together.
+
+    sizes  tokens of each of a process's mini-batches
+    """
+    return sum(total <= graph_tokens for total in accumulate(sizes))

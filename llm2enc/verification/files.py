@@ -4,15 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llm2enc.artifact import POOLING_MODES
+from llm2enc.artifact import dense
 from llm2enc.errors import InputError
+from llm2enc.model import POOLERS
 from llm2enc.verification.report import Parity
 
 
 def check(folder: Path, facts: dict[str, Any]) -> Parity:
     """One row for all of them; its note names every file and key that does not fit llm2enc.json."""
     found: list[str] = []
-    for look in (_config, _modules, _pooling, _sentence_transformers, _tokenizer):
+    for look in (_config, _modules, _pooling, _dense, _sentence_transformers, _tokenizer):
         try:
             found += look(folder, facts)
         except ValueError as error:
@@ -54,19 +55,28 @@ def _guards(folder: Path, facts: dict[str, Any]) -> list[str]:
 
 def _modules(folder: Path, facts: dict[str, Any]) -> list[str]:
     kinds = [module["type"].rpartition(".")[2] for module in _read(folder / "modules.json")]
-    expected = ["Transformer", "Pooling", *(["Normalize"] if facts["normalize"] else [])]
+    expected = ["Transformer", "Pooling", *["Dense"] * bool(facts.get("head")), *["Normalize"] * facts["normalize"]]
     return [] if kinds == expected else [f"modules.json: {kinds}, expected {expected}"]
 
 
 def _pooling(folder: Path, facts: dict[str, Any]) -> list[str]:
     """The mode under its new name and under the old ones, where they are there."""
-    name, mode = "1_Pooling/config.json", POOLING_MODES[facts["pooling"]]
+    name = "1_Pooling/config.json"
     pooling = _read(folder / name)
-    old = {"cls": "cls_token", "mean": "mean_tokens", "weightedmean": "weightedmean_tokens", "lasttoken": "lasttoken"}
-    expected = {f"pooling_mode_{key}": (kind == mode,) for kind, key in old.items()}
-    expected |= {key: (facts["dimensions"],) for key in ("embedding_dimension", "word_embedding_dimension")}
+    expected = {f"pooling_mode_{pooler.flag}": (own == facts["pooling"],) for own, pooler in POOLERS.items()}
+    width = _read(folder / dense.DENSE / "config.json").get("in_features") if facts.get("head") else facts["dimensions"]
+    expected |= {key: (width,) for key in ("embedding_dimension", "word_embedding_dimension")}
     expected = {key: value for key, value in expected.items() if key in pooling}
-    return _unlike(name, pooling, {"pooling_mode": (mode,), **expected})
+    return _unlike(name, pooling, {"pooling_mode": (POOLERS[facts["pooling"]].mode,), **expected})
+
+
+def _dense(folder: Path, facts: dict[str, Any]) -> list[str]:
+    """The weights themselves are part of the fingerprint; the width they take is looked at by `_pooling`."""
+    if not facts.get("head"):
+        return []
+    config = _read(folder / dense.DENSE / "config.json")
+    expected = dense.settings(config.get("in_features"), facts["head"])
+    return _unlike(f"{dense.DENSE}/config.json", config, {key: (value,) for key, value in expected.items()})
 
 
 def _sentence_transformers(folder: Path, facts: dict[str, Any]) -> list[str]:

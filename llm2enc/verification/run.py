@@ -71,7 +71,7 @@ def verify(
     rows = [files.check(folder, facts)] if "files" in wanted else []
     started = time.perf_counter()
     try:
-        reopened = Encoder.load(folder)
+        reopened = Encoder.load(folder, full_proof=encoder is None)  # proven when it was written, a moment ago
     except Exception as error:  # whatever was done to the directory: the report says that it can't be opened
         text = " ".join(str(error).split())
         again = "write the directory again with the encoder it came from"
@@ -122,7 +122,7 @@ def _own(reopened: Encoder, facts: dict[str, Any], encoder: Encoder | None) -> P
     cosine = float(np.min([(one * other).sum(1).min() for one, other in units]))  # NaN stays
     difference = float(np.max([np.abs(one - other).max() for one, other in units]))
     faults = []
-    if reopened.backbone.fingerprint() != facts["fingerprint"]:
+    if reopened.weights_fingerprint() != facts["fingerprint"]:
         faults.append("the weights are not those that were written (fingerprint)")
     if not cosine >= 1 - TOLERANCE[dtype]:
         faults.append("golden vectors of llm2enc.json, or the vectors it was written from, are not reached")

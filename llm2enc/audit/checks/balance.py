@@ -9,7 +9,7 @@ import numpy as np
 from llm2enc.audit.checks.lengths import Reading
 from llm2enc.audit.chunks import Slab
 from llm2enc.audit.report import Finding
-from llm2enc.data import Pair
+from llm2enc.data import Pair, ScoredPair
 
 MOST_INSTRUCTIONS = 10_000  # different ones that are told apart; more is an instruction written into every row
 LARGEST = 0.9
@@ -32,7 +32,9 @@ class Balance:
 
     def add(self, slab: Slab) -> None:
         for number, row in enumerate(slab.rows, slab.first):
-            if isinstance(row, Pair) and (row.instruction in self.first or len(self.first) < MOST_INSTRUCTIONS):
+            if isinstance(row, Pair | ScoredPair) and (
+                row.instruction in self.first or len(self.first) < MOST_INSTRUCTIONS
+            ):
                 self.instructions[row.instruction] += 1
                 self.first.setdefault(row.instruction, number)
 

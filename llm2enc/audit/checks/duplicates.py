@@ -49,7 +49,9 @@ class Relations:
 
     def findings(self, batching: Batching) -> list[Finding]:
         if "text" in self.parts:
-            return _repeated_texts(self.keys("text"))
+            return _repeated_texts("texts", self.keys("text"))
+        if "first" in self.parts:
+            return _repeated_texts("pairs", joined(self.keys("first"), self.keys("second")))
         query, positive = self.keys("query"), self.keys("positive")
         other, other_row = self.keys("other"), self.owners("other")
         every_query = np.concatenate([query, query[other_row]])  # of all right answers, the further ones behind
@@ -78,11 +80,11 @@ def _too_few(rows: int, batch_size: int) -> list[Finding]:
     return [Finding("too-few-rows", "error", what, f"set batch_size to {rows} or less, or add rows", rows, batch_size)]
 
 
-def _repeated_texts(keys: np.ndarray) -> list[Finding]:
+def _repeated_texts(what: str, keys: np.ndarray) -> list[Finding]:
     again, rows = _repetitions(keys)
     if not again:
         return []
-    what = f"{again:,} of {len(keys):,} texts repeat an earlier one, but for case and white space"
+    what = f"{again:,} of {len(keys):,} {what} repeat an earlier one, but for case and white space"
     severity = graded(again / len(keys), warning=0.05)
     return [Finding("repeated-texts", severity, what, "keep one of each", again, len(keys), rows)]
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from llm2enc.audit.checks.quality import plural
-from llm2enc.audit.chunks import Slab
+from llm2enc.audit.chunks import Row, Slab
 from llm2enc.audit.report import Finding, graded, percent
-from llm2enc.data import Pair
+from llm2enc.data import ScoredPair
 from llm2enc.recipe import Role
 from llm2enc.text import InputFormat
 
@@ -38,10 +38,13 @@ class Reading:
         return min(self.max_tokens or self.input_format.spec.max_tokens, self.input_format.spec.max_tokens)
 
 
-def asked(side: str, pair: Pair | str) -> tuple[str, Role]:
+def asked(side: str, pair: Row) -> tuple[str, Role]:
     """Instruction and role of a text of this side, as contrastive training gives them (objectives/contrastive.py)."""
     if isinstance(pair, str):
         return "", "document"
+    if isinstance(pair, ScoredPair):
+        instruction = pair.instruction if side == "first" else pair.second_instruction
+        return instruction, "query" if instruction else "document"
     if side == "query":
         return pair.instruction, "query"
     return pair.document_instruction, "query" if pair.document_instruction else "document"

@@ -6,7 +6,6 @@ from llm2enc.audit.checks.lengths import Reading, asked
 from llm2enc.audit.checks.quality import plural
 from llm2enc.audit.chunks import Slab
 from llm2enc.audit.report import Finding, graded
-from llm2enc.data import Pair
 from llm2enc.recipe import Role
 
 SHARED = 0.8  # share of the texts from which a prefix is boilerplate
@@ -56,7 +55,7 @@ def _written_twice(numbers: list[int], sample: Slab, side: str, reading: Reading
         pair = sample.rows[row]
         instruction, role = asked(side, pair)
         start = text.lstrip().lower()
-        own = (pair.instruction if isinstance(pair, Pair) else "").strip(" :.\n\t").lower()
+        own = ("" if isinstance(pair, str) else pair.instruction).strip(" :.\n\t").lower()
         if len(own) >= 8 and start.startswith(own):
             hits["instruction"].append(row)
         if reading is not None and not reading.block_tokens:

@@ -22,6 +22,7 @@ from llm2enc.artifact import Layout, asked, layout
 from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotExport, InputError, NoGGUF
 from llm2enc.export.gguf import families, rope, tensors, vocabulary
+from llm2enc.model import POOLERS
 from llm2enc.storage import part, sweep, sync_one
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ SUMMARY = "GGUF files for llama.cpp: weights, tokenizer and pooling in one file,
 
 # Type of the file: its suffix, and llama.cpp's number for it.
 FILE_TYPES = {"float32": ("f32", 0), "float16": ("f16", 1), "q8_0": ("q8_0", 7)}
-# llama.cpp's number for a pooling (enum llama_pooling_type).
-POOLINGS = {"mean": 1, "first": 2, "last": 3}
 # Names by which llama.cpp changes how it tokenizes.
 _MEANINGFUL_NAME = re.compile(r"phi-?3|modern-bert", re.IGNORECASE)
 _SHORT_TEXTS = ("a", "The river runs through the old town.")
@@ -105,10 +104,14 @@ def _checked(encoder: Encoder, facts: dict[str, Any]) -> tuple[Layout, vocabular
     backbone, limit = encoder.backbone, encoder.max_tokens
     if backbone.has_adapter:
         raise NoGGUF("the encoder still carries an adapter; call encoder.backbone.merge_lora() first")
-    if encoder.pooling not in POOLINGS:
+    if encoder.head is not None:
         raise NoGGUF(
-            f"llama.cpp has no pooling {encoder.pooling!r}, only {', '.join(POOLINGS)}; train with `pooling: mean` instead"
+            f"the encoder has a projection to {encoder.dimensions} dimensions behind its pooling, which the GGUF files that "
+            "llm2enc writes cannot hold; export it to onnx or openvino, or serve the directory with sentence-transformers"
         )
+    if POOLERS[encoder.pooling].gguf is None:
+        known = ", ".join(name for name, pooler in POOLERS.items() if pooler.gguf is not None)
+        raise NoGGUF(f"llama.cpp has no pooling {encoder.pooling!r}, only {known}; train with `pooling: mean` instead")
     families.family_of(backbone.config)
     families.check_biases(backbone.trunk)
     families.window(backbone.config, backbone.bidirectional, limit)
@@ -156,7 +159,7 @@ def _pools_what_llama_pools(encoder: Encoder) -> bool:
     for instruction, role in asked(encoder.input_format).values():
         for text in _SHORT_TEXTS:
             pool = encoder.input_format.pack([text], instruction, role).pool
-            if not {"mean": pool.all(), "first": pool[0], "last": pool[-1]}[encoder.pooling]:
+            if not POOLERS[encoder.pooling].same_in_others(pool):
                 return False
     return True
 
@@ -217,7 +220,7 @@ def _add_metadata(writer: "GGUFWriter", encoder: Encoder, facts: dict[str, Any])
     writer.add_head_count_kv(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     writer.add_key_length(families.head_width(config))
     writer.add_value_length(families.head_width(config))
-    writer.add_uint32(f"{writer.arch}.pooling_type", POOLINGS[encoder.pooling])
+    writer.add_uint32(f"{writer.arch}.pooling_type", POOLERS[encoder.pooling].gguf)
     if backbone.bidirectional:
         writer.add_causal_attention(False)
     if config.model_type == "gpt_neox":

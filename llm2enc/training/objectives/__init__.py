@@ -1,34 +1,78 @@
-"""What a stage trains for. An objective is three functions and one line in `OBJECTIVES`:
-
-batches(stage, input_format, seed, start)      the rows of each global batch, from step `start` on
-collate(rows, stage, input_format, seed)       this process's part of a batch, on the CPU, in a background thread
-backward(encoder, batch, stage)                leaves this process's part of the gradient of the GLOBAL batch in the
-                                               trained parameters (`distributed.sum_gradients` completes it) and
-                                               returns what to log; `loss` is the value of the global batch
-"""
+"""What a stage trains for. An objective is a few functions and one record in `OBJECTIVES`; the rest of llm2enc asks the
+record, never the name of an objective or the class of a stage or batch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from llm2enc.data import RowBatch
 from llm2enc.encoding import Encoder
-from llm2enc.text import InputFormat
+from llm2enc.text import InputFormat, Tokens
+from llm2enc.training.microbatch import Split
 from llm2enc.training.objectives import clm, contrastive, mntp, simcse
+
+
+class Batch(Protocol):
+    """One process's part of a global batch, on the CPU, as the trainer sees it."""
+
+    @property
+    def tokens(self) -> Tokens: ...
+    @property
+    def split(self) -> Split: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def num_tokens(self) -> int: ...
+
+    def describe(self) -> dict[str, str]:
+        """Rows of the table before step 1."""
 
 
 @dataclass(frozen=True)
 class Objective:
+    """How an objective trains, and what trainer, planner and data audit must know of it."""
+
     batches: Callable[[Any, InputFormat, int, int], Iterator[RowBatch]]
-    collate: Callable[[RowBatch, Any, InputFormat, int], Any]
+    """(stage, input_format, seed, start) -> the rows of each global batch, from step `start` on."""
+    collate: Callable[[RowBatch, Any, InputFormat, int], Batch]
+    """(rows, stage, input_format, seed) -> this process's part of a batch; runs in a background thread."""
     backward: Callable[[Encoder, Any, Any], dict[str, Tensor]]
+    """(encoder, batch, stage) -> what to log; `loss` is the value of the global batch. Leaves this process's part of the
+    gradient of the GLOBAL batch in the trained parameters (`distributed.reduce_gradients` completes it)."""
+    row: Literal["block", "text", "pair"]
+    """A row of a batch: a block of `block_tokens` tokens of joined texts, a text, or a `Pair`."""
+    predicted_share: Callable[[Any], float] | None = None
+    """(stage) -> expected share of the tokens that are predicted; None: none is, and no language-model head is needed."""
+    vectors_per_row: Callable[[Any], int] | None = None
+    """(stage) -> the most vectors that a row brings into the loss; None: it brings none."""
+    causal: bool | None = None
+    """Direction of attention in training; None: the encoder's own."""
+    trains_head: bool = False
+    """Whether full training includes an untied language-model head."""
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether the loss is over tokens, through the language-model head; otherwise it is over vectors."""
+        return self.predicted_share is not None
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "clm": Objective(clm.batches, clm.collate, clm.backward),
-    "mntp": Objective(mntp.batches, mntp.collate, mntp.backward),
-    "simcse": Objective(simcse.batches, simcse.collate, simcse.backward),
-    "contrastive": Objective(contrastive.batches, contrastive.collate, contrastive.backward),
-}
+    "clm": Objective(
+        clm.batches, clm.collate, clm.backward, "block",
+        predicted_share=clm.predicted_share, causal=True, trains_head=True,
+    ),
+    "mntp": Objective(
+        mntp.batches, mntp.collate, mntp.backward, "block",
+        predicted_share=mntp.predicted_share, causal=False,
+    ),
+    "simcse": Objective(
+        simcse.batches, simcse.collate, simcse.backward, "text",
+        vectors_per_row=simcse.vectors_per_row,
+    ),
+    "contrastive": Objective(
+        contrastive.batches, contrastive.collate, contrastive.backward, "pair",
+        vectors_per_row=contrastive.vectors_per_row,
+    ),
+}  # fmt: skip

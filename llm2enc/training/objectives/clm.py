@@ -29,3 +29,8 @@ def collate(rows: RowBatch, stage: ClmStage, input_format: InputFormat, seed: in
 def backward(encoder: Encoder, batch: TokenBatch, stage: ClmStage) -> dict[str, Tensor]:
     """Gradient of the mean next-token loss, with causal attention whatever the encoder's own direction."""
     return token_backward(encoder, batch, stage.mini_batch_tokens, stage.logit_rows, causal=True)
+
+
+def predicted_share(stage: ClmStage) -> float:
+    """Share of the tokens that are predicted: all but one of a block."""
+    return 1 - 1 / stage.block_tokens

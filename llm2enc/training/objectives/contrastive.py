@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from llm2enc.data import Pair, RowBatch, pair_batches
+from llm2enc.data import Pair, RowBatch, row_batches
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.losses import info_nce
@@ -44,10 +44,15 @@ class ContrastiveBatch:
     def num_tokens(self) -> int:
         return len(self.tokens.ids)
 
+    def describe(self) -> dict[str, str]:
+        """What the table before step 1 shows of this batch: the mean number of negatives of a query."""
+        negatives = len(self.documents) - 1 if self.allowed is None else self.allowed.sum(1).float().mean().item()
+        return {"negatives per query": f"{negatives:.0f}"}
+
 
 def batches(stage: ContrastiveStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
     """Query-document pairs, each batch from one source."""
-    return pair_batches(stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
+    return row_batches(Pair, stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
 
 
 def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:
@@ -92,6 +97,11 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: ContrastiveStage)
     sizes = stage.mini_batch_tokens, stage.graph_tokens
     value = cached_backward(encoder, tokens, batch.split, loss, *sizes, together=encoder.backbone.sharded)
     return {"loss": value, **metrics, "duplicate_positives": torch.tensor(batch.duplicates)}
+
+
+def vectors_per_row(stage: ContrastiveStage) -> int:
+    """The most vectors of a row: its query, its positive and `hard_negatives` negatives."""
+    return 2 + stage.hard_negatives
 
 
 def _with_negatives(pair: Pair, count: int, generator: np.random.Generator) -> Pair:

@@ -47,6 +47,11 @@ def backward(encoder: Encoder, batch: TokenBatch, stage: MntpStage) -> dict[str,
     return token_backward(encoder, batch, stage.mini_batch_tokens, stage.logit_rows, causal=False)
 
 
+def predicted_share(stage: MntpStage) -> float:
+    """Expected share of the tokens that are predicted, special tokens left out of account."""
+    return stage.mask_rate
+
+
 def corrupt(
     blocks: np.ndarray,
     special: np.ndarray,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from llm2enc.data import RowBatch, text_batches
+from llm2enc.data import RowBatch, row_batches
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.losses import info_nce
@@ -24,7 +24,7 @@ from llm2enc.training.objectives.contrastive import ContrastiveBatch
 
 def batches(stage: SimcseStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
     """Texts, each batch from one source."""
-    return text_batches(stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
+    return row_batches(str, stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
 
 
 def collate(rows: RowBatch, stage: SimcseStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:
@@ -70,3 +70,8 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
     sizes = stage.mini_batch_tokens, stage.graph_tokens
     value = cached_backward(encoder, tokens, batch.split, loss, *sizes, together=encoder.backbone.sharded)
     return {"loss": value, **metrics}
+
+
+def vectors_per_row(stage: SimcseStage) -> int:
+    """The two views of a text."""
+    return 2

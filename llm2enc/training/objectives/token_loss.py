@@ -14,6 +14,7 @@ from llm2enc import distributed
 from llm2enc.data import RowBatch, block_batches
 from llm2enc.encoding import Encoder
 from llm2enc.losses import cross_entropy_sum
+from llm2enc.model import Backbone
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.microbatch import Split, in_step
 
@@ -31,6 +32,10 @@ class TokenBatch:
     @property
     def num_tokens(self) -> int:
         return len(self.tokens.ids)
+
+    def describe(self) -> dict[str, str]:
+        """What the table before step 1 shows of this batch: the tokens to predict, over all processes."""
+        return {"predicted tokens per batch": f"{self.num_targets:,}"}
 
 
 def blocks_of(stage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
@@ -62,32 +67,45 @@ def token_backward(
 ) -> dict[str, Tensor]:
     """Gradient of the mean cross-entropy over all targets of the global batch.
 
-    The head runs on the states of predicted positions only, `logit_rows` at a time: each slice of logits is computed,
-    turned into a gradient in the states, and dropped before the next one exists.
+    The head runs on the states of predicted positions only.
     """
+    backbone = encoder.backbone
     total = torch.zeros((), device=encoder.device)
     tokens, targets = batch.tokens.to(encoder.device), batch.targets.to(encoder.device)
     blocks = targets.view(len(tokens), -1)  # every block has the same length
     own = list(batch.split.mini_batches(tokens.lengths, mini_batch_tokens))
-    for number, part in enumerate(in_step(own, encoder.device) if encoder.backbone.sharded else own):
+    for number, part in enumerate(in_step(own, encoder.device) if backbone.sharded else own):
         part.start_noise()
         wanted = blocks[part.rows.to(encoder.device)].reshape(-1)
         if number >= len(own):  # it is there for the sake of the other processes only
             wanted = torch.full_like(wanted, -100)
-        hidden = encoder.backbone.hidden(tokens.select(part.rows), causal=causal, queries=wanted != -100)
-        states = hidden[wanted != -100]  # (R, D)
-        total += _head_backward(encoder, states, wanted[wanted != -100], 1 / batch.num_targets, logit_rows)
+        chosen = wanted != -100
+        states = backbone.hidden(tokens.select(part.rows), causal=causal, queries=chosen)[chosen]  # (R, D)
+        scale, overwrite = 1 / batch.num_targets, backbone.plain_head
+        loss, gradient = head_gradient(backbone, states, wanted[chosen], scale, logit_rows, overwrite)
+        total += loss
+        if gradient is not None:
+            states.backward(gradient)
+        del states, gradient  # before the next mini-batch runs
     return {"loss": distributed.sum_over_processes(total)}
 
 
-def _head_backward(encoder: Encoder, states: Tensor, targets: Tensor, scale: float, logit_rows: int) -> Tensor:
+def head_gradient(
+    backbone: Backbone, states: Tensor, targets: Tensor, scale: float, logit_rows: int, overwrite: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`scale` x the sum of the cross-entropy at states (R, D) against ids (R,), and its gradient (R, D) in the states.
+
+    `logit_rows` rows at a time: each slice of logits is computed, turned into a gradient in the states, and dropped before
+    the next one exists. The gradient in the head's own weights, if they train, is left in them.
+
+    overwrite  the gradient may take the place of the logits (`Backbone.plain_head`)
+    """
     leaf = states.detach().requires_grad_()
     total = torch.zeros((), device=states.device)
     for slice_states, slice_targets in zip(leaf.split(logit_rows), targets.split(logit_rows), strict=True):
-        logits = encoder.backbone.logits(slice_states)
-        loss, gradient = cross_entropy_sum(logits, slice_targets, scale, overwrite=encoder.backbone.plain_head)
+        logits = backbone.logits(slice_states)
+        loss, gradient = cross_entropy_sum(logits, slice_targets, scale, overwrite)
         logits.backward(gradient)
         total += loss
-    if leaf.grad is not None:
-        states.backward(leaf.grad)
-    return total
+        del logits, gradient
+    return total, leaf.grad

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 
 
 class Job:
@@ -29,7 +30,9 @@ class Job:
         pooling = self._read("1_Pooling/config.json")
         self.pooling = pooling.get("pooling_mode") or _old_mode(pooling)
         self.include_prompt: bool = pooling.get("include_prompt", True)
-        self.normalize = any(module["type"].endswith(".Normalize") for module in self._read("modules.json"))
+        modules = self._read("modules.json")
+        self.normalize = any(module["type"].endswith(".Normalize") for module in modules)
+        self.dense = [self.folder / module["path"] for module in modules if module["type"].endswith(".Dense")]
         self.prompts: dict[str, str] = self._read("config_sentence_transformers.json")["prompts"]
         # The prompts once more, for programs with a tokenizer of their own: in `prompts` a mark that the directory's
         # tokenizer understands may stand for what the template has there.
@@ -85,7 +88,8 @@ def padded(rows: list[list[int]], pad: int, side: str) -> tuple[np.ndarray, np.n
 
 
 def pooled(job: Job, states: np.ndarray, mask: np.ndarray, skipped: int) -> np.ndarray:
-    """Vectors (B, D) of states (B, S, D), as 1_Pooling/config.json says, of unit length if there is a Normalize.
+    """Vectors (B, D) of states (B, S, D), as 1_Pooling/config.json says, through each Dense, of unit length if there is a
+    Normalize.
 
     skipped  tokens of the prompt that are not pooled
     """
@@ -103,6 +107,9 @@ def pooled(job: Job, states: np.ndarray, mask: np.ndarray, skipped: int) -> np.n
         else:
             raise ValueError(f"1_Pooling/config.json asks for {job.pooling!r}, which no directory of llm2enc does")
     found = np.stack(vectors)
+    for folder in job.dense:
+        weights = load_file(folder / "model.safetensors")
+        found = found @ weights["linear.weight"].T + weights.get("linear.bias", 0)
     return found / np.linalg.norm(found, axis=1, keepdims=True) if job.normalize else found
 
 

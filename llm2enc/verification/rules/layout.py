@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llm2enc.errors import InputError
+from llm2enc.model import POOLERS
 
 FACTS = "llm2enc.json"  # written by llm2enc.export
-POOLINGS = {
-    "pooling_mode_cls_token": "first",
-    "pooling_mode_mean_tokens": "mean",
+POOLINGS = {  # keys of 1_Pooling/config.json; the last two are no pooling of ours
+    **{f"pooling_mode_{pooler.flag}": name for name, pooler in POOLERS.items()},
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_weightedmean_tokens": "weighted_mean",
-    "pooling_mode_lasttoken": "last",
 }
-_MODES = {"cls": "first", "weightedmean": "weighted_mean", "lasttoken": "last"}  # of the newer schema; others as above
+_MODES = {pooler.mode: name for name, pooler in POOLERS.items()}  # of the newer schema; others as above
 # Families that attend both ways without being told.
 ENCODERS = "bert roberta xlm-roberta camembert distilbert mpnet deberta-v2 modernbert nomic_bert".split()
 
@@ -72,6 +70,11 @@ class Layout:
         if not window or off or self.model_type == "llama":
             return None
         return window if self.limit is None or window < self.limit else None
+
+    @property
+    def has_dense(self) -> bool:
+        """Whether a projection follows the pooling."""
+        return any(name.endswith(".Dense") for name in self.modules or [])
 
     def has(self, name: str) -> bool:
         return (self.folder / name).is_file()

@@ -6,12 +6,14 @@ than the release; it pools the last token since pull request 664 of June 2025). 
 of another type, and passes over fields it does not know.
 """
 
+from llm2enc.model import POOLERS
 from llm2enc.verification.rules.findings import Engine, Rule
 from llm2enc.verification.rules.layout import Layout
 
 _LLAMA, _QWEN, _GEMMA = ("llama", "mistral"), ("qwen2", "qwen3"), ("gemma3_text",)
 _GRAPHS = ("model.onnx", "onnx/model.onnx")
 _MODES = ("pooling_mode_cls_token", "pooling_mode_mean_tokens")
+_POOLINGS = {name: pooler.tei for name, pooler in POOLERS.items() if pooler.tei}
 _OTHER = "serve it by sentence-transformers or vLLM"
 
 
@@ -61,10 +63,10 @@ TEI = Engine(
         "qwen2": ("is_causal", False),
     },
     graphs=_GRAPHS,
-    pooling={"first": "first", "mean": "mean", "last": "last"},
+    pooling={name: name for name in _POOLINGS},
     remedies={
         "direction": "set {} in config.json",
-        **{"first": "--pooling cls", "mean": "--pooling mean", "last": "--pooling last-token"},
+        **{name: f"--pooling {value}" for name, value in _POOLINGS.items()},
         "normalize": '"normalize": {} in the request',
         "prompt": '--default-prompt-name NAME, or "prompt_name" in the request',
         "limit": "--auto-truncate",
@@ -78,6 +80,12 @@ TEI = Engine(
         "gemma3_text": {"_sliding_window_pattern": int, "rope_theta": int | float, "rope_local_base_freq": int | float},
     },
     rules=(
+        Rule(
+            "unknown",
+            "a Dense module follows the pooling, and what it does with one was not read in this release",
+            lambda it: it.has_dense,
+            remedy="compare with golden vectors",
+        ),
         Rule("unsupported", "there is no tokenizer.json: it does not start", lambda it: not it.has("tokenizer.json")),
         Rule("unsupported", f"1_Pooling/config.json lacks {' or '.join(_MODES)}", _lacks_modes, (), "--pooling"),
         Rule(

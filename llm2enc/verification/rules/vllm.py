@@ -4,6 +4,7 @@ Read in its wheel: model_executor/models/{registry,config,llama,mistral,phi3,qwe
 transformers/base.py, transformers_utils/config.py, config/{model,pooler}.py, v1/attention/backends/flash_attn.py.
 """
 
+from llm2enc.model import POOLERS
 from llm2enc.verification.rules.findings import Engine, Rule
 from llm2enc.verification.rules.layout import Layout
 
@@ -15,6 +16,7 @@ _CAUSAL = (
     "GraniteMoeShared HyperCLOVAX MiniCPM3 Mixtral Nemotron Olmoe OPT PhiMoE Qwen2Moe Qwen3Moe StableLm "
     "Arcee Cwm Glm GPTBigCode GPTNeoX HunYuanDenseV1 Jais2 Olmo Olmo2 Olmo3 Phi SeedOss SmolLM3 Starcoder2 VaultGemma"
 ).split()
+_POOLINGS = {name: pooler.vllm for name, pooler in POOLERS.items() if pooler.vllm}
 _POOLER = '--runner pooling --pooler-config \'{{"pooling_type": "{}"}}\''
 
 
@@ -33,7 +35,7 @@ VLLM = Engine(
         "Gemma3": ("use_bidirectional_attention", True),  # sets is_causal, over what config.json says
     },
     # pooling_mode_mean_sqrt_len_tokens is cut after its first word.
-    pooling={"first": "first", "last": "last", "mean": "mean", "mean_sqrt_len": "mean", "": "last"},
+    pooling={**{name: name for name in _POOLINGS}, "mean_sqrt_len": "mean", "": "last"},
     pooling_modules=(
         "sentence_transformers.models.Pooling",
         "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
@@ -41,7 +43,7 @@ VLLM = Engine(
     always_normalizes=False,
     remedies={
         "direction": "--hf-overrides '{{{}}}'",
-        **{"first": _POOLER.format("CLS"), "mean": _POOLER.format("MEAN"), "last": _POOLER.format("LAST")},
+        **{name: _POOLER.format(value) for name, value in _POOLINGS.items()},
         "normalize": "--pooler-config '{{\"use_activation\": {}}}'",
         "prompt": "put it before every text in the client",
         "limit": '"truncate_prompt_tokens": -1 in the request',
@@ -61,6 +63,12 @@ VLLM = Engine(
             "{} rotary embeddings depend on a batch's longest text in transformers and not here",
             lambda it: it.scaling in ("dynamic", "longrope") and it.scaling,
             remedy="keep texts within original_max_position_embeddings",
+        ),
+        Rule(
+            "unknown",
+            "a Dense module follows the pooling, and what it does with one was not read in this release",
+            lambda it: it.has_dense,
+            remedy="compare with golden vectors",
         ),
         Rule("unknown", "without tokenizer.json a class adds special tokens", lambda it: not it.has("tokenizer.json")),
         Rule("agrees", "it computes in float16 where the weights are float32", _float32, (), "--dtype float32"),

@@ -1,0 +1,86 @@
+"""What a stage trains, on how many processes, and with which optimizer."""
+
+import math
+
+import torch
+
+from llm2enc import distributed
+from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError
+from llm2enc.model import Backbone
+from llm2enc.recipe import Stage
+from llm2enc.training.checkpoint import put_adapter
+from llm2enc.training.microbatch import idle
+from llm2enc.training.objectives import OBJECTIVES
+
+
+def check_processes(stage: Stage) -> None:
+    """ValueError if a process would have nothing to do, or lacks what it needs."""
+    if uses_zero(stage):
+        distributed.check_zero()
+    processes = distributed.world_size()
+    reason = idle(processes, stage.batch_size, stage.shards)
+    if reason:
+        raise InputError(
+            f"{reason}. Start fewer, or set `shards` (which changes the dropout noise) and `batch_size` to at least "
+            f"{processes} in the recipe"
+        )
+
+
+def prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
+    """Make ready for training: adapter or all weights, dropout, checkpointing, and layers spread over the processes.
+
+    raises  ValueError as `prepare_backbone`, or for layers that cannot be spread
+    """
+    prepare_backbone(encoder.backbone, stage, seed)
+    if encoder.head is not None:
+        encoder.head.requires_grad_(not OBJECTIVES[stage.objective].predicts_tokens)
+    encoder.train()  # and not its backbone alone: `evaluating` goes back to the encoder's mode
+    if distributed.world_size() > 1 and (stage.strategy == "fsdp" or distributed.wants_fsdp()):
+        encoder.backbone.shard()
+
+
+def prepare_backbone(backbone: Backbone, stage: Stage, seed: int) -> None:
+    """What `prepare` does on one process; the planner does it to a model without weights.
+
+    seed    of a fresh adapter
+    raises  ValueError for a stage that the model cannot train
+    """
+    objective = OBJECTIVES[stage.objective]
+    if stage.trainable == "full":
+        backbone.train_everything(head=objective.trains_head)
+    else:
+        put_adapter(backbone, stage, seed)
+    if objective.predicts_tokens and not backbone.has_head:
+        raise InputError(
+            f"a {stage.objective} stage predicts tokens, but this model has no language-model head; start from the causal "
+            "LM instead of an exported encoder"
+        )
+    backbone.set_attention_dropout(stage.attention_dropout)
+    backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
+    backbone.train()
+
+
+def restore(encoder: Encoder) -> None:
+    """Undo what `prepare` set for training alone; the adapter stays."""
+    encoder.backbone.set_attention_dropout(0.0)
+    encoder.backbone.set_gradient_checkpointing(False)
+    encoder.eval()
+
+
+def make_optimizer(stage: Stage, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer | distributed.Zero:
+    """AdamW by the recipe; its moments and updates spread over the processes if DeepSpeed is wanted."""
+    optimizer = torch.optim.AdamW(
+        [{"params": group} for group in distributed.alike(parameters)],
+        lr=stage.lr,
+        betas=stage.adam_betas,
+        eps=stage.adam_eps,
+        weight_decay=stage.weight_decay,
+    )
+    return distributed.Zero(parameters, optimizer, stage.max_grad_norm or math.inf) if uses_zero(stage) else optimizer
+
+
+def uses_zero(stage: Stage) -> bool:
+    """Whether DeepSpeed spreads the moments over the processes."""
+    wanted = stage.strategy == "deepspeed" or (stage.strategy == "ddp" and distributed.wants_zero())
+    return wanted and distributed.world_size() > 1
