@@ -1,6 +1,7 @@
 """Stage folders: what is reloaded is what was trained, and what does not fit is refused."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -75,7 +76,7 @@ def test_a_checkpoint_restores_weights_and_optimizer(stage: ClmStage, tmp_path: 
 def test_the_former_checkpoint_serves_if_the_new_one_never_arrived(tmp_path: Path) -> None:
     encoder, optimizer = start(LORA)
     checkpoint.save(tmp_path, 5, encoder, optimizer)
-    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.former")  # killed between the two renames
+    (tmp_path / "checkpoint").rename(tmp_path / f".checkpoint.former-{os.getpid()}")  # killed between the two renames
     assert checkpoint.resume(tmp_path, encoder, optimizer) == 5
     checkpoint.save(tmp_path, 6, encoder, optimizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]

@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import jobs
@@ -17,13 +18,13 @@ import typer
 from conftest import make_encoder, sentences
 
 from llm2enc import cli
-from llm2enc.artifact import beside, put_back
 from llm2enc.cli.ending import ending_well
 from llm2enc.encoding import Encoder
 from llm2enc.evaluation import CachedEncoder
 from llm2enc.evaluation.mteb_adapter import _remove_torn
 from llm2enc.export import Source
 from llm2enc.storage import atomic as files
+from llm2enc.storage import atomic_directory, recover
 from llm2enc.verification import subprocesses as running
 
 GONE = 2**22 + 1  # the number of no process: Linux gives out 2**22 at most
@@ -161,7 +162,7 @@ def test_ctrl_c_before_a_command_begins(capsys: pytest.CaptureFixture[str], monk
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(import_module("llm2enc.cli.app"), "app", interrupted)  # `cli.app` is the object of that name
     assert call(capsys, "encode") == (130, "Interrupted.\n")
 
 
@@ -206,7 +207,7 @@ def test_what_killed_processes_left_goes_with_the_next_write(tmp_path: Path) -> 
     assert left == [f".facts.json.partial-{os.getppid()}", f".other.json.partial-{GONE}", "facts.json"]
     for name in (f".model.partial-{GONE}", f".model.partial-{os.getpid()}"):  # in a container numbers come again
         (tmp_path / name).mkdir()
-    with beside(tmp_path / "model") as partial:
+    with atomic_directory(tmp_path / "model") as partial:
         (partial / "new").touch()
     assert not list(tmp_path.glob(".model*")) and (tmp_path / "model" / "new").is_file()
 
@@ -222,7 +223,7 @@ def test_a_kill_between_two_renamings_loses_nothing(step: int, model: Path, tmp_
     assert folder.exists() == (step == 2) and len(list(tmp_path.glob(".model.former-*"))) == 1
     if step == 1:
         assert Source.of(folder).folder == folder and (folder / "model.safetensors").is_file()
-    with beside(folder) as partial:
+    with atomic_directory(folder) as partial:
         (partial / "new").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["model"] and [p.name for p in folder.iterdir()] == ["new"]
 
@@ -238,7 +239,7 @@ def _dies(folder: Path, step: int) -> None:
 
     Path.rename = dies
     files.shutil.rmtree = lambda *_, **__: os._exit(9)
-    with beside(folder) as partial:
+    with atomic_directory(folder) as partial:
         (partial / "llm2enc.json").write_text("{}")
 
 
@@ -250,7 +251,7 @@ def test_a_directory_that_can_not_be_put_back_is_named(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Path, "replace", closed)
     with pytest.raises(ValueError, match=f"it is .*model.former-{GONE}: rename it"):
-        put_back(tmp_path / "model")
+        recover(tmp_path / "model")
 
 
 def test_a_killed_verify_leaves_nothing_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from llm2enc.training.logging import Log
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 # What a kill may be aimed at: the first one of these paths shows that it is being written.
-AIMS = ("*/checkpoint.partial", "*/checkpoint.partial/trained.safetensors", "*/adapter", ".model.partial-*")
+AIMS = ("*/.checkpoint.partial-*", "*/.checkpoint.partial-*/trained.safetensors", "*/adapter", ".model.partial-*")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def phase(out: Path) -> str:
     """What a run was doing, by what it left."""
     if not (out / folder.RECIPE).exists():
         return "loading"
-    if list(out.glob("*/checkpoint.partial")):
+    if list(out.glob("*/.checkpoint.partial-*")):
         return "writing a checkpoint"
     if list(out.glob(".model.*")):
         return "exporting"

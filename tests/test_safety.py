@@ -15,7 +15,6 @@ import pytest
 import torch
 from conftest import INPUT, make_encoder, make_model, make_tokenizer, texts_file
 
-from llm2enc.artifact import beside
 from llm2enc.cli.messages import say
 from llm2enc.cli.options import label
 from llm2enc.conversion import run_directory as folder
@@ -27,7 +26,7 @@ from llm2enc.merging.weights import Weights
 from llm2enc.model import load_backbone, load_config, load_tokenizer
 from llm2enc.recipe import HubData, ModelSpec, load_recipe
 from llm2enc.storage import atomic as files
-from llm2enc.storage import secrets
+from llm2enc.storage import atomic_directory, secrets
 
 ROOT = Path(__file__).parent.parent / "llm2enc"
 HF_TOKEN = "hf_" + "aB3" * 11
@@ -232,7 +231,7 @@ def test_an_export_through_a_link_replaces_what_it_points_to_and_nothing_else(tm
     (tmp_path / "disk" / "model" / "old").touch()
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "model").symlink_to(tmp_path / "disk" / "model")
-    with beside(tmp_path / "here" / "model") as partial:
+    with atomic_directory(tmp_path / "here" / "model") as partial:
         (partial / "new").touch()
     assert (tmp_path / "here" / "model").is_symlink()
     assert os.listdir(tmp_path / "disk" / "model") == ["new"]

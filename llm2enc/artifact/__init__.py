@@ -5,9 +5,7 @@ from llm2enc.artifact.card import base_model, with_engines
 from llm2enc.artifact.directory import DTYPES, REQUIREMENTS, read, write
 from llm2enc.artifact.files import (
     METADATA_FILE,
-    beside,
     check_target,
-    put_back,
     write_json,
 )
 from llm2enc.artifact.metadata import HistoryRow, MergeRecord, Metadata, Parent, read_metadata, write_metadata
@@ -26,14 +24,12 @@ __all__ = [
     "Parts",
     "asked",
     "base_model",
-    "beside",
     "card",
     "check_target",
     "config",
     "dense",
     "files",
     "layout",
-    "put_back",
     "read",
     "read_metadata",
     "with_engines",

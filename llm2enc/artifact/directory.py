@@ -24,7 +24,7 @@ from llm2enc.artifact import config as trunk_config
 from llm2enc.artifact import dense
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact import tokenizer as exported
-from llm2enc.artifact.files import beside, check_target, write_json
+from llm2enc.artifact.files import check_target, write_json
 from llm2enc.artifact.integrity import changed, check_golden, check_weights, digests, unproven
 from llm2enc.artifact.metadata import (
     FORMAT,
@@ -40,6 +40,7 @@ from llm2enc.artifact.metadata import (
 from llm2enc.artifact.parts import Parts
 from llm2enc.errors import InputError, explained
 from llm2enc.model import POOLERS, Proof, installed, prove, proven, weights_fingerprint
+from llm2enc.storage import atomic_directory
 
 if TYPE_CHECKING:
     from llm2enc.recipe import Pooling, Recipe
@@ -87,7 +88,7 @@ def write(
         )
     check_target(folder)
     proof = proven(parts.backbone) if dtype is None else None
-    with beside(folder) as partial:
+    with atomic_directory(folder) as partial:
         notes = trunk_config.write(parts, partial, dtype)
         sentence_transformers = _write_modules(parts, partial)
         notes += sentence_transformers.pop("notes")

@@ -2,14 +2,11 @@
 
 import json
 import logging
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from llm2enc.errors import InputError
-from llm2enc.storage import leftovers, naming, part, replace_text, scratch, sync, sync_one
+from llm2enc.storage import replace_text
 
 METADATA_FILE = "llm2enc.json"
 
@@ -26,71 +23,6 @@ def check_target(folder: Path) -> None:
         )
 
 
-@contextmanager
-def beside(folder: Path) -> Iterator[Path]:
-    """An empty directory beside `folder` that takes its place in the end, or is removed if anything goes wrong.
-
-    All of it is on the disk before it has the name. For a moment there is neither the former directory nor the new one
-    under it: of a process that was killed then, `put_back` repairs what it left. A link stays a link: what it points to is
-    replaced.
-    """
-    folder = folder.resolve()
-    put_back(folder)
-    former = part(folder, "former")
-    with scratch(folder) as partial:
-        with naming(folder):
-            yield partial
-            _share(partial)
-            sync(partial)
-        try:
-            if folder.exists():
-                folder.rename(former)
-            partial.rename(folder)
-        except BaseException:
-            if former.exists() and not folder.exists():
-                former.rename(folder)
-            raise
-    sync_one(folder.parent)
-    shutil.rmtree(former, ignore_errors=True)
-
-
-def put_back(folder: Path) -> None:
-    """Bring back the directory that a killed process had taken away to put another one in its place.
-
-    Where the new one is in its place already, the former one goes. ValueError, which says where it is, if it can't be
-    moved.
-    """
-    folder = folder.resolve()
-    formers = sorted(leftovers(folder, "former"), key=lambda path: path.stat().st_mtime)
-    if not formers:
-        return
-    if folder.is_dir() and any(folder.iterdir()):
-        for former in formers:
-            shutil.rmtree(former, ignore_errors=True)
-        return
-    try:
-        formers[-1].replace(folder)
-    except OSError as error:
-        if folder.is_dir():  # another process was first
-            return
-        raise InputError(
-            f"a process that replaced {folder} was killed on the way, and the former directory can't be put back "
-            f"({error.strerror}); it is {formers[-1]}: rename it"
-        ) from None
-    _log.warning("%s was being replaced by a process that was killed; the former directory is back", folder)
-
-
 def write_json(path: Path, value: Any) -> None:
     """`value` as JSON that people can read; the file is replaced whole."""
     replace_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def _share(folder: Path) -> None:
-    """Give all files the rights that the umask gives: safetensors makes its own readable to their owner alone."""
-    probe = folder / ".rights"
-    probe.touch()
-    rights = probe.stat().st_mode
-    probe.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(rights)

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
 
-from llm2enc.artifact.files import METADATA_FILE, put_back, write_json
+from llm2enc.artifact.files import METADATA_FILE, write_json
 from llm2enc.errors import InputError
 from llm2enc.recipe import HeadSpec, InputSpec, Pooling
+from llm2enc.storage import recover
 
 FORMAT = 1
 
@@ -157,7 +158,7 @@ def read_metadata(folder: Path) -> Metadata:
     """The metadata of a saved directory. ValueError if `folder` is none, or one that this release cannot read."""
     path = folder / METADATA_FILE
     if not folder.exists():
-        put_back(folder)
+        recover(folder)
     if not path.is_file():
         raise InputError(
             f"{folder} is not a directory written by llm2enc: it has no {METADATA_FILE}. Convert a model first: "

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2enc import distributed
-from llm2enc.artifact import METADATA_FILE, HistoryRow, put_back, read_metadata
+from llm2enc.artifact import METADATA_FILE, HistoryRow, read_metadata
 from llm2enc.conversion import run_directory as folder
 from llm2enc.encoding import Encoder
 from llm2enc.errors import explained
@@ -26,7 +26,7 @@ from llm2enc.evaluation import baselines, evaluate
 from llm2enc.model import limits as positions
 from llm2enc.model import load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
-from llm2enc.storage import naming, replace_text, sweep
+from llm2enc.storage import naming, recover, replace_text, sweep
 from llm2enc.text import for_tokenizer, plain_marks, surrounding
 from llm2enc.training import checkpoint, train
 from llm2enc.verification import AT_THE_END_OF_A_CONVERSION, Parity, verify
@@ -88,7 +88,7 @@ def _for_tokenizer(recipe: Recipe) -> Recipe:
 def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     """Everything that is not in `out` yet."""
     if distributed.is_main():
-        put_back(out / "model")
+        recover(out / "model")
     history = _History(out, recipe)
     for name, causal, pooling in _starting_points(recipe):
         history.measure(name, encoder.variant(causal=causal, pooling=pooling), time.perf_counter())

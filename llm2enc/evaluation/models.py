@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llm2enc.artifact import put_back
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained, require
 from llm2enc.evaluation.tasks import TextEncoder
+from llm2enc.storage import recover
 
 _PIECE = 1024  # texts that are tokenized at a time
 _WHENCE = ("_name_or_path", "transformers_version")  # of a configuration: says nothing of the vectors
@@ -59,7 +59,7 @@ def find(name: str) -> Path | None:
     folder = Path(name)
     for place in (folder, folder / "model"):
         if not place.exists():
-            put_back(place)
+            recover(place)
         if (place / "llm2enc.json").is_file():
             return place
     if not folder.is_dir() and (folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1):

@@ -21,9 +21,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm2enc.artifact import METADATA_FILE, beside, card, read_metadata, write_json
+from llm2enc.artifact import METADATA_FILE, card, read_metadata, write_json
 from llm2enc.errors import CannotExport, InputError, explained
 from llm2enc.recipe import LoraSpec, Recipe, load_recipe
+from llm2enc.storage import atomic_directory
 
 if TYPE_CHECKING:
     import torch
@@ -283,7 +284,7 @@ def _write_form(
         "bias": "none",
         "target_modules": _targets({prefix + module for module, _ in tensors}, names),
     }
-    with beside(folder) as partial:
+    with atomic_directory(folder) as partial:
         save_file(state, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(partial / "adapter_config.json", config)
         write_json(partial / FACTS, {"format": FORMAT, "form": folder.name, **facts})

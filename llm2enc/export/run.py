@@ -16,10 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from llm2enc.artifact import DTYPES, METADATA_FILE, Metadata, check_target, put_back, read_metadata
+from llm2enc.artifact import DTYPES, METADATA_FILE, Metadata, check_target, read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotExport, InputError
 from llm2enc.recipe import load_recipe
+from llm2enc.storage import recover
 
 DIRECTORY = "sentence-transformers"
 SUMMARY = "the directory itself, which sentence-transformers, transformers, vLLM and text-embeddings-inference open"
@@ -63,7 +64,7 @@ class Source:
         """The source that a directory or a run's folder stands for. ValueError if it is neither."""
         for place in (path, path / "model"):
             if not place.exists():
-                put_back(place)
+                recover(place)
         folder = path if (path / METADATA_FILE).is_file() else path / "model"
         if not (folder / METADATA_FILE).is_file():
             raise InputError(

@@ -17,11 +17,13 @@ from llm2enc.storage.atomic import (
     sync,
     sync_one,
 )
+from llm2enc.storage.directory import atomic_directory, recover
 from llm2enc.storage.lock import held, owner
 from llm2enc.storage.secrets import found, redacted
 
 __all__ = [
     "alive",
+    "atomic_directory",
     "check_name",
     "check_room",
     "found",
@@ -31,6 +33,7 @@ __all__ = [
     "owner",
     "part",
     "read_unpacked",
+    "recover",
     "redacted",
     "refusal",
     "replace_bytes",

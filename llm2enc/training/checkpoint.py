@@ -15,6 +15,7 @@ the next stage goes on with it, the adapter stays unmerged, and weights and adap
 import json
 import shutil
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -28,41 +29,39 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
 from llm2enc.model import Backbone
 from llm2enc.recipe import LoraSpec, Stage
-from llm2enc.storage import replace_text, sync, sync_one
+from llm2enc.storage import atomic_directory, recover, replace_text, sweep, sync, sync_one
 
 FULL, HEAD = "full.safetensors", "head.safetensors"
 TRAINED, OPTIMIZER = "trained.safetensors", "optimizer.safetensors"
-CHECKPOINTS = ("checkpoint", "checkpoint.former")  # newest first
+CHECKPOINT = "checkpoint"
 
 
 def save(folder: Path, step: int, encoder: Encoder, optimizer: torch.optim.Optimizer | Zero) -> None:
     """Everything that step `step` (the next to run) needs; its noise depends on its number alone."""
-    target, partial = folder / "checkpoint", folder / "checkpoint.partial"
-    if distributed.is_main():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
     trained = encoder.trained()
     moments = (
         (f"{name}.{moment}", tensor)
         for name, parameter in trained.items()
         for moment, tensor in distributed.moments(optimizer, parameter)
     )
-    for tensors, file in ((trained.items(), TRAINED), (moments, OPTIMIZER)):
-        whole = _whole(tensors)
-        if distributed.is_main():
-            save_file(whole, partial / file)
-        del whole  # before the next ones are put together
-    if distributed.is_main():
-        (partial / "step.json").write_text(json.dumps({"step": step}))
-        sync(partial)
-        _replace(partial, target)
+    with atomic_directory(folder / CHECKPOINT) if distributed.is_main() else nullcontext() as partial:
+        for tensors, file in ((trained.items(), TRAINED), (moments, OPTIMIZER)):
+            whole = _whole(tensors)
+            if partial is not None:
+                save_file(whole, partial / file)
+            del whole  # before the next ones are put together
+        if partial is not None:
+            (partial / "step.json").write_text(json.dumps({"step": step}))
     distributed.barrier()
 
 
 def resume(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer | Zero) -> int:
     """The step to go on with, after restoring the checkpoint of `folder`; 0 if there is none."""
-    source = _newest(folder)
-    if source is None:
+    source = folder / CHECKPOINT
+    if distributed.is_main():
+        recover(source)
+    distributed.barrier()
+    if not (source / "step.json").is_file():
         return 0
     with explained(f"the checkpoint in {source}", "start again with --overwrite", (ValueError, SafetensorError)):
         facts = json.loads((source / "step.json").read_text())
@@ -127,8 +126,10 @@ def finish(folder: Path, encoder: Encoder, parent: str, facts: dict, keep_adapte
 
 def tidy(folder: Path) -> None:
     """Remove what a killed process left: half a checkpoint, and whole ones of a finished stage."""
-    for name in ("checkpoint.partial", *(CHECKPOINTS if is_finished(folder) else ())):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    sweep(folder / CHECKPOINT)
+    if is_finished(folder):
+        sweep(folder / CHECKPOINT, "former")
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 
 def is_finished(folder: Path) -> bool:
@@ -175,20 +176,3 @@ def _whole(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         if distributed.is_main():
             found[name] = full.cpu().contiguous()  # at once: a GPU has room for one at a time
     return found
-
-
-def _newest(folder: Path) -> Path | None:
-    """The checkpoint to use. A kill between the two renames of `_replace` leaves the former one under `.former`."""
-    for name in CHECKPOINTS:
-        if (folder / name / "step.json").is_file():
-            return folder / name
-    return None
-
-
-def _replace(new: Path, target: Path) -> None:
-    former = target.with_suffix(".former")
-    if target.exists():  # otherwise `former` is the only good one
-        shutil.rmtree(former, ignore_errors=True)
-        target.rename(former)
-    new.rename(target)
-    shutil.rmtree(former, ignore_errors=True)
