@@ -147,7 +147,7 @@ def step(stage: Stage, strategy: str) -> Step:
     with precision(stage, encoder):
         loss = objective.backward(encoder, batch, stage)["loss"].item()
     distributed.sum_gradients(backbone.trained().values())
-    return loss, {name: distributed.whole(p.grad).clone() for name, p in backbone.trained().items()}
+    return loss, {name: distributed.full_tensor(p.grad).clone() for name, p in backbone.trained().items()}
 
 
 def difference(one: Step, other: Step) -> float:

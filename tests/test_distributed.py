@@ -114,7 +114,7 @@ def process(rank: int, place: dict[str, str], folder: Path) -> None:
     os.environ.update(place)
     distributed.start()
     found = {
-        "facts": (distributed.rank(), distributed.world_size(), distributed.is_main(), list(distributed.share(5))),
+        "facts": (distributed.rank(), distributed.world_size(), distributed.is_main(), list(distributed.rank_slice(5))),
         "gathered": gathered(5),
         "one": gathered(1),
     }
@@ -129,8 +129,8 @@ def process(rank: int, place: dict[str, str], folder: Path) -> None:
 
 def gathered(total: int) -> torch.Tensor:
     """(total, 1) the numbers below `total`, each from the process whose share it is."""
-    counts = [len(distributed.share(total, process)) for process in range(distributed.world_size())]
-    return distributed.gather(torch.tensor([[float(i)] for i in distributed.share(total)]).view(-1, 1), counts)
+    counts = [len(distributed.rank_slice(total, process)) for process in range(distributed.world_size())]
+    return distributed.gather(torch.tensor([[float(i)] for i in distributed.rank_slice(total)]).view(-1, 1), counts)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_shares_and_gathering(processes: list[dict]) -> None:
 
 def test_alone_everything_is_mine() -> None:
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
-    assert distributed.share(5) == range(5)
+    assert distributed.rank_slice(5) == range(5)
 
 
 @pytest.mark.parametrize("name", cases())

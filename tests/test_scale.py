@@ -99,9 +99,9 @@ def there_and_back() -> dict[str, Any]:
     facts = {"before": (backbone.fingerprint(adapter=True), encoder.encode(scale.texts(5)).tolist())}
     backbone.shard()
     facts["sharded"] = encoder.encode(scale.texts(5)).tolist()
-    spread = [parameter for parameter in backbone.parameters() if distributed.is_spread(parameter)]
+    spread = [parameter for parameter in backbone.parameters() if distributed.is_sharded(parameter)]
     facts["weights"] = len(spread)
-    facts["held"] = sum(distributed.local(part).numel() for part in spread) / sum(part.numel() for part in spread)
+    facts["held"] = sum(distributed.to_local(part).numel() for part in spread) / sum(part.numel() for part in spread)
     backbone.unshard()
     facts["after"] = (backbone.fingerprint(adapter=True), encoder.encode(scale.texts(5)).tolist())
     backbone.merge_lora()

@@ -38,7 +38,7 @@ def opened(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Iterator
     if resume and overwrite:
         raise InputError("give one of resume and overwrite: one keeps what is there, the other deletes it")
     if not distributed.is_main():
-        _see(out / LOCK, distributed.from_main(""))
+        _see(out / LOCK, distributed.broadcast(""))
         distributed.barrier()
         yield
         return
@@ -50,7 +50,7 @@ def opened(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Iterator
         token = secrets.token_hex(8)
         with held(out / LOCK, out, token):
             _check(recipe, out, resume, overwrite)  # once more: the job before us may just have ended
-            distributed.from_main(token)
+            distributed.broadcast(token)
             distributed.barrier()
             yield
     finally:

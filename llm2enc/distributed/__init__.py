@@ -6,47 +6,56 @@ gradient of the global batch, so nothing is ever multiplied or divided by the nu
 """
 
 from llm2enc.distributed.collectives import (
+    all_reduce_max,
+    all_reduce_sum,
     gather,
     is_main,
-    largest,
     rank,
+    rank_slice,
     reduce_gradients,
-    share,
     sum_gradients,
-    sum_over_processes,
     world_size,
 )
-from llm2enc.distributed.fsdp import alike, check_spread, clip, is_spread, like, local, spread, whole
-from llm2enc.distributed.joining import abort_with_peers, barrier, from_main, start
+from llm2enc.distributed.fsdp import (
+    check_sharding,
+    clip,
+    distribute_like,
+    full_tensor,
+    grouped_by_sharding,
+    is_sharded,
+    shard_layers,
+    to_local,
+)
+from llm2enc.distributed.joining import abort_with_peers, barrier, broadcast, start
 from llm2enc.distributed.launch import wants_fsdp, wants_zero
 from llm2enc.distributed.zero import Zero, check_zero, moments, set_moment
 
 __all__ = [
     "Zero",
     "abort_with_peers",
-    "alike",
+    "all_reduce_max",
+    "all_reduce_sum",
     "barrier",
-    "check_spread",
+    "broadcast",
+    "check_sharding",
     "check_zero",
     "clip",
-    "from_main",
+    "distribute_like",
+    "full_tensor",
     "gather",
+    "grouped_by_sharding",
     "is_main",
-    "is_spread",
-    "largest",
-    "like",
-    "local",
+    "is_sharded",
     "moments",
     "rank",
+    "rank_slice",
     "reduce_gradients",
     "set_moment",
-    "share",
-    "spread",
+    "shard_layers",
     "start",
     "sum_gradients",
-    "sum_over_processes",
+    "to_local",
     "wants_fsdp",
     "wants_zero",
-    "whole",
     "world_size",
 ]

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from llm2enc.distributed.fsdp import clip, is_spread
+from llm2enc.distributed.fsdp import clip, is_sharded
 from llm2enc.distributed.joining import running
 from llm2enc.distributed.zero import Zero
 
@@ -26,7 +26,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def share(count: int, process: int | None = None) -> range:
+def rank_slice(count: int, process: int | None = None) -> range:
     """Which of `count` things belong to a process, this one by default: neighbours, one more or less than others have."""
     process = rank() if process is None else process
     size, extra = divmod(count, world_size())
@@ -49,7 +49,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its sum over the processes, all in one message. Gradients of parts are sums already."""
     if world_size() == 1:
         return
-    parameters = [parameter for parameter in parameters if not is_spread(parameter)]
+    parameters = [parameter for parameter in parameters if not is_sharded(parameter)]
     if not parameters:
         return
     for parameter in parameters:  # a process whose share was empty still takes part
@@ -74,14 +74,14 @@ def reduce_gradients(
     return clip(parameters, largest)
 
 
-def sum_over_processes(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum of `value` over the processes."""
     if world_size() > 1:
         dist.all_reduce(value)
     return value
 
 
-def largest(number: int, device: torch.device) -> int:
+def all_reduce_max(number: int, device: torch.device) -> int:
     """The largest of the numbers that the processes have."""
     if world_size() == 1:
         return number

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from llm2enc.errors import InputError
 
 
-def check_spread() -> None:
+def check_sharding() -> None:
     """ValueError if this torch can't spread layers as we need it: with parts left whole, and gradients that are sums."""
     from torch.distributed import fsdp
 
@@ -32,7 +32,7 @@ def check_spread() -> None:
         )
 
 
-def spread(trunk: nn.Module, layers: Sequence[nn.Module], whole: set[nn.Parameter]) -> None:
+def shard_layers(trunk: nn.Module, layers: Sequence[nn.Module], whole: set[nn.Parameter]) -> None:
     """Cut the parameters of `layers` into parts, one per process. Those in `whole` stay whole in every process."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -47,36 +47,36 @@ def spread(trunk: nn.Module, layers: Sequence[nn.Module], whole: set[nn.Paramete
     fully_shard(trunk, mesh=mesh, ignored_params=whole)
 
 
-def is_spread(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a part of the tensor only."""
     return hasattr(tensor, "full_tensor")
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """What this process holds of the tensor; shares its memory."""
-    return tensor.to_local() if is_spread(tensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The tensor with the parts of all processes, all of which must ask; itself if it is no part."""
-    return tensor.full_tensor() if is_spread(tensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def like(tensor: Tensor, model: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, model: Tensor) -> Tensor:
     """The whole tensor as `model` is held: on its device, cut in the same way. All processes must ask."""
     tensor = tensor.to(model.device)
-    if not is_spread(model):
+    if not is_sharded(model):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor, model.device_mesh, model.placements)
 
 
-def alike(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+def grouped_by_sharding(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
     """Parameters in groups that an optimizer may treat together: parts, and those that are whole. None is empty."""
     groups: dict[bool, list[nn.Parameter]] = {}
     for parameter in parameters:
-        groups.setdefault(is_spread(parameter), []).append(parameter)
+        groups.setdefault(is_sharded(parameter), []).append(parameter)
     return list(groups.values())
 
 
@@ -86,12 +86,12 @@ def clip(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
     The norm is that of the whole gradient: parts count once, whichever process holds them.
     """
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    if not any(is_spread(parameter) for parameter in parameters):
+    if not any(is_sharded(parameter) for parameter in parameters):
         return nn.utils.clip_grad_norm_(parameters, largest)
     squares = {kind: torch.zeros((), device=parameters[0].device) for kind in (True, False)}
-    gradients = [local(parameter.grad) for parameter in parameters]
+    gradients = [to_local(parameter.grad) for parameter in parameters]
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        squares[is_spread(parameter)] += torch.linalg.vector_norm(gradient, dtype=torch.float32).square()
+        squares[is_sharded(parameter)] += torch.linalg.vector_norm(gradient, dtype=torch.float32).square()
     dist.all_reduce(squares[True])
     norm = (squares[True] + squares[False]).sqrt()
     factor = (largest / (norm + 1e-6)).clamp(max=1.0)  # as torch's own clip_grad_norm_ has it

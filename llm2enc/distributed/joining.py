@@ -66,7 +66,7 @@ def barrier() -> None:
         dist.barrier()
 
 
-def from_main(value: T) -> T:
+def broadcast(value: T) -> T:
     """The main process's value."""
     values = [value]
     if running():
@@ -96,7 +96,7 @@ def _join(silence: float) -> None:
     global _client
     number, count = dist.get_rank(), dist.get_world_size()
     supervisor = failure.Supervisor(count, silence) if number == 0 else None
-    port, token = from_main((supervisor.port, supervisor.token) if supervisor else (0, ""))
+    port, token = broadcast((supervisor.port, supervisor.token) if supervisor else (0, ""))
     host = "localhost" if supervisor else os.environ["MASTER_ADDR"]
     local, node = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("GROUP_RANK", socket.gethostname())
     try:

@@ -252,10 +252,10 @@ class Encoder(nn.Module):
         ]
         packed = (
             self.input_format.pack(texts[chunk.start : chunk.stop], instruction, role, first=chunk.start)
-            for chunk in (chunks[number] for number in distributed.share(len(chunks)))
+            for chunk in (chunks[number] for number in distributed.rank_slice(len(chunks)))
         )
         tokens = torch.tensor([[len(part.ids)] for part in packed], dtype=torch.int64).view(-1, 1)
-        shares = [len(distributed.share(len(chunks), process)) for process in range(distributed.world_size())]
+        shares = [len(distributed.rank_slice(len(chunks), process)) for process in range(distributed.world_size())]
         every = distributed.gather(tokens.to(self.device), shares).flatten().tolist()
         found, start, total = [], 0, 0
         for chunk, count in zip(chunks, every, strict=True):

@@ -87,7 +87,7 @@ def _own(blocks: list[range], stretches: list[range]) -> list[range]:
         if any(stretch.start <= block.start and block.stop <= stretch.stop for stretch in stretches)
     ]
     mine: list[range] = []
-    for number in distributed.share(len(todo)):
+    for number in distributed.rank_slice(len(todo)):
         block = todo[number]
         if mine and mine[-1].stop == block.start:
             block = range(mine.pop().start, block.stop)

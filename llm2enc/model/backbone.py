@@ -290,7 +290,7 @@ class Backbone(nn.Module):
 
         raises  ValueError for a torch or a model that can't be spread
         """
-        distributed.check_spread()
+        distributed.check_sharding()
         if self.route == "alone":
             raise InputError(
                 f"`strategy: fsdp` needs every process to call the layers equally often, but {self.config.model_type} "
@@ -305,16 +305,16 @@ class Backbone(nn.Module):
         memo = {id(p): _without_memory(p) if id(p) in own else p for p in self.parameters()}
         outline = copy.deepcopy(self, memo)
         memo.clear()
-        distributed.spread(self.trunk, layers, {p for p in self.parameters() if id(p) not in own})
+        distributed.shard_layers(self.trunk, layers, {p for p in self.parameters() if id(p) not in own})
         self._outline.append(outline)
 
     def unshard(self) -> None:
         """Take all weights back into every process."""
         outline = self._outline.pop()
         for name, parameter in self.named_parameters():
-            if distributed.is_spread(parameter):
+            if distributed.is_sharded(parameter):
                 path, _, last = name.rpartition(".")
-                full = distributed.whole(parameter.detach())
+                full = distributed.full_tensor(parameter.detach())
                 setattr(outline.get_submodule(path), last, nn.Parameter(full, parameter.requires_grad))
         self.__dict__ = outline.__dict__
 

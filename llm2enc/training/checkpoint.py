@@ -74,13 +74,13 @@ def resume(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer | Ze
         )
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(distributed.like(saved[name], parameter))
+            parameter.copy_(distributed.distribute_like(saved[name], parameter))
     if isinstance(optimizer, Zero):
         optimizer.take_weights()
     for name, tensor in moments.items():
         name, _, moment = name.rpartition(".")
         # Adam counts its steps on the CPU wherever the weights are.
-        held = tensor if moment == "step" else distributed.like(tensor, trained[name])
+        held = tensor if moment == "step" else distributed.distribute_like(tensor, trained[name])
         distributed.set_moment(optimizer, trained[name], moment, held)
     return facts["step"]
 
@@ -172,7 +172,7 @@ def _whole(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors as the main process writes them; the others help to put together what is spread over them."""
     found = {}
     for name, tensor in tensors:
-        full = distributed.whole(tensor.detach())
+        full = distributed.full_tensor(tensor.detach())
         if distributed.is_main():
             found[name] = full.cpu().contiguous()  # at once: a GPU has room for one at a time
     return found

@@ -38,7 +38,7 @@ def check_finite(loss: Tensor, norm: Tensor, trained: Mapping[str, nn.Parameter]
     bad = [
         name
         for name, p in trained.items()
-        if p.grad is not None and not torch.isfinite(distributed.local(p.grad)).all()
+        if p.grad is not None and not torch.isfinite(distributed.to_local(p.grad)).all()
     ]
     whose = f", in {_some(bad)} of {len(trained)} trained tensors" if bad else ""
     raise NotFinite(f"loss {loss.item()}, gradient norm {norm.item()}{whose}")
@@ -90,9 +90,9 @@ class Guard:
         yield
         self._updates += 1
         moved = torch.stack(
-            [(_norm(p) != before[name]).to(distributed.local(p).device) for name, p in self.trained.items()]
+            [(_norm(p) != before[name]).to(distributed.to_local(p).device) for name, p in self.trained.items()]
         )
-        moved = distributed.sum_over_processes(moved.float()).tolist()  # of a sharded tensor every process has a part
+        moved = distributed.all_reduce_sum(moved.float()).tolist()  # of a sharded tensor every process has a part
         for name, count in zip(self.trained, moved, strict=True):
             self._still[name] &= not count
         still = [name for name, unmoved in self._still.items() if unmoved]
@@ -108,9 +108,9 @@ class Guard:
 
     def _why_nothing_moves(self, lr: float) -> str:
         peaks = [
-            float(distributed.local(p.grad).abs().max())
+            float(distributed.to_local(p.grad).abs().max())
             for p in self.trained.values()
-            if p.grad is not None and distributed.local(p).numel()
+            if p.grad is not None and distributed.to_local(p).numel()
         ]
         vanish = "updates vanish in the rounding of the weights"
         if not peaks:  # ZeRO lets go of gradients in the update
@@ -129,7 +129,7 @@ class Guard:
 
 def _norm(parameter: nn.Parameter) -> Tensor:
     """One number that changes with the weights, in float64, so that no small update is lost in it."""
-    return torch.linalg.vector_norm(distributed.local(parameter.detach()), dtype=torch.float64)
+    return torch.linalg.vector_norm(distributed.to_local(parameter.detach()), dtype=torch.float64)
 
 
 def _some(found: list) -> str:

@@ -41,7 +41,7 @@ def cached_backward(
     sizes = (int(tokens.lengths[part.rows].sum()) for part in own)
     parts, kept, device = own, kept_graphs(sizes, graph_tokens), tokens.ids.device
     if together:
-        parts, kept = in_step(own, device), -distributed.largest(-kept, device)
+        parts, kept = in_step(own, device), -distributed.all_reduce_max(-kept, device)
     encoded = []
     for number, part in enumerate(parts):
         part.start_noise()

@@ -85,7 +85,7 @@ def stage_summary(encoder: Encoder, stage: Stage, batch: Batch, start: int) -> d
     trained = sum(p.numel() for p in encoder.trained().values())
     every = sum(p.numel() for p in encoder.parameters())
     # AdamW keeps two float32 moments per trained weight, and the gradient is a third copy.
-    held = [(distributed.local(p).numel(), p) for p in encoder.parameters()]
+    held = [(distributed.to_local(p).numel(), p) for p in encoder.parameters()]
     fixed = sum(count * (p.element_size() + 12 * p.requires_grad) for count, p in held)
     passes = len(list(batch.split.mini_batches(batch.tokens.lengths, stage.mini_batch_tokens)))
     return {

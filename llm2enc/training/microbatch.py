@@ -51,7 +51,7 @@ def in_step(parts: list[MiniBatch], device: torch.device) -> list[MiniBatch]:
 
     What is added repeats this process's last one, with the same noise, and must count for nothing.
     """
-    return parts + parts[-1:] * (distributed.largest(len(parts), device) - len(parts))
+    return parts + parts[-1:] * (distributed.all_reduce_max(len(parts), device) - len(parts))
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Split:
 
     def rows(self, process: int | None = None) -> range:
         """The rows of a process, this one by default."""
-        own = distributed.share(self._count, process)
+        own = distributed.rank_slice(self._count, process)
         return range(self._start(own.start), self._start(own.stop))
 
     def counts(self) -> list[int]:
@@ -80,7 +80,7 @@ class Split:
         lengths     (R,) tokens of each of this process's rows
         max_tokens  of a mini-batch; a longer row is one by itself
         """
-        own = distributed.share(self._count)
+        own = distributed.rank_slice(self._count)
         first = self._start(own.start)
         for shard in own:
             start, end = self._start(shard) - first, self._start(shard + 1) - first

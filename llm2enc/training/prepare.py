@@ -71,7 +71,7 @@ def restore(encoder: Encoder) -> None:
 def make_optimizer(stage: Stage, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer | distributed.Zero:
     """AdamW by the recipe; its moments and updates spread over the processes if DeepSpeed is wanted."""
     optimizer = torch.optim.AdamW(
-        [{"params": group} for group in distributed.alike(parameters)],
+        [{"params": group} for group in distributed.grouped_by_sharding(parameters)],
         lr=stage.lr,
         betas=stage.adam_betas,
         eps=stage.adam_eps,

@@ -34,4 +34,4 @@ def stop_requested(received: list[int], device: torch.device) -> bool:
     """Whether any process was asked to stop: all must leave the loop at the same step."""
     if distributed.world_size() == 1:
         return bool(received)
-    return bool(distributed.sum_over_processes(torch.tensor(float(len(received)), device=device)).item())
+    return bool(distributed.all_reduce_sum(torch.tensor(float(len(received)), device=device)).item())

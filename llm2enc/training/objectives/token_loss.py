@@ -87,7 +87,7 @@ def token_backward(
         if gradient is not None:
             states.backward(gradient)
         del states, gradient  # before the next mini-batch runs
-    return {"loss": distributed.sum_over_processes(total)}
+    return {"loss": distributed.all_reduce_sum(total)}
 
 
 def head_gradient(
