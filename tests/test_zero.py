@@ -87,7 +87,7 @@ def small(passes: int) -> dict[str, Any]:
         "off": max(float((a - b).detach().abs().max()) for a, b in zip(ours, theirs, strict=True)),
         "moments": max(float((kept[name] - wanted[name]).abs().max()) for name in wanted),
         "names": list(kept) == list(wanted),
-        "held": held,
+        "file_lock": held,
         "own": all(p.untyped_storage().nbytes() == p.nbytes for p in ours) and not any(vars(p) for p in ours),
     }
 
@@ -165,7 +165,7 @@ def test_steps_are_those_of_adamw_over_the_sum_whoever_has_how_many_passes(found
         one = process["small"]
         assert one["norms"][0] == pytest.approx(one["norms"][1], rel=1e-6) and min(one["norms"][1]) > 2
         assert one["off"] < 1e-6 and one["moments"] < 1e-6 and one["names"] and one["own"]
-        assert one["held"] == pytest.approx(1 / 2, abs=0.1)
+        assert one["file_lock"] == pytest.approx(1 / 2, abs=0.1)
         assert one["bad"] == float("inf")
 
 

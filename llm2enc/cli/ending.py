@@ -31,9 +31,9 @@ def ending_well(command: Callable[..., None], kept: str) -> Callable[..., None]:
                 say(f"Interrupted. {kept}")
                 raise typer.Exit(130) from None
             except Exception as error:
-                from llm2enc.storage import refusal
+                from llm2enc.storage import storage_error
 
-                found = refusal(error)
+                found = storage_error(error)
                 if found is None:
                     raise
                 said = (

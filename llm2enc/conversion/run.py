@@ -26,7 +26,7 @@ from llm2enc.evaluation import baselines, evaluate
 from llm2enc.model import limits as positions
 from llm2enc.model import load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
-from llm2enc.storage import naming, recover, replace_text, sweep
+from llm2enc.storage import add_path_to_oserror, recover, remove_stale, replace_text
 from llm2enc.text import for_tokenizer, plain_marks, surrounding
 from llm2enc.training import checkpoint, train
 from llm2enc.verification import AT_THE_END_OF_A_CONVERSION, Parity, verify
@@ -63,7 +63,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
     out = Path(out)
     with (
         distributed.abort_with_peers("Finished stages and the last checkpoint are kept: go on with --resume"),
-        naming(out),
+        add_path_to_oserror(out),
     ):
         recipe = _for_tokenizer(recipe)
         with folder.opened(recipe, out, resume, overwrite):
@@ -125,8 +125,8 @@ def _is_exported(place: Path, encoder: Encoder, history: list[Row]) -> bool:
 
 def _tidy(recipe: Recipe, out: Path) -> None:
     """Remove what a killed process, or one that found the disk full, left half-written."""
-    sweep(out / "model")
-    sweep(out / "history.json")
+    remove_stale(out / "model")
+    remove_stale(out / "history.json")
     for index, stage in enumerate(recipe.stages):
         checkpoint.tidy(out / f"{index}-{stage.objective}")
 

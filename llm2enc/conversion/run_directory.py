@@ -20,7 +20,7 @@ from pathlib import Path
 from llm2enc import distributed
 from llm2enc.errors import InputError
 from llm2enc.recipe import Recipe, load_recipe
-from llm2enc.storage import check_room, held, leftovers, owner, replace_text, sweep
+from llm2enc.storage import check_room, file_lock, owner, remove_stale, replace_text, stale_temps
 
 RECIPE, LOCK, OVERWRITTEN = "recipe.yaml", ".lock", ".overwritten"
 # What a run writes: the recipe, scores, a folder of each stage, the encoder, and what a killed process left of them.
@@ -48,7 +48,7 @@ def opened(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Iterator
         check_room(out)
         out.mkdir(parents=True, exist_ok=True)
         token = secrets.token_hex(8)
-        with held(out / LOCK, out, token):
+        with file_lock(out / LOCK, out, token):
             _check(recipe, out, resume, overwrite)  # once more: the job before us may just have ended
             distributed.broadcast(token)
             distributed.barrier()
@@ -69,7 +69,7 @@ def begin(recipe: Recipe, out: Path, overwrite: bool) -> None:
             for name in (RECIPE, *sorted(os.listdir(out))):
                 if _WRITTEN.fullmatch(name) and os.path.lexists(out / name):
                     (out / name).rename(old / f"{secrets.token_hex(4)}-{name}")
-        sweep(out / RECIPE)
+        remove_stale(out / RECIPE)
         if not (out / RECIPE).exists():
             replace_text(out / RECIPE, recipe.to_yaml())
         shutil.rmtree(old, ignore_errors=True)
@@ -82,7 +82,7 @@ def _check(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
         raise InputError(f"{out} is a file; give a folder with -o")
     saved = out / RECIPE
     if not saved.is_file():
-        ours = {out / LOCK, out / f"{LOCK}.soft", *leftovers(saved)}
+        ours = {out / LOCK, out / f"{LOCK}.soft", *stale_temps(saved)}
         if out.is_dir() and not (out / OVERWRITTEN).is_dir() and set(out.iterdir()) - ours:
             raise InputError(f"{out} is not empty and holds no run of llm2enc; choose another folder with -o")
         return

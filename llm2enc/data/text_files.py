@@ -26,7 +26,7 @@ from llm2enc.data.files import file_type, matches
 from llm2enc.data.rows import Rows
 from llm2enc.errors import DataError, require
 from llm2enc.recipe import FilesData
-from llm2enc.storage import naming
+from llm2enc.storage import add_path_to_oserror
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def read_text_files(path: str, column: str = "text") -> Rows[str]:
 
         return read_texts(FilesData(kind="files", path=path, columns={} if column == "text" else {"text": column}))
     copy, ends, dropped = tempfile.TemporaryFile(), array("q", [0]), 0  # noqa: SIM115 - as long as the rows live
-    with naming(Path(tempfile.gettempdir())):
+    with add_path_to_oserror(Path(tempfile.gettempdir())):
         for text in _texts(path, files, kind, column):
             if text:
                 ends.append(ends[-1] + copy.write(text))

@@ -19,7 +19,15 @@ from typing import IO, Any
 import numpy as np
 
 from llm2enc.errors import InputError
-from llm2enc.storage import held, naming, part, replace_bytes, replace_text, sweep, sync_one
+from llm2enc.storage import (
+    add_path_to_oserror,
+    file_lock,
+    remove_stale,
+    replace_bytes,
+    replace_text,
+    sync_one,
+    temp_path,
+)
 
 Facts = dict[str, Any]  # with `count`, `width` and `dtype` of the rows
 _PARQUET_ROWS = 10_000  # in a row group
@@ -88,7 +96,7 @@ class Unfinished:
     def alone(self) -> Iterator[None]:
         """ValueError if another run writes the same file at this time. The lock ends with its process, however."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with held(self.folder / "lock", self.out):
+        with file_lock(self.folder / "lock", self.out):
             try:
                 yield
             finally:
@@ -105,7 +113,7 @@ class Unfinished:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in [self._facts, *self.folder.glob("done-*.txt")]:
             path.unlink(missing_ok=True)
-        with naming(self.rows), self.rows.open("wb") as file:
+        with add_path_to_oserror(self.rows), self.rows.open("wb") as file:
             file.write(_header(facts))
             file.flush()
             os.fsync(file.fileno())
@@ -145,7 +153,7 @@ class Unfinished:
             sync_one(self.folder)
 
             def write(first: int, block: np.ndarray) -> None:
-                with naming(self.rows):
+                with add_path_to_oserror(self.rows):
                     rows.seek(start + first * size)
                     _write(rows, np.ascontiguousarray(block, dtype=facts["dtype"]).tobytes())
                     os.fsync(rows.fileno())
@@ -161,9 +169,9 @@ class Unfinished:
         if ranges_out is not None:  # before the vectors, which mean nothing without them
             replace_bytes(ranges_out, self.ranges.read_bytes())
         if self.out.suffix == ".parquet":
-            sweep(self.out)
-            _to_parquet(self.rows, part(self.out))
-            os.replace(part(self.out), self.out)
+            remove_stale(self.out)
+            _to_parquet(self.rows, temp_path(self.out))
+            os.replace(temp_path(self.out), self.out)
         else:
             os.replace(self.rows, self.out)
         sync_one(self.out.absolute().parent)
@@ -219,7 +227,7 @@ def _to_parquet(rows: Path, path: Path) -> None:
 
     vectors = np.load(rows, mmap_mode="r")
     kind = pa.list_(pa.from_numpy_dtype(vectors.dtype), vectors.shape[1])
-    with naming(path), parquet.ParquetWriter(path, pa.schema({"embedding": kind})) as writer:
+    with add_path_to_oserror(path), parquet.ParquetWriter(path, pa.schema({"embedding": kind})) as writer:
         for start in range(0, len(vectors), _PARQUET_ROWS):
             flat = pa.array(np.ascontiguousarray(vectors[start : start + _PARQUET_ROWS]).ravel())
             writer.write_table(pa.table({"embedding": pa.FixedSizeListArray.from_arrays(flat, type=kind)}))

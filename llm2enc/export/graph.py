@@ -30,7 +30,7 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotExport, InputError, require
 from llm2enc.model import POOLERS
 from llm2enc.recipe import Pooling
-from llm2enc.storage import naming, scratch, sync
+from llm2enc.storage import add_path_to_oserror, sync, temp_directory
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUTS = ("last_hidden_state", "sentence_embedding")
@@ -282,7 +282,7 @@ def into(folder: Path) -> Iterator[Path]:
 
     Files of other names in `folder` stay: one format may have several.
     """
-    with scratch(folder) as partial, naming(folder):
+    with temp_directory(folder) as partial, add_path_to_oserror(folder):
         yield partial
         sync(partial)
         folder.mkdir(exist_ok=True)

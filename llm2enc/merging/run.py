@@ -30,7 +30,7 @@ from llm2enc.merging.checks import differences, names_in_base, unlike_base, wron
 from llm2enc.merging.measuring import Row, check_sources, scores, table
 from llm2enc.merging.weights import WEIGHTS, Weights, fingerprint
 from llm2enc.model import resolve
-from llm2enc.storage import check_room, naming, scratch
+from llm2enc.storage import add_path_to_oserror, check_room, temp_directory
 
 __all__ = ["Method", "Row", "check_sources", "merge", "scores", "table"]
 
@@ -80,7 +80,7 @@ def merge(
         base=None if ground is None else fingerprint(ground, names, parents[0]),
         towards=float(towards),
     )
-    with scratch(out.absolute(), "merged") as folder, naming(out):
+    with temp_directory(out.absolute(), "merged") as folder, add_path_to_oserror(out):
         _write_merged(parents[0], folder, merged)
         if metadata[0].head:
             heads = [Weights(place / dense.DENSE) for place in places]

@@ -2,45 +2,45 @@
 
 from llm2enc.storage import secrets
 from llm2enc.storage.atomic import (
+    add_path_to_oserror,
     alive,
     check_name,
     check_room,
-    leftovers,
-    naming,
-    part,
     read_unpacked,
-    refusal,
+    remove_stale,
     replace_bytes,
     replace_text,
-    scratch,
-    sweep,
+    stale_temps,
+    storage_error,
     sync,
     sync_one,
+    temp_directory,
+    temp_path,
 )
 from llm2enc.storage.directory import atomic_directory, recover
-from llm2enc.storage.lock import held, owner
+from llm2enc.storage.lock import file_lock, owner
 from llm2enc.storage.secrets import found, redacted
 
 __all__ = [
+    "add_path_to_oserror",
     "alive",
     "atomic_directory",
     "check_name",
     "check_room",
+    "file_lock",
     "found",
-    "held",
-    "leftovers",
-    "naming",
     "owner",
-    "part",
     "read_unpacked",
     "recover",
     "redacted",
-    "refusal",
+    "remove_stale",
     "replace_bytes",
     "replace_text",
-    "scratch",
     "secrets",
-    "sweep",
+    "stale_temps",
+    "storage_error",
     "sync",
     "sync_one",
+    "temp_directory",
+    "temp_path",
 ]

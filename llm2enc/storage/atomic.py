@@ -27,10 +27,10 @@ def replace_bytes(path: Path, data: bytes) -> None:
     """
     # A part of the name is enough to tell files apart, and keeps a long one within what file systems take.
     short = path.with_name(path.name[:50])
-    sweep(short)
-    partial = part(short)
+    remove_stale(short)
+    partial = temp_path(short)
     try:
-        with naming(path):
+        with add_path_to_oserror(path):
             with partial.open("wb") as file:
                 file.write(data)
                 file.flush()
@@ -85,12 +85,12 @@ def read_unpacked(path: Path) -> bytes:
     return data
 
 
-def part(place: Path, kind: str = "partial") -> Path:
+def temp_path(place: Path, kind: str = "partial") -> Path:
     """Where this process prepares what will stand at `place`: `.NAME.KIND-PID` beside it."""
     return place.with_name(f".{place.name}.{kind}-{os.getpid()}")
 
 
-def leftovers(place: Path, kind: str = "partial") -> list[Path]:
+def stale_temps(place: Path, kind: str = "partial") -> list[Path]:
     """What killed processes left beside `place`: `.NAME.KIND-PID` of processes that are gone.
 
     Of this process's own number too, which an earlier one may have had: in a container all numbers come again.
@@ -104,9 +104,9 @@ def leftovers(place: Path, kind: str = "partial") -> list[Path]:
     return [place.with_name(match[0]) for match in found if int(match[1]) == os.getpid() or not alive(int(match[1]))]
 
 
-def sweep(place: Path, kind: str = "partial") -> None:
+def remove_stale(place: Path, kind: str = "partial") -> None:
     """Remove what killed processes left beside `place`."""
-    for path in leftovers(place, kind):
+    for path in stale_temps(place, kind):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -134,8 +134,8 @@ def check_room(place: Path, size: int = 0) -> None:
     place  a folder, or a file in one; neither need exist
     """
     folder = next(path for path in [place.absolute(), *place.absolute().parents] if path.is_dir())
-    probe = part(folder / "llm2enc")
-    sweep(folder / "llm2enc")
+    probe = temp_path(folder / "llm2enc")
+    remove_stale(folder / "llm2enc")
     try:
         try:
             probe.write_bytes(b"0")
@@ -150,10 +150,10 @@ def check_room(place: Path, size: int = 0) -> None:
 
 
 @contextmanager
-def scratch(place: Path, kind: str = "partial") -> Iterator[Path]:
+def temp_directory(place: Path, kind: str = "partial") -> Iterator[Path]:
     """An empty folder beside `place`, `.NAME.KIND-PID`, which is gone in the end; so are those of killed processes."""
-    sweep(place, kind)
-    folder = part(place, kind)
+    remove_stale(place, kind)
+    folder = temp_path(place, kind)
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -175,8 +175,8 @@ _REFUSALS = {
 }
 
 
-def refusal(error: BaseException) -> OSError | None:
-    """The refusal of a file system (full, closed, broken) that an error is or comes of; None for any other error."""
+def storage_error(error: BaseException) -> OSError | None:
+    """The storage_error of a file system (full, closed, broken) that an error is or comes of; None for any other error."""
     chain: list[BaseException] = [error]
     while len(chain) < 20:
         last = chain[-1]
@@ -196,12 +196,12 @@ def refusal(error: BaseException) -> OSError | None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """A refusal of the file system from inside says which file it is about: that of a failed `write` does not know."""
+def add_path_to_oserror(path: Path) -> Iterator[None]:
+    """A storage_error of the file system from inside says which file it is about: that of a failed `write` does not know."""
     try:
         yield
     except Exception as error:
-        found = refusal(error)
+        found = storage_error(error)
         if found is None or found.filename is not None:
             raise
         raise OSError(found.errno, found.strerror, str(path)) from error

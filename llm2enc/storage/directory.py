@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from llm2enc.errors import InputError
-from llm2enc.storage.atomic import leftovers, naming, part, scratch, sync, sync_one
+from llm2enc.storage.atomic import add_path_to_oserror, stale_temps, sync, sync_one, temp_directory, temp_path
 
 _log = logging.getLogger(__name__)
 
@@ -22,9 +22,9 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()
     recover(folder)
-    former = part(folder, "former")
-    with scratch(folder) as partial:
-        with naming(folder):
+    former = temp_path(folder, "former")
+    with temp_directory(folder) as partial:
+        with add_path_to_oserror(folder):
             yield partial
             _share(partial)
             sync(partial)
@@ -47,7 +47,7 @@ def recover(folder: Path) -> None:
     moved.
     """
     folder = folder.resolve()
-    formers = sorted(leftovers(folder, "former"), key=lambda path: path.stat().st_mtime)
+    formers = sorted(stale_temps(folder, "former"), key=lambda path: path.stat().st_mtime)
     if not formers:
         return
     if folder.is_dir() and any(folder.iterdir()):

@@ -18,7 +18,7 @@ _TRY = 0.1  # seconds: a second look at a file that its holder is just removing
 
 
 @contextmanager
-def held(path: Path, what: Path, token: str = "") -> Iterator[None]:
+def file_lock(path: Path, what: Path, token: str = "") -> Iterator[None]:
     """Hold the lock file `path`, which is gone in the end; `PATH.soft` too where the file system has no locks.
 
     what    what it guards, for the message

@@ -29,7 +29,7 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
 from llm2enc.model import Backbone
 from llm2enc.recipe import LoraSpec, Stage
-from llm2enc.storage import atomic_directory, recover, replace_text, sweep, sync, sync_one
+from llm2enc.storage import atomic_directory, recover, remove_stale, replace_text, sync, sync_one
 
 FULL, HEAD = "full.safetensors", "head.safetensors"
 TRAINED, OPTIMIZER = "trained.safetensors", "optimizer.safetensors"
@@ -126,9 +126,9 @@ def finish(folder: Path, encoder: Encoder, parent: str, facts: dict, keep_adapte
 
 def tidy(folder: Path) -> None:
     """Remove what a killed process left: half a checkpoint, and whole ones of a finished stage."""
-    sweep(folder / CHECKPOINT)
+    remove_stale(folder / CHECKPOINT)
     if is_finished(folder):
-        sweep(folder / CHECKPOINT, "former")
+        remove_stale(folder / CHECKPOINT, "former")
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 

@@ -23,7 +23,7 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotExport, InputError, NoGGUF, require
 from llm2enc.export.gguf import families, rope, tensors, vocabulary
 from llm2enc.model import POOLERS
-from llm2enc.storage import part, sweep, sync_one
+from llm2enc.storage import remove_stale, sync_one, temp_path
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -173,8 +173,8 @@ def _write(
     arch = families.architecture(config, backbone.bidirectional)
     suffix, number = FILE_TYPES[dtype]
     path = target / f"model-{suffix}.gguf"
-    sweep(path)
-    partial = part(path)
+    remove_stale(path)
+    partial = temp_path(path)
     writer = gguf.GGUFWriter(partial, arch)
     _add_metadata(writer, encoder, metadata)
     writer.add_file_type(number)
