@@ -114,14 +114,14 @@ def test_peft_opens_both_forms_and_gives_the_vectors_of_the_run(family: str, tmp
     files = adapter.write(run, tmp_path / "out")
     assert sorted(files) == sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file()) and len(files) == 8
     expected = own(backbone)
-    for kind, form in ((AutoModel, adapter.TRUNK), (AutoModelForCausalLM, adapter.CAUSAL_LM)):
+    for kind, form in ((AutoModel, adapter.DECODER), (AutoModelForCausalLM, adapter.CAUSAL_LM)):
         found = hidden(open_by_peft(kind, tmp_path / "base", tmp_path / "out" / form))
         assert torch.allclose(found, expected, atol=1e-4)
         assert torch.cosine_similarity(found, expected, dim=-1).min() > 0.9999
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])  # of the second, AutoModel opens a model with vision
-@pytest.mark.parametrize("form", [adapter.TRUNK, adapter.CAUSAL_LM])
+@pytest.mark.parametrize("form", [adapter.DECODER, adapter.CAUSAL_LM])
 def test_the_readme_can_be_run(form: str, family: str, tmp_path: Path) -> None:
     run, backbone = make_run(tmp_path, family=family)
     adapter.write(run, tmp_path / "out")
@@ -234,7 +234,7 @@ def test_another_direction_or_form_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("chain", [(None,), (CHAIN[0], None), ()], ids=["full", "lora and full", "none"])
 def test_what_no_adapter_can_hold_is_refused(chain: tuple, tmp_path: Path) -> None:
     run, _ = make_run(tmp_path, chain)
-    reason = adapter.refusal(run)
+    reason = adapter.unsupported_reason(run)
     assert ("trained all weights" in reason) if chain else ("trained no stage" in reason)
     with pytest.raises(ValueError, match="trained"):
         adapter.write(run, tmp_path / "out")
@@ -252,25 +252,25 @@ def test_what_no_adapter_can_hold_is_refused(chain: tuple, tmp_path: Path) -> No
 )
 def test_an_adapter_that_is_more_than_a_product_is_refused(change: dict, message: str, tmp_path: Path) -> None:
     run, _ = make_run(tmp_path)
-    assert adapter.refusal(run) == ""
+    assert adapter.unsupported_reason(run) == ""
     path = run / "1-clm" / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert message in adapter.refusal(run) and "1-clm" in adapter.refusal(run)
+    assert message in adapter.unsupported_reason(run) and "1-clm" in adapter.unsupported_reason(run)
 
 
 def test_a_run_that_is_broken_or_not_finished_is_refused(tmp_path: Path) -> None:
     run, _ = make_run(tmp_path)
     tensors = run / "2-clm" / "adapter" / "adapter_model.safetensors"
     tensors.rename(run / "elsewhere")
-    assert f"the adapter of {run / '2-clm'} is missing" in adapter.refusal(run)
+    assert f"the adapter of {run / '2-clm'} is missing" in adapter.unsupported_reason(run)
     (run / "elsewhere").rename(tensors)
     path = run / "1-clm" / "finished.json"
     facts = json.loads(path.read_text())
     path.write_text(json.dumps(facts | {"parent": "0" * 64}))
-    assert "1-clm was trained on weights 000000000000" in adapter.refusal(run)
+    assert "1-clm was trained on weights 000000000000" in adapter.unsupported_reason(run)
     path.unlink()
-    assert "not finished (1-clm)" in adapter.refusal(run)
-    assert "no run of llm2enc" in adapter.refusal(tmp_path / "base")
+    assert "not finished (1-clm)" in adapter.unsupported_reason(run)
+    assert "no run of llm2enc" in adapter.unsupported_reason(tmp_path / "base")
 
 
 def test_nothing_of_others_is_replaced(tmp_path: Path) -> None:

@@ -59,12 +59,12 @@ def test_merging_into_bfloat16_rounds_once() -> None:
     assert {parameter.dtype for parameter in backbone.trained().values()} == {torch.float32}
     stir(backbone)
     expected = {}
-    for name, module in backbone.trunk.named_modules():
+    for name, module in backbone.decoder.named_modules():
         if hasattr(module, "lora_A"):
             delta = module.lora_B["default"].weight @ module.lora_A["default"].weight * (8 / 4)
             expected[name] = (module.base_layer.weight.float() + delta).to(torch.bfloat16)
     backbone.merge_lora()
-    found = {name: backbone.trunk.get_submodule(name).weight for name in expected}
+    found = {name: backbone.decoder.get_submodule(name).weight for name in expected}
     assert len(found) == 4
     assert_same(found, expected)
 
@@ -76,7 +76,7 @@ def test_our_lora_sum_is_pefts(base: torch.dtype, autocast: bool) -> None:
     backbone = make_backbone(base)
     backbone.add_lora(LORA, seed=0)
     stir(backbone)
-    layer = backbone.trunk.layers[0].mlp.up_proj
+    layer = backbone.decoder.layers[0].mlp.up_proj
     inputs = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(2)).to(base)
     outgoing = torch.randn(1, 6, 48, generator=torch.Generator().manual_seed(3))
 
@@ -97,7 +97,7 @@ def test_lora_dropout_draws_as_peft_does() -> None:
     backbone = make_backbone()
     backbone.add_lora(LoraSpec(r=4, alpha=8, dropout=0.5), seed=0)
     stir(backbone)
-    layer = backbone.train().trunk.layers[0].mlp.up_proj
+    layer = backbone.train().decoder.layers[0].mlp.up_proj
     inputs = torch.randn(1, 6, 32, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(5)
     ours = layer(inputs)
@@ -132,12 +132,12 @@ def test_peft_alone_opens_the_adapter(tmp_path: Path) -> None:
     backbone.add_lora(LORA, seed=0)
     stir(backbone)
     backbone.save_adapter(tmp_path)
-    trunk = make_model().model
-    trunk.config.is_causal = False
-    trunk.set_attn_implementation("eager")
-    for layer in trunk.layers:
+    decoder = make_model().model
+    decoder.config.is_causal = False
+    decoder.set_attn_implementation("eager")
+    for layer in decoder.layers:
         layer.self_attn.is_causal = False
-    plain = PeftModel.from_pretrained(trunk, tmp_path).eval()
+    plain = PeftModel.from_pretrained(decoder, tmp_path).eval()
     tokens = some_tokens()
     with torch.no_grad():
         alone = [plain(input_ids=ids[None]).last_hidden_state[0] for ids in tokens.ids.split(tokens.lengths.tolist())]
@@ -241,7 +241,7 @@ def test_attention_dropout_reaches_every_layer_and_only_training() -> None:
     assert rates == [0.5, 0.5]
     assert torch.equal(states(backbone), exact)
     # One layer alone must already make noise; dropout on single-token texts could only scale them.
-    for layer in backbone.trunk.layers:
+    for layer in backbone.decoder.layers:
         backbone.set_attention_dropout(0.0)
         layer.self_attn.attention_dropout = 0.5
         backbone.train()
@@ -251,7 +251,7 @@ def test_attention_dropout_reaches_every_layer_and_only_training() -> None:
 
 def test_a_family_without_attention_dropout_says_so() -> None:
     backbone = make_backbone()
-    for layer in backbone.trunk.layers:
+    for layer in backbone.decoder.layers:
         del layer.self_attn.attention_dropout
     backbone.set_attention_dropout(0.0)
     with pytest.raises(ValueError, match="no attention dropout"):

@@ -117,7 +117,7 @@ def test_inspect_says_what_converts(tmp_path: Path) -> None:
     assert run("inspect", broken).returncode == 2
 
 
-def test_a_one_sided_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_causal_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     make_model("llama", tmp_path / "base", has_bos=True)
     config = {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 320, "state_size": 8}
     (tmp_path / "base" / "config.json").write_text(json.dumps(config))

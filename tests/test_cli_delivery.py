@@ -176,7 +176,7 @@ def test_a_soup_is_scored_before_and_after(native: Path, tmp_path: Path, monkeyp
     lines = [f'"{text}","{" ".join(reversed(text.split()))}"\n' for text in sentences(8)]
     (tmp_path / "pairs.csv").write_text("one,two\n" + "".join(lines))
     encoder = Encoder.load(native)
-    for parameter in encoder.backbone.trunk.parameters():
+    for parameter in encoder.backbone.decoder.parameters():
         parameter.data *= 1.05
     encoder.save(tmp_path / "second")
     both = (native, tmp_path / "second")

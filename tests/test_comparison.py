@@ -111,10 +111,10 @@ def test_only_the_text_is_cut_and_every_reading_reads_the_same_words(model: Path
 @torch.no_grad()
 def test_causal_readings_equal_the_states_of_transformers(name: str, model: Path) -> None:
     encoder = readings_of(model, name)[name]
-    trunk = make_model().model.eval()
+    decoder = make_model().model.eval()
     for text, vector in zip(TEXTS, encoder.encode(TEXTS), strict=True):
         tokens = encoder.input_format.pack([text])
-        states = trunk(input_ids=tokens.ids[None]).last_hidden_state[0]
+        states = decoder(input_ids=tokens.ids[None]).last_hidden_state[0]
         pooled = states[tokens.pool]
         wanted = pooled[-1] if name.endswith("last") else pooled.mean(0)
         np.testing.assert_allclose(vector, (wanted / wanted.norm()).numpy(), atol=1e-5)
@@ -393,7 +393,7 @@ def test_several_models_are_told_apart_by_name(model: Path, pairs: Path, tmp_pat
     assert not (tmp_path / "no").exists()
 
 
-def test_a_model_that_stays_one_sided_is_compared_in_its_causal_readings(pairs: Path, tmp_path: Path) -> None:
+def test_a_model_that_stays_causal_is_compared_in_its_causal_readings(pairs: Path, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "mamba", tiny_model("mamba", vocab_size=320))
     found = compare([str(folder)], [str(pairs)], tmp_path / "out", max_text_tokens=24)
     assert {c.name for c in found.candidates} == {name for name in DEFAULT if not name.startswith("bidirectional")}

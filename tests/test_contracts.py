@@ -242,7 +242,7 @@ def test_prompts_that_are_not_pooled_differ_where_a_mean_is_taken(tmp_path: Path
         assert only(folder, engine, "prompt's tokens are pooled").verdict == "differs"
 
 
-def test_a_window_in_use_is_narrower_in_vllm_and_one_sided_or_refused_in_tei(tmp_path: Path) -> None:
+def test_a_window_in_use_is_narrower_in_vllm_and_causal_or_refused_in_tei(tmp_path: Path) -> None:
     """Flash attention's (W - 1, W - 1) against |i - j| <= W; FlashMistral has a left window; Qwen3Attention bails out."""
     mistral = exported(tmp_path / "mistral", "mistral", sliding_window=WINDOW)
     options = {"sliding_window": WINDOW, "use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}

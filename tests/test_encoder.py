@@ -337,7 +337,7 @@ def test_a_fingerprint_changes_with_all_that_a_vector_depends_on(encoder: Encode
     unnormalised, moved, narrow = make_encoder(), make_encoder(), make_encoder()
     unnormalised.normalize = False
     with torch.no_grad():
-        moved.backbone.trunk.layers[1].mlp.up_proj.weight[0, 0] += 1e-6
+        moved.backbone.decoder.layers[1].mlp.up_proj.weight[0, 0] += 1e-6
     narrow.backbone.to(torch.bfloat16)
     encoders = [
         encoder,

@@ -228,7 +228,7 @@ def test_another_storage_type_is_one_rounding_of_the_weights(tmp_path: Path, dty
     before = encoder.encode(TEXTS)
     encoder.save(tmp_path / "out", dtype=dtype)
     stored, narrow = load_file(tmp_path / "out" / "model.safetensors"), getattr(torch, dtype)
-    live = encoder.backbone.trunk.state_dict()
+    live = encoder.backbone.decoder.state_dict()
     assert stored.keys() == live.keys()
     assert all(torch.equal(tensor, live[name].to(narrow)) for name, tensor in stored.items())
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == dtype
@@ -243,7 +243,7 @@ def test_another_storage_type_is_one_rounding_of_the_weights(tmp_path: Path, dty
 def test_a_storage_type_that_can_not_hold_the_weights_is_refused(tmp_path: Path) -> None:
     encoder = make_encoder()
     with torch.no_grad():
-        encoder.backbone.trunk.layers[0].mlp.up_proj.weight[0, 0] = 1e5
+        encoder.backbone.decoder.layers[0].mlp.up_proj.weight[0, 0] = 1e5
     with pytest.raises(ValueError, match=r"up_proj.weight has values that float16 can't hold"):
         encoder.save(tmp_path / "out", dtype="float16")
     with pytest.raises(ValueError, match="'int8'; weights are written as one of float32, bfloat16, float16"):

@@ -156,13 +156,13 @@ def test_a_refused_family_is_refused_before_its_weights_are_read(model_type: str
 
 
 @pytest.mark.parametrize("model_type", _spread(sorted(set(REFUSED) - {"cpmant"}), ["jamba", "llama4_text", "mamba"]))
-def test_a_refused_family_still_reads_packs_one_sided(model_type: str) -> None:
+def test_a_refused_family_still_reads_packs_causal(model_type: str) -> None:
     """Echo and last-token pooling on a recurrent model: each text alone is the only border such a layer has."""
     texts, model = _texts(), tiny_model(model_type)
     backbone = Backbone(model, bidirectional=False)
     with torch.no_grad():
         states = backbone.hidden(_packed(texts))
         expected = torch.cat(
-            [backbone.trunk(input_ids=torch.tensor([t]), use_cache=False).last_hidden_state[0] for t in texts]
+            [backbone.decoder(input_ids=torch.tensor([t]), use_cache=False).last_hidden_state[0] for t in texts]
         )
     torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))

@@ -155,7 +155,7 @@ def test_rows_that_are_no_multiple_of_32_stay_in_16_bits(tmp_path: Path) -> None
 def test_a_matrix_beyond_float16_stays_in_float32(tmp_path: Path) -> None:
     encoder = make()
     with torch.no_grad():
-        encoder.backbone.trunk.layers[0].mlp.up_proj.weight[0, 0] = 70000.0
+        encoder.backbone.decoder.layers[0].mlp.up_proj.weight[0, 0] = 70000.0
     (path,) = target.write(encoder, tmp_path, METADATA)
     assert types(path)["blk.0.ffn_up.weight"] == "F32" and types(path)["blk.1.ffn_up.weight"] == "F16"
 
@@ -165,7 +165,7 @@ def test_weights_of_16_bits_are_written_exactly(tmp_path: Path) -> None:
     encoder.backbone.to(torch.bfloat16)
     (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
     np.testing.assert_array_equal(
-        stored(path)["token_embd.weight"], encoder.backbone.trunk.embed_tokens.weight.detach().float().numpy()
+        stored(path)["token_embd.weight"], encoder.backbone.decoder.embed_tokens.weight.detach().float().numpy()
     )
 
 
@@ -216,7 +216,7 @@ def test_transformers_reads_the_same_model(family: str, tmp_path: Path) -> None:
 def test_rows_of_queries_and_keys_are_neighbours_where_llama_cpp_turns_neighbours(tmp_path: Path) -> None:
     encoder = make(head_dim=8)
     (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
-    ours = encoder.backbone.trunk.layers[1].self_attn
+    ours = encoder.backbone.decoder.layers[1].self_attn
     for name, part in (("attn_q", ours.q_proj), ("attn_k", ours.k_proj)):
         for kind, values in (("weight", part.weight), ("bias", part.bias)):
             values, found = values.detach().numpy(), stored(path)[f"blk.1.{name}.{kind}"]
@@ -231,7 +231,7 @@ def test_rows_of_queries_and_keys_are_neighbours_where_llama_cpp_turns_neighbour
 def test_queries_keys_and_values_of_gpt_neox_stand_apart(tmp_path: Path) -> None:
     encoder = make("gpt_neox")
     (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
-    fused = encoder.backbone.trunk.layers[0].attention.query_key_value
+    fused = encoder.backbone.decoder.layers[0].attention.query_key_value
     for kind, values in (("weight", fused.weight), ("bias", fused.bias)):
         found = stored(path)[f"blk.0.attn_qkv.{kind}"]
         for head in range(4):  # heads of 8
@@ -245,10 +245,10 @@ def test_queries_keys_and_values_of_gpt_neox_stand_apart(tmp_path: Path) -> None
 def test_gemmas_norms_are_written_as_what_they_multiply_by(family: str, tmp_path: Path) -> None:
     encoder = make(family)
     (path,) = target.write(encoder, tmp_path, METADATA, dtypes=("float32",))
-    trunk, found = encoder.backbone.trunk, stored(path)
-    pairs = {"output_norm": trunk.norm, "blk.0.post_ffw_norm": trunk.layers[0].post_feedforward_layernorm}
+    decoder, found = encoder.backbone.decoder, stored(path)
+    pairs = {"output_norm": decoder.norm, "blk.0.post_ffw_norm": decoder.layers[0].post_feedforward_layernorm}
     if family == "gemma3_text":
-        pairs["blk.0.attn_q_norm"] = trunk.layers[0].self_attn.q_norm
+        pairs["blk.0.attn_q_norm"] = decoder.layers[0].self_attn.q_norm
     for name, norm in pairs.items():
         np.testing.assert_array_equal(found[f"{name}.weight"], norm.weight.detach().numpy() + 1)
 
@@ -293,7 +293,7 @@ def test_gemma3s_windows_and_second_frequencies_are_written(tmp_path: Path) -> N
     ] == 3  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------- refusal
+# ------------------------------------------------------------------------------------------------------------- unsupported_reason
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_what_llama_cpp_cant_do_is_refused_before_anything_is_written(
     arguments: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     encoder = make(**arguments)
-    assert target.refusal(encoder, METADATA).startswith("no GGUF: ")
+    assert target.unsupported_reason(encoder, METADATA).startswith("no GGUF: ")
     with pytest.raises(ValueError, match=message):
         target.write(encoder, tmp_path, METADATA)
     assert not list(tmp_path.iterdir())
@@ -363,7 +363,9 @@ def test_prompts_are_those_written_out(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens([AddedToken("Find:", lstrip=True)])
     metadata = METADATA.model_copy(update={"prompts": {"ask": "␣"}, "prefixes": {"ask": "Find: "}})
-    assert "prompts contain Find:, which takes whitespace" in target.refusal(make(tokenizer=tokenizer), metadata)
+    assert "prompts contain Find:, which takes whitespace" in target.unsupported_reason(
+        make(tokenizer=tokenizer), metadata
+    )
 
 
 def test_types_and_the_missing_package_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

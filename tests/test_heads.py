@@ -261,13 +261,13 @@ def test_plain_transformers_and_the_graphs_give_the_vectors(tmp_path: Path) -> N
 
 def test_what_holds_no_head_refuses_by_name(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model")
-    said = gguf.refusal(Encoder.load(folder), facts_of(folder))
+    said = gguf.unsupported_reason(Encoder.load(folder), facts_of(folder))
     assert "projection to 12 dimensions" in said and "onnx" in said
     with pytest.raises(CannotExport, match="projection to 12"):
         gguf.write(Encoder.load(folder), folder, facts_of(folder))
     recipe = load_recipe(recipe_of([STAGE], head={"kind": "projection", "dimensions": 24}))
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
-    assert "projection head" in adapter.refusal(tmp_path)
+    assert "projection head" in adapter.unsupported_reason(tmp_path)
 
 
 def test_engines_whose_handling_was_not_read_are_unknown(tmp_path: Path) -> None:

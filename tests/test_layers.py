@@ -53,12 +53,12 @@ def test_a_graph_is_made_of_the_stored_weights(emulating) -> None:
 
 
 def test_weights_are_back_after_an_error() -> None:
-    trunk = make_model(torch.bfloat16).model
-    arithmetic = Float32Arithmetic(trunk)
-    trunk.layers[1].mlp.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("stop")))
+    decoder = make_model(torch.bfloat16).model
+    arithmetic = Float32Arithmetic(decoder)
+    decoder.layers[1].mlp.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("stop")))
     with torch.no_grad(), pytest.raises(RuntimeError, match="stop"), arithmetic.active(True):
-        trunk(input_ids=torch.tensor([[3, 4, 5]]))
-    assert {parameter.dtype for parameter in trunk.parameters()} == {torch.bfloat16}
+        decoder(input_ids=torch.tensor([[3, 4, 5]]))
+    assert {parameter.dtype for parameter in decoder.parameters()} == {torch.bfloat16}
     assert not arithmetic.on
 
 
@@ -98,7 +98,7 @@ def test_the_states_of_every_layer_are_transformers_own_of_each_text_alone(famil
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_layer_0_is_the_pooled_embeddings_and_the_last_one_the_plain_encoder(pooling: str) -> None:
     encoder, texts = make_encoder(pooling=pooling), sentences(5)
-    table = encoder.backbone.trunk.embed_tokens.weight.detach()
+    table = encoder.backbone.decoder.embed_tokens.weight.detach()
     bare = encoder.variant(layer=0).encode(texts)
     for text, vector in zip(texts, bare, strict=True):
         rows = table[encoder.input_format.tokenizer(text)["input_ids"]]
@@ -137,11 +137,11 @@ def test_what_hands_on_more_than_a_row_of_states_is_refused(family: str) -> None
 
 
 def test_no_hook_stays_behind() -> None:
-    trunk = make_model().model
-    hooks = [(layer._forward_hooks, layer._forward_pre_hooks) for layer in trunk.layers]
+    decoder = make_model().model
+    hooks = [(layer._forward_hooks, layer._forward_pre_hooks) for layer in decoder.layers]
     before = [[len(kind) for kind in pair] for pair in hooks]
-    with pytest.raises(RuntimeError, match="stop"), LayerStates(trunk) as states:
-        trunk(input_ids=torch.tensor([[3, 4]]))
+    with pytest.raises(RuntimeError, match="stop"), LayerStates(decoder) as states:
+        decoder(input_ids=torch.tensor([[3, 4]]))
         assert [found.shape for found in states.found] == [(1, 2, 32)] * 3
         raise RuntimeError("stop")
     assert [[len(kind) for kind in pair] for pair in hooks] == before

@@ -150,13 +150,13 @@ def test_the_saved_directory_gives_the_same_in_a_padded_batch_of_transformers(ki
     backbone = Backbone(tiny_model("llama", vocab_size=320, pad_token_id=1, **_rope(kind)), bidirectional=True)
     encoder = Encoder(backbone, InputFormat(spec, make_tokenizer(pad_token="<pad>")), "mean").eval()
     encoder.save(tmp_path)
-    trunk, texts = AutoModel.from_pretrained(tmp_path).eval(), ["Q", *sentences(3), "Q" * 300]
+    decoder, texts = AutoModel.from_pretrained(tmp_path).eval(), ["Q", *sentences(3), "Q" * 300]
     limit = json.loads((tmp_path / "sentence_bert_config.json").read_text())["max_seq_length"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     batch = tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
     assert batch["input_ids"].size(1) == ROPES[kind][1]
     with torch.no_grad():
-        states = trunk(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        states = decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     weights = batch["attention_mask"][..., None]
     vectors = torch.nn.functional.normalize((states * weights).sum(1) / weights.sum(1), dim=1)
     np.testing.assert_allclose(vectors.numpy(), encoder.encode(texts), atol=1e-5)
@@ -189,11 +189,11 @@ def test_odd_positions_count_from_the_start_of_each_text(family: str) -> None:
 def test_positions_matter_to_the_odd_families() -> None:
     """The premise of the test above: read from another place, the same text has other states."""
     for family in ODD:
-        trunk = _reference(family, False, **ODD[family]).base_model
+        decoder = _reference(family, False, **ODD[family]).base_model
         row = torch.tensor(_texts((5,)))
         with torch.no_grad():
             here, there = (
-                trunk(input_ids=row, position_ids=places[None], use_cache=False).last_hidden_state
+                decoder(input_ids=row, position_ids=places[None], use_cache=False).last_hidden_state
                 for places in (torch.arange(5), torch.tensor([0, 9, 18, 40, 41]))
             )
         assert (here - there).abs().max() > 0.01, family
@@ -328,7 +328,7 @@ def test_a_variant_is_held_to_the_limit(encoder: Encoder) -> None:
 
 
 def test_extrapolation_is_said_in_the_config_and_then_exact(tmp_path: Path) -> None:
-    """The way that the refusal names: the vectors are those of the same weights with more positions."""
+    """The way that the unsupported_reason names: the vectors are those of the same weights with more positions."""
     make_model(max_position_embeddings=32).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     spec = ModelSpec(name=str(tmp_path), dtype="float32")

@@ -43,7 +43,7 @@ def make(folder: Path, seed: int = 0, change: Callable[[Encoder], None] = lambda
     encoder = make_encoder(**config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in encoder.backbone.trunk.parameters():
+        for parameter in encoder.backbone.decoder.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
     change(encoder)
     encoder.save(folder)
@@ -164,7 +164,7 @@ def test_the_average_is_that_of_torch(parents: list[Path], tmp_path: Path) -> No
     from torch.optim.swa_utils import AveragedModel
 
     merge(parents, tmp_path / "out")
-    models = [Encoder.load(parent).backbone.trunk for parent in parents]
+    models = [Encoder.load(parent).backbone.decoder for parent in parents]
     averaged = AveragedModel(nn.Identity())
     averaged.module = models[0]
     averaged.n_averaged.fill_(1)
@@ -219,7 +219,7 @@ def test_sixteen_bits_are_rounded_once(dtype: torch.dtype, tmp_path: Path) -> No
     }
     found = state(tmp_path / "out")
     assert_same(found, {name: tensor.to(dtype) for name, tensor in expected.items()})
-    assert Encoder.load(tmp_path / "out").backbone.trunk.dtype == dtype
+    assert Encoder.load(tmp_path / "out").backbone.decoder.dtype == dtype
 
 
 def test_a_merged_encoder_merges_again(parents: list[Path], tmp_path: Path) -> None:

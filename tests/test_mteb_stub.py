@@ -32,7 +32,7 @@ def written(folder: Path, spec: InputSpec, **options) -> tuple[Encoder, dict]:
     """An encoder on disk with its mteb_model.py, and what that file defines."""
     make_encoder(spec).save(folder)
     encoder = Encoder.load(folder)
-    assert stub.refusal(encoder, read_metadata(folder)) == ""
+    assert stub.unsupported_reason(encoder, read_metadata(folder)) == ""
     assert stub.write(encoder, folder, read_metadata(folder), **options) == [folder / "mteb_model.py"]
     return encoder, runpy.run_path(str(folder / "mteb_model.py"))
 

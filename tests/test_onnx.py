@@ -74,7 +74,7 @@ def assert_same_vectors(run: graph.Run, encoder: Encoder, folder: Path, toleranc
     np.testing.assert_allclose(
         run(*inputs(folder, asked))[1], encoder.encode(TEXTS, prompt_name="query"), atol=tolerance
     )
-    trunk = AutoModel.from_pretrained(folder)  # sdpa
+    decoder = AutoModel.from_pretrained(folder)  # sdpa
     for side in ("right", "left"):
         ids, mask = inputs(folder, TEXTS, side)
         hidden, pooled = run(ids, mask)
@@ -82,7 +82,7 @@ def assert_same_vectors(run: graph.Run, encoder: Encoder, folder: Path, toleranc
         np.testing.assert_allclose(pooled, vectors, atol=tolerance)
         for row, (one, there) in enumerate(zip(ids, mask == 1, strict=True)):
             with torch.no_grad():
-                alone = trunk(torch.from_numpy(one[there])[None]).last_hidden_state[0].numpy()
+                alone = decoder(torch.from_numpy(one[there])[None]).last_hidden_state[0].numpy()
             scale = np.abs(alone).max()
             np.testing.assert_allclose(hidden[row, there] / scale, alone / scale, atol=4 * tolerance)
 
@@ -172,7 +172,7 @@ def test_a_graph_that_disagrees_is_refused_and_what_was_there_stays(tmp_path: Pa
 
     def causal(folder: Path, metadata: Metadata) -> Graph:
         module = opened(folder, metadata)
-        module.trunk.config.is_causal = True
+        module.decoder.config.is_causal = True
         return module
 
     monkeypatch.setattr(graph, "open_graph", causal)
@@ -203,18 +203,18 @@ def test_a_family_whose_trace_does_not_hold_is_exported_by_torch_export(tmp_path
 def test_prompts_that_are_not_pooled_are_refused(tmp_path: Path) -> None:
     encoder, metadata = saved(tmp_path / "model", spec=TEXT_ONLY)
     assert metadata.native and not json.loads((tmp_path / "model/1_Pooling/config.json").read_text())["include_prompt"]
-    assert "'query' are read but not pooled" in target.refusal(encoder, metadata)
+    assert "'query' are read but not pooled" in target.unsupported_reason(encoder, metadata)
     with pytest.raises(ValueError, match="pool: true"):
         target.write(encoder, tmp_path / "model", metadata)
     # The last token is the text's own, whatever stands in front.
-    assert target.refusal(encoder.variant(pooling="last"), metadata) == ""
-    assert "not pooled" in target.refusal(encoder.variant(pooling="weighted_mean"), metadata)
+    assert target.unsupported_reason(encoder.variant(pooling="last"), metadata) == ""
+    assert "not pooled" in target.unsupported_reason(encoder.variant(pooling="weighted_mean"), metadata)
 
 
 def test_an_encoder_that_no_other_program_reads_is_refused_with_its_reason(tmp_path: Path) -> None:
     encoder, metadata = saved(tmp_path / "model")
     metadata = metadata.model_copy(update={"native": False, "reason": "the prompts query are left out."})
-    assert "the prompts query are left out." in target.refusal(encoder, metadata)
+    assert "the prompts query are left out." in target.unsupported_reason(encoder, metadata)
 
 
 def test_an_encoder_of_16_bits_becomes_the_graph_of_its_own_weights(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        BertModel(BertConfig(vocab_size=320, max_position_embeddings=64, **shape)).save_pretrained(folder / "trunk")
-    make_tokenizer(pad_token="<pad>").save_pretrained(folder / "trunk")
-    parts = [modules.Transformer(str(folder / "trunk")), modules.Pooling(32, "mean")]
+        BertModel(BertConfig(vocab_size=320, max_position_embeddings=64, **shape)).save_pretrained(folder / "decoder")
+    make_tokenizer(pad_token="<pad>").save_pretrained(folder / "decoder")
+    parts = [modules.Transformer(str(folder / "decoder")), modules.Pooling(32, "mean")]
     model = transformer_models.SentenceTransformer(modules=parts, prompts={"query": "ask: ", "other": "other: "})
     model.max_seq_length = 24
     model.save(str(folder / "model"))

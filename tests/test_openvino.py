@@ -69,12 +69,12 @@ def test_rotary_frequencies_stay_exact_in_the_float16_model(llama) -> None:
     import openvino
 
     _, encoder, _, files = llama
-    frequencies = encoder.backbone.trunk.rotary_emb.inv_freq.numpy()
+    frequencies = encoder.backbone.decoder.rotary_emb.inv_freq.numpy()
     constants = [op for op in openvino.Core().read_model(files[3]).get_ops() if op.get_type_name() == "Constant"]
     same = [op for op in constants if op.data.size == frequencies.size and np.allclose(op.data.ravel(), frequencies)]
     assert same and all(op.get_element_type() == openvino.Type.f32 for op in same)
     halved = sum(op.data.size for op in constants if op.get_element_type() == openvino.Type.f16)
-    assert halved == sum(weight.numel() for weight in encoder.backbone.trunk.parameters() if weight.dim() == 2)
+    assert halved == sum(weight.numel() for weight in encoder.backbone.decoder.parameters() if weight.dim() == 2)
 
 
 def test_a_model_that_disagrees_is_refused_and_leaves_nothing(llama, tmp_path: Path, monkeypatch) -> None:

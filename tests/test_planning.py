@@ -97,7 +97,7 @@ def test_an_outline_has_the_parameters_and_the_adapter_of_the_model(model_type: 
 def test_sharded_layers_are_divided_and_the_rest_is_not() -> None:
     backbone = make_backbone()
     backbone.train_everything(head=False)
-    layers = 4 * sum(p.numel() for layer in backbone.trunk.layers for p in layer.parameters())
+    layers = 4 * sum(p.numel() for layer in backbone.decoder.layers for p in layer.parameters())
     alone, four = sizes(around(backbone), 1, sharded=True), sizes(around(backbone), 4, sharded=True)
     assert alone.whole == alone.gathered == 0 and four.whole == layers
     assert four.weights == alone.weights - layers * 3 // 4
@@ -111,7 +111,7 @@ def test_sharded_layers_are_divided_and_the_rest_is_not() -> None:
 def test_operations_of_full_training_are_six_per_weight_and_token() -> None:
     backbone = make_backbone()
     backbone.train_everything(head=False)
-    weights = sum(p.numel() for p in backbone.trunk.layers.parameters() if p.dim() == 2)
+    weights = sum(p.numel() for p in backbone.decoder.layers.parameters() if p.dim() == 2)
     tokens, heads, width, layers = int(LENGTHS.sum()), 4, 8, 2
     found = Simulation(around(backbone)).costs(LENGTHS, MEAN)
     assert found.forward_flops == 2 * weights * tokens and found.flops == 6 * weights * tokens

@@ -7,12 +7,12 @@ from tiny import tiny_model
 from llm2enc.errors import CannotConvert
 from llm2enc.model import Backbone, prove
 from llm2enc.model.attention import NAME
-from llm2enc.model.proof import one_sided_modules
+from llm2enc.model.proof import causal_modules
 
 CAUGHT = {
     "bloom": "ALiBi",
     "falcon_h1": r"layers.0.mamba \(FalconH1Mixer\)",
-    "gpt_neo": r"h.0.attn \(GPTNeoAttention\) stays one-sided",
+    "gpt_neo": r"h.0.attn \(GPTNeoAttention\) stays causal",
     "jamba": r"\(JambaMambaMixer\)",
     "lfm2": r"layers.0.conv \(Lfm2ShortConv\)",
     "llama4_text": "chunked_attention",
@@ -43,7 +43,7 @@ def test_heads_that_read_one_token_each_are_not_taken_for_causal(seed: int) -> N
     backbone = Backbone(tiny_model("llama"), bidirectional=True)
     torch.manual_seed(seed)
     with torch.no_grad():
-        for layer in backbone.trunk.layers:
+        for layer in backbone.decoder.layers:
             layer.self_attn.q_proj.weight.normal_(std=3)
             layer.self_attn.k_proj.weight.normal_(std=3)
     assert prove(backbone).difference < 1e-3
@@ -57,7 +57,7 @@ def test_a_model_that_can_not_be_opened_is_caught_without_the_registry(model_typ
 
 def test_one_layer_kept_causal_is_named() -> None:
     backbone = Backbone(tiny_model("llama", num_hidden_layers=3), bidirectional=True)
-    layer = backbone.trunk.layers[1].self_attn
+    layer = backbone.decoder.layers[1].self_attn
 
     def causal_again(module, args, kwargs):
         from dataclasses import replace
@@ -65,7 +65,7 @@ def test_one_layer_kept_causal_is_named() -> None:
         return args, {**kwargs, "packing": replace(kwargs["packing"], causal=True)}
 
     layer.register_forward_pre_hook(causal_again, with_kwargs=True)
-    with pytest.raises(CannotConvert, match=r"layers.1.self_attn \(LlamaAttention\) stays one-sided.*Echo"):
+    with pytest.raises(CannotConvert, match=r"layers.1.self_attn \(LlamaAttention\) stays causal.*Echo"):
         prove(backbone)
 
 
@@ -77,7 +77,7 @@ def test_one_layer_that_looks_ahead_in_a_causal_model_is_named() -> None:
 
         return args, {**kwargs, "packing": replace(kwargs["packing"], causal=False)}
 
-    backbone.trunk.layers[1].self_attn.register_forward_pre_hook(open_it, with_kwargs=True)
+    backbone.decoder.layers[1].self_attn.register_forward_pre_hook(open_it, with_kwargs=True)
     with pytest.raises(CannotConvert, match=r"layers.1.self_attn \(LlamaAttention\) looks ahead"):
         prove(backbone)
 
@@ -90,7 +90,7 @@ def test_a_leak_between_texts_is_named() -> None:
 
         return args, {**kwargs, "packing": replace(kwargs["packing"], lengths=kwargs["packing"].lengths.sum()[None])}
 
-    backbone.trunk.layers[0].self_attn.register_forward_pre_hook(one_text, with_kwargs=True)
+    backbone.decoder.layers[0].self_attn.register_forward_pre_hook(one_text, with_kwargs=True)
     with pytest.raises(CannotConvert, match=r"layers.0.self_attn \(LlamaAttention\) lets the texts of a pack"):
         prove(backbone)
 
@@ -101,7 +101,7 @@ def test_a_packed_result_that_differs_from_the_models_own_is_caught() -> None:
     def other_scale(module, args, kwargs):
         module.scaling = 0.1 if "packing" in kwargs else 8**-0.5
 
-    backbone.trunk.layers[0].self_attn.register_forward_pre_hook(other_scale, with_kwargs=True)
+    backbone.decoder.layers[0].self_attn.register_forward_pre_hook(other_scale, with_kwargs=True)
     with pytest.raises(CannotConvert, match=r"differ by .* between a pack and the same text alone"):
         prove(backbone)
 
@@ -122,7 +122,7 @@ def test_16_bit_rounding_does_not_fail_a_sound_model() -> None:
 
 
 def test_gpt2s_linear_layers_are_no_convolutions() -> None:
-    assert one_sided_modules(tiny_model("gpt2")) == []
+    assert causal_modules(tiny_model("gpt2")) == []
 
 
 def test_alibi_by_configuration() -> None:

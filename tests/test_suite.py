@@ -103,7 +103,7 @@ def test_another_encoder_has_another_file(tmp_path: Path):
     encoder = make_encoder()
     CachedEncoder(encoder, tmp_path).encode(TEXTS)
     with torch.no_grad():
-        next(encoder.backbone.trunk.parameters())[3, 0] += 1e-3
+        next(encoder.backbone.decoder.parameters())[3, 0] += 1e-3
     CachedEncoder(encoder, tmp_path)
     CachedEncoder(make_encoder(INPUT.model_copy(update={"max_tokens": 63})), tmp_path)
     CachedEncoder(make_encoder(pooling="last"), tmp_path)
@@ -253,7 +253,7 @@ def test_what_changed_is_computed_again(change: str, counting: Counting, tmp_pat
         instructions = "task"
     elif change == "weights":
         with torch.no_grad():
-            next(counting.encoder.backbone.trunk.parameters())[3, 0] += 1e-3
+            next(counting.encoder.backbone.decoder.parameters())[3, 0] += 1e-3
     else:
         (tmp_path / "tasks" / "find.json").write_text("[]")
         (tmp_path / "tasks" / "same.json").write_text("{")

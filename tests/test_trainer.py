@@ -127,7 +127,7 @@ def test_stages_of_both_precisions_follow_each_other(tmp_path: Path) -> None:
 
 def test_a_headless_model_predicts_no_tokens(tmp_path: Path) -> None:
     encoder = make_encoder()
-    encoder.backbone.model = encoder.backbone.trunk
+    encoder.backbone.model = encoder.backbone.decoder
     with pytest.raises(ValueError, match="no language-model head"):
         train(encoder, make_stage("mntp", tmp_path), tmp_path / "run", seed=0)
 

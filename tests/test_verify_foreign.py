@@ -21,11 +21,11 @@ modules = pytest.importorskip("sentence_transformers.sentence_transformer.module
 
 def save(model: PreTrainedModel, folder: Path, pooling: str = "mean", normalize: bool = True, **config) -> Path:
     """A plain directory of sentence-transformers; `config` is written into config.json afterwards."""
-    model.save_pretrained(folder / "trunk")
-    make_tokenizer(128 + 256, pad_token="<pad>").save_pretrained(folder / "trunk")
-    path = folder / "trunk" / "config.json"
+    model.save_pretrained(folder / "decoder")
+    make_tokenizer(128 + 256, pad_token="<pad>").save_pretrained(folder / "decoder")
+    path = folder / "decoder" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    parts = [modules.Transformer(str(folder / "trunk")), modules.Pooling(model.config.hidden_size, pooling)]
+    parts = [modules.Transformer(str(folder / "decoder")), modules.Pooling(model.config.hidden_size, pooling)]
     parts += [modules.Normalize()] * normalize
     sentence_transformers.SentenceTransformer(modules=parts, device="cpu").save(str(folder / "model"))
     saved = folder / "model" / "config.json"
@@ -34,7 +34,7 @@ def save(model: PreTrainedModel, folder: Path, pooling: str = "mean", normalize:
 
 
 def tiny(family: str, **overrides) -> PreTrainedModel:
-    """The trunk of a tiny model with attention sharp enough to see what it reads."""
+    """The decoder of a tiny model with attention sharp enough to see what it reads."""
     overrides = {"vocab_size": 384, "initializer_range": 0.2, **overrides}
     return tiny_model(family, **overrides).base_model
 
@@ -101,7 +101,7 @@ def test_a_direction_that_depends_on_padding_is_a_problem(tmp_path: Path) -> Non
     assert '"attn_implementation": "eager"' in found["direction"].remedy
 
 
-def test_one_one_sided_layer_among_two_sided_ones_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_causal_layer_among_two_sided_ones_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layer 1 reads through a triangular mask, whatever the others do."""
 
     def triangle(layer, args, kwargs):

@@ -22,7 +22,7 @@ def prepare(job: dict) -> Callable[[], dict[str, np.ndarray]]:
 
 
 def _bidirectional(folder: str, dtype: torch.dtype):
-    """A GritLM whose trunk attends both ways.
+    """A GritLM whose decoder attends both ways.
 
     `attn="bb"` works only with modelling files that GritLM's hub repositories carry and its package does not: a stock
     model refuses the `is_causal` it passes. LLM2Vec's bidirectional Mistral, which is on PyPI, takes their place.
@@ -32,5 +32,5 @@ def _bidirectional(folder: str, dtype: torch.dtype):
 
     model = GritLM(folder, mode="embedding", pooling_method="mean", attn=None, torch_dtype=dtype)
     model.model = MistralBiModel.from_pretrained(folder, torch_dtype=dtype).to(model.device).eval()
-    model.tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the trunk refuses token_type_ids
+    model.tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the decoder refuses token_type_ids
     return model

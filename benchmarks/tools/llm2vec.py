@@ -32,7 +32,7 @@ def prepare_encode(job: dict) -> Callable[[], Result]:
     limits = {"max_length": job["max_tokens"], "doc_max_length": job["max_tokens"]}
     dtype = getattr(torch, job["dtype"])
     model = LLM2Vec.from_pretrained(job["model"], pooling_mode="mean", torch_dtype=dtype, **limits)
-    model.tokenizer.model_input_names = ["input_ids", "attention_mask"]  # its trunk refuses token_type_ids
+    model.tokenizer.model_input_names = ["input_ids", "attention_mask"]  # its decoder refuses token_type_ids
     texts = read(job["texts"])
 
     def run() -> Result:
@@ -66,7 +66,7 @@ def prepare_mntp(job: dict) -> Callable[[], Result]:
 
 
 def _add_adapter(model: torch.nn.Module, weights: str) -> None:
-    """Put LoRA on every linear of the trunk, as LLM2Vec's scripts do, with known values in A and B."""
+    """Put LoRA on every linear of the decoder, as LLM2Vec's scripts do, with known values in A and B."""
     from peft import LoraConfig, get_peft_model
 
     # Dropout would make the tools differ; it is cheap, so leaving it out favours nobody.

@@ -14,15 +14,15 @@ from jobs import gradients, read
 
 
 def prepare(job: dict) -> Callable[[], dict[str, np.ndarray]]:
-    """A function that makes one step: {"loss": (1,), "gradient:<name>": array} for every parameter of the trunk."""
+    """A function that makes one step: {"loss": (1,), "gradient:<name>": array} for every parameter of the decoder."""
     if job["task"] != "contrastive":
         raise ValueError(f"Tevatron has no task {job['task']!r} here; give contrastive")
     from llm2vec.models import MistralBiModel
     from tevatron.loss import SimpleContrastiveLoss
     from tevatron.trainer import get_dense_rep, split_dense_inputs
 
-    trunk = MistralBiModel.from_pretrained(job["model"], torch_dtype=getattr(torch, job["dtype"]))
-    model = _dense_model(trunk).train()
+    decoder = MistralBiModel.from_pretrained(job["model"], torch_dtype=getattr(torch, job["dtype"]))
+    model = _dense_model(decoder).train()
     loss_function = SimpleContrastiveLoss(n_target=1)
     cache = _grad_cache()(
         models=[model, model],
@@ -37,7 +37,7 @@ def prepare(job: dict) -> Callable[[], dict[str, np.ndarray]]:
     def run() -> dict[str, np.ndarray]:
         model.zero_grad(set_to_none=True)
         loss = cache({"query": queries}, {"passage": documents})
-        return {"loss": loss.detach().numpy().reshape(1), **gradients(trunk.named_parameters())}
+        return {"loss": loss.detach().numpy().reshape(1), **gradients(decoder.named_parameters())}
 
     return run
 
@@ -50,14 +50,14 @@ def _collated(job: dict) -> list[dict[str, torch.Tensor]]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(job["model"], padding_side="right")
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the trunk refuses token_type_ids
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the decoder refuses token_type_ids
     sides = zip(*read(job["pairs"]), strict=True)
     options = {"padding": True, "truncation": True, "max_length": job["max_tokens"], "return_tensors": "pt"}
     return [dict(tokenizer(list(texts), **options)) for texts in sides]
 
 
-def _dense_model(trunk: torch.nn.Module) -> torch.nn.Module:
-    """Tevatron's DenseModel over one trunk for both sides, with unit mean vectors.
+def _dense_model(decoder: torch.nn.Module) -> torch.nn.Module:
+    """Tevatron's DenseModel over one decoder for both sides, with unit mean vectors.
 
     Its own pooling is the first token; its decoder example overrides the same two methods to pool another way.
     """
@@ -75,7 +75,7 @@ def _dense_model(trunk: torch.nn.Module) -> torch.nn.Module:
             mean = (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1)  # (B, D)
             return hidden, torch.nn.functional.normalize(mean, dim=-1)
 
-    return MeanDenseModel(lm_q=trunk, lm_p=trunk, train_args=SimpleNamespace(negatives_x_device=False))
+    return MeanDenseModel(lm_q=decoder, lm_p=decoder, train_args=SimpleNamespace(negatives_x_device=False))
 
 
 def _grad_cache() -> type:

@@ -1,4 +1,4 @@
-"""The trunk that leaves the house: weights without a head, and a config.json that every engine reads alike."""
+"""The decoder that leaves the house: weights without a head, and a config.json that every engine reads alike."""
 
 import json
 from pathlib import Path
@@ -29,11 +29,11 @@ _GUARD = (
 
 def write(parts: "Parts", folder: Path, dtype: str | None) -> list[str]:
     """Weights and config.json; what a reader should know about them. dtype: None for the weights' own."""
-    trunk = parts.backbone.trunk
-    former = {name: getattr(trunk.config, name) for name in ("architectures", "dtype")}
-    trunk.save_pretrained(folder, state_dict=None if dtype is None else _rounded(trunk, dtype))
+    decoder = parts.backbone.decoder
+    former = {name: getattr(decoder.config, name) for name in ("architectures", "dtype")}
+    decoder.save_pretrained(folder, state_dict=None if dtype is None else _rounded(decoder, dtype))
     for name, value in former.items():  # saving sets both on the live model
-        setattr(trunk.config, name, value)
+        setattr(decoder.config, name, value)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if dtype is not None:
         config["dtype"] = dtype
@@ -61,7 +61,7 @@ def write(parts: "Parts", folder: Path, dtype: str | None) -> list[str]:
 
 
 def read(folder: Path) -> "PretrainedConfig":
-    """The configuration of a directory, with which our own code opens its trunk by AutoModel.from_pretrained.
+    """The configuration of a directory, with which our own code opens its decoder by AutoModel.from_pretrained.
 
     Gemma 3 has the switch of all other families, is_causal, in place of the key that engines read (`_attention_keys`):
     both together would widen the window by one, and the mask that the key makes is of functions that can't be traced.
@@ -79,7 +79,7 @@ def read(folder: Path) -> "PretrainedConfig":
 
 
 def model_args(parts: "Parts") -> dict[str, Any]:
-    """How sentence-transformers has to load the trunk; empty for a causal one."""
+    """How sentence-transformers has to load the decoder; empty for a causal one."""
     if not parts.backbone.bidirectional:
         return {}
     eager = needs_eager(parts)
@@ -93,12 +93,12 @@ def needs_eager(parts: "Parts") -> bool:
     return parts.backbone.bidirectional and parts.backbone.config.model_type in _EAGER_ONLY
 
 
-def _rounded(trunk: "nn.Module", dtype: str) -> "dict[str, Tensor]":
-    """The trunk's weights in another storage type. ValueError if one of them is too large for it."""
+def _rounded(decoder: "nn.Module", dtype: str) -> "dict[str, Tensor]":
+    """The decoder's weights in another storage type. ValueError if one of them is too large for it."""
     import torch
 
     state = {}
-    for name, tensor in trunk.state_dict().items():
+    for name, tensor in decoder.state_dict().items():
         state[name] = tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
         if not torch.isfinite(state[name]).all() and torch.isfinite(tensor).all():
             raise InputError(f"{name} has values that {dtype} can't hold; write bfloat16 or float32")

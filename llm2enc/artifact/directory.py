@@ -1,6 +1,6 @@
 """The directory that comes out: sentence-transformers' layout, written so that every engine reads the same model.
 
-    model.safetensors, config.json     the bare trunk, without head or prefix, and both keys for bidirectional attention
+    model.safetensors, config.json     the bare decoder, without head or prefix, and both keys for bidirectional attention
     tokenizer.json, ...                with the input template as post-processor
     modules.json, 1_Pooling/, 2_Dense/ (the head, if any), 2_ or 3_Normalize/
     sentence_bert_config.json, config_sentence_transformers.json
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm2enc.artifact import card as model_card
-from llm2enc.artifact import config as trunk_config
+from llm2enc.artifact import config as decoder_config
 from llm2enc.artifact import dense
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact import tokenizer as exported
@@ -89,7 +89,7 @@ def write(
     check_target(folder)
     proof = proven(parts.backbone) if dtype is None else None
     with atomic_directory(folder) as partial:
-        notes = trunk_config.write(parts, partial, dtype)
+        notes = decoder_config.write(parts, partial, dtype)
         sentence_transformers = _write_modules(parts, partial)
         notes += sentence_transformers.pop("notes")
         known = {
@@ -156,7 +156,7 @@ def _open(folder: Path, metadata: Metadata, dtype: str = "auto", other: Sequence
     from llm2enc.model import limits as positions
     from llm2enc.text import InputFormat
 
-    config = trunk_config.read(folder)
+    config = decoder_config.read(folder)
     positions.check(config, {"input.max_tokens": metadata.input.max_tokens})
     check_weights(folder, other)
     with naming_untrusted_code(folder):
@@ -182,7 +182,7 @@ def _write_modules(parts: Parts, folder: Path) -> dict[str, Any]:
     """Tokenizer and sentence-transformers' files; what they can say of this encoder and what not."""
     input_format, pooling = parts.input_format, parts.pooling
     split = exported.layout(input_format)
-    rows = parts.backbone.trunk.get_input_embeddings().num_embeddings
+    rows = parts.backbone.decoder.get_input_embeddings().num_embeddings
     written = exported.write(input_format, split, folder, pooling, rows)
     differences = exported.telling(written.differences)
     # A prompt that gives other ids for a plain text is left out: an error that names it is better than a wrong vector.
@@ -200,7 +200,7 @@ def _write_modules(parts: Parts, folder: Path) -> dict[str, Any]:
         write_json(place / "config.json", {})  # an empty folder would not survive git
     write_json(
         folder / "sentence_bert_config.json",
-        _transformer(exported.max_seq_length(input_format, split), trunk_config.model_args(parts)),
+        _transformer(exported.max_seq_length(input_format, split), decoder_config.model_args(parts)),
     )
     write_json(folder / "config_sentence_transformers.json", _top(prompts))
     return {

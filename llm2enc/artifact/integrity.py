@@ -90,7 +90,7 @@ def check_golden(parts: Parts, metadata: Metadata, folder: Path) -> None:
     expected = torch.tensor(golden.vectors[0])
     difference = float((vector - expected).norm() / expected.norm())
     stored = getattr(torch, json.loads((folder / "config.json").read_text(encoding="utf-8")).get("dtype", "float32"))
-    room = max(TOLERANCE[dtype] for dtype in (stored, backbone.trunk.dtype))
+    room = max(TOLERANCE[dtype] for dtype in (stored, backbone.decoder.dtype))
     if not difference <= room:
         raise InputError(
             f"{folder} does not give the vector that was saved with it (difference {difference:.2g}, rounding explains "

@@ -96,7 +96,7 @@ class MergeRecord(_Record):
     method: Literal["average", "slerp"]
     parents: list[Parent]
     base: str | None
-    """Fingerprint of the base's trunk; None without one."""
+    """Fingerprint of the base's decoder; None without one."""
     towards: float
     """Share of the base in the result, 0 to 1."""
 

@@ -32,19 +32,19 @@ def check_sharding() -> None:
         )
 
 
-def shard_layers(trunk: nn.Module, layers: Sequence[nn.Module], whole: set[nn.Parameter]) -> None:
+def shard_layers(decoder: nn.Module, layers: Sequence[nn.Module], whole: set[nn.Parameter]) -> None:
     """Cut the parameters of `layers` into parts, one per process. Those in `whole` stay whole in every process."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    kind = next(trunk.parameters()).device.type
+    kind = next(decoder.parameters()).device.type
     mesh = init_device_mesh(kind, (dist.get_world_size(),))
     for layer in layers:
         part = fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
     # It owns nothing, but ends the backward pass of layers whose own hooks see no gradient.
-    fully_shard(trunk, mesh=mesh, ignored_params=whole)
+    fully_shard(decoder, mesh=mesh, ignored_params=whole)
 
 
 def is_sharded(tensor: Tensor) -> bool:

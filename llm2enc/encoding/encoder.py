@@ -77,7 +77,7 @@ class Encoder(nn.Module):
         """An encoder from a causal LM, converted and proven.
 
         model   a ModelSpec, or a hub id, directory or `pocket` with the spec's defaults
-        raises  CannotConvert if its attention stays one-sided, ValueError if `input` asks for more tokens than it takes
+        raises  CannotConvert if its attention stays causal, ValueError if `input` asks for more tokens than it takes
         """
         spec = ModelSpec(name=model) if isinstance(model, str) else model
         return Encoder._converted(spec, input, pooling, normalize, None, seed, {"input.max_tokens": input.max_tokens})

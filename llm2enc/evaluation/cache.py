@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from llm2enc.evaluation.models import Opened
-from llm2enc.storage import refusal
+from llm2enc.storage import storage_error
 
 BLOCK = 2048  # texts encoded and written at a time: what an interruption can lose
 
@@ -132,7 +132,7 @@ class CachedEncoder:
 
     def _explained(self, error: sqlite3.Error) -> Exception:
         """The error with the file's name, where it comes of the file system."""
-        found = refusal(error)
+        found = storage_error(error)
         if found is None:
             return error
         return OSError(found.errno, f"{error} (the cache of vectors; see $LLM2ENC_CACHE and --no-cache)", self._path)

@@ -7,7 +7,7 @@ A run keeps an adapter per stage, each trained on the merged weights of the stag
 so the chain is one adapter whose rank is the sum of the ranks (LoRA: arXiv 2106.09685, eq. 3). `write` adds two forms of
 it to a directory:
 
-    adapter/              keys for the bare trunk (AutoModel), which `load` takes too
+    adapter/              keys for the bare decoder (AutoModel), which `load` takes too
     adapter-causal-lm/    the same tensors under the names of the ...ForCausalLM class, what serving engines want
 
 Both have one rank everywhere, with zero blocks where a stage left a module alone: several engines read `r` and
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SUMMARY = "one LoRA adapter on the base model that equals all stages of a run (PEFT's layout)"
 FACTS = "llm2enc_adapter.json"
 FORMAT = 1
-TRUNK, CAUSAL_LM = "adapter", "adapter-causal-lm"
+DECODER, CAUSAL_LM = "adapter", "adapter-causal-lm"
 
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<kind>lora|lora_embedding)_(?P<factor>[AB])(\.weight)?")
 # Settings of PEFT under which an adapter is not s B A alone, and the value that means "not so".
@@ -49,7 +49,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-def refusal(run: Path) -> str:
+def unsupported_reason(run: Path) -> str:
     """Why the run in folder `run` can't become one adapter; empty if it can. Reads small files only."""
     if not (run / "recipe.yaml").is_file():
         return (
@@ -84,10 +84,10 @@ def refusal(run: Path) -> str:
 def write(run: Path, folder: Path) -> list[Path]:
     """`folder`/adapter and `folder`/adapter-causal-lm from the stages of `run`; the files.
 
-    raises  CannotExport if `refusal` says so; ValueError if a stage's adapter does not fit the base model, or if one of
+    raises  CannotExport if `unsupported_reason` says so; ValueError if a stage's adapter does not fit the base model, or if one of
             the two directories exists and was not written by this function
     """
-    reason = refusal(run)
+    reason = unsupported_reason(run)
     if reason:
         raise CannotExport(reason)
     recipe = load_recipe(str(run / "recipe.yaml"))
@@ -96,11 +96,11 @@ def write(run: Path, folder: Path) -> list[Path]:
     # An adapter that the next stage goes on with is in that one's already.
     tensors = stack([_stage(stage) for index, stage in enumerate(folders) if not recipe.adapter_goes_on(index)])
     names = _names(recipe)
-    unknown = sorted({module for module, _ in tensors} - names.trunk)
+    unknown = sorted({module for module, _ in tensors} - names.decoder)
     if unknown:
         raise InputError(f"{run}: the base model {recipe.model.name} has no modules {unknown[:3]}; it has changed")
     facts = _facts(recipe, folders, rank=len(next(iter(tensors.values()))[0]))
-    files = _write_form(folder / TRUNK, tensors, names.trunk, "", facts | {"inside": names.inside})
+    files = _write_form(folder / DECODER, tensors, names.decoder, "", facts | {"inside": names.inside})
     return files + _write_form(folder / CAUSAL_LM, tensors, names.model, names.prefix, facts)
 
 
@@ -220,13 +220,13 @@ def _breaks(folders: list[Path]) -> list[str]:
 class _Names(NamedTuple):
     """Modules of the base model by name."""
 
-    trunk: set[str]
+    decoder: set[str]
     model: set[str]
     """Those of the whole causal LM."""
     prefix: str
-    """What stands before the trunk's names there."""
+    """What stands before the decoder's names there."""
     inside: str
-    """Attribute of what AutoModel opens that is the trunk; empty where it opens just that (not so with vision)."""
+    """Attribute of what AutoModel opens that is the decoder; empty where it opens just that (not so with vision)."""
 
 
 def _names(recipe: Recipe) -> _Names:
@@ -239,10 +239,10 @@ def _names(recipe: Recipe) -> _Names:
         model = AutoModelForCausalLM.from_config(
             load_config(recipe.model), trust_remote_code=recipe.model.trust_remote_code
         )
-    trunk = Backbone(model, bidirectional=recipe.model.attention == "bidirectional").trunk
-    prefix = next(name for name, module in model.named_modules() if module is trunk)
-    inner = next((name for name, module in model.base_model.named_modules() if module is trunk), "")
-    own = {name for name, _ in trunk.named_modules()}
+    decoder = Backbone(model, bidirectional=recipe.model.attention == "bidirectional").decoder
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    inner = next((name for name, module in model.base_model.named_modules() if module is decoder), "")
+    own = {name for name, _ in decoder.named_modules()}
     whole = {name for name, _ in model.named_modules()}
     return _Names(own, whole, f"{prefix}.", "" if inner == prefix else inner)
 
@@ -255,7 +255,7 @@ def _targets(modules: set[str], names: set[str]) -> list[str]:
 
 
 def _dtype(backbone: "Backbone") -> str:
-    return str(next(backbone.trunk.parameters()).dtype).removeprefix("torch.")
+    return str(next(backbone.decoder.parameters()).dtype).removeprefix("torch.")
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -264,7 +264,7 @@ def _dtype(backbone: "Backbone") -> str:
 def _write_form(
     folder: Path, tensors: "dict[tuple[str, str], Any]", names: set[str], prefix: str, facts: dict[str, Any]
 ) -> list[Path]:
-    """One directory; `prefix` stands before the trunk's module names."""
+    """One directory; `prefix` stands before the decoder's module names."""
     from safetensors.torch import save_file
 
     state, rank = {}, facts["rank"]
@@ -274,7 +274,7 @@ def _write_form(
         state[f"base_model.model.{prefix}{module}.{kind}_B{suffix}"] = b
     config = {
         "peft_type": "LORA",
-        "task_type": "FEATURE_EXTRACTION" if folder.name == TRUNK else "CAUSAL_LM",
+        "task_type": "FEATURE_EXTRACTION" if folder.name == DECODER else "CAUSAL_LM",
         "base_model_name_or_path": facts["base"],
         "revision": facts["revision"],
         "inference_mode": True,
@@ -309,7 +309,7 @@ def _readme(form: str, facts: dict[str, Any]) -> str:
     """How to open the adapter rightly: no file of PEFT says that the base must read in both directions."""
     base = facts["base"]
     head = f"---\nlibrary_name: peft\n{f'base_model: {base}' + chr(10) if base else ''}tags: [llm2enc, lora]\n---\n"
-    name, model = base or "path/to/the/base", "AutoModel" if form == TRUNK else "AutoModelForCausalLM"
+    name, model = base or "path/to/the/base", "AutoModel" if form == DECODER else "AutoModelForCausalLM"
     inside = f".{facts['inside']}" if facts.get("inside") else ""
     switch = "config.get_text_config().is_causal = False\n" if facts["attention"] == "bidirectional" else ""
     warning = (
@@ -344,17 +344,17 @@ def _read_facts(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder} is no adapter directory of llm2enc: it has no {FACTS}")
     with explained(str(path), "export the adapter again"):
         facts = json.loads(path.read_text(encoding="utf-8"))
-    if facts.get("format") != FORMAT or facts.get("form") != TRUNK:
+    if facts.get("format") != FORMAT or facts.get("form") != DECODER:
         raise InputError(
-            f"{folder} holds the form {facts.get('form')!r} in format {facts.get('format')!r}; expected {TRUNK!r} in "
-            f"format {FORMAT}: give the directory `{TRUNK}` beside it"
+            f"{folder} holds the form {facts.get('form')!r} in format {facts.get('format')!r}; expected {DECODER!r} in "
+            f"format {FORMAT}: give the directory `{DECODER}` beside it"
         )
     return facts
 
 
 def _check_target(folder: Path, result: str) -> None:
     """ValueError if the files would replace what is not ours, or stand beside another model than they make."""
-    for path in (folder / TRUNK, folder / CAUSAL_LM):
+    for path in (folder / DECODER, folder / CAUSAL_LM):
         if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / FACTS).is_file()):
             raise InputError(
                 f"{path} is in use and was not written by this export (no {FACTS}); choose another directory"

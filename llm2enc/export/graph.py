@@ -6,7 +6,7 @@
     sentence_embedding   (B, D)    float32, pooled over the mask, through the head if there is one, of unit length if the
                                    encoder normalises
 
-The trunk is opened from the directory as other programs open it, in the family's own eager attention: our packed
+The decoder is opened from the directory as other programs open it, in the family's own eager attention: our packed
 attention is no graph, and in SDPA a token of padding that sees nothing (under a sliding window) becomes NaN and spoils
 the rows behind it, where eager masks with the smallest finite number.
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from llm2enc.artifact import Metadata, asked, dense
-from llm2enc.artifact import config as trunk_config
+from llm2enc.artifact import config as decoder_config
 from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotExport, InputError, require
 from llm2enc.model import POOLERS
@@ -49,20 +49,20 @@ Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 class Graph(nn.Module):
     """Trunk, pooling, head and normalisation."""
 
-    def __init__(self, trunk: nn.Module, pooling: Pooling, normalize: bool, head: nn.Module | None = None):
+    def __init__(self, decoder: nn.Module, pooling: Pooling, normalize: bool, head: nn.Module | None = None):
         super().__init__()
-        self.trunk = trunk
+        self.decoder = decoder
         self.head = head
         self.pooling: Pooling = pooling
         self.normalize = normalize
-        self.positions = "position_ids" in inspect.signature(trunk.forward).parameters
+        self.positions = "position_ids" in inspect.signature(decoder.forward).parameters
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """See the module's docstring."""
         count = attention_mask.cumsum(1)  # (B, S) tokens so far
         # Counted from the first token, so that padding on the left moves no position.
         positions = {"position_ids": (count - 1).clamp(min=0)} if self.positions else {}
-        output = self.trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
+        output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
         hidden = output.last_hidden_state
         weights = POOLERS[self.pooling].weights(attention_mask, count).to(hidden.dtype)
         vectors = (weights[:, None] @ hidden)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1)
@@ -74,17 +74,17 @@ def open_graph(folder: Path, metadata: Metadata) -> Graph:
     """The graph of a directory, in float32 and evaluation mode, on the CPU."""
     from transformers import AutoModel
 
-    trunk = AutoModel.from_pretrained(
-        folder, config=trunk_config.read(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
+    decoder = AutoModel.from_pretrained(
+        folder, config=decoder_config.read(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
         attn_implementation="eager",
     )  # fmt: skip
     head = dense.read(folder, metadata.head) if metadata.head else None
-    return Graph(trunk, metadata.pooling, metadata.normalize, head).eval()
+    return Graph(decoder, metadata.pooling, metadata.normalize, head).eval()
 
 
 def example(graph: Graph) -> tuple[Tensor, Tensor]:
     """Inputs (2, 7) to trace with: one text has padding, so that no branch for full rows is what gets traced."""
-    ids = torch.arange(14).view(2, 7) % graph.trunk.config.vocab_size
+    ids = torch.arange(14).view(2, 7) % graph.decoder.config.vocab_size
     mask = torch.ones_like(ids)
     mask[1, 5:] = 0
     return ids, mask
@@ -93,7 +93,7 @@ def example(graph: Graph) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
-def refusal(encoder: Encoder, metadata: Metadata) -> str:
+def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
     """Why no graph whose only inputs are ids and mask gives this encoder's vectors; empty if one does."""
     if not metadata.native:
         return (
@@ -126,7 +126,7 @@ def check_request(
     encoder: Encoder, metadata: Metadata, dtypes: tuple[str, ...], packages: tuple[str, ...], extra: str
 ) -> None:
     """CannotExport for an encoder that no graph holds; ValueError for a storage type that none has, or missing packages."""
-    reason = refusal(encoder, metadata)
+    reason = unsupported_reason(encoder, metadata)
     if reason:
         raise CannotExport(reason)
     if not dtypes or any(dtype not in FLOORS for dtype in dtypes):

@@ -54,7 +54,7 @@ _TASKS: dict[str, tuple[str, ...]] = {
 _UNRECORDED = "whatever this encoder saw in training: it was saved without a recipe"
 
 
-def refusal(encoder: Encoder, metadata: Metadata) -> str:
+def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
     """Nothing: what sentence-transformers can't run, llm2enc runs."""
     return ""
 
@@ -71,8 +71,8 @@ def write(encoder: Encoder, folder: Path, metadata: Metadata, *, name: str | Non
 
 def _source(encoder: Encoder, folder: Path, metadata: Metadata, name: str | None) -> str:
     recipe = metadata.recipe
-    parameters = list(encoder.backbone.trunk.parameters())
-    embeddings = encoder.backbone.trunk.get_input_embeddings().weight
+    parameters = list(encoder.backbone.decoder.parameters())
+    embeddings = encoder.backbone.decoder.get_input_embeddings().weight
     known, unknown = training_tasks(metadata.recipes)
     fields = {
         "loader": "load",

@@ -61,9 +61,9 @@ _HALF = 10  # TensorProto.FLOAT16
 _FLOAT = 1  # TensorProto.FLOAT
 
 
-def refusal(encoder: Encoder, metadata: Metadata) -> str:
+def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
     """Why this encoder can't have the form; empty if it can."""
-    return graph.refusal(encoder, metadata)
+    return graph.unsupported_reason(encoder, metadata)
 
 
 def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: tuple[str, ...] = ("float32",)) -> list[Path]:

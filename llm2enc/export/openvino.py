@@ -36,9 +36,9 @@ FILES = {"float32": "openvino_model.xml", "float16": "openvino_model_fp16.xml"}
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
-def refusal(encoder: Encoder, metadata: Metadata) -> str:
+def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
     """Why this encoder can't have the form; empty if it can."""
-    return graph.refusal(encoder, metadata)
+    return graph.unsupported_reason(encoder, metadata)
 
 
 def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: tuple[str, ...] = ("float32",)) -> list[Path]:

@@ -5,7 +5,7 @@
     mteb                    how mteb runs the model
     adapter                 the LoRA chain of a run as one adapter for the model it started from
 
-Each form is a module with SUMMARY, `refusal` and `write`. A form that an encoder can't have is refused with the reason
+Each form is a module with SUMMARY, `unsupported_reason` and `write`. A form that an encoder can't have is refused with the reason
 before anything is written.
 """
 
@@ -147,10 +147,10 @@ def _refusal(form: str, encoder: Encoder, metadata: Metadata, source: Source) ->
     if form == DIRECTORY:
         return ""
     if form != "adapter":
-        return _module(form).refusal(encoder, metadata)
+        return _module(form).unsupported_reason(encoder, metadata)
     if source.run is None:
         return "an adapter is made of the stages of a run; give the run's folder, as `llm2enc convert` left it"
-    return _module(form).refusal(source.run)
+    return _module(form).unsupported_reason(source.run)
 
 
 def _module(form: str) -> ModuleType:

@@ -103,7 +103,7 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def names_in_base(parent: Weights, base: Weights) -> dict[str, str]:
-    """Name in the trunk -> name in the base, which may put a prefix such as `model.` before all of them; {} if unlike."""
+    """Name in the decoder -> name in the base, which may put a prefix such as `model.` before all of them; {} if unlike."""
     first = next(iter(parent.files))
     for found in base.files:
         prefix = found.removesuffix(first)
@@ -113,7 +113,7 @@ def names_in_base(parent: Weights, base: Weights) -> dict[str, str]:
 
 
 def unlike_base(parent: Weights, base: Weights) -> list[str]:
-    """Why the trunk of `base` is not the one that `parent` came from."""
+    """Why the decoder of `base` is not the one that `parent` came from."""
     names, first, root = names_in_base(parent, base), parent.folder, base.folder
     if not names:
         return [f"{root} does not have the tensors of {first} under any prefix, such as {next(iter(parent.files))}"]

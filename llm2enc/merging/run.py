@@ -47,7 +47,7 @@ def merge(
     """How the encoder was made that is merged from the exported directories `folders` and written to `out`.
 
     weights  one per folder, equal by default; only their ratios count
-    base     a directory with the same trunk, exported or a causal LM whose head is ignored, or `pocket`
+    base     a directory with the same decoder, exported or a causal LM whose head is ignored, or `pocket`
     towards  share of the base in the result, 0 to 1
     raises   ValueError with everything that does not fit, before any weight is read or anything written
     """

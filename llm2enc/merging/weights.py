@@ -58,7 +58,7 @@ class Weights:
 def fingerprint(weights: Weights, names: dict[str, str], stored: Weights) -> str:
     """What `Backbone.fingerprint` gives for these weights once they are loaded in the storage types of `stored`.
 
-    names  of the trunk's tensors, as `stored` has them -> as `weights` has them
+    names  of the decoder's tensors, as `stored` has them -> as `weights` has them
     """
     digest = hashlib.sha256()
     for name in sorted(names):

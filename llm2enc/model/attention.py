@@ -52,7 +52,7 @@ class Group:
     offsets: Tensor  # (N, K) the same, counted from the start of each text
 
     @property
-    def everything_asks(self) -> bool:
+    def all_outputs_needed(self) -> bool:
         return self.keys.shape == self.queries.shape
 
 
@@ -236,7 +236,7 @@ def _grouped(packing: Packing, query: Tensor, key: Tensor, value: Tensor) -> Ite
 
 def _group_mask(group: Group, causal: bool, window: int | None) -> tuple[Tensor | None, bool]:
     """The mask SDPA needs, if any, and whether its own causal flag does instead: SDPA takes one of the two."""
-    if window is None and (not causal or group.everything_asks):
+    if window is None and (not causal or group.all_outputs_needed):
         return None, causal and group.keys.size(1) > 1
     keys = torch.arange(group.keys.size(1), device=group.keys.device)
     distance = group.offsets[:, None, :, None] - keys  # (N, 1, K, L)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
     from llm2enc.model.proof import Proof
-from llm2enc.model.families import families, one_sided_by_config, text_config
+from llm2enc.model.families import causal_by_config, families, text_config
 
 Route = Literal["packed", "mask", "alone"]
 """`packed`: our attention, no mask. `mask`: the family's own under a block-diagonal mask. `alone`: texts by length, one
@@ -49,7 +49,7 @@ _NO_SETTINGS = {
 
 
 class Backbone(nn.Module):
-    """A transformers model that reads packed rows. `model` may have a language-model head or be a bare trunk."""
+    """A transformers model that reads packed rows. `model` may have a language-model head or be a bare decoder."""
 
     def __init__(self, model: "PreTrainedModel", bidirectional: bool):
         super().__init__()
@@ -61,18 +61,18 @@ class Backbone(nn.Module):
         self._outline: list[Backbone] = []  # this backbone without its layers' weights, while processes share them
         self._convert()
         self.route = self._choose_route()
-        self._pruning = LastLayerPruning(self.trunk) if self.route == "packed" else None
-        self._float32 = Float32Arithmetic(self.trunk)
+        self._pruning = LastLayerPruning(self.decoder) if self.route == "packed" else None
+        self._float32 = Float32Arithmetic(self.decoder)
 
     # ---- facts
 
     @property
-    def trunk(self) -> "PreTrainedModel":
+    def decoder(self) -> "PreTrainedModel":
         """The text model without its head; what is exported and what adapters live in."""
         if text_config(self.model.config) is not self.model.config:
             return self.model.get_decoder()
         base = self.model.base_model
-        if base is self.model and self.model.get_output_embeddings() is not None:  # Llama 4 misnames its trunk
+        if base is self.model and self.model.get_output_embeddings() is not None:  # Llama 4 misnames its decoder
             return self.model.model
         return base
 
@@ -90,7 +90,7 @@ class Backbone(nn.Module):
 
     @property
     def has_head(self) -> bool:
-        return self.trunk is not self.model and self.model.get_output_embeddings() is not None
+        return self.decoder is not self.model and self.model.get_output_embeddings() is not None
 
     @property
     def has_adapter(self) -> bool:
@@ -101,11 +101,11 @@ class Backbone(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def fingerprint(self, adapter: bool = False) -> str:
-        """SHA-256 of the trunk's weights: what an adapter's parent is recognised by.
+        """SHA-256 of the decoder's weights: what an adapter's parent is recognised by.
 
         adapter  include the weights of the adapter itself, if there is one
         """
-        return digest(self.trunk.state_dict() if adapter and self.has_adapter else _plain_state(self.trunk))
+        return digest(self.decoder.state_dict() if adapter and self.has_adapter else _plain_state(self.decoder))
 
     def settings(self) -> dict[str, Any]:
         """The configuration, without what says nothing of the states of given ids in a given direction."""
@@ -122,7 +122,7 @@ class Backbone(nn.Module):
         causal = not self.bidirectional if causal is None else causal
         # Never in training: a gradient cache runs once without a graph, and then again with one, and both must agree.
         encoding = not (self.training or torch.is_grad_enabled())
-        widen = encoding and emulated(next(self.trunk.parameters()).dtype, self.device)
+        widen = encoding and emulated(next(self.decoder.parameters()).dtype, self.device)
         with self._float32.active(widen):
             if self.route == "alone":
                 return self._alone(tokens)
@@ -137,19 +137,19 @@ class Backbone(nn.Module):
             packing = Packing.of(tokens, causal)
             last = packing if wanted is None else Packing.of(tokens, causal, wanted)
             with packed_call():
-                return self.trunk(**row, packing=packing, last_packing=last).last_hidden_state[0]
+                return self.decoder(**row, packing=packing, last_packing=last).last_hidden_state[0]
 
     @property
     def depth(self) -> int:
         """Number of decoder layers."""
-        return len(decoder_layers(self.trunk))
+        return len(decoder_layers(self.decoder))
 
     def layers(self, tokens: Tokens, causal: bool | None = None) -> list[Tensor]:
         """States (T, D) of every layer: 0 is what the first layer is given, the last one what `hidden` returns.
 
         raises  ValueError for models whose layers hand on something else than one row of states
         """
-        states = LayerStates(self.trunk)
+        states = LayerStates(self.decoder)
         with states:
             final = self.hidden(tokens, causal)
         shape = (1, *final.shape)
@@ -188,7 +188,7 @@ class Backbone(nn.Module):
     def set_attention_dropout(self, rate: float) -> None:
         """Set the dropout on attention weights. ValueError if the family has none and `rate` is not zero."""
         found = 0
-        for module in self.trunk.modules():
+        for module in self.decoder.modules():
             for name in ("attention_dropout", "attn_dropout", "attn_pdrop"):
                 value = getattr(module, name, None)
                 if isinstance(value, nn.Dropout):
@@ -205,22 +205,24 @@ class Backbone(nn.Module):
     # ---- adapters
 
     def add_lora(self, spec: LoraSpec, seed: int) -> None:
-        """A fresh adapter on the trunk; everything else is frozen. Its weights are float32."""
+        """A fresh adapter on the decoder; everything else is frozen. Its weights are float32."""
         from peft import LoraConfig, get_peft_model
 
         targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
         if isinstance(targets, list):  # PEFT is content if one of them matches
-            names = [f".{name}" for name, _ in self.trunk.named_modules()]
+            names = [f".{name}" for name, _ in self.decoder.named_modules()]
             unknown = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]
             if unknown:
-                linear = {name.rpartition(".")[2] for name, m in self.trunk.named_modules() if isinstance(m, nn.Linear)}
+                linear = {
+                    name.rpartition(".")[2] for name, m in self.decoder.named_modules() if isinstance(m, nn.Linear)
+                }
                 raise InputError(f"lora.targets {unknown} match no module of this model; it has {sorted(linear)}")
         config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets)
         self.model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            # PEFT puts its layers into the trunk itself; keeping its wrapper out of our modules keeps names clean.
-            self._peft = [get_peft_model(self.trunk, config)]
+            # PEFT puts its layers into the decoder itself; keeping its wrapper out of our modules keeps names clean.
+            self._peft = [get_peft_model(self.decoder, config)]
         for layer in self._lora_layers():
             if isinstance(layer.get_base_layer(), nn.Linear):
                 layer.forward = partial(_lora_linear, layer)
@@ -231,15 +233,15 @@ class Backbone(nn.Module):
         if not self.has_adapter:
             raise InputError("`lora: continue` has nothing to go on with: the model carries no adapter")
         self.model.requires_grad_(False)
-        for name, parameter in self.trunk.named_parameters():
+        for name, parameter in self.decoder.named_parameters():
             parameter.requires_grad_(".lora_" in name)
 
     def train_everything(self, head: bool) -> None:
         """All weights get a gradient; those of an untied head only with `head`."""
-        if any(parameter.dtype != torch.float32 for parameter in self.trunk.parameters()):
+        if any(parameter.dtype != torch.float32 for parameter in self.decoder.parameters()):
             raise InputError("full training needs `model.dtype: float32`: updates vanish in 16-bit weights")
         self.model.requires_grad_(head)
-        self.trunk.requires_grad_(True)
+        self.decoder.requires_grad_(True)
 
     def merge_lora(self) -> None:
         """Add the adapter to the weights under it, in float32, and remove it."""
@@ -296,7 +298,7 @@ class Backbone(nn.Module):
                 f"`strategy: fsdp` needs every process to call the layers equally often, but {self.config.model_type} "
                 "reads texts by length, one call each; use `strategy: ddp`"
             )
-        layers = [layer for _, layer in decoder_layers(self.trunk)]
+        layers = [layer for _, layer in decoder_layers(self.decoder)]
         own = {id(p) for layer in layers for name, p in layer.named_parameters() if ".lora_" not in name}
         # What two layers share, or a layer and the head, belongs to no single layer and stays whole.
         uses = Counter(id(parameter) for _, parameter in self.named_parameters(remove_duplicate=False))
@@ -305,7 +307,7 @@ class Backbone(nn.Module):
         memo = {id(p): _without_memory(p) if id(p) in own else p for p in self.parameters()}
         outline = copy.deepcopy(self, memo)
         memo.clear()
-        distributed.shard_layers(self.trunk, layers, {p for p in self.parameters() if id(p) not in own})
+        distributed.shard_layers(self.decoder, layers, {p for p in self.parameters() if id(p) not in own})
         self._outline.append(outline)
 
     def unshard(self) -> None:
@@ -323,11 +325,11 @@ class Backbone(nn.Module):
     def _lora_layers(self) -> list[nn.Module]:
         from peft.tuners.lora import LoraLayer
 
-        return [module for module in self.trunk.modules() if isinstance(module, LoraLayer)]
+        return [module for module in self.decoder.modules() if isinstance(module, LoraLayer)]
 
     def _convert(self) -> None:
         causal = not self.bidirectional
-        for config in {id(c): c for c in (self.model.config, self.config, self.trunk.config)}.values():
+        for config in {id(c): c for c in (self.model.config, self.config, self.decoder.config)}.values():
             config.use_cache = False
             if self.bidirectional:
                 config.is_causal = False
@@ -337,7 +339,7 @@ class Backbone(nn.Module):
 
     def _choose_route(self) -> Route:
         """How packed rows are read; a few families bypass transformers' attention interface."""
-        if not self.bidirectional and one_sided_by_config(self.config):
+        if not self.bidirectional and causal_by_config(self.config):
             return "alone"
         known = families().get(self.config.model_type, {})
         if known.get("packed", True) and self.model._can_set_attn_implementation():
@@ -348,7 +350,7 @@ class Backbone(nn.Module):
     def _masked(self, tokens: Tokens, row: dict[str, Any], causal: bool) -> Tensor:
         """The same states by a block-diagonal (1, 1, T, T) mask, for families without the attention interface."""
         packing = Packing.of(tokens, causal)
-        dtype = torch.float32 if self._float32.on else next(self.trunk.parameters()).dtype
+        dtype = torch.float32 if self._float32.on else next(self.decoder.parameters()).dtype
         kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
         masks = {}
         for kind in kinds:
@@ -357,13 +359,13 @@ class Backbone(nn.Module):
             masks[kind] = additive.masked_fill(~mask, torch.finfo(dtype).min)[None, None]
         # Models with several kinds of layers take one mask per kind; one mask for all would narrow the others.
         mask = masks if len(masks) > 1 else masks.popitem()[1]
-        return self.trunk(**row, attention_mask=mask).last_hidden_state[0]
+        return self.decoder(**row, attention_mask=mask).last_hidden_state[0]
 
     def _alone(self, tokens: Tokens) -> Tensor:
         """The same states from one call per length, without masks: recurrent layers have no other border of a text."""
         states: Tensor | None = None
         for group in Packing.of(tokens, causal=True).groups:
-            found = self.trunk(input_ids=tokens.ids[group.keys], use_cache=False).last_hidden_state  # (N, L, D)
+            found = self.decoder(input_ids=tokens.ids[group.keys], use_cache=False).last_hidden_state  # (N, L, D)
             if states is None:
                 states = found.new_zeros(len(tokens.ids), found.size(-1))
             states = states.index_copy(0, group.keys.reshape(-1), found.flatten(0, 1))
@@ -371,7 +373,7 @@ class Backbone(nn.Module):
 
     @cached_property
     def _head(self) -> nn.Module:
-        """The model with a stub in place of its trunk: its own code turns given states into logits.
+        """The model with a stub in place of its decoder: its own code turns given states into logits.
 
         Scaling (Cohere, Granite), bias (Phi), soft caps (Gemma 2) and pre-head layers stay exactly as the family has
         them. Weights are shared, not copied.
@@ -379,24 +381,24 @@ class Backbone(nn.Module):
         head = copy.copy(self.model)
         head.__dict__ = dict(self.model.__dict__)
         head._modules = dict(self.model._modules)
-        name = next(name for name, module in head._modules.items() if self.trunk in module.modules())
+        name = next(name for name, module in head._modules.items() if self.decoder in module.modules())
         head._modules[name] = _GivenStates()
         return head
 
 
 class _GivenStates(nn.Module):
-    """A trunk whose last-layer states are the embeddings it is given."""
+    """A decoder whose last-layer states are the embeddings it is given."""
 
     @property
     def decoder(self) -> nn.Module:
-        return self  # OPT's head asks a part of its trunk
+        return self  # OPT's head asks a part of its decoder
 
     def forward(self, *args, inputs_embeds: Tensor, **kwargs) -> "_States":
         return _States(inputs_embeds)
 
 
 class _States:
-    """A trunk's output of any family: the states, and nothing else that a head may ask for."""
+    """A decoder's output of any family: the states, and nothing else that a head may ask for."""
 
     def __init__(self, states: Tensor):
         self.last_hidden_state = states
@@ -435,10 +437,12 @@ def _without_memory(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
 
 
-def _plain_state(trunk: nn.Module) -> dict[str, Tensor]:
-    """The trunk's weights by the names they have without an adapter."""
+def _plain_state(decoder: nn.Module) -> dict[str, Tensor]:
+    """The decoder's weights by the names they have without an adapter."""
     return {
-        name.replace(".base_layer.", "."): tensor for name, tensor in trunk.state_dict().items() if ".lora_" not in name
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in decoder.state_dict().items()
+        if ".lora_" not in name
     }
 
 

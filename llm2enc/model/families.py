@@ -18,17 +18,17 @@ def families() -> dict[str, dict[str, Any]]:
 
 
 # What transformers calls layers whose attention a config can open to both sides, or that don't mix tokens at all.
-TWO_SIDED_LAYERS = {"full_attention", "sliding_attention", "indexed_attention", "mlp", "moe", "dense", "sparse"}
+BIDIRECTIONAL_LAYERS = {"full_attention", "sliding_attention", "indexed_attention", "mlp", "moe", "dense", "sparse"}
 ALIBI = "ALiBi's bias grows with the key's position whatever the query's, so without a causal mask the last tokens win"
 
 
-def one_sided_by_config(config: "PretrainedConfig") -> str:
+def causal_by_config(config: "PretrainedConfig") -> str:
     """Why the configuration alone rules out a conversion; empty if it does not."""
     known = families().get(config.model_type, {})
     if known.get("verdict") == "refused":
         return known["reason"]
     for index, kind in enumerate(getattr(config, "layer_types", None) or []):
-        if kind not in TWO_SIDED_LAYERS:
+        if kind not in BIDIRECTIONAL_LAYERS:
             return f"layer {index} is of kind {kind!r}, which reads in one direction or was never studied"
     return ALIBI if getattr(config, "alibi", False) is True else ""
 
@@ -39,7 +39,7 @@ def config_notes(config: "PretrainedConfig") -> list[str]:
     return [] if limit is None else [f"inputs of more than {limit.tokens} tokens are refused: {limit.why}"]
 
 
-def refusal(model_type: str, reason: str) -> str:
+def unsupported_reason(model_type: str, reason: str) -> str:
     return (
         f"{model_type} can't be made bidirectional: {reason}. Echo embeddings work on any causal model: set "
         "`model.attention: causal` and an Echo input template (see the recipes pocket-echo and echo-mistral-7b)"

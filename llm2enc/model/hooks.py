@@ -25,9 +25,9 @@ class LastLayerPruning:
     # Each of them runs inside or after the attention, in every family of transformers.
     PARTS = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
 
-    def __init__(self, trunk: nn.Module):
+    def __init__(self, decoder: nn.Module):
         self.rows: Tensor | None = None
-        layers = getattr(trunk, "layers", None)
+        layers = getattr(decoder, "layers", None)
         if not isinstance(layers, nn.ModuleList) or not len(layers):
             return
         if isinstance(getattr(layers[-1], "self_attn", None), nn.ModuleList):
@@ -71,13 +71,13 @@ class LastLayerPruning:
 class LayerStates:
     """What each decoder layer is given and hands on, while active.
 
-    with LayerStates(trunk) as states:
-        trunk(...)
+    with LayerStates(decoder) as states:
+        decoder(...)
     states.found        [(1, T, D)]: the first layer's input, then each layer's output
     """
 
-    def __init__(self, trunk: nn.Module):
-        self.layers = [layer for _, layer in decoder_layers(trunk)]
+    def __init__(self, decoder: nn.Module):
+        self.layers = [layer for _, layer in decoder_layers(decoder)]
         self.found: list[Tensor] = []
 
     def __enter__(self) -> "LayerStates":
@@ -103,10 +103,10 @@ class Float32Arithmetic:
     computation with the stored weights: faster than the emulated products (ten times, measured on AVX2) and exacter.
     """
 
-    def __init__(self, trunk: nn.Module):
+    def __init__(self, decoder: nn.Module):
         self.on = False
         self._stored: dict[nn.Module, list[tuple[nn.Parameter, Tensor]]] = {}
-        for part in _parts(trunk):
+        for part in _parts(decoder):
             if isinstance(part, nn.Embedding):  # a table is looked up, not multiplied: its rows are widened afterwards
                 part.register_forward_hook(self._widen_output)
             else:
@@ -146,9 +146,9 @@ def emulated(dtype: torch.dtype, device: torch.device) -> bool:
     return not check()
 
 
-def _parts(trunk: nn.Module) -> Iterator[nn.Module]:
-    """The modules a trunk calls one after the other: embeddings, each layer, norms."""
-    for child in trunk.children():
+def _parts(decoder: nn.Module) -> Iterator[nn.Module]:
+    """The modules a decoder calls one after the other: embeddings, each layer, norms."""
+    for child in decoder.children():
         yield from child if isinstance(child, nn.ModuleList) else (child,)
 
 
@@ -159,7 +159,7 @@ def _find(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def decoder_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Path and module of the layers of a trunk: transformers' checkpointed layers, else the longest list of modules."""
+    """Path and module of the layers of a decoder: transformers' checkpointed layers, else the longest list of modules."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = _outermost(model, lambda module: isinstance(module, GradientCheckpointingLayer))

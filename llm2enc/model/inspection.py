@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llm2enc.errors import CannotConvert, InputError
 from llm2enc.model import limits as positions
 from llm2enc.model.backbone import Backbone, Route
-from llm2enc.model.families import config_notes, families, one_sided_by_config, text_config
+from llm2enc.model.families import causal_by_config, config_notes, families, text_config
 from llm2enc.model.loading import resolve
 
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ def inspect(name: str | Path, revision: str | None = None) -> Inspection:
     """
     config = _config(str(name), revision)
     known = families().get(config.model_type)
-    trunk, parameters, fault = _outline(config)
+    decoder, parameters, fault = _outline(config)
     if known is None:
         verdict, reason, route = _judge(config)
     else:
-        one_sided = one_sided_by_config(config)
-        verdict = "refused" if one_sided else known["verdict"]
-        reason = one_sided or known["reason"]
-        route = "alone" if one_sided else "packed" if known["packed"] else "mask"
+        causal = causal_by_config(config)
+        verdict = "refused" if causal else known["verdict"]
+        reason = causal or known["reason"]
+        route = "alone" if causal else "packed" if known["packed"] else "mask"
     limit = positions.limit(config)
     notes = [*config_notes(config), *([f"no outline: {fault}"] if fault else [])]
     return Inspection(
@@ -101,7 +101,7 @@ def inspect(name: str | Path, revision: str | None = None) -> Inspection:
         reason=reason,
         studied=known is not None,
         attention_route=route,
-        layers=_layers(config, trunk),
+        layers=_layers(config, decoder),
         sliding_window=_window(config),
         max_positions=_size(config, *positions.SIZES),
         max_tokens=None if limit is None else limit.tokens,
@@ -220,14 +220,14 @@ def _outline(config: "PretrainedConfig") -> tuple["nn.Module | None", int | None
     return model, sum(parameter.numel() for parameter in model.parameters()), ""
 
 
-def _layers(config: "PretrainedConfig", trunk: "nn.Module | None") -> tuple[Layer, ...]:
+def _layers(config: "PretrainedConfig", decoder: "nn.Module | None") -> tuple[Layer, ...]:
     from llm2enc.model.hooks import decoder_layers
     from llm2enc.model.proof import mixers
 
     types = getattr(config, "layer_types", None)
     count = _size(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers") or len(types or [])
     plain = "sliding_attention" if _window(config) and not types else "full_attention"
-    named = [] if trunk is None else [mixers(layer) for _, layer in decoder_layers(trunk)]
+    named = [] if decoder is None else [mixers(layer) for _, layer in decoder_layers(decoder)]
     return tuple(
         Layer(
             index=index,

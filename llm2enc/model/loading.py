@@ -18,7 +18,7 @@ from llm2enc.recipe import ModelSpec
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from llm2enc.model.backbone import Backbone
-from llm2enc.model.families import one_sided_by_config, refusal, text_config
+from llm2enc.model.families import causal_by_config, text_config, unsupported_reason
 
 # What transformers raises over a config.json with values of the wrong kind.
 _BAD_FILES = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
@@ -101,9 +101,9 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
     from transformers import AutoModelForCausalLM
 
     config = load_config(spec)
-    reason = one_sided_by_config(text_config(config)) if spec.attention == "bidirectional" else ""
+    reason = causal_by_config(text_config(config)) if spec.attention == "bidirectional" else ""
     if reason:
-        raise CannotConvert(refusal(text_config(config).model_type, reason))
+        raise CannotConvert(unsupported_reason(text_config(config).model_type, reason))
     positions.check(text_config(config), lengths or {})
     attention.register()
     kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}

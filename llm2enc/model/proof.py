@@ -7,8 +7,8 @@ layer's children are) gets exactly the inputs of the reference run, except at on
     ahead     . . . . . . x  . . . . .  . . . . . . .      did the outputs at earlier tokens of a move?
     behind    x . . . . . .  . . . . .  . . . . . . .      did the outputs at later tokens of a move?
 
-A part that reads behind but not ahead is one-sided. Because the inputs are held, each part answers for itself: one
-two-sided layer can't hide the one-sided ones around it, which an end-to-end test would allow. Nothing but `a` may move:
+A part that reads behind but not ahead is causal. Because the inputs are held, each part answers for itself: one
+bidirectional layer can't hide the causal ones around it, which an end-to-end test would allow. Nothing but `a` may move:
 that is the isolation of packed texts. Last, the packed states must equal those of each text alone in the family's own
 eager attention.
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from llm2enc.errors import CannotConvert
 from llm2enc.model.attention import NAME
 from llm2enc.model.backbone import Backbone, Route, evaluating
-from llm2enc.model.families import ALIBI, config_notes, one_sided_by_config, refusal
+from llm2enc.model.families import ALIBI, causal_by_config, config_notes, unsupported_reason
 from llm2enc.model.hooks import decoder_layers
 from llm2enc.text import Tokens
 
@@ -46,8 +46,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 5e-2, torc
 CLEARLY = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 
 # Class names of mixers that run in one direction. Checked besides the measurement because in a few families they sit
-# inside the attention module, where the attention's own two-sidedness covers them.
-ONE_SIDED = re.compile(
+# inside the attention module, where the attention's own bidirectionalness covers them.
+CAUSAL_MIXERS = re.compile(
     r"mamba|ssm_|state_space|recurrent_?block|rglru|lightning_attention|linear_attention|linear_attn|delta_(net|attention|rule)"
     r"|short_conv|conv_mixer|rwkv|[msx]_?lstm|retention|hyena|cca"
 )
@@ -128,46 +128,46 @@ def installed(*packages: str) -> dict[str, str]:
 # -------------------------------------------------------------------------------------------------------------- static
 
 
-def one_sided_modules(model: nn.Module) -> list[str]:
+def causal_modules(model: nn.Module) -> list[str]:
     """`path (class)` of every module inside a decoder layer that runs in one direction by its kind."""
     found = []
     for path, layer in decoder_layers(model):
         # A layer's own name says what it is made of; the mixer inside says where. A bare convolution has its parent's.
         inside = list(layer.named_modules(prefix=path))[1:]
-        named = [entry for entry in inside if _one_sided_by_name(entry[1])]
+        named = [entry for entry in inside if _causal_by_name(entry[1])]
         convolutions = [name.rpartition(".")[0] for name, module in inside if _convolution(module)]
         parents = [(name, model.get_submodule(name)) for name in dict.fromkeys(convolutions)]
         found += (named or parents)[:1] if named or parents else []
     return [_label(name, module) for name, module in found]
 
 
-def _one_sided_by_name(module: nn.Module) -> bool:
+def _causal_by_name(module: nn.Module) -> bool:
     name = _snake(type(module).__name__)
-    return bool(ONE_SIDED.search(name)) and not PER_TOKEN.search(name)
+    return bool(CAUSAL_MIXERS.search(name)) and not PER_TOKEN.search(name)
 
 
 def mixers(layer: nn.Module) -> list[str]:
     """Class names of the parts of a layer that mix tokens: attention, and what stands beside or in place of it."""
     parts = [part for _, part in _parts("", layer)]
     mixing = re.compile(r"attention|attn|mixer|_mla$")
-    wanted = [part for part in parts if mixing.search(_snake(type(part).__name__)) or _one_sided_by_name(part)]
+    wanted = [part for part in parts if mixing.search(_snake(type(part).__name__)) or _causal_by_name(part)]
     return list(dict.fromkeys(type(part).__name__ for part in wanted))
 
 
 def _static(backbone: Backbone) -> None:
-    reason = one_sided_by_config(backbone.config)
-    modules = one_sided_modules(backbone.trunk)
+    reason = causal_by_config(backbone.config)
+    modules = causal_modules(backbone.decoder)
     if modules:
         more = f" and {len(modules) - 1} more" if len(modules) > 1 else ""
-        reason = f"one-sided mixer {modules[0]}{more}"
-    elif not reason and _alibi(backbone.trunk):
-        reason = f"{type(backbone.trunk).__name__}: {ALIBI}"
+        reason = f"causal mixer {modules[0]}{more}"
+    elif not reason and _alibi(backbone.decoder):
+        reason = f"{type(backbone.decoder).__name__}: {ALIBI}"
     if reason:
-        raise CannotConvert(refusal(backbone.config.model_type, reason))
+        raise CannotConvert(unsupported_reason(backbone.config.model_type, reason))
 
 
-def _alibi(trunk: nn.Module) -> bool:
-    return any("build" in name and "alibi" in name for name in dir(type(trunk)))
+def _alibi(decoder: nn.Module) -> bool:
+    return any("build" in name and "alibi" in name for name in dir(type(decoder)))
 
 
 def _convolution(module: nn.Module) -> bool:
@@ -188,11 +188,11 @@ def _label(path: str, module: nn.Module) -> str:
 
 
 def _measure(backbone: Backbone) -> Proof:
-    layers = decoder_layers(backbone.trunk)
-    dtype = next(backbone.trunk.parameters()).dtype
+    layers = decoder_layers(backbone.decoder)
+    dtype = next(backbone.decoder.parameters()).dtype
     ids = _ids(backbone, 0)
     plain = backbone.hidden(_tokens(ids, backbone.device))
-    if backbone.route != "alone":  # which keeps texts apart by construction, and one-sided by the family's own code
+    if backbone.route != "alone":  # which keeps texts apart by construction, and causal by the family's own code
         _check_parts(backbone, dict(part for path, layer in layers for part in _parts(path, layer)), ids, dtype)
     leak = _leak(backbone, ids, plain)
     largest, typical = _difference(backbone, ids, plain)
@@ -208,7 +208,7 @@ def _measure(backbone: Backbone) -> Proof:
 
 
 def _check_parts(backbone: Backbone, parts: dict[str, nn.Module], ids: list[list[int]], dtype: torch.dtype) -> None:
-    """CannotConvert if a part of a layer is one-sided (or two-sided in a causal model), or joins texts."""
+    """CannotConvert if a part of a layer is causal (or bidirectional in a causal model), or joins texts."""
     with _watching(parts) as reference:
         backbone.hidden(_tokens(ids, backbone.device))
     with _watching(parts, reference, free=FIRST - 1) as ahead:
@@ -226,7 +226,7 @@ def _check_parts(backbone: Backbone, parts: dict[str, nn.Module], ids: list[list
             sees_ahead = float(forward[target : FIRST - 1].max()) > 4 * noise
             sees_behind = float(backward[1:FIRST].max()) > max(CLEARLY[dtype], 4 * noise)
             if backbone.bidirectional and sees_behind and not sees_ahead:
-                raise _refused(backbone, "stays one-sided: a later token never reaches an earlier one", path)
+                raise _refused(backbone, "stays causal: a later token never reaches an earlier one", path)
             if not backbone.bidirectional and float(forward[: FIRST - 1].max()) > max(CLEARLY[dtype], 4 * noise):
                 raise _refused(backbone, "looks ahead, although the model is to stay causal", path)
 
@@ -335,7 +335,7 @@ def _check_direction(backbone: Backbone, moved: float, noise: float) -> None:
     """CannotConvert unless `moved`, by which earlier states change with the last token, fits the model's direction."""
     if backbone.bidirectional and not moved > noise:
         raise _refused(backbone, "leaves the earlier states unmoved when the last token changes")
-    dtype = next(backbone.trunk.parameters()).dtype
+    dtype = next(backbone.decoder.parameters()).dtype
     if not backbone.bidirectional and moved > max(noise, TOLERANCE[dtype]):
         raise _refused(backbone, "moves the first states when the last token changes, although it is to stay causal")
 
@@ -370,15 +370,17 @@ def _own_attention(backbone: Backbone) -> Iterator[None]:
 
 def _alone(backbone: Backbone, text: list[int]) -> Tensor:
     row = torch.tensor([text], device=backbone.device)
-    return backbone.trunk(input_ids=row, use_cache=False).last_hidden_state[0]
+    return backbone.decoder(input_ids=row, use_cache=False).last_hidden_state[0]
 
 
 def _refused(backbone: Backbone, what: str, path: str = "") -> CannotConvert:
-    """The error that says `what` of a part of the trunk, or of the trunk itself."""
-    part = backbone.trunk.get_submodule(path)
+    """The error that says `what` of a part of the decoder, or of the decoder itself."""
+    part = backbone.decoder.get_submodule(path)
     model_type = backbone.config.model_type
     reason = f"{_label(path, part) if path else type(part).__name__} {what}"
-    return CannotConvert(refusal(model_type, reason) if backbone.bidirectional else f"{model_type} fails: {reason}")
+    return CannotConvert(
+        unsupported_reason(model_type, reason) if backbone.bidirectional else f"{model_type} fails: {reason}"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- input
@@ -386,7 +388,7 @@ def _refused(backbone: Backbone, what: str, path: str = "") -> CannotConvert:
 
 def _ids(backbone: Backbone, seed: int) -> list[list[int]]:
     """Random ids of the three texts, none of them special."""
-    vocabulary = backbone.trunk.get_input_embeddings().num_embeddings
+    vocabulary = backbone.decoder.get_input_embeddings().num_embeddings
     special = {
         token
         for name in ("pad_token_id", "bos_token_id", "eos_token_id")

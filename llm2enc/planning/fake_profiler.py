@@ -117,7 +117,7 @@ class Simulation:
         self.known: dict[Any, Costs] = {}
         self._phase = ""
         self._reading = _Reading()
-        for number, (_, layer) in enumerate(decoder_layers(self.backbone.trunk)):
+        for number, (_, layer) in enumerate(decoder_layers(self.backbone.decoder)):
             layer.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
 
     def costs(self, lengths: Tensor, setting: Setting) -> Costs:
@@ -154,7 +154,7 @@ class Simulation:
         return meter.live - start, meter.peak - start, meter.flops
 
     def _all_layers(self, lengths: Tensor, setting: Setting) -> _Reading:
-        layers = Layers(self.backbone.trunk)
+        layers = Layers(self.backbone.decoder)
         if not layers.repeated:
             return self._run(lengths, setting)
         with layers.only(layers.first):

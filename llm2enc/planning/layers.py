@@ -1,4 +1,4 @@
-"""A trunk with fewer layers: what a deep model takes follows from two or three layers of each kind."""
+"""A decoder with fewer layers: what a deep model takes follows from two or three layers of each kind."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +9,19 @@ from llm2enc.model import decoder_layers
 
 
 class Layers:
-    """The decoder layers of a trunk by kind.
+    """The layers of a decoder by kind.
 
     first     numbers of the layers that always run: two of each kind, and the last one, which may skip tokens
     repeated  for each kind with more layers: the number of the third, of the second, and how many there are from it on
     """
 
-    def __init__(self, trunk: nn.Module):
-        self.trunk = trunk
-        found = decoder_layers(trunk)
+    def __init__(self, decoder: nn.Module):
+        self.decoder = decoder
+        found = decoder_layers(decoder)
         self.count = len(found)
         owner, _, self.name = found[0][0].rpartition(".")[0].rpartition(".")
-        self.owner = trunk.get_submodule(owner)
-        self.types = getattr(trunk.config, "layer_types", None)
+        self.owner = decoder.get_submodule(owner)
+        self.types = getattr(decoder.config, "layer_types", None)
         members: dict[tuple, list[int]] = {}
         for number, (_, layer) in enumerate(found[:-1]):
             members.setdefault(self._kind(number, layer), []).append(number)
@@ -30,7 +30,7 @@ class Layers:
         self.first = [*(number for group in members.values() for number in group[:2]), self.count - 1]
         self.repeated = [(group[2], group[1], len(group) - 2) for group in members.values() if len(group) > 2]
         in_a_list = isinstance(getattr(self.owner, self.name, None), nn.ModuleList)
-        if not in_a_list or not isinstance(getattr(trunk.config, "num_hidden_layers", None), int):
+        if not in_a_list or not isinstance(getattr(decoder.config, "num_hidden_layers", None), int):
             self.repeated = []  # it can't be made shorter
 
     def _kind(self, number: int, layer: nn.Module) -> tuple:
@@ -39,8 +39,8 @@ class Layers:
 
     @contextmanager
     def only(self, numbers: list[int]) -> Iterator[None]:
-        """Inside, the trunk has these layers."""
-        config, all_layers = self.trunk.config, getattr(self.owner, self.name)
+        """Inside, the decoder has these layers."""
+        config, all_layers = self.decoder.config, getattr(self.owner, self.name)
         setattr(self.owner, self.name, nn.ModuleList(all_layers[number] for number in numbers))
         config.num_hidden_layers = len(numbers)
         if self.types:

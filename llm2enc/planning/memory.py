@@ -63,7 +63,7 @@ def sizes(encoder: Encoder, processes: int, sharded: bool) -> Sizes:
     frozen = [parameter for parameter in encoder.parameters() if id(parameter) not in adapter]
     layers = [
         [parameter for parameter in layer.parameters() if id(parameter) not in adapter]
-        for _, layer in decoder_layers(backbone.trunk)
+        for _, layer in decoder_layers(backbone.decoder)
     ]
     spread = {id(parameter) for layer in layers for parameter in layer} if sharded and processes > 1 else set()
 

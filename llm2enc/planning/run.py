@@ -119,7 +119,7 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
         stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
     encoder = _encoder(recipe, Backbone(model, recipe.model.attention == "bidirectional"))
     here = recipe.model.weights == "random" or recipe.model.name == "pocket" or Path(recipe.model.name).exists()
-    exported = _bytes(encoder.backbone.trunk) + (_bytes(encoder.head) if encoder.head else 0)
+    exported = _bytes(encoder.backbone.decoder) + (_bytes(encoder.head) if encoder.head else 0)
     download = 0 if here else _bytes(model)
     checkpoints = max((2 * stage.checkpoint for stage in stages), default=0)
     return Plan(

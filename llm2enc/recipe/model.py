@@ -15,7 +15,7 @@ class ModelSpec(Strict):
     revision: str | None = None
     """Branch, tag or commit on the hub; a commit makes the run reproducible."""
     attention: Attention = "bidirectional"
-    """`bidirectional` converts the model; `causal` leaves it one-sided (Echo, last-token models)."""
+    """`bidirectional` converts the model; `causal` leaves it causal (Echo, last-token models)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Storage type of the frozen weights. Adapters are float32 whatever this says."""
     weights: Literal["pretrained", "random"] = "pretrained"

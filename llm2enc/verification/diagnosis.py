@@ -47,7 +47,7 @@ class Reference:
         names = ("wpe", "position", "pos_emb")
         return any(
             isinstance(module, torch.nn.Embedding) and any(name in path.rpartition(".")[2] for name in names)
-            for path, module in self.encoder.backbone.trunk.named_modules()
+            for path, module in self.encoder.backbone.decoder.named_modules()
         )
 
 

@@ -15,7 +15,7 @@ class Probe:
 
     def __init__(self, model: Any, ids: list[int]):
         self.model, self.ids = model, ids
-        self.trunk: nn.Module = model[0].auto_model
+        self.decoder: nn.Module = model[0].auto_model
         tokenizer = model.tokenizer
         self.pad: int = tokenizer.pad_token_id or 0
         self.side: str = tokenizer.padding_side
@@ -37,7 +37,7 @@ class Probe:
         start = len(padding) if side == "left" else 0
         mask = torch.zeros(1, len(row), dtype=torch.int64)
         mask[0, start : start + len(ids)] = 1
-        device = next(self.trunk.parameters()).device
+        device = next(self.decoder.parameters()).device
         features = {"input_ids": torch.tensor([row], device=device), "attention_mask": mask.to(device)}
         with torch.no_grad():
             found = self.model(features)
@@ -57,10 +57,10 @@ class Probe:
         plain, padded = self.read(self.ids), self.read(self.ids, side)
         return float(moved(plain[0], padded[0]).max()), float(moved(plain[1][None], padded[1][None])[0])
 
-    def one_sided_layers(self) -> list[int] | None:
+    def causal_layers(self) -> list[int] | None:
         """The layers whose output at earlier tokens does not depend on their input at the last one; None if the layers
         can't be told apart."""
-        layers = _stack(self.trunk)
+        layers = _stack(self.decoder)
         if layers is None:
             return None
         try:
@@ -85,11 +85,11 @@ def moved(before: Tensor, after: Tensor) -> Tensor:
     return (after - before).norm(dim=-1) / before.norm(dim=-1).clamp_min(1e-12)
 
 
-def _stack(trunk: nn.Module) -> list[nn.Module] | None:
+def _stack(decoder: nn.Module) -> list[nn.Module] | None:
     """The stack of layers: the longest list of parts of one class that hold an attention."""
     stacks = [
         list(module)
-        for module in trunk.modules()
+        for module in decoder.modules()
         if isinstance(module, nn.ModuleList)
         and len({type(part) for part in module}) == 1
         and any("attn" in path.lower() or "attention" in path.lower() for path, _ in module[0].named_modules())

@@ -100,7 +100,7 @@ def verify_foreign(name: str | Path) -> ForeignReport:
 def _direction(probe: Probe) -> Check:
     """Does the first token's state depend on the last token, alone and beside padding, and does the model say so?"""
     alone, padded, behind = probe.ahead(), probe.ahead("right"), probe.behind()
-    claim, claims = _claim(probe.trunk.config)
+    claim, claims = _claim(probe.decoder.config)
     seen = f"a changed last token moves the first token's state by {alone:.2g} alone and {padded:.2g} beside padding"
     evidence = f"{seen} (a changed first token the last by {behind:.2g}); config.json says {claim}"
     reads, reads_padded = alone > MOVED, padded > MOVED
@@ -109,7 +109,7 @@ def _direction(probe: Probe) -> Check:
             "direction", "problem", f"{evidence}: the direction depends on whether there is padding", _eager(probe)
         )
     if reads:
-        layers = probe.one_sided_layers()
+        layers = probe.causal_layers()
         if layers:
             return Check("direction", "mind", f"{evidence}; layers {layers} read in one direction all the same")
         every = "" if layers is None else ", in every layer"
@@ -135,14 +135,14 @@ def _claim(config: Any) -> tuple[str, bool]:
 
 def _eager(probe: Probe) -> str:
     """What helps a model that does not keep to its claim: its eager attention, if that does, tried here."""
-    former = probe.trunk.config._attn_implementation
+    former = probe.decoder.config._attn_implementation
     try:
-        probe.trunk.set_attn_implementation("eager")
+        probe.decoder.set_attn_implementation("eager")
         helps = min(probe.ahead(), probe.ahead("right")) > MOVED and max(probe.shift("right")) <= SAME
     except Exception:  # a family may have no eager attention, or fail in it in any way
         helps = False
     finally:
-        probe.trunk.set_attn_implementation(former)
+        probe.decoder.set_attn_implementation(former)
     if helps:
         return (
             f"under attn_implementation 'eager' it reads both ways (tried here; now it is {former!r}): put "
@@ -159,7 +159,7 @@ def _convertible(probe: Probe) -> str:
     from llm2enc.model import Backbone, prove
 
     try:
-        proof = prove(Backbone(probe.trunk, bidirectional=True))
+        proof = prove(Backbone(probe.decoder, bidirectional=True))
     except CannotConvert as reason:
         return f"use last-token pooling if it was trained so; llm2enc can't open it to both sides: {reason}"
     return (

@@ -38,7 +38,7 @@ _MEANINGFUL_NAME = re.compile(r"phi-?3|modern-bert", re.IGNORECASE)
 _SHORT_TEXTS = ("a", "The river runs through the old town.")
 
 
-def refusal(encoder: Encoder, metadata: Metadata) -> str:
+def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
     """Why llama.cpp can't give the vectors of this encoder, and what to do; empty if it can."""
     try:
         _checked(encoder, metadata)
@@ -69,7 +69,7 @@ def notes(encoder: Encoder, metadata: Metadata) -> list[str]:
 
 
 def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: Sequence[str] = ("float16",)) -> list[Path]:
-    """Write gguf/model-*.gguf into `folder`, one file per type. CannotExport if `refusal` has a reason.
+    """Write gguf/model-*.gguf into `folder`, one file per type. CannotExport if `unsupported_reason` has a reason.
 
     dtypes  of float32, float16, q8_0 (8 bits, a scale per 32 weights). Norms and biases are float32 in all of them
     """
@@ -112,9 +112,9 @@ def _checked(encoder: Encoder, metadata: Metadata) -> tuple[Layout, vocabulary.V
         known = ", ".join(name for name, pooler in POOLERS.items() if pooler.gguf is not None)
         raise NoGGUF(f"llama.cpp has no pooling {encoder.pooling!r}, only {known}; train with `pooling: mean` instead")
     families.family_of(backbone.config)
-    families.check_biases(backbone.trunk)
+    families.check_biases(backbone.decoder)
     families.window(backbone.config, backbone.bidirectional, limit)
-    rope.metadata(backbone.trunk, limit)
+    rope.metadata(backbone.decoder, limit)
     split = _template(encoder, metadata)
     words = vocabulary.read(encoder.input_format.tokenizer.backend_tokenizer.to_str(), backbone.config.vocab_size)
     return split, words
@@ -169,7 +169,7 @@ def _write(
     import gguf
 
     backbone = encoder.backbone
-    trunk, config = backbone.trunk, backbone.config
+    decoder, config = backbone.decoder, backbone.config
     arch = families.architecture(config, backbone.bidirectional)
     suffix, number = FILE_TYPES[dtype]
     path = target / f"model-{suffix}.gguf"
@@ -182,7 +182,7 @@ def _write(
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_tokenizer(writer, split, words, encoder)
     try:
-        makers = tensors.add(writer, list(tensors.items(trunk, arch, encoder.max_tokens)), dtype)
+        makers = tensors.add(writer, list(tensors.items(decoder, arch, encoder.max_tokens)), dtype)
         if families.FAMILIES[config.model_type].head:
             makers.append(tensors.head(writer, config.vocab_size, config.hidden_size))
         writer.write_header_to_file()
@@ -229,7 +229,7 @@ def _add_metadata(writer: "GGUFWriter", encoder: Encoder, metadata: Metadata) ->
     if window is not None:
         writer.add_sliding_window(window[0])
         writer.add_sliding_window_pattern(window[1])
-    for key, value in rope.metadata(backbone.trunk, encoder.max_tokens).items():
+    for key, value in rope.metadata(backbone.decoder, encoder.max_tokens).items():
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
         add(f"{writer.arch}.rope.{key}", value)
 

@@ -32,7 +32,7 @@ class Family:
     bidirectional: str
     activations: tuple[str, ...]
     biases: tuple[str, ...] = ()  # parts of transformers' model whose bias it adds; others it would drop
-    prefix: str = "model."  # what `gguf` wants before the names of a bare trunk
+    prefix: str = "model."  # what `gguf` wants before the names of a bare decoder
     interleaved: bool = False  # rotary embedding turns neighbours (0, 1), not halves (0, d/2): rows of q and k move
     offset: bool = False  # transformers multiplies by 1 + weight in norms, llama.cpp by weight
     head: bool = False  # it does not load without a language-model head
@@ -89,10 +89,10 @@ def family_of(config: "PretrainedConfig") -> Family:
     return family
 
 
-def check_biases(trunk: "PreTrainedModel") -> None:
+def check_biases(decoder: "PreTrainedModel") -> None:
     """NoGGUF if the model adds a bias where llama.cpp does not, or lacks one that it needs."""
-    family, model_type = FAMILIES[trunk.config.model_type], trunk.config.model_type
-    found = {name.split(".")[-2] for name in trunk.state_dict() if name.endswith(".bias")}
+    family, model_type = FAMILIES[decoder.config.model_type], decoder.config.model_type
+    found = {name.split(".")[-2] for name in decoder.state_dict() if name.endswith(".bias")}
     if found - set(family.biases):
         raise NoGGUF(
             f"{', '.join(sorted(found - set(family.biases)))} have a bias, which llama.cpp does not add in {model_type}; "

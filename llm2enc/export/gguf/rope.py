@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def metadata(trunk: "PreTrainedModel", max_tokens: int) -> dict[str, Any]:
+def metadata(decoder: "PreTrainedModel", max_tokens: int) -> dict[str, Any]:
     """Keys after `{arch}.rope.`. NoGGUF if llama.cpp would turn by other angles."""
-    config = trunk.config
-    settings, factors, attention = _full(trunk, max_tokens)
+    config = decoder.config
+    settings, factors, attention = _full(decoder, max_tokens)
     width = 2 * len(factors)
     if width != head_width(config) and not FAMILIES[config.model_type].partial:
         raise NoGGUF(
@@ -28,7 +28,7 @@ def metadata(trunk: "PreTrainedModel", max_tokens: int) -> dict[str, Any]:
             f"{config.model_type}"
         )
     keys: dict[str, Any] = {"dimension_count": width, "freq_base": float(settings["rope_theta"])}
-    keys |= _local(trunk)
+    keys |= _local(decoder)
     if FAMILIES[config.model_type].factors or np.allclose(factors, 1, atol=1e-5):
         return keys | ({} if attention == 1 else {"scaling.attn_factor": attention})
     if np.allclose(factors, factors[0], rtol=1e-5) and attention == 1:
@@ -41,23 +41,23 @@ def metadata(trunk: "PreTrainedModel", max_tokens: int) -> dict[str, Any]:
     )
 
 
-def factor_tensors(trunk: "PreTrainedModel", arch: str, max_tokens: int) -> dict[str, np.ndarray]:
+def factor_tensors(decoder: "PreTrainedModel", arch: str, max_tokens: int) -> dict[str, np.ndarray]:
     """Factors (n / 2,) as tensors of the file, for architectures that read them and models that have any."""
-    _, factors, _ = _full(trunk, max_tokens)
-    if not FAMILIES[trunk.config.model_type].factors or np.allclose(factors, 1, atol=1e-5):
+    _, factors, _ = _full(decoder, max_tokens)
+    if not FAMILIES[decoder.config.model_type].factors or np.allclose(factors, 1, atol=1e-5):
         return {}
     # Phi-3 chooses one of two by the size of the context, which whoever starts the server may set; ours needs one.
     names = ("rope_factors_long", "rope_factors_short") if arch == "phi3" else ("rope_freqs",)
     return {f"{name}.weight": factors.astype(np.float32) for name in names}
 
 
-def _full(trunk: "PreTrainedModel", max_tokens: int) -> tuple[dict[str, Any], np.ndarray, float]:
+def _full(decoder: "PreTrainedModel", max_tokens: int) -> tuple[dict[str, Any], np.ndarray, float]:
     """Settings, factors and the scale of cosine and sine in layers of full attention."""
-    parameters = trunk.config.rope_parameters
+    parameters = decoder.config.rope_parameters
     prefix = f"{FULL}_" if FULL in parameters else ""
     settings = parameters.get(FULL, parameters)
-    rotary = trunk.rotary_emb
-    _check_length(settings, trunk.config, max_tokens)
+    rotary = decoder.rotary_emb
+    _check_length(settings, decoder.config, max_tokens)
     attention = float(getattr(rotary, f"{prefix}attention_scaling", 1.0))
     return settings, _factors(rotary, prefix, settings["rope_theta"]), attention
 
@@ -68,13 +68,13 @@ def _factors(rotary: Any, prefix: str, theta: float) -> np.ndarray:
     return theta ** -(np.arange(len(frequencies)) / len(frequencies)) / frequencies
 
 
-def _local(trunk: "PreTrainedModel") -> dict[str, Any]:
+def _local(decoder: "PreTrainedModel") -> dict[str, Any]:
     """The second set of frequencies, of layers with a sliding window (Gemma 3)."""
-    parameters = trunk.config.rope_parameters
+    parameters = decoder.config.rope_parameters
     if SLIDING not in parameters:
         return {}
     theta = float(parameters[SLIDING]["rope_theta"])
-    if not np.allclose(_factors(trunk.rotary_emb, f"{SLIDING}_", theta), 1, atol=1e-5):
+    if not np.allclose(_factors(decoder.rotary_emb, f"{SLIDING}_", theta), 1, atol=1e-5):
         raise NoGGUF("rotary embedding is scaled in layers with a sliding window, which llama.cpp does not do")
     return {"freq_base_swa": theta}
 

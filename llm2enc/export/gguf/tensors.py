@@ -31,20 +31,20 @@ class Item:
     largest: float = 0.0  # absolute value
 
 
-def items(trunk: "PreTrainedModel", arch: str, max_tokens: int) -> Iterator[Item]:
+def items(decoder: "PreTrainedModel", arch: str, max_tokens: int) -> Iterator[Item]:
     """Every tensor, in the model's order. NoGGUF if llama.cpp has no place for one."""
     import gguf
 
-    family = FAMILIES[trunk.config.model_type]
+    family = FAMILIES[decoder.config.model_type]
     known = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(known[arch], trunk.config.num_hidden_layers)
-    for name, weight in trunk.state_dict().items():
+    names = gguf.get_tensor_name_map(known[arch], decoder.config.num_hidden_layers)
+    for name, weight in decoder.state_dict().items():
         theirs = names.get_name(family.prefix + name, try_suffixes=(".weight", ".bias"))
         if theirs is None:
             raise NoGGUF(f"llama.cpp has no place for {name} in {arch}; export to ONNX instead")
         largest = float(weight.detach().abs().max()) if weight.ndim > 1 else 0.0
-        yield Item(theirs, tuple(weight.shape), _arranger(weight, theirs, family, trunk.config), largest)
-    for name, factors in rope.factor_tensors(trunk, arch, max_tokens).items():
+        yield Item(theirs, tuple(weight.shape), _arranger(weight, theirs, family, decoder.config), largest)
+    for name, factors in rope.factor_tensors(decoder, arch, max_tokens).items():
         yield Item(name, factors.shape, lambda factors=factors: factors)
 
 
