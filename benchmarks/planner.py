@@ -14,7 +14,7 @@ before: gradients, AdamW's moments, activations, logits. The weights are in neit
 
 torch's counter does not know the grouped products of a mixture of experts, so there the planner counts more. In the case
 with a large vocabulary 13 MiB more are resident during the backward pass of the head than all tensors have: most likely
-temp_directory space of the matrix library, whose inner dimension is the vocabulary there. Numbers below 20 MiB differ by 3 MiB from
+scratch space of the matrix library, whose inner dimension is the vocabulary there. Numbers below 20 MiB differ by 3 MiB from
 run to run.
 """
 

@@ -195,7 +195,7 @@ def test_a_ctrl_c_that_python_drops_comes_again(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "Interrupted. All is kept.\n"
 
 
-# ------------------------------------------------------------------------------------------------------------ stale_temps
+# ------------------------------------------------------------------------------------------------------------ leftovers
 
 
 def test_what_killed_processes_left_goes_with_the_next_write(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def test_gemma3s_windows_and_second_frequencies_are_written(tmp_path: Path) -> N
     ] == 3  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------- unsupported_reason
+# ----------------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(

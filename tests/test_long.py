@@ -328,7 +328,7 @@ def test_a_variant_is_held_to_the_limit(encoder: Encoder) -> None:
 
 
 def test_extrapolation_is_said_in_the_config_and_then_exact(tmp_path: Path) -> None:
-    """The way that the unsupported_reason names: the vectors are those of the same weights with more positions."""
+    """The way that the refusal names: the vectors are those of the same weights with more positions."""
     make_model(max_position_embeddings=32).save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     spec = ModelSpec(name=str(tmp_path), dtype="float32")

@@ -1,4 +1,4 @@
-"""How the packaged model was made: tokenizer, configuration, and the clm stage from temp_directory.
+"""How the packaged model was made: tokenizer, configuration, and the clm stage from scratch.
 
     python -m tools.build_pocket --data FOLDER -o runs/pocket-clm [--set stages.clm.steps=100]
 

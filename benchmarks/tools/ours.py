@@ -94,7 +94,7 @@ def simcse_step(job: dict[str, Any]) -> Run:
         objective="simcse", batch_size=len(texts), temperature=1 / job["scale"], attention_dropout=job["dropout"],
         **stage_fields(job),
     )  # fmt: skip
-    objectives = iter([contrastive])  # the same computation, without SimCSE's unsupported_reason to run without dropout
+    objectives = iter([contrastive])  # the same computation, without SimCSE's refusal to run without dropout
 
     def backward() -> dict[str, torch.Tensor]:
         rows = RowBatch(0, texts, "benchmark", in_batch_negatives=True)

@@ -5,8 +5,8 @@
     mteb                    how mteb runs the model
     adapter                 the LoRA chain of a run as one adapter for the model it started from
 
-Each form is a module with SUMMARY, `unsupported_reason` and `write`. A form that an encoder can't have is refused with the reason
-before anything is written.
+Each form is a module with SUMMARY, `unsupported_reason` and `write`. A form that an encoder cannot have is refused with
+the reason before anything is written.
 """
 
 from collections.abc import Sequence

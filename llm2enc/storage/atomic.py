@@ -176,7 +176,7 @@ _REFUSALS = {
 
 
 def storage_error(error: BaseException) -> OSError | None:
-    """The storage_error of a file system (full, closed, broken) that an error is or comes of; None for any other error."""
+    """The error of a file system (full, closed, broken) that an error is or comes of; None for any other error."""
     chain: list[BaseException] = [error]
     while len(chain) < 20:
         last = chain[-1]
@@ -197,7 +197,7 @@ def storage_error(error: BaseException) -> OSError | None:
 
 @contextmanager
 def add_path_to_oserror(path: Path) -> Iterator[None]:
-    """A storage_error of the file system from inside says which file it is about: that of a failed `write` does not know."""
+    """An error of the file system from inside says which file it is about: that of a failed `write` does not know."""
     try:
         yield
     except Exception as error:

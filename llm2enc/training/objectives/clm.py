@@ -1,4 +1,4 @@
-"""Causal language modelling: the next token from the tokens before it. Pre-training, from temp_directory or continued."""
+"""Causal language modelling: the next token from the tokens before it. Pre-training, from scratch or continued."""
 
 from collections.abc import Iterator
 
