@@ -182,7 +182,7 @@ def _training(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
     def simcse() -> Contest:
         job = {
             "task": "simcse", "texts": files.json("sentences", lambda: material.texts(64, seed=7, kind="sentence")),
-            "dtype": "float32", "scale": SCALE, "dropout": 0.1, "mini_batch_tokens": CHUNK, "graph_tokens": 1_000_000,
+            "dtype": "float32", "scale": SCALE, "dropout": 0.1, "micro_batch_tokens": CHUNK, "activation_tokens": 1_000_000,
         }  # fmt: skip
         ours, peer = {**job, "model": files.lm("m256")}, {**job, "model": files.encoder("m256"), "max_tokens": 256}
         claims = (Claim("SimCSE step, 64 sentences", "speed", 1.5, 2.2),)
@@ -190,7 +190,7 @@ def _training(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
 
     found = {
         "mntp-32k": lambda: mntp("m512", "32k", (1.6, 2.2), (0.65, 0.45)),
-        "mntp-128k": lambda: mntp("m512-128k", "128k", (2.6, 3.5), (0.35, 0.25), mini_batch_tokens=512, logit_rows=64),
+        "mntp-128k": lambda: mntp("m512-128k", "128k", (2.6, 3.5), (0.35, 0.25), micro_batch_tokens=512, logit_rows=64),
         "contrastive-64": lambda: contrastive(64),
         "contrastive-256": lambda: contrastive(256, rounds=2),
         "contrastive-64-lora": lambda: contrastive(64, ", LoRA", adapter=files.adapter("m256")),
@@ -241,7 +241,7 @@ def _others(files: Material) -> dict[str, Callable[[], Contest]]:
 def _mntp_job(files: Material, shape: str) -> dict[str, Any]:
     return {
         "task": "mntp", "model": files.lm(shape), "blocks": files.blocks(), "adapter": files.adapter("m512"),
-        "dtype": "float32", "mini_batch_tokens": 1024, "logit_rows": 128,
+        "dtype": "float32", "micro_batch_tokens": 1024, "logit_rows": 128,
     }  # fmt: skip
 
 
@@ -249,7 +249,7 @@ def _contrastive_job(files: Material, count: int) -> dict[str, Any]:
     """A cached step: the memory of one and a half chunks is spent on graphs that are kept."""
     return {
         "task": "contrastive", "model": files.lm("m256"), "pairs": files.pairs(count), "dtype": "float32",
-        "scale": SCALE, "max_tokens": 256, "mini_batch": 32, "mini_batch_tokens": 1024, "graph_tokens": 1536,
+        "scale": SCALE, "max_tokens": 256, "micro_batch": 32, "micro_batch_tokens": 1024, "activation_tokens": 1536,
     }  # fmt: skip
 
 
@@ -286,7 +286,7 @@ def _memory(files: Material, quick: bool) -> dict[str, Callable[[], Contest]]:
         jobs = [
             {
                 "task": "contrastive", "model": files.lm("m256"), "dtype": "float32", "scale": SCALE, "max_tokens": 256,
-                "pairs": files.pairs(count), "mini_batch_tokens": CHUNK, "graph_tokens": 0,
+                "pairs": files.pairs(count), "micro_batch_tokens": CHUNK, "activation_tokens": 0,
             }
             for count in (few, many)
         ]  # fmt: skip

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 2, "attention_dropout": 0.0}
-PAIRS = {"objective": "contrastive", "batch_size": 3, "shards": 1, "lr": 1e-3, "steps": 2, "precision": "float32"}
+PAIRS = {"objective": "contrastive", "batch_size": 3, "rng_shards": 1, "lr": 1e-3, "steps": 2, "precision": "float32"}
 BLOCKS = PAIRS | {"block_tokens": 128, "batch_size": 4}
 LORA = {"r": 16, "alpha": 32, "dropout": 0.05}
 
@@ -40,41 +40,41 @@ def _model(width: int, depth: int, vocabulary: int, **fields: Any) -> dict[str, 
 
 # name: model, stage, tokens per text (from, to)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[int, int]]] = {
-    "lora": (_model(256, 6, 8000), PAIRS | {"lora": LORA, "mini_batch_tokens": 256}, (56, 72)),
+    "lora": (_model(256, 6, 8000), PAIRS | {"lora": LORA, "micro_batch_tokens": 256}, (56, 72)),
     "lora, checkpointing": (
-        _model(256, 6, 8000), PAIRS | {"lora": LORA, "mini_batch_tokens": 256, "gradient_checkpointing": True}, (56, 72)
+        _model(256, 6, 8000), PAIRS | {"lora": LORA, "micro_batch_tokens": 256, "gradient_checkpointing": True}, (56, 72)
     ),
-    "lora, one mini batch": (_model(256, 10, 8000), PAIRS | {"lora": LORA, "mini_batch_tokens": 9999}, (64, 64)),
-    "lora, graph_tokens": (
-        _model(256, 6, 8000), PAIRS | {"lora": LORA, "mini_batch_tokens": 128, "graph_tokens": 400}, (56, 72)
+    "lora, one mini batch": (_model(256, 10, 8000), PAIRS | {"lora": LORA, "micro_batch_tokens": 9999}, (64, 64)),
+    "lora, activation_tokens": (
+        _model(256, 6, 8000), PAIRS | {"lora": LORA, "micro_batch_tokens": 128, "activation_tokens": 400}, (56, 72)
     ),
-    "lora, wide": (_model(1024, 2, 4000), PAIRS | {"lora": LORA, "mini_batch_tokens": 256}, (40, 64)),
-    "full": (_model(256, 6, 8000), PAIRS | {"trainable": "full", "mini_batch_tokens": 256}, (56, 72)),
+    "lora, wide": (_model(1024, 2, 4000), PAIRS | {"lora": LORA, "micro_batch_tokens": 256}, (40, 64)),
+    "full": (_model(256, 6, 8000), PAIRS | {"trainable": "full", "micro_batch_tokens": 256}, (56, 72)),
     "full, checkpointing": (
         _model(256, 6, 8000),
-        PAIRS | {"trainable": "full", "mini_batch_tokens": 256, "gradient_checkpointing": True},
+        PAIRS | {"trainable": "full", "micro_batch_tokens": 256, "gradient_checkpointing": True},
         (56, 72),
     ),
-    "full, one mini batch": (_model(256, 8, 4000), PAIRS | {"trainable": "full", "mini_batch_tokens": 9999}, (60, 64)),
+    "full, one mini batch": (_model(256, 8, 4000), PAIRS | {"trainable": "full", "micro_batch_tokens": 9999}, (60, 64)),
     "simcse, attention dropout": (
         _model(256, 6, 8000),
-        PAIRS | {"objective": "simcse", "lora": LORA, "mini_batch_tokens": 256, "attention_dropout": 0.3},
+        PAIRS | {"objective": "simcse", "lora": LORA, "micro_batch_tokens": 256, "attention_dropout": 0.3},
         (128, 128),
     ),
     "mntp, large vocabulary": (
         _model(192, 4, 64000),
-        BLOCKS | {"objective": "mntp", "lora": LORA, "mask_rate": 0.2, "mask_policy": "bert", "mini_batch_tokens": 256,
+        BLOCKS | {"objective": "mntp", "lora": LORA, "mask_rate": 0.2, "mask_policy": "bert", "micro_batch_tokens": 256,
                   "logit_rows": 128},
         (128, 128),
     ),
     "clm, full, untied": (
         _model(256, 4, 16000, tie_word_embeddings=False),
-        BLOCKS | {"objective": "clm", "trainable": "full", "mini_batch_tokens": 256, "logit_rows": 128},
+        BLOCKS | {"objective": "clm", "trainable": "full", "micro_batch_tokens": 256, "logit_rows": 128},
         (128, 128),
     ),
     "mixture of experts": (
         _model(256, 4, 8000, model_type="mixtral", num_local_experts=4, num_experts_per_tok=2, intermediate_size=512),
-        PAIRS | {"lora": LORA | {"targets": ["q_proj", "v_proj"]}, "mini_batch_tokens": 256},
+        PAIRS | {"lora": LORA | {"targets": ["q_proj", "v_proj"]}, "micro_batch_tokens": 256},
         (60, 64),
     ),
 }  # fmt: skip
@@ -122,7 +122,7 @@ def predicted(name: str) -> dict[str, Any]:
     (_, stage, lengths), encoder = _resolved(name), Encoder(_backbone(name, "meta"), None, "mean")
     devices = Devices("cpu", 1, 2**40, {}, cuda=False)
     size, simulation = sizes(encoder, 1, sharded=False), Simulation(encoder)
-    load = Workload(lengths, "", stage.shards)
+    load = Workload(lengths, "", stage.rng_shards)
     found, costs, largest = memory(stage, simulation, size, load, devices, "mean")
     flops = flops_of_a_step(stage, simulation, load, devices, costs, largest)
     beside = found.peak - found.parts["reserved"] - found.parts["held"] - size.weights - size.adapter
@@ -193,23 +193,23 @@ def _batch(stage, lengths, vocabulary: int):
     import torch
 
     from llm2enc.text import Tokens
-    from llm2enc.training import Split
+    from llm2enc.training import BatchPartition
     from llm2enc.training.objectives.contrastive import ContrastiveBatch
     from llm2enc.training.objectives.token_loss import TokenBatch
 
     total = int(lengths.sum())
     ids = torch.randint(vocabulary, (total,))
     tokens = Tokens(ids, lengths, torch.ones(total, dtype=torch.bool), torch.zeros(len(lengths), dtype=torch.bool))
-    split = Split(len(lengths), stage.shards, 0, 0)
+    partition = BatchPartition(len(lengths), stage.rng_shards, 0, 0)
     if stage.objective in ("clm", "mntp"):
         share = 1 - 1 / stage.block_tokens if stage.objective == "clm" else stage.mask_rate
         chosen = torch.randperm(total) < max(1, round(share * total))
-        return TokenBatch(tokens, torch.where(chosen, ids, -100), int(chosen.sum()), split, "random")
+        return TokenBatch(tokens, torch.where(chosen, ids, -100), int(chosen.sum()), partition, "random")
     every = len(lengths) // (2 if stage.objective == "simcse" else 3)
     places = torch.arange(len(lengths)).view(every, -1)
     documents = places[:, 1:].reshape(-1)
     return ContrastiveBatch(
-        tokens=tokens, split=split, queries=places[:, 0], documents=documents,
+        tokens=tokens, partition=partition, queries=places[:, 0], documents=documents,
         positives=torch.arange(every) * (places.size(1) - 1), allowed=None, source="random",
     )  # fmt: skip
 
@@ -259,7 +259,7 @@ def row(name: str, plan: dict[str, Any], tensors: dict[str, Any], resident: dict
         name,
         shape,
         f"{low}-{high}",
-        stage["mini_batch_tokens"],
+        stage["micro_batch_tokens"],
         plan["phase"],
         f"{plan['predicted'] / 2**20:.1f}",
     ]

@@ -4,7 +4,7 @@ python -m benchmarks.scale                                     1, 2, 3, 4 and 8 
 python -m benchmarks.scale --processes 1 4 --markdown FILE     others; the table into a file too
 
 Dropout is on, rows don't divide evenly, texts have many lengths, queries have 0, 1 or 2 hard negatives, and a process
-has several mini-batches, not as many as another. Weights and products are float32, but for the lines that say bfloat16:
+has several micro-batches, not as many as another. Weights and products are float32, but for the lines that say bfloat16:
 there products are, and the weights under an adapter.
 
 Each number is max |g - g1| / max |g1|, the largest over all trained tensors: g1 is the gradient in one process, g that of
@@ -56,7 +56,7 @@ COMMON = {
     "batch_size": ROWS,
     "lr": 1e-2,
     "precision": "float32",
-    "mini_batch_tokens": 100,
+    "micro_batch_tokens": 100,
     "log_every": 1,
     "attention_dropout": 0.3,
 }
@@ -65,7 +65,7 @@ OWN = {
     "mntp": {"objective": "mntp", "mask_rate": 0.3, "mask_policy": "bert"},
     "simcse": {"objective": "simcse"},
     "contrastive": {"objective": "contrastive", "hard_negatives": 2},
-    "contrastive, graphs kept": {"objective": "contrastive", "hard_negatives": 2, "graph_tokens": 120},
+    "contrastive, graphs kept": {"objective": "contrastive", "hard_negatives": 2, "activation_tokens": 120},
     "contrastive, checkpointing": {"objective": "contrastive", "hard_negatives": 2, "gradient_checkpointing": True},
     "contrastive, bfloat16": {"objective": "contrastive", "hard_negatives": 2, "precision": "bfloat16"},
 }
@@ -111,7 +111,7 @@ def texts(count: int, seed: int = 0) -> list[str]:
 def cases(shards: int = 8, names: Iterable[str] = OWN) -> dict[str, Stage]:
     """Every objective, or those named, full and with LoRA."""
     return {
-        f"{name} ({how})": STAGES[own["objective"]](**COMMON | own | which, shards=shards)
+        f"{name} ({how})": STAGES[own["objective"]](**COMMON | own | which, rng_shards=shards)
         for name, own in ((name, OWN[name]) for name in names)
         for how, which in TRAINABLE.items()
     }

@@ -44,7 +44,7 @@ def write_recipe(folder: Path, objectives: tuple[str, ...] = OBJECTIVES, **field
     pairs = [pairs_file(folder).model_dump(mode="json", exclude_defaults=True)]
     _write_task(folder / "tasks" / "sts")
     common = {"steps": 4, "batch_size": 4, "lr": 3e-3, "precision": "float32", "log_every": 1, "save_every": 1}
-    common |= {"mini_batch_tokens": 200, "attention_dropout": 0.2} | fields
+    common |= {"micro_batch_tokens": 200, "attention_dropout": 0.2} | fields
     lora = {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}}
     stages = [
         {"objective": "clm", "data": texts, "block_tokens": 16, **common, "trainable": "full"},

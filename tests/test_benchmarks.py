@@ -152,7 +152,7 @@ def test_training_tools_agree(files: Material) -> None:
         "blocks": files.arrays(
             "few-blocks", lambda: material.mntp_blocks(Path(files.lm("m64")), 2, 32, rate=0.2, seed=4)
         ),
-        "mini_batch_tokens": 32, "logit_rows": 4,
+        "micro_batch_tokens": 32, "logit_rows": 4,
     }  # fmt: skip
     (found,) = run(
         Contest("hugging_face", job, job, (Claim("MNTP", "speed", 0.0, 9.0),), "gradients", 1e-5), {}, rounds=1

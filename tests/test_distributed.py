@@ -34,7 +34,7 @@ COMMON = {
     "batch_size": 5,
     "lr": 1e-2,
     "precision": "float32",
-    "mini_batch_tokens": 40,
+    "micro_batch_tokens": 40,
     "log_every": 1,
 }
 
@@ -52,7 +52,7 @@ def cases() -> dict[str, tuple[Stage, list]]:
     noise = {"attention_dropout": 0.3, "lora": LoraSpec(r=4, alpha=8, dropout=0.3)}
     return {
         "contrastive": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
-        "contrastive-graph": (ContrastiveStage(objective="contrastive", graph_tokens=50, **COMMON), pairs),
+        "contrastive-graph": (ContrastiveStage(objective="contrastive", activation_tokens=50, **COMMON), pairs),
         "contrastive-masked": (ContrastiveStage(objective="contrastive", mask_duplicates=True, **COMMON), pairs),
         "contrastive-noise": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON, **noise), pairs),
         "contrastive-head": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),

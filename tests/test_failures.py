@@ -34,7 +34,7 @@ SOON = 15  # seconds on a busy machine; alone it is a tenth of one
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("recipe"), ("contrastive",), steps=5, shards=4)
+    return write_recipe(tmp_path_factory.mktemp("recipe"), ("contrastive",), steps=5, rng_shards=4)
 
 
 @pytest.fixture(scope="module")

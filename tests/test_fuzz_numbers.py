@@ -16,7 +16,7 @@ from llm2enc.encoding import calibrate
 from llm2enc.encoding.quantization import quantize
 from llm2enc.losses import cross_entropy_sum, info_nce, tokens
 from llm2enc.model import POOLERS, pooled_edges
-from llm2enc.training import Split
+from llm2enc.training import BatchPartition
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -24,16 +24,16 @@ SEEDS = st.integers(0, 2**32 - 1)
 # -------------------------------------------------------------------------------------------------------------- splits
 
 
-def work(split: Split, lengths: list[int], max_tokens: int, processes: int) -> list[tuple[list[int], int]]:
-    """(rows of the batch, seed) of every mini-batch, of all processes one after another."""
+def work(partition: BatchPartition, lengths: list[int], max_tokens: int, processes: int) -> list[tuple[list[int], int]]:
+    """(rows of the batch, seed) of every micro-batch, of all processes one after another."""
     found = []
     for process in range(processes):
         pretended = {"world_size": lambda: processes, "rank": lambda process=process: process}
         with mock.patch.multiple(distributed, **pretended), mock.patch.multiple(collectives, **pretended):
-            rows = split.rows()
-            assert split.counts()[process] == len(rows)
+            rows = partition.rows()
+            assert partition.counts()[process] == len(rows)
             own = torch.tensor(lengths[rows.start : rows.stop], dtype=torch.int64)
-            parts = list(split.mini_batches(own, max_tokens))
+            parts = list(partition.micro_batches(own, max_tokens))
             found += [([rows[row] for row in part.rows.tolist()], part.seed) for part in parts]
     return found
 
@@ -48,9 +48,9 @@ def work(split: Split, lengths: list[int], max_tokens: int, processes: int) -> l
     step=st.integers(0, 10**9),
 )
 def test_any_number_of_processes_does_the_same_work(lengths, shards, processes, max_tokens, seed, step) -> None:
-    split = Split(len(lengths), shards, seed, step)
-    alone = work(split, lengths, max_tokens, 1)
-    assert work(split, lengths, max_tokens, processes) == alone
+    partition = BatchPartition(len(lengths), shards, seed, step)
+    alone = work(partition, lengths, max_tokens, 1)
+    assert work(partition, lengths, max_tokens, processes) == alone
     assert sorted(row for rows, _ in alone for row in rows) == list(range(len(lengths)))
     assert len({part_seed for _, part_seed in alone}) == len(alone) and all(0 <= s < 2**63 for _, s in alone)
     count = min(shards, len(lengths))

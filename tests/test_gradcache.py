@@ -11,7 +11,7 @@ from llm2enc.encoding import Encoder
 from llm2enc.losses import info_nce
 from llm2enc.recipe import LoraSpec
 from llm2enc.text import Tokens
-from llm2enc.training import Split
+from llm2enc.training import BatchPartition
 from llm2enc.training.gradcache import cached_backward
 
 # Query, positive and 2, 0, 1 hard negatives.
@@ -47,7 +47,7 @@ def direct(encoder: Encoder, tokens: Tokens) -> tuple[Tensor, dict[str, Tensor]]
 def cached(encoder: Encoder, tokens: Tokens, mini: int, graph: int, seed: int = 0, shards: int = 1):
     """Loss and gradients."""
     torch.rand(3)  # whatever was drawn before plays no role
-    value = cached_backward(encoder, tokens, Split(len(tokens), shards, seed, 5), loss, mini, graph)
+    value = cached_backward(encoder, tokens, BatchPartition(len(tokens), shards, seed, 5), loss, mini, graph)
     return value, gradients(encoder)
 
 
@@ -96,10 +96,10 @@ def test_the_second_pass_draws_the_dropout_of_the_first(trainable: str, checkpoi
 
 def test_dropout_of_the_whole_batch_is_plain_autograd() -> None:
     encoder, tokens = training_encoder("lora", dropout=0.3)
-    order = torch.argsort(tokens.lengths, descending=True, stable=True)  # the one mini-batch is sorted by length
+    order = torch.argsort(tokens.lengths, descending=True, stable=True)  # the one micro-batch is sorted by length
     sorted_tokens = tokens.select(order)
-    (whole,) = Split(len(tokens), 1, 0, 5).mini_batches(tokens.lengths, len(tokens.ids))
-    whole.start_noise()
+    (whole,) = BatchPartition(len(tokens), 1, 0, 5).micro_batches(tokens.lengths, len(tokens.ids))
+    whole.seed_dropout()
     value = loss(encoder(sorted_tokens)[torch.argsort(order)])
     value.backward()
     expected = gradients(encoder)
@@ -109,7 +109,7 @@ def test_dropout_of_the_whole_batch_is_plain_autograd() -> None:
 
 
 def test_only_as_many_graphs_as_asked_for_are_kept() -> None:
-    """Passes through the model: each mini-batch once if its graph is kept, else twice."""
+    """Passes through the model: each micro-batch once if its graph is kept, else twice."""
     encoder, tokens = training_encoder("full", dropout=0.0)
     calls: list[bool] = []
 
@@ -119,15 +119,15 @@ def test_only_as_many_graphs_as_asked_for_are_kept() -> None:
 
     sizes = sorted(tokens.lengths.tolist(), reverse=True)
     kept = sum(sizes[:2])
-    cached_backward(encode, tokens, Split(len(tokens), 1, 0, 0), loss, 1, graph_tokens=kept)
+    cached_backward(encode, tokens, BatchPartition(len(tokens), 1, 0, 0), loss, 1, activation_tokens=kept)
     assert calls == [True] * 2 + [False] * 7 + [True] * 7
 
 
 def test_gradients_are_added_to_what_is_there() -> None:
     encoder, tokens = training_encoder("full", dropout=0.0)
-    cached_backward(encoder, tokens, Split(len(tokens), 2, 0, 0), loss, 20)
+    cached_backward(encoder, tokens, BatchPartition(len(tokens), 2, 0, 0), loss, 20)
     once = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
-    cached_backward(encoder, tokens, Split(len(tokens), 2, 0, 0), loss, 20)
+    cached_backward(encoder, tokens, BatchPartition(len(tokens), 2, 0, 0), loss, 20)
     assert_same(gradients(encoder), {name: 2 * gradient for name, gradient in once.items()}, 1e-6)
 
 
@@ -148,6 +148,6 @@ def test_double_precision_stays_double() -> None:
     expected.backward()
     exact = gradients(table)
     for mini, graph in ((1, 0), (20, 30), (1000, 0)):
-        value = cached_backward(encode, tokens, Split(len(tokens), 3, 0, 0), cosine_loss, mini, graph)
+        value = cached_backward(encode, tokens, BatchPartition(len(tokens), 3, 0, 0), cosine_loss, mini, graph)
         assert value.dtype == torch.float64 and torch.allclose(value, expected, rtol=1e-13)
         assert_same(gradients(table), exact, 1e-12)

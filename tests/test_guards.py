@@ -12,7 +12,7 @@ from torch import nn
 from llm2enc.data import Pair, RowBatch
 from llm2enc.errors import NotFinite, NothingLearnt
 from llm2enc.recipe import ContrastiveStage, LoraSpec, SimcseStage
-from llm2enc.training import Split, train, trainer
+from llm2enc.training import BatchPartition, train, trainer
 from llm2enc.training.checks import Guard, check_finite
 from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.objectives import contrastive, simcse
@@ -48,7 +48,7 @@ def test_texts_whose_vectors_are_no_numbers_are_named(value: float) -> None:
     with pytest.raises(
         NotFinite, match=rf"the vectors of {len(expected)} \({', '.join(map(str, expected))}\) of 6 texts"
     ):
-        cached_backward(encode, tokens, Split(6, 2, 0, 0), lambda vectors: vectors.sum(), 50)
+        cached_backward(encode, tokens, BatchPartition(6, 2, 0, 0), lambda vectors: vectors.sum(), 50)
 
 
 def test_parameters_with_such_a_gradient_are_named() -> None:

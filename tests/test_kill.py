@@ -98,7 +98,7 @@ def phase(out: Path) -> str:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_recipe(tmp_path_factory.mktemp("recipe"), steps=3, shards=1)
+    return write_recipe(tmp_path_factory.mktemp("recipe"), steps=3, rng_shards=1)
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,7 @@ def pairs(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_llm2vec_trains_any_family_on_any_pairs(family: str, pairs: str, tmp_path: Path, in_process: None) -> None:
-    few = {"steps": 2, "schedule_steps": 4, "warmup_steps": 0, "batch_size": 4, "precision": "float32", "shards": 1}
+    few = {"steps": 2, "schedule_steps": 4, "warmup_steps": 0, "batch_size": 4, "precision": "float32", "rng_shards": 1}
     changes = [f"stages.{stage}.{key}={value}" for stage in range(3) for key, value in few.items()]
     changes += ["model.dtype=float32", "stages.mntp.block_tokens=32"]
     recipe = load_recipe("llm2vec", changes, model=make_family(family, tmp_path / "base"), data=pairs)

@@ -81,7 +81,7 @@ def test_a_record_says_what_the_objective_does(name: str, monkeypatch: pytest.Mo
         assert batch.num_targets / batch.num_tokens == pytest.approx(objective.predicted_share(stage), abs=0.03)
         assert batch.describe() == {"predicted tokens per batch": f"{batch.num_targets:,}"}
     else:
-        assert batch.split.total == len(items) * objective.vectors_per_row(stage)
+        assert batch.partition.total == len(items) * objective.vectors_per_row(stage)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -98,7 +98,7 @@ def test_a_record_says_whether_full_training_includes_the_head(name: str) -> Non
 
 def test_layout_of_a_batch() -> None:
     batch = contrastive_batch(PAIRS)
-    assert texts_of(batch) == ["q0", "p0", "n00", "q1", "p1", "n10", "n11", "q2", "p2"] and batch.split.total == 9
+    assert texts_of(batch) == ["q0", "p0", "n00", "q1", "p1", "n10", "n11", "q2", "p2"] and batch.partition.total == 9
     assert batch.queries.tolist() == [0, 3, 7]
     assert batch.documents.tolist() == [1, 2, 4, 5, 6, 8]
     assert batch.positives.tolist() == [0, 2, 5]  # columns of p0, p1, p2
@@ -204,7 +204,7 @@ def test_every_text_stands_twice() -> None:
     batch = simcse.collate(
         rows(["one", "two", "three"]), SimcseStage(objective="simcse", **COMMON), make_encoder().input_format, 0
     )
-    assert texts_of(batch) == ["one", "one", "two", "two", "three", "three"] and batch.split.total == 6
+    assert texts_of(batch) == ["one", "one", "two", "two", "three", "three"] and batch.partition.total == 6
     assert (batch.queries.tolist(), batch.documents.tolist()) == ([0, 2, 4], [1, 3, 5])
 
 
@@ -223,12 +223,12 @@ def test_lora_dropout_counts_although_a_fresh_adapter_is_silent() -> None:
     assert gradients(encoder)
 
 
-@pytest.mark.parametrize("mini_batch_tokens", [1, 17, 1000])
-def test_views_without_dropout_are_refused(mini_batch_tokens: int) -> None:
+@pytest.mark.parametrize("micro_batch_tokens", [1, 17, 1000])
+def test_views_without_dropout_are_refused(micro_batch_tokens: int) -> None:
     encoder = make_encoder()
     encoder.backbone.add_lora(LoraSpec(r=4, dropout=0.0), seed=0)
     with pytest.raises(ValueError, match="no dropout is active"):
-        simcse_run(encoder, 0.0, mini_batch_tokens=mini_batch_tokens)
+        simcse_run(encoder, 0.0, micro_batch_tokens=micro_batch_tokens)
 
 
 # ---------------------------------------------------------------------------------------------------------- token tasks
@@ -383,10 +383,10 @@ def test_no_split_changes_the_gradient(objective: str, checkpointing: bool) -> N
     stage = mntp_stage(mask_rate=0.1) if objective == "mntp" else ClmStage(objective="clm", **COMMON)
     batch, value, expected = token_run(encoder, stage)
     counts = [(part != -100).sum().item() for part in batch.targets.split(12)]
-    assert objective == "clm" or (0 in counts and max(counts) > 1)  # a mini-batch without a target is among them
+    assert objective == "clm" or (0 in counts and max(counts) > 1)  # a micro-batch without a target is among them
     for mini in (1, 24, 1000):
         for logit_rows in (1, 3, 1000):
-            smaller = stage.model_copy(update={"mini_batch_tokens": mini, "logit_rows": logit_rows})
+            smaller = stage.model_copy(update={"micro_batch_tokens": mini, "logit_rows": logit_rows})
             _, again, found = token_run(encoder, smaller)
             assert again.item() == pytest.approx(value.item(), rel=1e-6)
             assert_same(found, expected, 1e-5)

@@ -207,13 +207,13 @@ def test_checkpointing_and_fused_attention_take_less() -> None:
 def test_the_largest_safe_mini_batch_fits_and_a_larger_one_does_not(tmp_path: Path) -> None:
     config = make_backbone().model.config
     recipe = recipe_of(
-        folder_of(config, tmp_path), [stage(batch_size=64, shards=2, precision="float32")], dtype="float32"
+        folder_of(config, tmp_path), [stage(batch_size=64, rng_shards=2, precision="float32")], dtype="float32"
     )
     whole = plan(recipe, ONE).stages[0]
     assert whole.fits and whole.whole_shard and whole.safe_mini_batch_tokens == 64 * 512
 
     def on(memory: float, tokens: int | None = None):
-        changed = [] if tokens is None else [f"stages.0.mini_batch_tokens={tokens}"]
+        changed = [] if tokens is None else [f"stages.0.micro_batch_tokens={tokens}"]
         devices = Devices("small", 1, int(memory), ONE.peaks, cuda=False)
         return plan(load_recipe(recipe.model_dump(mode="json"), changed), devices).stages[0]
 
@@ -222,7 +222,7 @@ def test_the_largest_safe_mini_batch_fits_and_a_larger_one_does_not(tmp_path: Pa
     safe = found.safe_mini_batch_tokens
     assert safe is not None and not found.whole_shard and safe % 256 == 0
     assert on(memory, safe).fits and not on(memory, safe + 1024).fits
-    assert not found.fits and f"stages.0.mini_batch_tokens={safe}" in found.remedies[0]
+    assert not found.fits and f"stages.0.micro_batch_tokens={safe}" in found.remedies[0]
     assert on(0.5 * GIB).safe_mini_batch_tokens is None
 
 
@@ -234,7 +234,7 @@ def test_a_large_model_is_planned_without_its_weights(tmp_path: Path) -> None:
 
     shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 32000}
     config = LlamaConfig(**shape, num_attention_heads=32, num_key_value_heads=8)
-    recipe = recipe_of(folder_of(config, tmp_path), [stage(lora={"r": 16}, mini_batch_tokens=8192)])
+    recipe = recipe_of(folder_of(config, tmp_path), [stage(lora={"r": 16}, micro_batch_tokens=8192)])
     opened, watching = [], [True]  # a hook can't be taken away again
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if watching and event == "open" else None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -292,8 +292,8 @@ def test_lengths_come_from_the_data_where_they_are_local(tmp_path: Path) -> None
 
 
 def test_work_is_cut_as_training_cuts_it() -> None:
-    load = Workload(torch.tensor([4, 9, 5, 7, 6, 8]), "", shards=3)
-    assert [part.tolist() for part in load.mini_batches(12)] == [[9], [4], [7, 5], [8], [6]]
+    load = Workload(torch.tensor([4, 9, 5, 7, 6, 8]), "", rng_shards=3)
+    assert [part.tolist() for part in load.micro_batches(12)] == [[9], [4], [7, 5], [8], [6]]
     assert [part.tolist() for part in load.busiest(12, 2)] == [[9], [4], [7, 5]]
     assert load.share(2) == 2 / 3 and load.share(3) == 1 / 3 and load.largest_shard == 14
 
@@ -362,13 +362,15 @@ def test_a_measured_speed_gives_the_time_and_the_share_of_the_peak(tmp_path: Pat
 
 
 def test_the_command_says_what_does_not_fit_and_what_to_change(tmp_path: Path) -> None:
-    recipe = recipe_of(folder_of(make_backbone().model.config, tmp_path), [stage(shards=2)], dtype="float32")
+    recipe = recipe_of(folder_of(make_backbone().model.config, tmp_path), [stage(rng_shards=2)], dtype="float32")
     (tmp_path / "r.yaml").write_text(recipe.to_yaml())
     run = CliRunner().invoke
     good = run(app, ["plan", str(tmp_path / "r.yaml"), "--gpus", "2xh100-80gb", "--json"])
     assert good.exit_code == 0 and json.loads(good.stdout)["stages"][0]["fits"]
     many = run(app, ["plan", str(tmp_path / "r.yaml"), "--gpus", "4xh100-80gb"])
-    assert many.exit_code == 1 and "4 processes share" in many.stdout and "--set stages.0.shards=4, or" in many.stdout
+    assert (
+        many.exit_code == 1 and "4 processes share" in many.stdout and "--set stages.0.rng_shards=4, or" in many.stdout
+    )
     assert "does not fit" not in many.stdout and "NO" not in many.stdout  # memory is not what is short
     shown = run(app, ["plan", str(tmp_path / "r.yaml"), "--gpus", "h100-80gb", "--mfu", "0.2"])
     assert "20.0 %" in shown.stdout and "upper bound" in shown.stdout and "disk:" in shown.stdout

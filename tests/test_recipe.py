@@ -616,3 +616,13 @@ def test_one_fault_is_one_fault(override: str) -> None:
 def test_the_path_of_a_fault_works_as_an_override() -> None:
     where = fault(small(), "stages.0.lr=high").splitlines()[1].split(": ")[0].strip()
     assert where == "stages.0.lr"
+
+
+def test_fields_of_release_0_1_keep_their_names_for_a_release(caplog: pytest.LogCaptureFixture) -> None:
+    old = load_recipe("pocket").model_dump(mode="json")
+    stage = old["stages"][2]
+    stage |= {"shards": stage.pop("rng_shards"), "graph_tokens": stage.pop("activation_tokens")}
+    renamed = load_recipe(old, ["stages.contrastive.mini_batch_tokens=77"])
+    assert renamed == load_recipe("pocket", ["stages.contrastive.micro_batch_tokens=77"])
+    assert "stages.2.shards is called rng_shards now" in caplog.text
+    assert "stages.2.mini_batch_tokens is called micro_batch_tokens now" in caplog.text

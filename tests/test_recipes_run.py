@@ -84,7 +84,7 @@ def shrink(name: str, model: Path, data: dict[str, str]) -> list[str]:
             "warmup_steps": "1",
             "batch_size": "6",
         }
-        own |= {"precision": "float32", "mini_batch_tokens": "128", "shards": "2", "log_every": "1"}
+        own |= {"precision": "float32", "micro_batch_tokens": "128", "rng_shards": "2", "log_every": "1"}
         if stage.objective in ("clm", "mntp"):
             own["block_tokens"] = "32"
         changes += [f"stages.{index}.{key}={value}" for key, value in own.items()]

@@ -49,7 +49,7 @@ def stage_of(name: str, way: str, folder: Path) -> Stage:
         "batch_size": 5,
         "strategy": way,
         "lr": 3e-3,
-        "shards": SHARDS,
+        "rng_shards": SHARDS,
     }
     fields |= {"log_every": 100, "attention_dropout": 0.1}
     if name == "clm-full":
@@ -242,7 +242,7 @@ def test_a_launcher_may_ask_for_fsdp(monkeypatch) -> None:
 
 def recipe_file(folder: Path) -> Path:
     """Two stages on the packaged model: an adapter, and full training with sharded layers."""
-    common = {"steps": 3, "batch_size": 5, "lr": 1e-3, "precision": "float32", "shards": 4, "log_every": 1}
+    common = {"steps": 3, "batch_size": 5, "lr": 1e-3, "precision": "float32", "rng_shards": 4, "log_every": 1}
     common |= {
         "adam_eps": 1e-5
     }  # far above the rounding of a gradient, which the first steps would turn into full ones

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from llm2enc.recipe import InputSpec, Part
-from llm2enc.text import InputFormat, Tokens, concatenate, mini_batches
+from llm2enc.text import InputFormat, Tokens, concatenate, micro_batches
 
 GOLDEN = Path(__file__).parent / "golden"
 CORPUS = [
@@ -489,7 +489,7 @@ def test_plain_ids_are_the_text_without_template() -> None:
 @PROPERTY
 @given(lengths=st.lists(st.integers(1, 30), max_size=20), max_tokens=st.integers(1, 60))
 def test_mini_batches_cover_each_text_once_longest_first_within_the_budget(lengths, max_tokens) -> None:
-    batches = list(mini_batches(torch.tensor(lengths, dtype=torch.int64), max_tokens))
+    batches = list(micro_batches(torch.tensor(lengths, dtype=torch.int64), max_tokens))
     rows = [row for batch in batches for row in batch.tolist()]
     assert rows == sorted(range(len(lengths)), key=lambda row: -lengths[row])
     for batch in batches:

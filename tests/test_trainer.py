@@ -32,7 +32,14 @@ STAGES = {
 def make_stage(objective: str, folder: Path, **fields) -> Stage:
     kind, data, own = STAGES[objective]
     folder.mkdir(exist_ok=True)
-    common = {"steps": 6, "batch_size": 8, "lr": 3e-3, "precision": "float32", "log_every": 1, "mini_batch_tokens": 100}
+    common = {
+        "steps": 6,
+        "batch_size": 8,
+        "lr": 3e-3,
+        "precision": "float32",
+        "log_every": 1,
+        "micro_batch_tokens": 100,
+    }
     if fields.get("trainable") != "full":
         common["lora"] = LoraSpec(r=4, alpha=8, dropout=0.1)
     return kind(objective=objective, data=(data(folder),), **(common | own | fields))
@@ -400,7 +407,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     runs = []
     for number, on in enumerate((False, True)):
         encoder = make_encoder()
-        stage = make_stage("contrastive", tmp_path, gradient_checkpointing=on, graph_tokens=150)
+        stage = make_stage("contrastive", tmp_path, gradient_checkpointing=on, activation_tokens=150)
         train(encoder, stage, tmp_path / str(number), seed=0)
         runs.append(weights(encoder))
         assert not any(getattr(module, "gradient_checkpointing", False) for module in encoder.modules())

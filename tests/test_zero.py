@@ -204,7 +204,7 @@ def test_settings_are_handed_on_and_auto_is_left_out(monkeypatch, tmp_path: Path
     ("changed", "message"),
     [
         ({"train_batch_size": 32}, r"`train_batch_size` is for the recipe to say \(`batch_size`"),
-        ({"gradient_accumulation_steps": 4}, "`mini_batch_tokens`"),
+        ({"gradient_accumulation_steps": 4}, "`micro_batch_tokens`"),
         ({"gradient_clipping": 1.0}, "`max_grad_norm`"),
         ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-4}}}, "`lr`"),
         ({"scheduler": {"type": "WarmupLR"}}, "`schedule`"),
@@ -236,7 +236,7 @@ def test_settings_that_contradict_the_recipe_are_refused(
         ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", "ZeRO stage 3"),
         ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "cpu", "nothing is offloaded"),
         ("ACCELERATE_GRADIENT_CLIPPING", "0.5", "`max_grad_norm`"),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "`mini_batch_tokens`"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "`micro_batch_tokens`"),
         (zero.FILE, "missing.json", "can be read"),
     ],
 )

@@ -73,7 +73,7 @@ def recipe_data(model: Path, data: Path) -> dict:
                 "objective": "clm", "data": files, "trainable": "full", "precision": "float32",
                 "block_tokens": 256, "batch_size": 16, "steps": 900, "lr": 2e-3, "schedule": "cosine",
                 "warmup_steps": 100, "weight_decay": 0.1, "adam_betas": [0.9, 0.95],
-                "mini_batch_tokens": 4096, "logit_rows": 1024, "save_every": 100,
+                "micro_batch_tokens": 4096, "logit_rows": 1024, "save_every": 100,
             }
         ],
     }  # fmt: skip

@@ -11,7 +11,7 @@ from llm2enc import Encoder
 from llm2enc.data import Pair, RowBatch
 from llm2enc.model import quiet
 from llm2enc.recipe import ContrastiveStage, DocstringsData, InputSpec, LoraSpec, MntpStage, ModelSpec, SimcseStage
-from llm2enc.training import Split
+from llm2enc.training import BatchPartition
 from llm2enc.training.objectives import contrastive, mntp, simcse
 from llm2enc.training.objectives.token_loss import token_batch
 
@@ -58,10 +58,10 @@ def mntp_step(job: dict[str, Any]) -> Run:
     targets = np.full(blocks["labels"].shape, -100)
     targets[:, :-1] = blocks["labels"][:, 1:]  # a token is predicted from the state before it
     stage = MntpStage(objective="mntp", batch_size=len(targets), mask_rate=0.2, mask_policy="all", **stage_fields(job))
-    split = Split(len(targets), stage.shards, 0, 0)
+    partition = BatchPartition(len(targets), stage.rng_shards, 0, 0)
 
     def backward() -> dict[str, torch.Tensor]:
-        return mntp.backward(encoder, token_batch(blocks["input_ids"], targets, "benchmark", split), stage)
+        return mntp.backward(encoder, token_batch(blocks["input_ids"], targets, "benchmark", partition), stage)
 
     return step(encoder, backward)
 
@@ -120,7 +120,7 @@ def from_causal_lm(job: dict[str, Any], attention: str, parts: list[dict[str, An
 
 def stage_fields(job: dict[str, Any]) -> dict[str, Any]:
     """The fields that bound memory, as the job has them, and those that are not used."""
-    own = {name: job[name] for name in ("mini_batch_tokens", "graph_tokens", "logit_rows") if name in job}
+    own = {name: job[name] for name in ("micro_batch_tokens", "activation_tokens", "logit_rows") if name in job}
     return {**UNUSED, **own}
 
 

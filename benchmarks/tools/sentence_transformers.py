@@ -35,7 +35,7 @@ def contrastive(model: SentenceTransformer, job: dict[str, Any]) -> Run:
     if job.get("adapter"):
         adapt(model, job["adapter"])
     queries, documents = map(list, zip(*read(job["pairs"]), strict=True))
-    loss = CachedMultipleNegativesRankingLoss(model, scale=job["scale"], mini_batch_size=job["mini_batch"])
+    loss = CachedMultipleNegativesRankingLoss(model, scale=job["scale"], mini_batch_size=job["micro_batch"])
     return step(model, loss, queries, documents)
 
 

@@ -26,7 +26,7 @@ def prepare(job: dict) -> Callable[[], dict[str, np.ndarray]]:
     loss_function = SimpleContrastiveLoss(n_target=1)
     cache = _grad_cache()(
         models=[model, model],
-        chunk_sizes=job["mini_batch"],
+        chunk_sizes=job["micro_batch"],
         # SimpleContrastiveLoss has no temperature.
         loss_fn=lambda queries, documents: loss_function(job["scale"] * queries, documents),
         split_input_fn=split_dense_inputs,

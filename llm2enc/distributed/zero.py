@@ -32,8 +32,8 @@ ENVIRONMENT = {  # what `accelerate launch` hands on besides a file: the name in
 }
 OURS = {
     "train_batch_size": "`batch_size`",
-    "train_micro_batch_size_per_gpu": "`mini_batch_tokens`",
-    "gradient_accumulation_steps": "`mini_batch_tokens`",
+    "train_micro_batch_size_per_gpu": "`micro_batch_tokens`",
+    "gradient_accumulation_steps": "`micro_batch_tokens`",
     "gradient_clipping": "`max_grad_norm`",
     "optimizer": "`lr`, `adam_betas`, `adam_eps` and `weight_decay`",
     "scheduler": "`schedule`, `warmup_steps` and `schedule_steps`",

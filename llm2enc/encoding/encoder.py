@@ -38,7 +38,7 @@ from llm2enc.model import (
 from llm2enc.model import limits as positions
 from llm2enc.recipe import HeadSpec, InputSpec, ModelSpec, Pooling, Recipe, Role
 from llm2enc.terminal import bar
-from llm2enc.text import InputFormat, Tokens, mini_batches
+from llm2enc.text import InputFormat, Tokens, micro_batches
 
 LoadType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -337,7 +337,7 @@ class Encoder(nn.Module):
         batch_tokens = options.batch_tokens or (2048 if self.device.type == "cpu" else 65536)
         original, order = pipeline.distinct(buffer)
         with evaluating(self):
-            for chosen in mini_batches(buffer.lengths[order], batch_tokens):
+            for chosen in micro_batches(buffer.lengths[order], batch_tokens):
                 rows = order[chosen]
                 pooled = self(buffer.select(rows).to(self.device))[:, : options.truncate_dim]
                 vectors = nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled

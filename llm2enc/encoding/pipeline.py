@@ -1,6 +1,6 @@
 """From texts to sort buffers of tokens: chunks are tokenized ahead of the model, and joined until a buffer is full.
 
-    texts -> pairs (text, instruction) -> chunks -> tokenized by a thread -> sort buffers -> mini-batches of like length
+    texts -> pairs (text, instruction) -> chunks -> tokenized by a thread -> sort buffers -> micro-batches of like length
 
 What the tokenizer returns takes 40 times the memory of the ids alone, so only a chunk of texts is tokenized at a time.
 The ids of many chunks make a sort buffer, whose texts are sorted by length. Both are bounded for short texts and for long

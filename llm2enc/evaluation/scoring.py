@@ -3,7 +3,7 @@
 Protocols are those of MTEB (arXiv 2210.07316) where a local folder leaves no choice, and are named here where it does:
 
 classification   one logistic regression on all training rows (MTEB draws 8 rows per label, ten times)
-clustering       k-means with four starts, k = number of labels (MTEB v1: mini-batch k-means)
+clustering       k-means with four starts, k = number of labels (MTEB v1: micro-batch k-means)
 reranking        mean average precision over each query's own candidates
 summarization    a machine summary's score is its highest cosine to a human one; Spearman per document, averaged
 bitext           F1 of the nearest neighbour among all second sentences, weighted over them as MTEB does

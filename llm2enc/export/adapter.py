@@ -85,8 +85,7 @@ def write(run: Path, folder: Path) -> list[Path]:
     """`folder`/adapter and `folder`/adapter-causal-lm from the stages of `run`; the files.
 
     raises  CannotExport if `unsupported_reason` says so; ValueError if a stage's adapter does not fit the base model, or if
-            one of
-            the two directories exists and was not written by this function
+            one of the two directories exists and was not written by this function
     """
     reason = unsupported_reason(run)
     if reason:

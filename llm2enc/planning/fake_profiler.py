@@ -1,4 +1,4 @@
-"""What one mini-batch of a stage takes: the backbone that trains, on tensors without contents (`meter.py`).
+"""What one micro-batch of a stage takes: the backbone that trains, on tensors without contents (`meter.py`).
 
 A deep model is not run in full. Layers are sorted into kinds (same class, shapes and type of attention). Two of each
 kind run, then three of one kind, and the difference counts for all others of it. Peaks are noted layer by layer: which
@@ -24,12 +24,12 @@ from llm2enc.planning.meter import Meter, as_on_cuda
 from llm2enc.text import Tokens
 from llm2enc.training import head_gradient
 
-GROUPS = 4  # lengths a mini-batch is given; more would cost time here and change next to nothing
+GROUPS = 4  # lengths a micro-batch is given; more would cost time here and change next to nothing
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one mini-batch, on one process. Bytes beside the weights and their gradients, and operations."""
+    """Of one micro-batch, on one process. Bytes beside the weights and their gradients, and operations."""
 
     graph: float = 0
     """What autograd keeps between the forward and the backward pass: the activations."""
@@ -55,7 +55,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class Setting:
-    """How a mini-batch runs."""
+    """How a micro-batch runs."""
 
     autocast: bool
     cuda: bool
@@ -67,7 +67,7 @@ class Setting:
     """Share of the tokens that are predicted."""
     logit_rows: int = 1
     gradients: bool = True
-    """Whether gradients of earlier mini-batches exist already."""
+    """Whether gradients of earlier micro-batches exist already."""
     evaluate: bool = False
     """Whether to look at a pass without a graph too."""
 
@@ -121,7 +121,7 @@ class Simulation:
             layer.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
 
     def costs(self, lengths: Tensor, setting: Setting) -> Costs:
-        """Of a mini-batch of texts with these lengths (B,)."""
+        """Of a micro-batch of texts with these lengths (B,)."""
         lengths = representative(lengths)
         key = (tuple(lengths.tolist()), setting)
         if key not in self.known:
@@ -141,7 +141,7 @@ class Simulation:
         return self.known[key]
 
     def loss(self, texts: int, queries: int) -> tuple[float, float, float]:
-        """Bytes of all vectors of a step while mini-batches run a second time, the most during the contrastive loss, and
+        """Bytes of all vectors of a step while micro-batches run a second time, the most during the contrastive loss, and
         its operations."""
         meter, width = self.meter, self.encoder.dimensions
         start = meter.live

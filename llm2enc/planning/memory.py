@@ -1,7 +1,7 @@
 """Memory of one process in a stage: what is there all the time, and what comes and goes.
 
 always        weights, adapter, AdamW's two float32 moments of every trained weight
-passes        gradients, the activations of a mini-batch and what its backward pass adds, or the logits
+passes        gradients, the activations of a micro-batch and what its backward pass adds, or the logits
 loss          kept graphs, all vectors, the similarities
 exchange      all gradients once more, flat, where several processes add them up
 optimizer     AdamW's temporaries: on CUDA one more copy of the trained weights, on a CPU of the largest of them
@@ -19,7 +19,7 @@ from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, Setting, Simulation
 from llm2enc.planning.workload import Workload
 from llm2enc.recipe import Pooling, Stage
-from llm2enc.training import OBJECTIVES, kept_graphs
+from llm2enc.training import OBJECTIVES, kept_activations
 
 SAFE = 0.9  # of a device's memory: fragments of the allocator, other programs, longer texts than those looked at
 # What a process takes before it holds a tensor: CUDA's context with the workspaces of its libraries, as nvidia-smi shows it
@@ -88,7 +88,7 @@ def _bytes(parameter: nn.Parameter) -> int:
 
 
 def setting(stage: Stage, pooling: Pooling, devices: Devices, several: bool) -> Setting:
-    """How mini-batches of a stage run. several: more than one per step and process."""
+    """How micro-batches of a stage run. several: more than one per step and process."""
     objective = OBJECTIVES[stage.objective]
     predicts = objective.predicts_tokens
     return Setting(
@@ -99,7 +99,7 @@ def setting(stage: Stage, pooling: Pooling, devices: Devices, several: bool) -> 
         targets=objective.predicted_share(stage) if predicts else 0.0,
         logit_rows=stage.logit_rows if predicts else 1,
         gradients=several,
-        evaluate=not predicts and stage.graph_tokens > 0,
+        evaluate=not predicts and stage.activation_tokens > 0,
     )
 
 
@@ -112,13 +112,13 @@ def memory(
     pooling: Pooling,
     max_tokens: int | None = None,
 ) -> tuple[Memory, Costs, torch.Tensor]:
-    """What the busiest process takes, the costs of its largest mini-batch, and the lengths of that one.
+    """What the busiest process takes, the costs of its largest micro-batch, and the lengths of that one.
 
-    max_tokens  of a mini-batch, instead of the stage's own number
+    max_tokens  of a micro-batch, instead of the stage's own number
     """
-    batches = workload.busiest(max_tokens or stage.mini_batch_tokens, devices.count)
+    batches = workload.busiest(max_tokens or stage.micro_batch_tokens, devices.count)
     largest = max(batches, key=lambda lengths: int(lengths.sum()))
-    several = len(batches) > 1 or size.whole > 0  # parts of gradients are there from the first mini-batch on
+    several = len(batches) > 1 or size.whole > 0  # parts of gradients are there from the first micro-batch on
     costs = simulation.costs(largest, setting(stage, pooling, devices, several))
     always = size.weights + size.adapter + 2 * size.trained + size.gathered
     gradients = size.trained
@@ -140,7 +140,7 @@ def memory(
     else:
         vectors, loss = simulation.loss(workload.texts, stage.batch_size)[:2]
         tokens = [int(lengths.sum()) for lengths in batches]
-        number = kept_graphs(tokens, stage.graph_tokens)
+        number = kept_activations(tokens, stage.activation_tokens)
         graphs = sum(tokens[:number]) / int(largest.sum())
         graphs *= costs.graph - costs.casts
         parts["vectors"] = round(loss)

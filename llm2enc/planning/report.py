@@ -37,7 +37,7 @@ def rows(stages: tuple[StagePlan, ...], measured: bool) -> list[tuple[str, ...]]
         *found,
         ("peak", *(f"{gib(stage.peak)} ({stage.phase})" for stage in stages)),
         ("fits below 90 %", *("yes" if stage.fits else "NO" for stage in stages)),
-        ("mini_batch_tokens", *(f"{stage.mini_batch_tokens:,}" for stage in stages)),
+        ("micro_batch_tokens", *(f"{stage.micro_batch_tokens:,}" for stage in stages)),
         ("largest safe", *(_safe(stage) for stage in stages)),
         ("steps", *(f"{stage.steps:,}" for stage in stages)),
         ("texts per step", *(f"{stage.texts:,}" for stage in stages)),
@@ -61,7 +61,7 @@ def lines(plan: Plan) -> list[str]:
     for index, stage in enumerate(plan.stages):
         if stage.fits and stage.safe_mini_batch_tokens is not None and not stage.whole_shard:
             found.append(
-                f"largest mini batch of {stage.name}: --set stages.{index}.mini_batch_tokens={stage.safe_mini_batch_tokens}"
+                f"largest mini batch of {stage.name}: --set stages.{index}.micro_batch_tokens={stage.safe_mini_batch_tokens}"
             )
         found += [f"{stage.name}: {stage.idle}"] if stage.idle else []
         found += [f"{stage.name} does not fit; try {remedy}" for remedy in stage.remedies]

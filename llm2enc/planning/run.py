@@ -24,12 +24,12 @@ from llm2enc.planning.memory import SAFE, Memory, memory, sizes
 from llm2enc.planning.workload import Workload
 from llm2enc.recipe import Recipe, Stage
 from llm2enc.text import InputFormat
-from llm2enc.training import OBJECTIVES, idle, kept_graphs, prepare
+from llm2enc.training import OBJECTIVES, idle, kept_activations, prepare
 
 # Share of the devices' peak that a step reaches, if nobody has measured it: Llama 3 was trained at 38 to 43 % (The Llama 3
 # Herd of Models, arXiv 2407.21783, table 4). Short texts, small models and slow links reach less.
 SHARE = 0.4
-ROUND = 256  # tokens: a mini-batch size that people read
+ROUND = 256  # tokens: a micro-batch size that people read
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class StagePlan:
     """Whether the peak stays below 90 % of the device."""
     idle: str
     """Why some processes would have nothing to do, and what to change; empty if all have work."""
-    mini_batch_tokens: int
+    micro_batch_tokens: int
     safe_mini_batch_tokens: int | None
     """The largest that fits; None if none does."""
     whole_shard: bool
@@ -167,7 +167,7 @@ class _Planner:
             phase=found.phase,
             fits=fits,
             idle=self._idle(),
-            mini_batch_tokens=self.stage.mini_batch_tokens,
+            micro_batch_tokens=self.stage.micro_batch_tokens,
             safe_mini_batch_tokens=safe,
             whole_shard=whole,
             steps=self.stage.steps,
@@ -186,9 +186,9 @@ class _Planner:
         return memory(self.stage, self.simulation, self.size, self.load, self.devices, self.recipe.pooling, max_tokens)
 
     def _safe(self, found: Memory) -> tuple[int | None, bool]:
-        """The largest mini-batch that fits, and whether it is a whole shard.
+        """The largest micro-batch that fits, and whether it is a whole shard.
 
-        What mini-batches take grows in a straight line with their tokens, so two of them give a first guess. Each guess is
+        What micro-batches take grows in a straight line with their tokens, so two of them give a first guess. Each guess is
         planned for, and its result corrects the next one.
         """
         largest = self.load.largest_shard
@@ -221,8 +221,8 @@ class _Planner:
 
     def _idle(self) -> str:
         stage, processes = self.stage, self.devices.count
-        reason = idle(processes, stage.batch_size, stage.shards)
-        given = {"shards": stage.shards, "batch_size": stage.batch_size}
+        reason = idle(processes, stage.batch_size, stage.rng_shards)
+        given = {"rng_shards": stage.rng_shards, "batch_size": stage.batch_size}
         few = [name for name, count in given.items() if count < processes]
         changes = " ".join(f"--set stages.{self.index}.{name}={processes}" for name in few)
         return reason and f"{reason}; {changes}, or take fewer devices"
@@ -230,7 +230,7 @@ class _Planner:
     def _remedies(self, safe: int | None):
         path, processes = f"stages.{self.index}", self.devices.count
         if safe is not None:
-            yield f"--set {path}.mini_batch_tokens={safe}"
+            yield f"--set {path}.micro_batch_tokens={safe}"
         if not self.stage.gradient_checkpointing:
             self.simulation.backbone.set_gradient_checkpointing(True)
             self.simulation.known.clear()
@@ -252,13 +252,13 @@ class _Planner:
 def flops_of_a_step(
     stage: Stage, simulation: Simulation, load: Workload, devices: Devices, costs: Costs, largest: Tensor
 ) -> float:
-    """Of a step, over all processes: per token as in the largest mini-batch, attention per pair of tokens of a text."""
+    """Of a step, over all processes: per token as in the largest micro-batch, attention per pair of tokens of a text."""
     tokens, pairs = load.tokens / int(largest.sum()), load.pairs / int((largest**2).sum())
     total = costs.flops * tokens + costs.attention * pairs
     if OBJECTIVES[stage.objective].predicts_tokens:
         return total
-    parts = [int(lengths.sum()) for lengths in load.busiest(stage.mini_batch_tokens, devices.count)]
-    again = 1 - sum(parts[: kept_graphs(parts, stage.graph_tokens)]) / sum(parts)
+    parts = [int(lengths.sum()) for lengths in load.busiest(stage.micro_batch_tokens, devices.count)]
+    again = 1 - sum(parts[: kept_activations(parts, stage.activation_tokens)]) / sum(parts)
     total += again * (costs.forward_flops * tokens + costs.forward_attention * pairs)
     return total + devices.count * simulation.loss(load.texts, stage.batch_size)[2]
 

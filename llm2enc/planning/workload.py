@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llm2enc.recipe import FilesData, HubData, InputSpec, Stage
 from llm2enc.text import InputFormat
-from llm2enc.training import OBJECTIVES, Split
+from llm2enc.training import OBJECTIVES, BatchPartition
 
 SAMPLE = "numpy"  # every installation has its docstrings
 CHEAP = 2**28  # bytes of local files that are read to see how long texts are
@@ -39,16 +39,16 @@ class Workload:
         """Sum of squared lengths: what attention's work grows with."""
         return int((self.lengths**2).sum())
 
-    def mini_batches(self, max_tokens: int) -> list[Tensor]:
-        """The lengths (R,) of each mini-batch, shard by shard."""
-        parts = self._split.mini_batches(self.lengths, max_tokens)
+    def micro_batches(self, max_tokens: int) -> list[Tensor]:
+        """The lengths (R,) of each micro-batch, shard by shard."""
+        parts = self._split.micro_batches(self.lengths, max_tokens)
         return [self.lengths[part.rows] for part in parts]
 
     def busiest(self, max_tokens: int, processes: int) -> list[Tensor]:
-        """The mini-batches of the first process, which has as many shards as any."""
+        """The micro-batches of the first process, which has as many shards as any."""
         wanted = -(-self._count // processes) * self.texts // self._count
-        parts = self.mini_batches(max_tokens)
-        before = accumulate(map(len, parts), initial=0)  # texts in the mini-batches before each
+        parts = self.micro_batches(max_tokens)
+        before = accumulate(map(len, parts), initial=0)  # texts in the micro-batches before each
         return [part for part, texts in zip(parts, before, strict=False) if texts < wanted]
 
     def share(self, processes: int) -> float:
@@ -57,16 +57,16 @@ class Workload:
 
     @property
     def largest_shard(self) -> int:
-        """Tokens of the largest shard: no mini-batch is larger."""
-        return max(int(part.sum()) for part in self.mini_batches(2**62))
+        """Tokens of the largest shard: no micro-batch is larger."""
+        return max(int(part.sum()) for part in self.micro_batches(2**62))
 
     @property
     def _count(self) -> int:
         return min(self.shards, self.texts)
 
     @property
-    def _split(self) -> Split:
-        return Split(self.texts, self.shards, 0, 0)
+    def _split(self) -> BatchPartition:
+        return BatchPartition(self.texts, self.shards, 0, 0)
 
 
 def of_stage(stage: Stage, spec: InputSpec, input_format: InputFormat | None, seed: int) -> Workload:
@@ -77,20 +77,20 @@ def of_stage(stage: Stage, spec: InputSpec, input_format: InputFormat | None, se
     objective = OBJECTIVES[stage.objective]
     if objective.row == "block":
         lengths = torch.full((stage.batch_size,), stage.block_tokens)
-        return Workload(lengths, f"exact: {stage.batch_size} blocks of {stage.block_tokens}", stage.shards)
+        return Workload(lengths, f"exact: {stage.batch_size} blocks of {stage.block_tokens}", stage.rng_shards)
     obstacle = "the tokenizer is not at hand" if input_format is None else _obstacle(stage)
     if not obstacle:
         sampled = _sampled(stage)
         try:
             rows = next(objective.batches(sampled, input_format, seed, 0))
             batch = objective.collate(rows, sampled, input_format, seed)
-            return Workload(batch.tokens.lengths, "the first batch, tokenized", stage.shards)
+            return Workload(batch.tokens.lengths, "the first batch, tokenized", stage.rng_shards)
         except (ValueError, OSError) as error:  # data that training would refuse, with the same words
             obstacle = str(error).splitlines()[0][:200]
     texts = objective.vectors_per_row(stage) * stage.batch_size
     longest = stage.max_tokens or spec.max_tokens
     basis = f"upper bound, every text at {longest} tokens ({obstacle})"
-    return Workload(torch.full((texts,), longest), basis, stage.shards)
+    return Workload(torch.full((texts,), longest), basis, stage.rng_shards)
 
 
 def _sampled(stage: Stage) -> Stage:

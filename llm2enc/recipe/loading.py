@@ -9,6 +9,7 @@ This module imports no other room than `secrets`, and never torch: `llm2enc reci
 """
 
 import json
+import logging
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,10 @@ from llm2enc.recipe.replacing import replaced
 from llm2enc.recipe.yaml_dialect import from_yaml
 from llm2enc.storage import redacted
 
+_log = logging.getLogger(__name__)
+
+# Fields of a stage under the names of release 0.1.
+RENAMED = {"mini_batch_tokens": "micro_batch_tokens", "graph_tokens": "activation_tokens", "shards": "rng_shards"}
 _MAX_NODES = 100_000  # a recipe has hundreds; more is an alias that multiplies itself
 _MAX_CHARACTERS = 250_000  # a recipe has thousands; a minute of reading would only say that a file is none
 
@@ -86,13 +91,13 @@ def _load(
 ) -> Recipe:
     fields = dict(source) if isinstance(source, Mapping) else _read_recipe(str(source))
     fields = json.loads(_to_json(fields))  # a deep copy, so that overrides never reach the caller's dict
-    _resolve_collections(fields)
+    _resolve(fields)
     try:
         if model is not None or data is not None:
             fields = replaced(_validated(fields), model, data)
         for override in overrides:
             _apply(fields, override)
-            _resolve_collections(fields)
+            _resolve(fields)
         return _validated(fields)
     except ValidationError as error:
         raise RecipeError(_report(error)) from None
@@ -116,11 +121,17 @@ def _read_recipe(source: str) -> dict[str, Any]:
     return data
 
 
-def _resolve_collections(data: dict[str, Any]) -> None:
-    """Put the sources of every `{collection: NAME}` among a stage's data in its place."""
+def _resolve(data: dict[str, Any]) -> None:
+    """Give renamed fields of stages their new names, and put the sources of every `{collection: NAME}` in its place."""
     stages = data.get("stages")
-    for stage in stages if isinstance(stages, list) else []:
-        if isinstance(stage, dict) and isinstance(stage.get("data"), list):
+    for number, stage in enumerate(stages if isinstance(stages, list) else []):
+        if not isinstance(stage, dict):
+            continue
+        for old, new in RENAMED.items():
+            if old in stage:
+                _log.warning("stages.%d.%s is called %s now; the old name goes with release 0.2", number, old, new)
+                stage[new] = stage.pop(old)
+        if isinstance(stage.get("data"), list):
             stage["data"] = [source for given in stage["data"] for source in _sources(given)]
 
 

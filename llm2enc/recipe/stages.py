@@ -52,13 +52,13 @@ class BaseStage(Strict):
     adapter of the stage before instead, which is then not merged between the two; the optimizer starts afresh."""
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of the matrix products in forward and backward; weights that train and the loss stay float32."""
-    mini_batch_tokens: PositiveInt = 16384
+    micro_batch_tokens: PositiveInt = 16384
     """Tokens that go through the model at once, per process: this is gradient accumulation. Memory and speed only: a
     step is made of all of `batch_size`, and its gradient does not change."""
-    shards: PositiveInt = 8
-    """Pieces that a batch is cut into. Each is computed by one process, with dropout of its own: a step is the same on
-    any number of processes up to this one. More processes need more shards."""
-    graph_tokens: Annotated[int, Field(ge=0)] = 0
+    rng_shards: PositiveInt = 8
+    """Pieces that a batch is cut into. Each is computed by one process, with dropout of its own (hence the name): a step
+    is the same on any number of processes up to this one. More processes need more shards."""
+    activation_tokens: Annotated[int, Field(ge=0)] = 0
     """Tokens per step and process whose activations are kept instead of being computed again (contrastive, SimCSE)."""
     strategy: Literal["ddp", "fsdp", "deepspeed"] = "ddp"
     """What several processes share while this stage trains. `ddp`: nothing, each has all. `fsdp`: each has a part of each

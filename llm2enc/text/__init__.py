@@ -2,14 +2,14 @@
 
 from llm2enc.text.own_tokens import for_tokenizer, plain_marks, surrounding
 from llm2enc.text.template import InputFormat
-from llm2enc.text.tokens import Tokens, concatenate, mini_batches
+from llm2enc.text.tokens import Tokens, concatenate, micro_batches
 
 __all__ = [
     "InputFormat",
     "Tokens",
     "concatenate",
     "for_tokenizer",
-    "mini_batches",
+    "micro_batches",
     "plain_marks",
     "surrounding",
 ]

@@ -86,7 +86,7 @@ def concatenate(parts: Sequence[Tokens]) -> Tokens:
     return Tokens(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Tokens)))
 
 
-def mini_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:
+def micro_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:
     """Row numbers of batches of neighbours in length, each of at most `max_tokens` tokens or one text.
 
     Longest first, so that memory that is going to run out does so at once. Equal lengths stay together: attention runs

@@ -1,8 +1,8 @@
 """Training: one loop for every objective, exact gradients at any memory, checkpoints that resume bit for bit."""
 
 from llm2enc.training import checkpoint
-from llm2enc.training.gradcache import kept_graphs
-from llm2enc.training.microbatch import Split, idle
+from llm2enc.training.gradcache import kept_activations
+from llm2enc.training.microbatch import BatchPartition, idle
 from llm2enc.training.objectives import OBJECTIVES
 from llm2enc.training.objectives.token_loss import head_gradient
 from llm2enc.training.prepare import prepare, prepare_backbone
@@ -10,11 +10,11 @@ from llm2enc.training.trainer import train
 
 __all__ = [
     "OBJECTIVES",
-    "Split",
+    "BatchPartition",
     "checkpoint",
     "head_gradient",
     "idle",
-    "kept_graphs",
+    "kept_activations",
     "prepare",
     "prepare_backbone",
     "train",

@@ -87,7 +87,7 @@ def stage_summary(encoder: Encoder, stage: Stage, batch: Batch, start: int) -> d
     # AdamW keeps two float32 moments per trained weight, and the gradient is a third copy.
     held = [(distributed.to_local(p).numel(), p) for p in encoder.parameters()]
     fixed = sum(count * (p.element_size() + 12 * p.requires_grad) for count, p in held)
-    passes = len(list(batch.split.mini_batches(batch.tokens.lengths, stage.mini_batch_tokens)))
+    passes = len(list(batch.partition.micro_batches(batch.tokens.lengths, stage.micro_batch_tokens)))
     return {
         "trained parameters": f"{trained:,} of {every:,} ({100 * trained / every:.1f} %)",
         "steps": f"{start} -> {stage.steps} (schedule {stage.schedule_steps or stage.steps})",
@@ -97,7 +97,7 @@ def stage_summary(encoder: Encoder, stage: Stage, batch: Batch, start: int) -> d
         "batch": f"{stage.batch_size} ({len(batch.tokens)} texts, {batch.num_tokens:,} tokens on this process)",
         "model passes per batch": f"{passes} on this process",
         "truncated texts": f"{100 * batch.tokens.truncated.float().mean():.0f} % of the first batch",
-        "weights + optimizer": f"{fixed / 2**30:.2f} GiB, activations of {stage.mini_batch_tokens:,} tokens besides",
+        "weights + optimizer": f"{fixed / 2**30:.2f} GiB, activations of {stage.micro_batch_tokens:,} tokens besides",
     }
 
 

@@ -1,8 +1,8 @@
 """How the batch of a step is cut into work: the same cuts, and the same dropout, for any number of processes.
 
-    batch of B rows  ->  shards, consecutive stretches of rows  ->  mini-batches of at most so many tokens
+    batch of B rows  ->  shards, consecutive stretches of rows  ->  micro-batches of at most so many tokens
 
-A process takes whole shards, and a shard is cut by the lengths of its own rows. Each mini-batch draws its dropout from a
+A process takes whole shards, and a shard is cut by the lengths of its own rows. Each micro-batch draws its dropout from a
 seed made of (seed of the run, step, shard, number in the shard). So neither cuts nor noise know how many processes there
 are, a resumed run needs no random state, and the second pass of a gradient cache repeats the noise of the first.
 """
@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 
 from llm2enc import distributed
-from llm2enc.text import mini_batches
+from llm2enc.text import micro_batches
 
 
 @dataclass(frozen=True)
-class MiniBatch:
+class MicroBatch:
     """Rows that go through the model together."""
 
     rows: Tensor
     """(R,) which of this process's rows."""
     seed: int
 
-    def start_noise(self) -> None:
-        """Let dropout draw this mini-batch's numbers from now on."""
+    def seed_dropout(self) -> None:
+        """Let dropout draw this micro-batch's numbers from now on."""
         torch.manual_seed(self.seed)
 
-    def drew_noise(self, device: torch.device) -> bool:
-        """Whether anything has been drawn on `device` since `start_noise`."""
+    def rng_was_used(self, device: torch.device) -> bool:
+        """Whether anything has been drawn on `device` since `seed_dropout`."""
         generator = (
             torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
         )
@@ -46,8 +46,8 @@ def idle(processes: int, rows: int, shards: int) -> str:
     return f"{processes} processes share a batch of {rows} rows in {shards} shards: some would have nothing to do"
 
 
-def in_step(parts: list[MiniBatch], device: torch.device) -> list[MiniBatch]:
-    """As many mini-batches as the process with most of them has: processes that share layers run them together.
+def pad_to_same_count(parts: list[MicroBatch], device: torch.device) -> list[MicroBatch]:
+    """As many micro-batches as the process with most of them has: processes that share layers run them together.
 
     What is added repeats this process's last one, with the same noise, and must count for nothing.
     """
@@ -55,7 +55,7 @@ def in_step(parts: list[MiniBatch], device: torch.device) -> list[MiniBatch]:
 
 
 @dataclass(frozen=True)
-class Split:
+class BatchPartition:
     """The cuts of one batch."""
 
     total: int
@@ -74,19 +74,19 @@ class Split:
         """Rows of every process."""
         return [len(self.rows(process)) for process in range(distributed.world_size())]
 
-    def mini_batches(self, lengths: Tensor, max_tokens: int) -> Iterator[MiniBatch]:
+    def micro_batches(self, lengths: Tensor, max_tokens: int) -> Iterator[MicroBatch]:
         """The work of this process.
 
         lengths     (R,) tokens of each of this process's rows
-        max_tokens  of a mini-batch; a longer row is one by itself
+        max_tokens  of a micro-batch; a longer row is one by itself
         """
         own = distributed.rank_slice(self._count)
         first = self._start(own.start)
         for shard in own:
             start, end = self._start(shard) - first, self._start(shard + 1) - first
-            for number, rows in enumerate(mini_batches(lengths[start:end], max_tokens)):
+            for number, rows in enumerate(micro_batches(lengths[start:end], max_tokens)):
                 key = np.random.SeedSequence((self.seed % 2**63, self.step, shard, number))
-                yield MiniBatch(rows + start, int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+                yield MicroBatch(rows + start, int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     @property
     def _count(self) -> int:

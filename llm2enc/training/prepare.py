@@ -19,10 +19,10 @@ def check_processes(stage: Stage) -> None:
     if uses_zero(stage):
         distributed.check_zero()
     processes = distributed.world_size()
-    reason = idle(processes, stage.batch_size, stage.shards)
+    reason = idle(processes, stage.batch_size, stage.rng_shards)
     if reason:
         raise InputError(
-            f"{reason}. Start fewer, or set `shards` (which changes the dropout noise) and `batch_size` to at least "
+            f"{reason}. Start fewer, or set `rng_shards` (which changes the dropout noise) and `batch_size` to at least "
             f"{processes} in the recipe"
         )
 

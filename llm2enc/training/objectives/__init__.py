@@ -10,7 +10,7 @@ from torch import Tensor
 from llm2enc.data import RowBatch
 from llm2enc.encoding import Encoder
 from llm2enc.text import InputFormat, Tokens
-from llm2enc.training.microbatch import Split
+from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives import clm, contrastive, mntp, simcse
 
 
@@ -20,7 +20,7 @@ class Batch(Protocol):
     @property
     def tokens(self) -> Tokens: ...
     @property
-    def split(self) -> Split: ...
+    def partition(self) -> BatchPartition: ...
     @property
     def source(self) -> str: ...
     @property

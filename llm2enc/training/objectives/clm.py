@@ -9,7 +9,7 @@ from llm2enc.data import RowBatch
 from llm2enc.encoding import Encoder
 from llm2enc.recipe import ClmStage
 from llm2enc.text import InputFormat
-from llm2enc.training.microbatch import Split
+from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives.token_loss import TokenBatch, blocks_of, token_backward, token_batch
 
 
@@ -23,12 +23,12 @@ def collate(rows: RowBatch, stage: ClmStage, input_format: InputFormat, seed: in
     blocks = np.stack(rows.rows)
     targets = np.full(blocks.shape, -100, dtype=np.int64)
     targets[:, :-1] = blocks[:, 1:]
-    return token_batch(blocks, targets, rows.source, Split(len(blocks), stage.shards, seed, rows.step))
+    return token_batch(blocks, targets, rows.source, BatchPartition(len(blocks), stage.rng_shards, seed, rows.step))
 
 
 def backward(encoder: Encoder, batch: TokenBatch, stage: ClmStage) -> dict[str, Tensor]:
     """Gradient of the mean next-token loss, with causal attention whatever the encoder's own direction."""
-    return token_backward(encoder, batch, stage.mini_batch_tokens, stage.logit_rows, causal=True)
+    return token_backward(encoder, batch, stage.micro_batch_tokens, stage.logit_rows, causal=True)
 
 
 def predicted_share(stage: ClmStage) -> float:

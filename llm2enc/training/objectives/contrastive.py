@@ -22,7 +22,7 @@ from llm2enc.losses import info_nce
 from llm2enc.recipe import ContrastiveStage
 from llm2enc.text import InputFormat, Tokens, concatenate
 from llm2enc.training.gradcache import cached_backward
-from llm2enc.training.microbatch import Split
+from llm2enc.training.microbatch import BatchPartition
 
 PIECE = 256  # texts tokenized at a time: what a tokenizer returns takes far more memory than the tokens
 
@@ -32,7 +32,7 @@ class ContrastiveBatch:
     """This process's texts, and how all texts of the global batch relate."""
 
     tokens: Tokens
-    split: Split  # of all texts over the processes
+    partition: BatchPartition  # of all texts over the processes
     queries: Tensor  # (Q,) which of them are queries
     documents: Tensor  # (N,) which are documents
     positives: Tensor  # (Q,) the document of each query, as an index into `documents`
@@ -65,13 +65,13 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
             "to learn from; add negatives, raise hard_negatives, or allow in-batch negatives"
         )
     texts, instructions, is_query = _lay_out(pairs)
-    split = Split(len(texts), stage.shards, seed, rows.step)
+    partition = BatchPartition(len(texts), stage.rng_shards, seed, rows.step)
     queries = torch.from_numpy(np.flatnonzero(is_query))
     documents = torch.from_numpy(np.flatnonzero(~is_query))
     allowed = _allowed(pairs, rows.in_batch_negatives, stage.mask_duplicates)
     return ContrastiveBatch(
-        tokens=_pack(input_format, texts, instructions, is_query, split.rows(), stage.max_tokens),
-        split=split,
+        tokens=_pack(input_format, texts, instructions, is_query, partition.rows(), stage.max_tokens),
+        partition=partition,
         queries=queries,
         documents=documents,
         positives=torch.searchsorted(documents, queries + 1),  # a positive stands right behind its query
@@ -94,8 +94,8 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: ContrastiveStage)
         return info_nce(queries, documents, positives, stage.temperature, allowed)
 
     tokens = batch.tokens.to(encoder.device)
-    sizes = stage.mini_batch_tokens, stage.graph_tokens
-    value = cached_backward(encoder, tokens, batch.split, loss, *sizes, together=encoder.backbone.sharded)
+    sizes = stage.micro_batch_tokens, stage.activation_tokens
+    value = cached_backward(encoder, tokens, batch.partition, loss, *sizes, together=encoder.backbone.sharded)
     return {"loss": value, **metrics, "duplicate_positives": torch.tensor(batch.duplicates)}
 
 

@@ -15,7 +15,7 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.recipe import MntpStage
 from llm2enc.text import InputFormat
-from llm2enc.training.microbatch import Split
+from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives.token_loss import TokenBatch, blocks_of, token_backward, token_batch
 
 
@@ -39,12 +39,12 @@ def collate(rows: RowBatch, stage: MntpStage, input_format: InputFormat, seed: i
     )
     targets = np.full(blocks.shape, -100, dtype=np.int64)
     targets[:, :-1] = np.where(chosen[:, 1:], blocks[:, 1:], -100)
-    return token_batch(corrupted, targets, rows.source, Split(len(blocks), stage.shards, seed, rows.step))
+    return token_batch(corrupted, targets, rows.source, BatchPartition(len(blocks), stage.rng_shards, seed, rows.step))
 
 
 def backward(encoder: Encoder, batch: TokenBatch, stage: MntpStage) -> dict[str, Tensor]:
     """Gradient of the mean loss over masked tokens."""
-    return token_backward(encoder, batch, stage.mini_batch_tokens, stage.logit_rows, causal=False)
+    return token_backward(encoder, batch, stage.micro_batch_tokens, stage.logit_rows, causal=False)
 
 
 def predicted_share(stage: MntpStage) -> float:

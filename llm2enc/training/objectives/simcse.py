@@ -18,7 +18,7 @@ from llm2enc.losses import info_nce
 from llm2enc.recipe import SimcseStage
 from llm2enc.text import InputFormat
 from llm2enc.training.gradcache import cached_backward
-from llm2enc.training.microbatch import Split
+from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives.contrastive import ContrastiveBatch
 
 
@@ -30,11 +30,11 @@ def batches(stage: SimcseStage, input_format: InputFormat, seed: int, start: int
 def collate(rows: RowBatch, stage: SimcseStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:
     """Every text twice, by the document template: first views are the queries, second views the documents."""
     count = len(rows.rows)
-    split = Split(2 * count, stage.shards, seed, rows.step)
-    views = [rows.rows[i // 2] for i in split.rows()]
+    partition = BatchPartition(2 * count, stage.rng_shards, seed, rows.step)
+    views = [rows.rows[i // 2] for i in partition.rows()]
     return ContrastiveBatch(
         tokens=input_format.pack(views, max_tokens=stage.max_tokens),
-        split=split,
+        partition=partition,
         queries=torch.arange(0, 2 * count, 2),
         documents=torch.arange(1, 2 * count, 2),
         positives=torch.arange(count),
@@ -47,19 +47,19 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
     """Gradient of InfoNCE between the views. ValueError if nothing makes them differ."""
     metrics: dict[str, Tensor] = {}
     tokens = batch.tokens.to(encoder.device)
-    *_, last = batch.split.mini_batches(tokens.lengths, stage.mini_batch_tokens)
+    *_, last = batch.partition.micro_batches(tokens.lengths, stage.micro_batch_tokens)
 
     def loss(vectors: Tensor) -> Tensor:
         # The vectors can't tell: without dropout views may differ by rounding, and under a fresh adapter, whose B is
         # zero, LoRA dropout changes nothing yet. Dropout draws random numbers, and nothing else does.
-        if not last.drew_noise(vectors.device):
+        if not last.rng_was_used(vectors.device):
             raise InputError(
                 "both SimCSE views of every text are equal: no dropout is active. Set `attention_dropout` (LLM2Vec: 0.3) "
                 "or `lora.dropout` in this stage"
             )
         first, second = vectors[0::2], vectors[1::2]
         # A fresh adapter's own dropout shows after its first update, which a warmup puts off to the second step.
-        if batch.split.step > 1 and torch.equal(first, second):
+        if batch.partition.step > 1 and torch.equal(first, second):
             raise InputError(
                 "both SimCSE views of every text are equal although dropout is active: it does not reach the vectors. Set "
                 "`attention_dropout` (LLM2Vec: 0.3), or let `lora.targets` name layers that the vectors depend on"
@@ -67,8 +67,8 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
         metrics["view_cosine"] = cosine_similarity(first, second).mean().detach()
         return info_nce(first, second, batch.positives.to(vectors.device), stage.temperature)
 
-    sizes = stage.mini_batch_tokens, stage.graph_tokens
-    value = cached_backward(encoder, tokens, batch.split, loss, *sizes, together=encoder.backbone.sharded)
+    sizes = stage.micro_batch_tokens, stage.activation_tokens
+    value = cached_backward(encoder, tokens, batch.partition, loss, *sizes, together=encoder.backbone.sharded)
     return {"loss": value, **metrics}
 
 

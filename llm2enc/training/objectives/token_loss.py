@@ -16,7 +16,7 @@ from llm2enc.encoding import Encoder
 from llm2enc.losses import cross_entropy_sum
 from llm2enc.model import Backbone
 from llm2enc.text import InputFormat, Tokens
-from llm2enc.training.microbatch import Split, in_step
+from llm2enc.training.microbatch import BatchPartition, pad_to_same_count
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TokenBatch:
     tokens: Tokens
     targets: Tensor  # (T,) int64: the id to predict from this token's state, -100 where there is nothing to predict
     num_targets: int  # over all processes
-    split: Split  # of all blocks over the processes
+    partition: BatchPartition  # of all blocks over the processes
     source: str
 
     @property
@@ -50,20 +50,20 @@ def blocks_of(stage, input_format: InputFormat, seed: int, start: int) -> Iterat
     return block_batches(stage.data, tokenize, stage.block_tokens, stage.batch_size, seed, start, stage.mixture_alpha)
 
 
-def token_batch(inputs: np.ndarray, targets: np.ndarray, source: str, split: Split) -> TokenBatch:
+def token_batch(inputs: np.ndarray, targets: np.ndarray, source: str, partition: BatchPartition) -> TokenBatch:
     """This process's part of (B, L) inputs and, at the same places, the (B, L) ids to predict or -100."""
-    own = split.rows()
+    own = partition.rows()
     return TokenBatch(
         Tokens.from_blocks(torch.from_numpy(inputs[own.start : own.stop])),
         torch.from_numpy(targets[own.start : own.stop].reshape(-1).astype(np.int64)),
         int((targets != -100).sum()),
-        split,
+        partition,
         source,
     )
 
 
 def token_backward(
-    encoder: Encoder, batch: TokenBatch, mini_batch_tokens: int, logit_rows: int, causal: bool
+    encoder: Encoder, batch: TokenBatch, micro_batch_tokens: int, logit_rows: int, causal: bool
 ) -> dict[str, Tensor]:
     """Gradient of the mean cross-entropy over all targets of the global batch.
 
@@ -73,9 +73,9 @@ def token_backward(
     total = torch.zeros((), device=encoder.device)
     tokens, targets = batch.tokens.to(encoder.device), batch.targets.to(encoder.device)
     blocks = targets.view(len(tokens), -1)  # every block has the same length
-    own = list(batch.split.mini_batches(tokens.lengths, mini_batch_tokens))
-    for number, part in enumerate(in_step(own, encoder.device) if backbone.sharded else own):
-        part.start_noise()
+    own = list(batch.partition.micro_batches(tokens.lengths, micro_batch_tokens))
+    for number, part in enumerate(pad_to_same_count(own, encoder.device) if backbone.sharded else own):
+        part.seed_dropout()
         wanted = blocks[part.rows.to(encoder.device)].reshape(-1)
         if number >= len(own):  # it is there for the sake of the other processes only
             wanted = torch.full_like(wanted, -100)
@@ -86,7 +86,7 @@ def token_backward(
         total += loss
         if gradient is not None:
             states.backward(gradient)
-        del states, gradient  # before the next mini-batch runs
+        del states, gradient  # before the next micro-batch runs
     return {"loss": distributed.all_reduce_sum(total)}
 
 
