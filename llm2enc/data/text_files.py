@@ -51,7 +51,9 @@ def read_text_files(path: str, column: str = "text") -> Rows[str]:
         require("datasets", "pyarrow", extra="")
         from llm2enc.data.sources import read_texts
 
-        return read_texts(FilesData(kind="files", path=path, columns={} if column == "text" else {"text": column}))
+        rows = read_texts(FilesData(kind="files", path=path, columns={} if column == "text" else {"text": column}))
+        assert isinstance(rows, Rows)  # a stream is for hub data and `streaming`
+        return rows
     copy, ends, dropped = tempfile.TemporaryFile(), array("q", [0]), 0  # noqa: SIM115 - as long as the rows live
     with add_path_to_oserror(Path(tempfile.gettempdir())):
         for text in _texts(path, files, kind, column):
@@ -96,7 +98,7 @@ def _open(file: str, kind: str) -> IO[str]:
         "newline": "" if kind in ("csv", "tsv") else None,
     }
     if file.lower().endswith(".zst"):
-        import zstandard
+        import zstandard  # pyright: ignore[reportMissingImports] - `file_type` has asked for it
 
         return zstandard.open(file, "rt", **options)
     opened = {".gz": gzip.open, ".bz2": bz2.open}.get(Path(file).suffix.lower(), io.open)

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import zip_longest
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def pairs(texts: Iterable[str], instruction: str | Iterable[str]) -> Iterator[tu
 
 
 def _zip_strict(texts: Iterator[str], instructions: Iterator[str]) -> Iterator[tuple[str, str]]:
-    end = object()
+    end: Any = object()
     for number, (text, instruction) in enumerate(zip_longest(texts, instructions, fillvalue=end)):
         if text is end or instruction is end:
             short, long = ("texts", "instructions") if text is end else ("instructions", "texts")

@@ -15,6 +15,7 @@ from llm2enc.encoding.encoder import Encoder
 from llm2enc.encoding.options import DEFAULT, EncodeOptions
 from llm2enc.encoding.partial_file import Facts, Unfinished
 from llm2enc.encoding.quantization import layout
+from llm2enc.errors import InputError
 
 FORMAT = 1
 _PACKAGES = ("llm2enc", "torch", "transformers", "tokenizers", "numpy")  # whose releases may change a vector's last bit
@@ -33,6 +34,8 @@ def text_digest(texts: Sequence[str]) -> str:
 
 def encoder_facts(encoder: Encoder, options: EncodeOptions) -> Facts:
     """What vectors depend on besides the texts and the ranges, to the last bit, and their layout."""
+    if not isinstance(options.instruction, str | None):
+        raise InputError("a file of texts is encoded with one instruction, got several")
     entries, kind = layout(options.truncate_dim or encoder.dimensions, options.precision)
     device = encoder.device
     return {
