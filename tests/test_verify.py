@@ -21,7 +21,7 @@ from llm2enc.verification import run as directory
 from llm2enc.verification import subprocesses as running
 from llm2enc.verification.report import Report
 from llm2enc.verification.run import ENGINES
-from llm2enc.verification.texts import LONG, TEXTS, runs, texts
+from llm2enc.verification.texts import LONG, TEXTS, WORK, fewer, runs, texts
 
 pytest.importorskip("sentence_transformers")
 
@@ -101,6 +101,26 @@ def test_every_text_is_read_alone_and_beside_others_with_every_prompt() -> None:
     assert max(map(len, planned[0].batches)) == 1 < max(map(len, planned[1].batches))
     heavy = runs(["query"], ("alone", "right"), list(given), 8192)
     assert all(set(run.order) == set(range(len(TEXTS))) for run in heavy)
+
+
+def test_a_larger_model_reads_fewer_texts_at_the_end_of_its_conversion() -> None:
+    given = texts(80)
+    characters = sum(map(len, given.values()))
+    assert fewer(given, int(WORK) // characters) == given
+    sizes = [fewer(given, parameters) for parameters in (10**8, 10**9, 10**12)]
+    assert len(given) > len(sizes[0]) > len(sizes[1]) > len(sizes[2]) == 2
+    assert all(sum(map(len, kept.values())) <= WORK / size for kept, size in zip(sizes, (10**8, 10**9), strict=False))
+    planned = runs(["query"], ("right",), list(sizes[1]), 80)
+    assert planned[0].batches == [list(range(len(sizes[1])))]  # the last of them is no long text
+
+
+def test_what_was_left_out_at_the_end_of_a_conversion_is_said(good: Path, monkeypatch) -> None:
+    encoder = Encoder.load(good)
+    assert all("texts" not in row.note for row in verify(good, ("llm2enc",), encoder).rows)
+    monkeypatch.setattr("llm2enc.verification.texts.WORK", 1)
+    (row,) = verify(good, ("llm2enc",), encoder).rows
+    assert row.agrees and row.note == f"it read 2 of {len(TEXTS) + 1} texts: `llm2enc verify {good}` reads all"
+    assert all(not row.note for row in verify(good, ("llm2enc",)).rows)
 
 
 @pytest.mark.parametrize("pooling", ["weighted_mean", "last", "first"])
