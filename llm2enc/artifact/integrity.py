@@ -39,7 +39,7 @@ def digest(path: Path) -> str:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size <= WHOLE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.sha256(file.read()).hexdigest()
         found = hashlib.sha256(f"{size} ".encode() + file.read(MIB))
         for start in (*range(MIB, size, MIB), size - BLOCK):
             file.seek(start)
