@@ -149,7 +149,7 @@ def test_a_spot_check_refuses_a_model_that_reads_in_the_other_direction(bidirect
         packing = dataclasses.replace(kwargs["packing"], causal=bidirectional)
         return args, {**kwargs, "packing": packing}
 
-    for layer in backbone.trunk.layers:
+    for layer in backbone.decoder.layers:
         layer.self_attn.register_forward_pre_hook(turned, with_kwargs=True)
     with pytest.raises(CannotConvert, match=words):
         spot_check(backbone, TEXT)
@@ -163,7 +163,7 @@ def test_a_proof_holds_for_the_weights_it_was_measured_on() -> None:
     first = proven(backbone)
     assert proven(backbone) is first and first.fingerprint == backbone.fingerprint()
     with torch.no_grad():
-        backbone.trunk.layers[0].mlp.down_proj.weight[0, 0] += 1
+        backbone.decoder.layers[0].mlp.down_proj.weight[0, 0] += 1
     assert proven(backbone) is not first and proven(backbone).fingerprint == backbone.fingerprint()
 
 

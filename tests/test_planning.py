@@ -210,7 +210,7 @@ def test_the_largest_safe_mini_batch_fits_and_a_larger_one_does_not(tmp_path: Pa
         folder_of(config, tmp_path), [stage(batch_size=64, rng_shards=2, precision="float32")], dtype="float32"
     )
     whole = plan(recipe, ONE).stages[0]
-    assert whole.fits and whole.whole_shard and whole.safe_mini_batch_tokens == 64 * 512
+    assert whole.fits and whole.whole_shard and whole.safe_micro_batch_tokens == 64 * 512
 
     def on(memory: float, tokens: int | None = None):
         changed = [] if tokens is None else [f"stages.0.micro_batch_tokens={tokens}"]
@@ -219,11 +219,11 @@ def test_the_largest_safe_mini_batch_fits_and_a_larger_one_does_not(tmp_path: Pa
 
     memory = 0.7 * GIB + 0.2 * (whole.peak - 0.6 * GIB)
     found = on(memory)
-    safe = found.safe_mini_batch_tokens
+    safe = found.safe_micro_batch_tokens
     assert safe is not None and not found.whole_shard and safe % 256 == 0
     assert on(memory, safe).fits and not on(memory, safe + 1024).fits
     assert not found.fits and f"stages.0.micro_batch_tokens={safe}" in found.remedies[0]
-    assert on(0.5 * GIB).safe_mini_batch_tokens is None
+    assert on(0.5 * GIB).safe_micro_batch_tokens is None
 
 
 # -------------------------------------------------------------------------------------------------------- without weights

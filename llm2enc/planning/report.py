@@ -59,9 +59,9 @@ def lines(plan: Plan) -> list[str]:
         "checkpoints of the largest stage, every finished stage)"
     )
     for index, stage in enumerate(plan.stages):
-        if stage.fits and stage.safe_mini_batch_tokens is not None and not stage.whole_shard:
+        if stage.fits and stage.safe_micro_batch_tokens is not None and not stage.whole_shard:
             found.append(
-                f"largest mini batch of {stage.name}: --set stages.{index}.micro_batch_tokens={stage.safe_mini_batch_tokens}"
+                f"largest micro-batch of {stage.name}: --set stages.{index}.micro_batch_tokens={stage.safe_micro_batch_tokens}"
             )
         found += [f"{stage.name}: {stage.idle}"] if stage.idle else []
         found += [f"{stage.name} does not fit; try {remedy}" for remedy in stage.remedies]
@@ -69,9 +69,9 @@ def lines(plan: Plan) -> list[str]:
 
 
 def _safe(stage: StagePlan) -> str:
-    if stage.safe_mini_batch_tokens is None:
+    if stage.safe_micro_batch_tokens is None:
         return "none"
-    return f"{stage.safe_mini_batch_tokens:,}" + (" (a whole shard)" if stage.whole_shard else "")
+    return f"{stage.safe_micro_batch_tokens:,}" + (" (a whole shard)" if stage.whole_shard else "")
 
 
 def _time(seconds: float) -> str:

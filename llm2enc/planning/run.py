@@ -48,7 +48,7 @@ class StagePlan:
     idle: str
     """Why some processes would have nothing to do, and what to change; empty if all have work."""
     micro_batch_tokens: int
-    safe_mini_batch_tokens: int | None
+    safe_micro_batch_tokens: int | None
     """The largest that fits; None if none does."""
     whole_shard: bool
     """Whether a whole shard is no larger than that: a larger number would change nothing."""
@@ -168,7 +168,7 @@ class _Planner:
             fits=fits,
             idle=self._idle(),
             micro_batch_tokens=self.stage.micro_batch_tokens,
-            safe_mini_batch_tokens=safe,
+            safe_micro_batch_tokens=safe,
             whole_shard=whole,
             steps=self.stage.steps,
             texts=self.load.texts,
