@@ -16,7 +16,8 @@ from tiny import tiny_model
 
 from llm2enc.artifact import integrity
 from llm2enc.encoding import Encoder
-from llm2enc.model import Backbone, CannotConvert, proven, spot_check
+from llm2enc.errors import CannotConvert
+from llm2enc.model import Backbone, proven, spot_check
 from llm2enc.text import Tokens
 
 
