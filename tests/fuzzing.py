@@ -172,6 +172,8 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         kept = next((kind for kind in kinds if data.get(kind)), "slot")
         data = {key: value for key, value in data.items() if key not in kinds or key == kept}
         data[kept] = data.get(kept) or "text"
+        if data.get("when") == "tokenizer" and data.get("special") not in ("bos", "eos"):
+            data["when"] = None
     for role in ("query", "document") if "query" in data and "pooling" not in data else ():
         data[role] = [part for part in data[role] if role == "query" or part.get("slot") != "instruction"]
         data[role].append({"slot": "text", "pool": True})
@@ -186,6 +188,13 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         for stage in data.get("stages", []):
             if stage["objective"] == "mntp":
                 data["model"]["attention"] = "bidirectional"
+        for before, stage in zip(
+            [{"trainable": "full"}, *data.get("stages", [])], data.get("stages", []), strict=False
+        ):
+            if stage.get("lora") == "continue" and before.get("trainable") == "full":
+                stage["lora"] = None
+        if all(stage["objective"] in ("clm", "mntp") for stage in data.get("stages", [])):
+            data.pop("head", None)
     return data
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from llm2enc.data import docstrings, pair_view
+from llm2enc.data import pair_view, read_docstrings
 from llm2enc.data.docstrings.corpus import DEFAULT_PACKAGES, is_heldout, paragraph_view, sentence_view
 from llm2enc.data.docstrings.prose import paragraphs, sentences
 from llm2enc.data.docstrings.scan import scan_docstrings
@@ -157,7 +157,7 @@ def _word(number: int) -> str:
 
 
 def test_views_of_a_package(package: str) -> None:
-    train, heldout = docstrings((package,)), docstrings((package,), "heldout")
+    train, heldout = read_docstrings((package,)), read_docstrings((package,), "heldout")
     assert package not in sys.modules
     assert heldout, "none of 42 modules is held out: the hash rule changed"
     assert {is_heldout(d.module) for d in train} == {False} and {is_heldout(d.module) for d in heldout} == {True}
@@ -181,7 +181,7 @@ def test_views_of_a_package(package: str) -> None:
 
 def test_heldout_shares_no_text_with_train() -> None:
     names = ("email", "json", "http", "logging", "unittest", "xml", "numpy")
-    train, heldout = docstrings(names), docstrings(names, "heldout")
+    train, heldout = read_docstrings(names), read_docstrings(names, "heldout")
     assert len(train) > 100 and heldout
     assert not set(sentence_view(train)) & set(sentence_view(heldout))
     assert not set(paragraph_view(train)) & set(paragraph_view(heldout))
@@ -195,7 +195,7 @@ def test_heldout_shares_no_text_with_train() -> None:
 
 def test_missing_package_is_an_error_only_if_named() -> None:
     with pytest.raises(ValueError, match=r"no installed package 'no_such_thing'; give top-level import names"):
-        docstrings(("no_such_thing",))
+        read_docstrings(("no_such_thing",))
     with pytest.raises(ValueError, match=r"no installed package 'os\.path'"):
-        docstrings(("os.path",))
+        read_docstrings(("os.path",))
     assert {"json", "torch", "transformers", "numpy"} <= set(DEFAULT_PACKAGES)

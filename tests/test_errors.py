@@ -87,16 +87,16 @@ def test_a_library_is_explained_by_what_it_was_given() -> None:
 @pytest.mark.parametrize(
     ("file", "damage", "said"),
     [
-        ("model.safetensors", lambda data: data[:1000], "the weights of "),
+        ("model.safetensors", lambda data: data[:1000], "model.safetensors is not the file that was written"),
         (
             "config.json",
             lambda data: data.replace(b'"hidden_size": ', b'"hidden_size": "many", "former": '),
-            "config.json",
+            "config.json cannot be used (",
         ),
         (
             "llm2enc.json",
             lambda data: data.replace(b'"max_tokens": ', b'"max_tokens": "many", "former": '),
-            "`input` of ",
+            "llm2enc.json is damaged: input.max_tokens: ",
         ),
     ],
 )
@@ -109,7 +109,7 @@ def test_a_damaged_encoder_is_named_with_what_to_do(file, damage, said, tmp_path
     assert path.read_bytes() != before
     (tmp_path / "texts.txt").write_text("one\n")
     code, _, told = call(capsys, "encode", "mine", "texts.txt", "-o", "out.npy")
-    assert code == 2 and said in told and "cannot be used (" in told and len(told.splitlines()) == 1, told
+    assert code == 2 and said in told and len(told.splitlines()) == 1, told
 
 
 def test_a_model_that_is_no_causal_one_is_refused(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from test_trainer import interrupt, make_stage, stop_after, weights
 
 from llm2enc import Encoder, load_recipe
+from llm2enc.artifact import read_metadata
 from llm2enc.errors import CannotExport, Interrupted, RecipeError
 from llm2enc.export import adapter, gguf, onnx, openvino
 from llm2enc.merging import merge
@@ -239,7 +240,7 @@ def test_damage_to_the_weights_of_a_head_is_named(tmp_path: Path) -> None:
 )
 def test_a_changed_dense_module_is_named(key: str, value: object, tmp_path: Path) -> None:
     path = saved(tmp_path / "model") / "2_Dense" / "config.json"
-    facts = facts_of(tmp_path / "model")
+    facts = read_metadata(tmp_path / "model")
     assert check_files(tmp_path / "model", facts).verdict != "differs"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
     assert f"2_Dense/config.json: {key} is {value!r}" in check_files(tmp_path / "model", facts).note
@@ -250,7 +251,7 @@ def test_a_changed_dense_module_is_named(key: str, value: object, tmp_path: Path
 
 def test_plain_transformers_and_the_graphs_give_the_vectors(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model")
-    encoder, facts = Encoder.load(folder), facts_of(folder)
+    encoder, facts = Encoder.load(folder), read_metadata(folder)
     onnx.write(encoder, folder, facts)
     openvino.write(encoder, folder, facts, dtypes=("float32", "float16"))
     engines = ["transformers", "onnx", "openvino"]
@@ -261,10 +262,10 @@ def test_plain_transformers_and_the_graphs_give_the_vectors(tmp_path: Path) -> N
 
 def test_what_holds_no_head_refuses_by_name(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model")
-    said = gguf.unsupported_reason(Encoder.load(folder), facts_of(folder))
+    said = gguf.unsupported_reason(Encoder.load(folder), read_metadata(folder))
     assert "projection to 12 dimensions" in said and "onnx" in said
     with pytest.raises(CannotExport, match="projection to 12"):
-        gguf.write(Encoder.load(folder), folder, facts_of(folder))
+        gguf.write(Encoder.load(folder), folder, read_metadata(folder))
     recipe = load_recipe(recipe_of([STAGE], head={"kind": "projection", "dimensions": 24}))
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     assert "projection head" in adapter.unsupported_reason(tmp_path)

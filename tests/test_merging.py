@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 from test_export import make_encoder as family_encoder
 from torch import Tensor, nn
 
-from llm2enc import merging
 from llm2enc.artifact import card, read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.evaluation import benchmark, gather, score
-from llm2enc.merging import check_sources, merge, scores
+from llm2enc.merging import check_sources, measuring, merge, run, scores
 from llm2enc.merging.arithmetic import METHODS, Method, average, slerp
 from llm2enc.merging.measuring import table
 from llm2enc.merging.weights import INDEX, WEIGHTS, Weights, fingerprint
@@ -412,9 +411,9 @@ def test_places_that_hold_something_else_are_refused(parents: list[Path], tmp_pa
 
 def test_integers_have_no_average() -> None:
     one, other = torch.tensor([1, 2]), torch.tensor([1, 3])
-    assert torch.equal(merging._merged([one, one], [1, 1], "average", None, 0), one)
+    assert torch.equal(run._merged([one, one], [1, 1], "average", None, 0), one)
     with pytest.raises(ValueError, match="different integers"):
-        merging._merged([one, other], [1, 1], "average", None, 0)
+        run._merged([one, other], [1, 1], "average", None, 0)
 
 
 @pytest.mark.parametrize("moment", ["load", "write", "card"])
@@ -426,7 +425,7 @@ def test_a_failure_leaves_what_was_there(
     def fail(*args, **kwargs):
         raise KeyboardInterrupt
 
-    place, name = {"load": (Encoder, "load"), "write": (merging, "write"), "card": (card, "merged")}[moment]
+    place, name = {"load": (Encoder, "load"), "write": (Encoder, "save"), "card": (card, "merged")}[moment]
     monkeypatch.setattr(place, name, fail)
     for out in ("out", "new"):
         with pytest.raises(KeyboardInterrupt):
@@ -466,7 +465,7 @@ def test_scores_compare_the_result_with_the_best_parent(
 
 
 def test_the_table_names_the_best_parent_and_the_gain() -> None:
-    row = merging.Row("sts", "spearman", (0.5, 0.75), 0.7)
+    row = measuring.Row("sts", "spearman", (0.5, 0.75), 0.7)
     assert row.best == 1 and row.gain == pytest.approx(-0.05)
     lines = table([row], ["runs/a/model", "runs/b"]).splitlines()
     assert lines[0] == "| task | metric | 0: a | 1: b | merged | best parent | gain |"

@@ -9,7 +9,7 @@ from llm2enc.data.text_files import read_text_files
 if TYPE_CHECKING:
     from llm2enc.data.batches import RowBatch, block_batches, row_batches
     from llm2enc.data.cells import titled
-    from llm2enc.data.docstrings.corpus import docstrings, pair_view
+    from llm2enc.data.docstrings.corpus import pair_view, read_docstrings
     from llm2enc.data.sources import examine, read_texts, schema_of, source_name
     from llm2enc.data.tables import open_table
 
@@ -21,10 +21,10 @@ __all__ = [
     "ScoredPair",
     "Stream",
     "block_batches",
-    "docstrings",
     "examine",
     "open_table",
     "pair_view",
+    "read_docstrings",
     "read_text_files",
     "read_texts",
     "row_batches",
@@ -37,7 +37,7 @@ __all__ = [
 _HOMES = {
     "RowBatch": "llm2enc.data.batches",
     "block_batches": "llm2enc.data.batches",
-    "docstrings": "llm2enc.data.docstrings.corpus",
+    "read_docstrings": "llm2enc.data.docstrings.corpus",
     "examine": "llm2enc.data.sources",
     "open_table": "llm2enc.data.tables",
     "pair_view": "llm2enc.data.docstrings.corpus",

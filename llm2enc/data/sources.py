@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from llm2enc.data import beir, cells
-from llm2enc.data.docstrings.corpus import docstrings, pair_view, paragraph_view, sentence_view
+from llm2enc.data.docstrings.corpus import pair_view, paragraph_view, read_docstrings, sentence_view
 from llm2enc.data.formats import FORMATS, SCORES, Recognised, recognise
 from llm2enc.data.records import to_pair, to_scored_pair
 from llm2enc.data.rows import Pair, PairKind, RowKind, Rows, ScoredPair, Stream
@@ -106,7 +106,7 @@ def _docstring_texts(spec: DocstringsData) -> list[str]:
             f"data source {source_name(spec)!r}: this stage reads texts, `view: pairs` gives pairs; "
             "set `view: paragraphs` or `view: sentences`"
         )
-    found = docstrings(spec.packages, spec.split)
+    found = read_docstrings(spec.packages, spec.split)
     return paragraph_view(found) if spec.view == "paragraphs" else sentence_view(found)
 
 
@@ -116,7 +116,7 @@ def _docstring_pairs(spec: DocstringsData) -> list[tuple[str, str]]:
             f"data source {source_name(spec)!r}: this stage reads pairs, `view: {spec.view}` gives texts; "
             "set `view: pairs`"
         )
-    return pair_view(docstrings(spec.packages, spec.split))
+    return pair_view(read_docstrings(spec.packages, spec.split))
 
 
 def _listed(spec: DocstringsData, rows: Sequence[Row]) -> Rows[Row]:

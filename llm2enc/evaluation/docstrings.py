@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from llm2enc.data import docstrings, pair_view
+from llm2enc.data import pair_view, read_docstrings
 from llm2enc.errors import DataError
 from llm2enc.evaluation.tasks import Outcome, RetrievalTask, StsTask
 from llm2enc.recipe import DocstringEval
@@ -35,7 +35,7 @@ RETRIEVAL, SIMILARITY = "docstrings", "docstrings-similarity"
 @lru_cache(maxsize=2)
 def docstring_tasks(spec: DocstringEval) -> tuple[RetrievalTask, StsTask]:
     """Retrieval and similarity on a fixed sample of `spec.documents` held-out docstrings; on all if there are fewer."""
-    found = docstrings(split="heldout")
+    found = read_docstrings(split="heldout")
     module: dict[tuple[str, str], str] = {}
     for docstring in found:
         for pair in pair_view([docstring]):

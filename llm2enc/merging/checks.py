@@ -57,8 +57,8 @@ def differences(parents: list[Weights], metadata: list[Metadata], n: int) -> lis
         for name in ("attention", "pooling", "normalize")
         if getattr(ours, name) != getattr(theirs, name)
     ]
-    if ours.get("head") != theirs.get("head"):
-        faults.append(f"the head is {theirs.get('head')}, not {ours.get('head')}")
+    if ours.head != theirs.head:
+        faults.append(f"the head is {theirs.head}, not {ours.head}")
     for what, own, found in (
         ("another input format", ours.input.model_dump(), theirs.input.model_dump()),
         ("other model settings", _settings(first), _settings(other)),

@@ -3,10 +3,10 @@
 from llm2enc.data.docstrings.corpus import (
     DEFAULT_PACKAGES,
     Docstring,
-    docstrings,
     pair_view,
     paragraph_view,
+    read_docstrings,
     sentence_view,
 )
 
-__all__ = ["DEFAULT_PACKAGES", "Docstring", "docstrings", "pair_view", "paragraph_view", "sentence_view"]
+__all__ = ["DEFAULT_PACKAGES", "Docstring", "pair_view", "paragraph_view", "read_docstrings", "sentence_view"]

@@ -61,7 +61,7 @@ class Docstring:
     """Every prose paragraph of at least five words, the summary's included."""
 
 
-def docstrings(
+def read_docstrings(
     packages: tuple[str, ...] | None = None, split: Literal["train", "heldout"] = "train"
 ) -> list[Docstring]:
     """Docstrings of the packages that belong to the split, sorted by module and name, without exact duplicates.
