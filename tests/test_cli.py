@@ -173,7 +173,7 @@ def test_the_command_that_goes_on_can_be_copied(tmp_path: Path, monkeypatch, cap
         asked.append((recipe, folder))
         raise Interrupted("0-mntp: checkpoint after step 1 of 9")
 
-    monkeypatch.setattr("llm2enc.conversion.run.convert", stopped)
+    monkeypatch.setattr("llm2enc.conversion.convert", stopped)
     monkeypatch.setattr(convert_command, "check_push", lambda repo: None)
     changes = ["stages.mntp.data=[{kind: docstrings, view: paragraphs}]", "seed=7"]
     given = ["--model", "pocket", "--data", "my pairs.jsonl", *sets(changes)]

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from test_cli import call, quick
 from test_mteb_stub import NATIVE
 
+from llm2enc import export
 from llm2enc.artifact import read_metadata
 from llm2enc.encoding import Encoder
-from llm2enc.export import hub
 from llm2enc.recipe import load_recipe
 
 
@@ -39,7 +39,8 @@ def files(folder: Path) -> set[str]:
 # ---------------------------------------------------------------------------------------------------------------- export
 
 
-def test_the_forms_are_listed_with_what_the_encoder_can_have(native: Path, capsys, tmp_path: Path) -> None:
+def test_the_forms_are_listed_with_what_the_encoder_can_have(native: Path, capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")  # or lines of other columns would stand between the words
     code, shown, _ = call(capsys, "export", "--list")
     assert code == 0 and "openvino" in shown and "can it?" not in shown
     make_encoder().save(tmp_path / "unpooled")  # its BOS is read and not pooled
@@ -240,7 +241,7 @@ def test_what_is_pushed_is_what_was_written(native: Path, tmp_path: Path, monkey
     quick(monkeypatch, tmp_path)
     sent: list[Path] = []
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_nobodys")
-    monkeypatch.setattr(hub, "push", lambda folder, repo, private: sent.append(folder) or f"https://hub/{repo}")
+    monkeypatch.setattr(export, "push", lambda folder, repo, private: sent.append(folder) or f"https://hub/{repo}")
     code, _, said = call(capsys, "export", native, "-o", "out", "--push", "me/x")
     assert code == 0 and "pushed: https://hub/me/x" in said
     code, _, said = call(capsys, "export", native, "--push", "me/x")

@@ -91,7 +91,7 @@ def test_a_library_is_explained_by_what_it_was_given() -> None:
         (
             "config.json",
             lambda data: data.replace(b'"hidden_size": ', b'"hidden_size": "many", "former": '),
-            "config.json cannot be used (",
+            "mine cannot be used (",
         ),
         (
             "llm2enc.json",

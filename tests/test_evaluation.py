@@ -73,7 +73,7 @@ def few_docstrings(monkeypatch: pytest.MonkeyPatch):
         for module, names in words.items()
         for word in names
     ]
-    monkeypatch.setattr(docstrings, "docstrings", lambda split: found if split == "heldout" else [])
+    monkeypatch.setattr(docstrings, "read_docstrings", lambda split: found if split == "heldout" else [])
     docstring_tasks.cache_clear()
     yield found
     docstring_tasks.cache_clear()

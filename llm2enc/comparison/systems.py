@@ -120,7 +120,7 @@ def _stages(run: Path, names: Sequence[str] | None, max_text_tokens: int, notes:
         if not checkpoint.is_finished(folder):
             notes.append(f"{run}: stage {folder.name} and what follows is not finished, so it is left out")
             return
-        checkpoint.load_finished(folder, encoder.backbone, stage, recipe.seed, recipe.adapter_goes_on(index))
+        checkpoint.load_finished(folder, encoder, stage, recipe.seed, recipe.adapter_goes_on(index))
         yield from of(f"after {stage.objective}")
 
 
