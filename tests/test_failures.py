@@ -23,9 +23,11 @@ import torch
 from jobs import Job, assert_equal, contents, convert, places, write_recipe
 from safetensors.torch import load_file
 
-from llm2enc import conversion, distributed
+from llm2enc import distributed
+from llm2enc.conversion import run as conversion
 from llm2enc.conversion import run_directory as folder
 from llm2enc.distributed import failure, joining
+from llm2enc.errors import DataError
 from llm2enc.training import objectives
 from llm2enc.training.logging import Log
 
@@ -140,7 +142,7 @@ def test_a_fault_in_one_share_of_the_data_is_told_once(recipe: Path, tmp_path: P
 
         def collate(*arguments):
             if number == 2:
-                raise ValueError("line 7 of pairs.jsonl is damaged")
+                raise DataError("line 7 of pairs.jsonl is damaged")
             return own.collate(*arguments)
 
         objectives.OBJECTIVES["contrastive"] = replace(own, collate=collate)

@@ -39,32 +39,34 @@ def edit(path: Path, change: Callable[[dict], None]) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-LONG_AGO = "2001-01-01T00:00:00+00:00"
+RECORDED = 0.5  # a leak that no proof would let pass
 
 
 @pytest.fixture
-def aged(copy: Path) -> Path:
-    """A directory whose proof says that it ran long ago: one that runs now is known by its time."""
-    edit(copy / "llm2enc.json", lambda facts: facts["proof"].update(at=LONG_AGO))
+def marked(copy: Path) -> Path:
+    """A directory whose proof has a number that a new one cannot have."""
+    edit(copy / "llm2enc.json", lambda facts: facts["proof"].update(leak=RECORDED))
     return copy
 
 
-def test_an_unchanged_directory_is_not_proven_again(aged: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert Encoder.load(aged).backbone.proof.at == LONG_AGO
+def test_an_unchanged_directory_is_not_proven_again(marked: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert Encoder.load(marked).backbone.proof.leak == RECORDED
     assert not caplog.records
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers", "tokenizers", "llm2enc"])
-def test_another_release_is_proven_again_and_named(package: str, aged: Path, caplog: pytest.LogCaptureFixture) -> None:
-    edit(aged / "llm2enc.json", lambda facts: facts["proof"]["versions"].update({package: "0.0.1"}))
+def test_another_release_is_proven_again_and_named(
+    package: str, marked: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(marked / "llm2enc.json", lambda facts: facts["proof"]["versions"].update({package: "0.0.1"}))
     with caplog.at_level(logging.WARNING):
-        assert Encoder.load(aged).backbone.proof.at > LONG_AGO
+        assert Encoder.load(marked).backbone.proof.leak < RECORDED
     (said,) = caplog.messages
     assert f"{package} is " in said and "the proof is of 0.0.1; the full proof ran again" in said
 
 
-def test_the_full_proof_runs_where_it_is_asked_for(aged: Path) -> None:
-    assert Encoder.load(aged, full_proof=True).backbone.proof.at > LONG_AGO
+def test_the_full_proof_runs_where_it_is_asked_for(marked: Path) -> None:
+    assert Encoder.load(marked, full_proof=True).backbone.proof.leak < RECORDED
 
 
 def test_a_directory_of_a_release_before_these_records_is_proven(
@@ -102,9 +104,9 @@ def test_changed_weights_are_refused_by_name(damage: Callable[[Path], None], wor
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-def test_changed_settings_are_proven_again_and_named(name: str, aged: Path, caplog: pytest.LogCaptureFixture) -> None:
-    edit(aged / name, lambda settings: settings.update(comment="changed"))
-    assert Encoder.load(aged).backbone.proof.at > LONG_AGO
+def test_changed_settings_are_proven_again_and_named(name: str, marked: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(marked / name, lambda settings: settings.update(comment="changed"))
+    assert Encoder.load(marked).backbone.proof.leak < RECORDED
     (said,) = caplog.messages
     assert f"{name} is not the file that was written; the full proof ran again" in said
 
@@ -168,10 +170,10 @@ def test_a_proof_holds_for_the_weights_it_was_measured_on() -> None:
     assert proven(backbone) is not first and proven(backbone).fingerprint == backbone.fingerprint()
 
 
-def test_what_is_loaded_and_saved_again_keeps_its_proof(aged: Path, tmp_path: Path) -> None:
-    Encoder.load(aged).save(tmp_path / "again")
+def test_what_is_loaded_and_saved_again_keeps_its_proof(marked: Path, tmp_path: Path) -> None:
+    Encoder.load(marked).save(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "llm2enc.json").read_text())["proof"]["at"] == LONG_AGO
-    Encoder.load(aged).save(tmp_path / "half", dtype="bfloat16")
+    Encoder.load(marked).save(tmp_path / "half", dtype="bfloat16")
     assert json.loads((tmp_path / "half" / "llm2enc.json").read_text())["proof"]["at"] > LONG_AGO
 
 

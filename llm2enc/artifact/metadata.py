@@ -56,7 +56,6 @@ class ProofRecord(_Record):
     fingerprint: str | None = None
     versions: dict[str, str] | None = None
     """Releases that it rests on; None in directories of releases that did not record them."""
-    at: str | None = None
 
 
 class Golden(_Record):

@@ -20,7 +20,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -72,8 +71,6 @@ class Proof:
     """The weights it was measured on (`Backbone.fingerprint`)."""
     versions: dict[str, str]
     """Releases of PROVEN_WITH it was measured with."""
-    at: str
-    """When: UTC, to the second."""
 
 
 def prove(backbone: Backbone) -> Proof:
@@ -203,7 +200,7 @@ def _measure(backbone: Backbone) -> Proof:
         raise _refused(backbone, f"gives states that differ by {largest:.2g} between a pack and the same text alone")
     return Proof(
         len(layers), leak, largest, backbone.route, tuple(config_notes(backbone.config)), backbone.fingerprint(),
-        installed(*PROVEN_WITH), datetime.now(UTC).isoformat(timespec="seconds"),
+        installed(*PROVEN_WITH),
     )  # fmt: skip
 
 
