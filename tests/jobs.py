@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -182,11 +183,24 @@ def convert(recipe: Path, out: Path, *options: str, engines: tuple[str, ...] = (
     return work
 
 
+_PORTS = iter(range(20_000 + 1_000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]), 30_000))
+
+
+def free_port() -> int:
+    """A port that nothing listens on, and that no other worker of pytest is given: theirs begin elsewhere.
+
+    A port that the system picks may be picked for another test before this one has opened it.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("localhost", port))
+            return port
+    raise RuntimeError("no free port is left below 30000")
+
+
 def places(count: int, nodes: int = 1) -> list[dict[str, str]]:
     """What torchrun tells each of `count` processes."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     each = count // nodes
     return [
         {

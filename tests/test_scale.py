@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 import yaml
 from conftest import assert_same, pairs_file, texts_file
 from filelock import FileLock
+from jobs import free_port
 from safetensors.torch import load_file
 
 from benchmarks import scale
@@ -267,9 +267,7 @@ def recipe_file(folder: Path) -> Path:
 
 def launched(launcher: list[str], recipe: Path, out: Path) -> dict[str, torch.Tensor]:
     """The weights that `llm2enc convert` exports under a launcher."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     option = f"--{'main_process' if 'accelerate' in launcher[0] else 'master'}_port={port}"
     ours = ["-m", "llm2enc", "convert", str(recipe), "-o", str(out), "--json"]
     place = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -140,9 +139,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         alone = {name: trained(name, "ddp", folder / f"1-{name}") for name in TRAINED}
         for name in TRAINED:
             assert trained(name, "ddp", folder / f"alone-{name}", killed=True) == {}
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         launcher = "accelerate.commands.launch --use_deepspeed --zero_stage=2 --num_processes=2 --mixed_precision=no"
         command = [sys.executable, "-m", *launcher.split(), f"--main_process_port={port}", __file__, str(folder)]
         own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
