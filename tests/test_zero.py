@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from jobs import free_port
 from test_scale import TRAINED, trained
 
 from benchmarks import scale
