@@ -28,7 +28,7 @@ test-full: setup  ## every family
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 quality: setup  ## the real-data table; DATA=folder of ../shared/data's layout
 	$(BIN)/python -m benchmarks.quality --data $(DATA) -o runs/quality
