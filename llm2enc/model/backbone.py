@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,9 @@ from llm2enc import distributed
 from llm2enc.errors import InputError
 from llm2enc.model import attention
 from llm2enc.model.attention import NAME, Packing, allowed, packed_call
+from llm2enc.model.families import causal_by_config, families, text_config
 from llm2enc.model.hooks import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
+from llm2enc.model.proof_record import Proof, Route
 from llm2enc.recipe import LoraSpec
 from llm2enc.storage import replace_text
 from llm2enc.text import Tokens
@@ -32,12 +34,6 @@ from llm2enc.text import Tokens
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from llm2enc.model.proof import Proof
-from llm2enc.model.families import causal_by_config, families, text_config
-
-Route = Literal["packed", "mask", "alone"]
-"""`packed`: our attention, no mask. `mask`: the family's own under a block-diagonal mask. `alone`: texts by length, one
-call each, for models with recurrent layers, which are causal anyway."""
 ADAPTER = "default"  # the name PEFT gives to the only adapter we keep
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llm2enc.errors import CannotConvert, InputError
 from llm2enc.model import limits as positions
-from llm2enc.model.backbone import Backbone, Route
+from llm2enc.model.backbone import Backbone
 from llm2enc.model.families import causal_by_config, config_notes, families, text_config
 from llm2enc.model.loading import resolve
+from llm2enc.model.proof_record import Route
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,7 +19,6 @@ and convolutions or recurrences inside an attention module.
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -28,9 +27,10 @@ from torch import Tensor, nn
 
 from llm2enc.errors import CannotConvert
 from llm2enc.model.attention import NAME
-from llm2enc.model.backbone import Backbone, Route, evaluating
+from llm2enc.model.backbone import Backbone, evaluating
 from llm2enc.model.families import ALIBI, causal_by_config, config_notes, unsupported_reason
 from llm2enc.model.hooks import decoder_layers
+from llm2enc.model.proof_record import Proof
 from llm2enc.text import Tokens
 
 LENGTHS = (7, 5, 7)  # two texts of one length share a call of the kernel, so a leak between those is seen too
@@ -51,26 +51,6 @@ CAUSAL_MIXERS = re.compile(
     r"|short_conv|conv_mixer|rwkv|[msx]_?lstm|retention|hyena|cca"
 )
 PER_TOKEN = re.compile(r"norm|mlp|rotary|embedding|cache|expert|feed_forward")
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What was measured. Differences are relative to the length of a token's vector."""
-
-    layers: int
-    """Decoder layers whose mixing was watched."""
-    leak: float
-    """Largest movement of a text when the others in its pack change; rounding only."""
-    difference: float
-    """Largest difference between a text in a pack and the same text alone in the family's own attention."""
-    route: Route
-    """How packed rows are read."""
-    notes: tuple[str, ...]
-    """Conditions under which this holds."""
-    fingerprint: str
-    """The weights it was measured on (`Backbone.fingerprint`)."""
-    versions: dict[str, str]
-    """Releases of PROVEN_WITH it was measured with."""
 
 
 def prove(backbone: Backbone) -> Proof:
