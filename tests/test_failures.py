@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from llm2enc import distributed
 from llm2enc.conversion import run as conversion
-from llm2enc.conversion import run_directory as folder
+from llm2enc.conversion import run_directory
 from llm2enc.distributed import failure, joining
 from llm2enc.errors import DataError
 from llm2enc.training import objectives
@@ -228,7 +228,7 @@ def test_waiting_for_main_has_no_timeout(recipe: Path, whole: Path, tmp_path: Pa
 def test_a_death_while_main_evaluates(process: int, recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     jobs = launch(recipe, out, 2, hook=main_works(600))
-    while not (out / folder.RECIPE).exists():
+    while not (out / run_directory.RECIPE).exists():
         assert jobs[0].poll() is None, told(jobs)
         time.sleep(0.01)
     time.sleep(0.5)
@@ -377,7 +377,7 @@ def test_a_folder_that_nodes_do_not_share_is_refused_at_once(recipe: Path, tmp_p
 
     def work(number: int) -> Callable[[], None]:
         def run() -> None:
-            folder.PATIENCE = 0.5
+            run_directory.PATIENCE = 0.5
             convert(recipe, places_of[number])()
 
         return run
@@ -388,7 +388,7 @@ def test_a_folder_that_nodes_do_not_share_is_refused_at_once(recipe: Path, tmp_p
     for job in jobs:
         assert re.search(rf"process 1 on .* does not see {places_of[1]}/.lock", job.said()), told(jobs)
     assert [path.name for path in places_of[0].iterdir()] == [
-        folder.LOCK
+        run_directory.LOCK
     ]  # of a stopped process: the next run takes it
 
 

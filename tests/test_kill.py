@@ -27,7 +27,7 @@ import pytest
 from jobs import Job, assert_equal, convert, write_recipe
 
 from llm2enc import Encoder, load_recipe
-from llm2enc.conversion import run_directory as folder
+from llm2enc.conversion import run_directory
 from llm2enc.storage import owner
 from llm2enc.training import checkpoint, trainer
 from llm2enc.training.logging import Log
@@ -63,7 +63,7 @@ class Kill:
                 break
             time.sleep(0.001)
         if self.signal != signal.SIGKILL:
-            while job.poll() is None and owner(out / folder.LOCK).get("pid") != job.pid:
+            while job.poll() is None and owner(out / run_directory.LOCK).get("pid") != job.pid:
                 time.sleep(0.001)  # before, Python itself may not have come to its handlers
         job.send(self.signal)
         return job.wait() != 0
@@ -79,7 +79,7 @@ def _is_new(path: Path, job: Job) -> bool:
 
 def phase(out: Path) -> str:
     """What a run was doing, by what it left."""
-    if not (out / folder.RECIPE).exists():
+    if not (out / run_directory.RECIPE).exists():
         return "loading"
     if list(out.glob("*/.checkpoint.partial-*")):
         return "writing a checkpoint"
@@ -193,9 +193,11 @@ def test_two_jobs_never_write_one_folder(recipe: Path, tmp_path: Path) -> None:
     assert first.poll() is None, "ended before the second one was refused"
     first.send(signal.SIGKILL)
     first.wait()
-    with folder.opened(load_recipe(str(recipe)), out, resume=True, overwrite=False):  # the lock went with its holder
-        assert (out / folder.LOCK).exists()
-    assert not (out / folder.LOCK).exists()  # filelock would leave it
+    with run_directory.opened(
+        load_recipe(str(recipe)), out, resume=True, overwrite=False
+    ):  # the lock went with its holder
+        assert (out / run_directory.LOCK).exists()
+    assert not (out / run_directory.LOCK).exists()  # filelock would leave it
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
@@ -210,7 +212,7 @@ def test_a_file_system_without_locks_goes_by_the_process(
     def killed(host: str) -> Callable[[], None]:
         def work() -> None:
             fcntl.flock, socket.gethostname = refuse, lambda: host
-            with folder.opened(recipe, out, False, False):
+            with run_directory.opened(recipe, out, False, False):
                 os.kill(os.getpid(), signal.SIGKILL)
 
         return work
@@ -219,20 +221,20 @@ def test_a_file_system_without_locks_goes_by_the_process(
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert Job(killed(socket.gethostname()), tmp_path / "here").wait() == -signal.SIGKILL
     with (
-        folder.opened(recipe, out, False, False),  # whose holder died on this machine
+        run_directory.opened(recipe, out, False, False),  # whose holder died on this machine
         pytest.raises(ValueError, match=f"process {os.getpid()} on .* delete .*no locks"),
     ):
-        folder.opened(recipe, out, False, False).__enter__()
+        run_directory.opened(recipe, out, False, False).__enter__()
     assert not list(out.iterdir())
     job = Job(killed("elsewhere"), tmp_path / "elsewhere")
     assert job.wait() == -signal.SIGKILL
     with pytest.raises(
-        ValueError, match=f"process {job.pid} on elsewhere.* delete {out / folder.LOCK}.soft: .*no locks"
+        ValueError, match=f"process {job.pid} on elsewhere.* delete {out / run_directory.LOCK}.soft: .*no locks"
     ):
-        folder.opened(recipe, out, False, False).__enter__()
-    (out / f"{folder.LOCK}.soft").unlink()
+        run_directory.opened(recipe, out, False, False).__enter__()
+    (out / f"{run_directory.LOCK}.soft").unlink()
     _begin(recipe, out)
-    assert [path.name for path in out.iterdir()] == [folder.RECIPE]
+    assert [path.name for path in out.iterdir()] == [run_directory.RECIPE]
 
 
 @pytest.mark.parametrize("moment", range(8))
@@ -257,17 +259,17 @@ def test_an_overwriting_run_leaves_no_mixture(moment: int, tmp_path: Path, monke
             _begin(recipe, out, overwrite=True)
         except KeyboardInterrupt:
             assert moment < 3
-    if (out / folder.RECIPE).exists() and load_recipe(str(out / folder.RECIPE)) == former:
+    if (out / run_directory.RECIPE).exists() and load_recipe(str(out / run_directory.RECIPE)) == former:
         assert moment == 0 and (out / "0-mntp").exists() and (out / "1-simcse").exists()
         return
     _begin(recipe, out, resume=True)  # neither flag is needed
-    assert [path.name for path in out.iterdir()] == [folder.RECIPE]
-    assert load_recipe(str(out / folder.RECIPE)) == recipe
+    assert [path.name for path in out.iterdir()] == [run_directory.RECIPE]
+    assert load_recipe(str(out / run_directory.RECIPE)) == recipe
 
 
 def _begin(recipe, out: Path, resume: bool = False, overwrite: bool = False) -> None:
-    with folder.opened(recipe, out, resume, overwrite):
-        folder.begin(recipe, out, overwrite)
+    with run_directory.opened(recipe, out, resume, overwrite):
+        run_directory.begin(recipe, out, overwrite)
 
 
 def test_half_a_recipe_counts_as_none(tmp_path: Path) -> None:
@@ -275,14 +277,14 @@ def test_half_a_recipe_counts_as_none(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
     out.mkdir()
-    (out / folder.LOCK).write_text("")
-    (out / f".{folder.RECIPE}.partial-{gone.pid}").write_text("name: po")
+    (out / run_directory.LOCK).write_text("")
+    (out / f".{run_directory.RECIPE}.partial-{gone.pid}").write_text("name: po")
     _begin(recipe, out)
-    assert [path.name for path in out.iterdir()] == [folder.RECIPE]
+    assert [path.name for path in out.iterdir()] == [run_directory.RECIPE]
 
 
 def test_what_was_not_begun_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), folder.opened(load_recipe("pocket"), tmp_path / "a" / "run", False, False):
+    with pytest.raises(RuntimeError), run_directory.opened(load_recipe("pocket"), tmp_path / "a" / "run", False, False):
         raise RuntimeError("the model can't be converted")
     assert not list(tmp_path.iterdir())
 

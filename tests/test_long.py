@@ -23,8 +23,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from llm2enc.comparison.systems import check as check_subjects
 from llm2enc.conversion import convert, training_free
 from llm2enc.encoding import Encoder
-from llm2enc.model import Backbone, inspect
-from llm2enc.model import limits as positions
+from llm2enc.model import Backbone, inspect, limits
 from llm2enc.recipe import InputSpec, ModelSpec, Part, load_recipe
 from llm2enc.text import InputFormat
 
@@ -138,7 +137,7 @@ def test_every_rotary_kind_of_transformers_is_here() -> None:
 @pytest.mark.parametrize("kind", ROPES)
 def test_up_to_the_limit_a_vector_is_that_of_the_text_alone(kind: str) -> None:
     longest = ROPES[kind][1]
-    found = positions.limit(tiny_config("llama", **_rope(kind)))
+    found = limits.longest_input(tiny_config("llama", **_rope(kind)))
     assert found is not None and found.tokens == longest
     _assert_exact("llama", (3, longest, 1, min(longest, 17), longest - 1), **_rope(kind))
 
@@ -182,7 +181,7 @@ def test_the_other_kinds_are_functions_of_the_position_even_beyond(kind: str) ->
 @pytest.mark.parametrize("family", ODD)
 def test_odd_positions_count_from_the_start_of_each_text(family: str) -> None:
     config = tiny_config(family, **ODD[family])
-    assert positions.limit(config).tokens == 64
+    assert limits.longest_input(config).tokens == 64
     _assert_exact(family, (5, 64, 1, 33, 63), **ODD[family])
 
 
@@ -203,7 +202,7 @@ def test_positions_matter_to_the_odd_families() -> None:
     ("family", "key"), [("deepseek_v32", "index_topk"), ("glm_moe_dsa", "index_topk"), ("doge", "keep_window_size")]
 )
 def test_sparse_attention_is_dense_and_exact_up_to_its_limit(family: str, key: str) -> None:
-    assert positions.limit(tiny_config(family, **{key: 8})).tokens == 8
+    assert limits.longest_input(tiny_config(family, **{key: 8})).tokens == 8
     _assert_exact(family, (8, 3, 1, 7, 8), **{key: 8})  # a row of 27 tokens, where each text has 8 at most
 
 

@@ -17,7 +17,7 @@ from conftest import INPUT, make_encoder, make_model, make_tokenizer, texts_file
 
 from llm2enc.cli.messages import say
 from llm2enc.cli.options import label
-from llm2enc.conversion import run_directory as folder
+from llm2enc.conversion import run_directory
 from llm2enc.data import open_table
 from llm2enc.encoding import Encoder
 from llm2enc.errors import RecipeError
@@ -249,8 +249,8 @@ def test_overwriting_a_run_deletes_the_run_and_nothing_else(tmp_path: Path) -> N
     elsewhere.mkdir()
     (elsewhere / "weights").touch()
     (run / "model").symlink_to(elsewhere)
-    with folder.opened(recipe, run, resume=False, overwrite=True):
-        folder.begin(recipe, run, overwrite=True)
+    with run_directory.opened(recipe, run, resume=False, overwrite=True):
+        run_directory.begin(recipe, run, overwrite=True)
     assert sorted(os.listdir(run)) == [".git", "elsewhere-too", "notes", "paper.tex", "recipe.yaml"]
     assert (elsewhere / "weights").exists()
 

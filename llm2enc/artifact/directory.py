@@ -152,12 +152,11 @@ def _open(folder: Path, metadata: Metadata, dtype: str = "auto", other: Sequence
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
-    from llm2enc.model import Backbone, naming_untrusted_code
-    from llm2enc.model import limits as positions
+    from llm2enc.model import Backbone, limits, naming_untrusted_code
     from llm2enc.text import InputFormat
 
     config = decoder_config.read(folder)
-    positions.check(config, {"input.max_tokens": metadata.input.max_tokens})
+    limits.check_lengths(config, {"input.max_tokens": metadata.input.max_tokens})
     check_weights(folder, other)
     with naming_untrusted_code(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

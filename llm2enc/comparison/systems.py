@@ -8,8 +8,7 @@ from llm2enc.comparison.variants import DEFAULT, Reading, find_readings, input_s
 from llm2enc.encoding import Encoder, LoadType
 from llm2enc.errors import CannotConvert, InputError
 from llm2enc.evaluation import Opened, open_encoder
-from llm2enc.model import limits as positions
-from llm2enc.model import load_config, load_tokenizer, text_config
+from llm2enc.model import limits, load_config, load_tokenizer, text_config
 from llm2enc.recipe import ModelSpec, load_recipe
 from llm2enc.training import checkpoint
 
@@ -134,7 +133,7 @@ def _positions(spec: ModelSpec) -> int:
 
 
 def _limit(config) -> int:
-    limit = positions.limit(config)
+    limit = limits.longest_input(config)
     return 2**31 if limit is None else limit.tokens
 
 

@@ -19,12 +19,11 @@ from typing import Any
 
 from llm2enc import distributed
 from llm2enc.artifact import METADATA_FILE, HistoryRow, read_metadata
-from llm2enc.conversion import run_directory as folder
+from llm2enc.conversion import run_directory
 from llm2enc.encoding import Encoder
 from llm2enc.errors import explained
 from llm2enc.evaluation import baselines, evaluate
-from llm2enc.model import limits as positions
-from llm2enc.model import load_config, load_tokenizer, text_config
+from llm2enc.model import limits, load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.storage import add_path_to_oserror, recover, remove_stale, replace_text
 from llm2enc.text import for_tokenizer, plain_marks, surrounding
@@ -66,10 +65,10 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         add_path_to_oserror(out),
     ):
         recipe = _for_tokenizer(recipe)
-        with folder.opened(recipe, out, resume, overwrite):
+        with run_directory.opened(recipe, out, resume, overwrite):
             # A model that can't be converted is refused before anything is written.
             encoder = Encoder.from_recipe(recipe)
-            folder.begin(recipe, out, overwrite)
+            run_directory.begin(recipe, out, overwrite)
             try:
                 return _run(recipe, out, encoder)
             finally:
@@ -138,7 +137,7 @@ def training_free(model: str) -> Recipe:
     positions allow.
     """
     tokenizer = load_tokenizer(ModelSpec(name=model))
-    limit = positions.limit(text_config(load_config(ModelSpec(name=model))))
+    limit = limits.longest_input(text_config(load_config(ModelSpec(name=model))))
     begins, ends = surrounding(tokenizer)
     before = [{"special": "bos", "pool": True}] if begins else []
     after = [{"special": "eos", "pool": True}] if ends else []

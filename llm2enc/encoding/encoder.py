@@ -31,11 +31,11 @@ from llm2enc.model import (
     Backbone,
     Projection,
     evaluating,
+    limits,
     load_backbone,
     load_tokenizer,
     weights_fingerprint,
 )
-from llm2enc.model import limits as positions
 from llm2enc.recipe import HeadSpec, InputSpec, ModelSpec, Pooling, Recipe, Role
 from llm2enc.terminal import bar
 from llm2enc.text import InputFormat, Tokens, micro_batches
@@ -280,7 +280,7 @@ class Encoder(nn.Module):
         if layer is not None and not 0 <= layer <= self.backbone.depth:
             raise InputError(f"layer is {layer}; this model has layers 0 (the embeddings) to {self.backbone.depth}")
         if input is not None:
-            positions.check(self.backbone.config, {"input.max_tokens": input.max_tokens})
+            limits.check_lengths(self.backbone.config, {"input.max_tokens": input.max_tokens})
         other = copy.copy(self)
         other.causal = self.causal if causal is None else causal
         other.pooling = pooling or self.pooling

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2enc.artifact import METADATA_FILE, read_metadata
-from llm2enc.evaluation import cost as ladder
-from llm2enc.evaluation import suite
+from llm2enc.evaluation import cost, suite
 from llm2enc.evaluation.bootstrap import draws, interval
 from llm2enc.evaluation.cache import CachedEncoder
 from llm2enc.evaluation.docstrings import docstring_tasks
@@ -39,8 +38,8 @@ def plan(model: str, sources: Sequence[str]) -> list[dict[str, Any]]:
     local = [task for task in tasks if task.name not in {known.name for known in docstrings}]
     encoder = open_encoder(model)
     limit, speed = _speed(encoder, [*docstrings, *local])
-    rungs = [*ladder.ladder(docstrings, local, limit), *(ladder.mteb_rung(name, name, limit) for name in own)]
-    return ladder.estimates(rungs, speed)
+    rungs = [*cost.ladder(docstrings, local, limit), *(cost.mteb_rung(name, name, limit) for name in own)]
+    return cost.estimates(rungs, speed)
 
 
 def run(
@@ -71,11 +70,9 @@ def run(
     failures: list[Failure] = []
     if tasks:
         limit, speed = _speed(encoder, tasks)
-        rung = ladder.local_rung(ladder.LOCAL, "", tasks, limit)
+        rung = cost.local_rung(cost.LOCAL, "", tasks, limit)
         seconds = (rung.characters or 0) / speed
-        report(
-            f"{len(tasks)} tasks, {rung.texts:,} texts: about {ladder.duration(seconds)} to encode what is not cached"
-        )
+        report(f"{len(tasks)} tasks, {rung.texts:,} texts: about {cost.duration(seconds)} to encode what is not cached")
         with bar("texts", sum(len(texts) for task in tasks for _, texts in task.texts()), show_progress) as advance:
             results += suite.measure(encoder, tasks, out, cache, instructions, advance=advance, identity=identity)
     if asked:
@@ -102,8 +99,8 @@ def _check_disk(model: str, tasks: Sequence[Task], out: Path, cache: Path | None
 def _speed(encoder: Opened, tasks: Sequence[Task]) -> tuple[int, float]:
     """Characters of a text that the encoder reads, and characters per second."""
     texts = [text for task in tasks for _, some in task.texts() for text in some]
-    limit = ladder.characters_per_text(encoder, texts, encoder.max_tokens)
-    return limit, ladder.measure_speed(encoder, texts, limit, LOCAL_SECONDS)
+    limit = cost.characters_per_text(encoder, texts, encoder.max_tokens)
+    return limit, cost.measure_speed(encoder, texts, limit, LOCAL_SECONDS)
 
 
 def _mteb(

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm2enc.model import limits as positions
+from llm2enc.model import limits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -35,7 +35,7 @@ def causal_by_config(config: "PretrainedConfig") -> str:
 
 def config_notes(config: "PretrainedConfig") -> list[str]:
     """Conditions under which a conversion holds, one sentence each."""
-    limit = positions.limit(config)
+    limit = limits.longest_input(config)
     return [] if limit is None else [f"inputs of more than {limit.tokens} tokens are refused: {limit.why}"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm2enc.errors import CannotConvert, InputError
-from llm2enc.model import limits as positions
+from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone
 from llm2enc.model.families import causal_by_config, config_notes, families, text_config
 from llm2enc.model.loading import resolve
@@ -93,7 +93,7 @@ def inspect(name: str | Path, revision: str | None = None) -> Inspection:
         verdict = "refused" if causal else known["verdict"]
         reason = causal or known["reason"]
         route = "alone" if causal else "packed" if known["packed"] else "mask"
-    limit = positions.limit(config)
+    limit = limits.longest_input(config)
     notes = [*config_notes(config), *([f"no outline: {fault}"] if fault else [])]
     return Inspection(
         name=str(name),
@@ -104,7 +104,7 @@ def inspect(name: str | Path, revision: str | None = None) -> Inspection:
         attention_route=route,
         layers=_layers(config, decoder),
         sliding_window=_window(config),
-        max_positions=_size(config, *positions.SIZES),
+        max_positions=_size(config, *limits.SIZES),
         max_tokens=None if limit is None else limit.tokens,
         hidden_size=_size(config, "hidden_size", "n_embd", "d_model"),
         vocabulary=_size(config, "vocab_size"),

@@ -36,17 +36,17 @@ class Limit:
     why: str
 
 
-def limit(config: Any) -> Limit | None:
+def longest_input(config: Any) -> Limit | None:
     """The limit of a text decoder's configuration; None if its positions have no end."""
     return min(_limits(config), key=lambda one: one.tokens, default=None)
 
 
-def check(config: Any, asked: Mapping[str, int | None]) -> None:
+def check_lengths(config: Any, asked: Mapping[str, int | None]) -> None:
     """ValueError if a length is beyond the limit, with the number to set.
 
     asked  tokens by the key that asks for them, e.g. {"input.max_tokens": 512}
     """
-    found = limit(config)
+    found = longest_input(config)
     over = {} if found is None else {key: tokens for key, tokens in asked.items() if (tokens or 0) > found.tokens}
     if over:
         said = " and ".join(f"{key} is {tokens}" for key, tokens in over.items())

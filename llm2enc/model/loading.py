@@ -11,8 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from llm2enc.errors import CannotConvert, InputError, explained
-from llm2enc.model import attention
-from llm2enc.model import limits as positions
+from llm2enc.model import attention, limits
 from llm2enc.recipe import ModelSpec
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
     reason = causal_by_config(text_config(config)) if spec.attention == "bidirectional" else ""
     if reason:
         raise CannotConvert(unsupported_reason(text_config(config).model_type, reason))
-    positions.check(text_config(config), lengths or {})
+    limits.check_lengths(text_config(config), lengths or {})
     attention.register()
     kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
     with explained(spec.name, _REMEDY, (ValueError, SafetensorError)):
