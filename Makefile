@@ -37,7 +37,7 @@ readings: setup  ## pooling x attention x stage of runs/pocket; DATA as above
 	$(BIN)/python -m benchmarks.readings runs/pocket --data $(DATA)/eval -o runs/readings
 
 notebooks: setup  ## run the notebooks and store their outputs
-	$(BIN)/python tests/test_notebooks.py
+	$(BIN)/python -m tests.test_notebooks
 
 bench: setup  ## speed and memory beside sentence-transformers and plain transformers
 	$(BIN)/python -m benchmarks --json runs/benchmarks/bench.json --markdown runs/benchmarks/bench.md

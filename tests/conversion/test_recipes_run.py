@@ -1,0 +1,154 @@
+"""Every shipped recipe runs end to end on a tiny random model of its own family and a few rows of data.
+
+The recipe's file is used as it is: only the model, the data and the sizes are replaced, by overrides.
+"""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from llm2enc import Encoder, convert, load_recipe, recipe_names
+from llm2enc.conversion import run as conversion
+from tests.support.tiny import tiny_model
+
+FAMILIES = {
+    "llm2vec": "llama",
+    "mistral-7b": "mistral",
+    "llama-3-8b": "llama",
+    "llama-2-7b": "llama",
+    "sheared-llama-1.3b": "llama",
+    "qwen2.5-7b": "qwen2",
+    "qwen3-0.6b": "qwen3",
+    "qwen3-8b": "qwen3",
+    "gemma-2-9b": "gemma2",
+    "echo-mistral-7b": "mistral",
+    "pocket": "llama",
+    "pocket-echo": "llama",
+}
+SENTENCES = [
+    f"Sentence {n} tells of {word} and of nothing else at all." for n, word in enumerate("abcdefghijklmnop" * 4)
+]
+MARKS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "texts.txt").write_text("\n".join(SENTENCES))
+    rows = [{"query": s[:12], "positive": s, "negative": SENTENCES[n - 1]} for n, s in enumerate(SENTENCES)]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    texts = [{"kind": "files", "path": str(folder / "texts.txt")}]
+    pairs = [{"kind": "files", "path": str(folder / "pairs.jsonl"), "instruction": "Find the sentence"}]
+    return {
+        "clm": json.dumps(texts),
+        "mntp": json.dumps(texts),
+        "simcse": json.dumps(texts),
+        "contrastive": json.dumps(pairs),
+    }
+
+
+def make_model(family: str, folder: Path, has_bos: bool) -> None:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<s>", "</s>", *MARKS]
+    backend.train_from_iterator(
+        SENTENCES, trainers.BpeTrainer(vocab_size=280, special_tokens=special, initial_alphabet=alphabet)
+    )
+    roles = {"eos_token": "</s>", "pad_token": "<pad>", **({"bos_token": "<s>"} if has_bos else {})}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **roles).save_pretrained(folder)
+    model = tiny_model(family, vocab_size=320, max_position_embeddings=2048)
+    model.save_pretrained(folder)
+
+
+def shrink(name: str, model: Path, data: dict[str, str]) -> list[str]:
+    """Overrides that make a recipe small and leave its method alone."""
+    changes = [
+        f"model.name={model}",
+        "model.revision=null",
+        "model.dtype=float32",
+        "evaluation=[]",
+        "input.max_tokens=320",
+    ]
+    for index, stage in enumerate(load_recipe(name).stages):
+        own = {
+            "data": data[stage.objective],
+            "steps": "2",
+            "schedule_steps": "20",
+            "warmup_steps": "1",
+            "batch_size": "6",
+        }
+        own |= {"precision": "float32", "micro_batch_tokens": "128", "rng_shards": "2", "log_every": "1"}
+        if stage.objective in ("clm", "mntp"):
+            own["block_tokens"] = "32"
+        changes += [f"stages.{index}.{key}={value}" for key, value in own.items()]
+    return changes
+
+
+def test_every_recipe_has_its_miniature() -> None:
+    assert sorted(FAMILIES) == recipe_names()
+
+
+# Other sizes of a family differ in their numbers alone.
+TWINS = {"llama-2-7b", "sheared-llama-1.3b", "qwen3-8b"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.full) if name in TWINS else name for name in FAMILIES]
+)
+def test_miniature(name: str, tiny_data: dict[str, str], tmp_path: Path, in_process: None) -> None:
+    recipe = load_recipe(name)
+    has_bos = any(part.special == "bos" for part in recipe.input.document)
+    make_model(FAMILIES[name], tmp_path / "base", has_bos)
+    small = load_recipe(name, shrink(name, tmp_path / "base", tiny_data))
+
+    result = convert(small, tmp_path / "run")
+
+    for index, stage in enumerate(small.stages):
+        lines = (tmp_path / "run" / f"{index}-{stage.objective}" / "metrics.jsonl").read_text().splitlines()
+        losses = [json.loads(line)["loss"] for line in lines]
+        assert len(losses) == 2 and np.isfinite(losses).all()
+    exported = json.loads((tmp_path / "run" / "model" / "llm2enc.json").read_text())
+    chain = [(row["parent"], row["result"]) for row in exported["history"] if "parent" in row]
+    assert len(chain) == len(small.stages) and chain[-1][1] == exported["fingerprint"]
+    assert all(made == parent for (_, made), (parent, _) in pairwise(chain))
+    reopened = Encoder.load(tmp_path / "run" / "model")
+    np.testing.assert_allclose(reopened.encode(SENTENCES), result.encoder.encode(SENTENCES), atol=1e-5)
+    assert all(parity.agrees for parity in result.parity), result.parity
+    assert all(parity.cosine is not None for parity in result.parity) == exported["native"], result.parity
+    # Trained at all: the untrained model gives other vectors.
+    assert np.abs(Encoder.from_recipe(small).encode(SENTENCES) - reopened.encode(SENTENCES)).max() > 1e-4
+
+
+@pytest.mark.parametrize("more", [[], ["stages.1.lora=continue", "stages.2.lora=continue"]], ids=["fresh", "continue"])
+def test_a_run_goes_on_where_it_stopped(more, tiny_data: dict[str, str], tmp_path: Path, monkeypatch) -> None:
+    """A second call with resume loads finished stages and gives the same weights, bit for bit."""
+    monkeypatch.setattr(conversion, "AT_THE_END_OF_A_CONVERSION", ("files",))
+    make_model("llama", tmp_path / "base", has_bos=True)
+    small = load_recipe("pocket", [*shrink("pocket", tmp_path / "base", tiny_data), *more])
+    first = convert(small, tmp_path / "run")
+    with pytest.raises(ValueError, match="--resume"):
+        convert(small, tmp_path / "run")
+    second = convert(small, tmp_path / "run", resume=True)
+    assert first.encoder.backbone.fingerprint() == second.encoder.backbone.fingerprint()
+    assert first.history == second.history
+    chain = [(row["parent"], row["result"]) for row in first.history if "parent" in row]
+    assert all(made == parent for (_, made), (parent, _) in pairwise(chain))
+    assert chain[-1][1] == first.encoder.backbone.fingerprint()
+    other = load_recipe("pocket", [*shrink("pocket", tmp_path / "base", tiny_data), "seed=1"])
+    with pytest.raises(ValueError, match="another recipe"):
+        convert(other, tmp_path / "run", resume=True)
+
+
+def test_a_folder_of_someone_else_is_left_alone(tiny_data: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for how in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(ValueError, match="no run of llm2enc"):
+            convert(load_recipe("pocket"), tmp_path, **how)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
