@@ -35,7 +35,7 @@ def byte_level(*special: str, normalizer=None) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.BatchPartition(Regex(_WORDS), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+        [pre_tokenizers.Split(Regex(_WORDS), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -50,7 +50,7 @@ def sentencepiece(*special: str, normalizer=None, pre_tokenizer=None) -> Tokeniz
     """Llama 2, Mistral and Gemma: spaces as ▁, runs of them as tokens, bytes for what the alphabet lacks."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    tokenizer.pre_tokenizer = pre_tokenizers.BatchPartition(Regex("▁*[^▁]+|▁+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("▁*[^▁]+|▁+"), "isolated")
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", *special], show_progress=False)
     tokenizer.train_from_iterator(_CORPUS, trainer)
     fields = json.loads(tokenizer.to_str())
@@ -101,7 +101,7 @@ def gemma() -> PreTrainedTokenizerFast:
     tokenizer = sentencepiece(
         "<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>",
         normalizer=normalizers.Replace(" ", "▁"),
-        pre_tokenizer=pre_tokenizers.BatchPartition(" ", "merged_with_previous"),
+        pre_tokenizer=pre_tokenizers.Split(" ", "merged_with_previous"),
     )  # fmt: skip
     return named(tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>")
 

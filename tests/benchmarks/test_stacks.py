@@ -10,7 +10,6 @@ import torch
 
 from benchmarks.environments import TORCH
 from benchmarks.stacks import Outcome, Stack, build, look, share_torch, table
-from llm2enc.artifact import directory as export
 from tests.support.builders import make_encoder
 
 HERE = Stack("what runs these tests", ())
@@ -19,7 +18,7 @@ HERE = Stack("what runs these tests", ())
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "model"
-    export.write(make_encoder(pooling="last"), folder)
+    make_encoder(pooling="last").save(folder)
     return folder
 
 

@@ -23,7 +23,7 @@ def byte_level(name: str) -> Tokenizer:
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not expression)
     first = {"smollm": [pre_tokenizers.Digits(individual_digits=True)], "gpt-2": []}.get(name)
     if first is None:
-        first = [pre_tokenizers.BatchPartition(Regex(expression), "isolated")]
+        first = [pre_tokenizers.Split(Regex(expression), "isolated")]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*first, last])
     trainer = trainers.BpeTrainer(
         vocab_size=500, special_tokens=["<s>", "</s>"], show_progress=False,
@@ -65,7 +65,7 @@ def pieces(kind: str) -> Tokenizer:
     if kind == "prepend":
         return sentencepiece(normalizers.Sequence([normalizers.Prepend(vocabulary.SPACE), replace]), None)
     if kind == "replace":
-        return sentencepiece(replace, pre_tokenizers.BatchPartition(" ", "merged_with_previous"))
+        return sentencepiece(replace, pre_tokenizers.Split(" ", "merged_with_previous"))
     return sentencepiece(None, pre_tokenizers.Metaspace(vocabulary.SPACE, kind, split=False))
 
 
@@ -122,7 +122,7 @@ def changed(change: dict[str, Any], base: Tokenizer) -> str:
 
 
 BYTES_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-NUMBERS = {"type": "BatchPartition", "pattern": {"Regex": "\\d"}, "behavior": "Isolated", "invert": False}
+NUMBERS = {"type": "Split", "pattern": {"Regex": "\\d"}, "behavior": "Isolated", "invert": False}
 
 
 @pytest.mark.parametrize(

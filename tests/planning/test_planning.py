@@ -292,7 +292,7 @@ def test_lengths_come_from_the_data_where_they_are_local(tmp_path: Path) -> None
 
 
 def test_work_is_cut_as_training_cuts_it() -> None:
-    load = Workload(torch.tensor([4, 9, 5, 7, 6, 8]), "", rng_shards=3)
+    load = Workload(torch.tensor([4, 9, 5, 7, 6, 8]), "", shards=3)
     assert [part.tolist() for part in load.micro_batches(12)] == [[9], [4], [7, 5], [8], [6]]
     assert [part.tolist() for part in load.busiest(12, 2)] == [[9], [4], [7, 5]]
     assert load.share(2) == 2 / 3 and load.share(3) == 1 / 3 and load.largest_shard == 14
