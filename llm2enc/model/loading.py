@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 
 from llm2enc.errors import CannotConvert, InputError, explained
 from llm2enc.model import attention, limits
+from llm2enc.model.backbone import Backbone
+from llm2enc.model.families import causal_by_config, text_config, unsupported_reason
 from llm2enc.recipe import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from llm2enc.model.backbone import Backbone
-from llm2enc.model.families import causal_by_config, text_config, unsupported_reason
 
 # What transformers raises over a config.json with values of the wrong kind.
 _BAD_FILES = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)

@@ -5,7 +5,7 @@ has the fields of its own objective only, a data source those of its own kind. `
 or a dict, puts the sources of named data collections in their place, applies dotted overrides through the same
 validation, and reports every fault at once with its path.
 
-This module imports no other room than `secrets`, and never torch: `llm2enc recipes` and `--help` must answer at once.
+The package never imports torch: `llm2enc recipes` and `--help` must answer at once.
 """
 
 import json

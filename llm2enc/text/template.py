@@ -1,15 +1,7 @@
-"""From text to tokens: the one path that training, encoding and export share.
+"""Templates: texts become `Tokens`, and what is pooled is known for every token.
 
-A batch is a packed row, never a padded rectangle:
-
-    texts    "a b"        "c d e"
-    ids      <s> a b      <s> c d e       (T,)  T = 7
-    lengths  3            4               (B,)  B = 2
-    pool     0   1 1      0   1 1 1       (T,)  which tokens enter the vector
-
-`InputFormat` turns texts into `Tokens` by the recipe's templates. Each string goes to the tokenizer once; which of its
-tokens are pooled follows from character offsets, so a token that merges across the border of a template and a text is
-found, not guessed.
+Each string goes to the tokenizer once; which of its tokens are pooled follows from character offsets, so a token that
+merges across the border of a template and a text is found, not guessed.
 """
 
 import json
@@ -22,12 +14,12 @@ import torch
 
 from llm2enc.errors import InputError
 from llm2enc.recipe import InputSpec, Part, Role
+from llm2enc.text.own_tokens import for_tokenizer
+from llm2enc.text.tokens import Tokens, flattened
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
-from llm2enc.text.own_tokens import for_tokenizer
-from llm2enc.text.tokens import Tokens, flattened
 
 
 class _Span(NamedTuple):

@@ -1,29 +1,21 @@
-"""From text to tokens: the one path that training, encoding and export share.
-
-A batch is a packed row, never a padded rectangle:
+"""Tokens of a batch, which is a packed row, never a padded rectangle:
 
     texts    "a b"        "c d e"
     ids      <s> a b      <s> c d e       (T,)  T = 7
     lengths  3            4               (B,)  B = 2
     pool     0   1 1      0   1 1 1       (T,)  which tokens enter the vector
 
-`InputFormat` turns texts into `Tokens` by the recipe's templates. Each string goes to the tokenizer once; which of its
-tokens are pooled follows from character offsets, so a token that merges across the border of a template and a text is
-found, not guessed.
+`InputFormat` (template.py) makes them of texts: the one path that training, encoding and export share.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
