@@ -1,4 +1,4 @@
-"""What the doctor finds, as plain data."""
+"""What a data audit finds, as plain data."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""The data doctor: what a source holds, as the model will see it, and what is wrong with it.
+"""Data audit: what a source holds, as the model will see it, and what is wrong with it.
 
 examine(path="pairs.jsonl")                       one file, glob, folder or hub data set
 examine(recipe=load_recipe("pocket"))             every source of every stage, against the recipe's own evaluation
