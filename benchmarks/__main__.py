@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure_all(arguments: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Rows of every contest that can run here, and why others can't."""
+    """Rows of every contest that can run here, and why others cannot."""
     rounds = arguments.rounds or (2 if arguments.quick else 5)
     rows: list[Row] = []
     notes: list[str] = []

@@ -53,7 +53,7 @@ def result(family: str, out: Path) -> dict[str, Any]:
     print(f"{family} ...", flush=True)
     try:
         found = measure(family, out / family)
-    except Exception as error:  # a family that can't even be built is a row of the table too
+    except Exception as error:  # a family that cannot even be built is a row of the table too
         found = {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1), encoding="utf-8")

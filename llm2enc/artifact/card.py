@@ -1,4 +1,4 @@
-"""The model card: what the model is, how to use it, what it scored in this very run, what it can't do."""
+"""The model card: what the model is, how to use it, what it scored in this very run, what it cannot do."""
 
 import re
 from collections.abc import Sequence

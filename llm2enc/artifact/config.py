@@ -64,7 +64,7 @@ def read(folder: Path) -> "PretrainedConfig":
     """The configuration of a directory, with which our own code opens its decoder by AutoModel.from_pretrained.
 
     Gemma 3 has the switch of all other families, is_causal, in place of the key that engines read (`_attention_keys`):
-    both together would widen the window by one, and the mask that the key makes is of functions that can't be traced.
+    both together would widen the window by one, and the mask that the key makes is of functions that cannot be traced.
     """
     from transformers import AutoConfig
 
@@ -101,7 +101,7 @@ def _rounded(decoder: "nn.Module", dtype: str) -> "dict[str, Tensor]":
     for name, tensor in decoder.state_dict().items():
         state[name] = tensor.to(getattr(torch, dtype)) if tensor.is_floating_point() else tensor
         if not torch.isfinite(state[name]).all() and torch.isfinite(tensor).all():
-            raise InputError(f"{name} has values that {dtype} can't hold; write bfloat16 or float32")
+            raise InputError(f"{name} has values that {dtype} cannot hold; write bfloat16 or float32")
     return state
 
 

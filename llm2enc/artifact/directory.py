@@ -76,7 +76,7 @@ def write(
     dtype    storage type, one of DTYPES; that of the weights by default. Fingerprint and golden vectors are those of what
              was written
     raises   ValueError if an adapter is not merged, if `folder` holds something that is not an older export, or for a
-             type that can't hold the weights
+             type that cannot hold the weights
     """
     if dtype not in (None, *DTYPES):
         raise InputError(f"dtype is {dtype!r}; weights are written as one of {', '.join(DTYPES)}")
@@ -298,7 +298,7 @@ def _top(prompts: dict[str, str]) -> dict[str, Any]:
 
 
 def _reason(differences: list[Difference], parts: Parts, ruled: bool) -> str:
-    """What sentence-transformers can't do as we do, and what in the recipe would change that.
+    """What sentence-transformers cannot do as we do, and what in the recipe would change that.
 
     ruled  whether the prompts are left out of the pool by rules, so that only what depends on the text is left
     """
@@ -344,7 +344,7 @@ def _reason(differences: list[Difference], parts: Parts, ruled: bool) -> str:
             f"token ids differ for {_names(d.probe for d in ids)} (prompts {_names(d.prompt for d in ids)})"
             + (f"; {' and '.join(why)}" if why else "; the tokenizer joins the text with what stands beside it")
         )
-    return "sentence-transformers can't do all of it: " + ". And ".join(sentences) + "."
+    return "sentence-transformers cannot do all of it: " + ". And ".join(sentences) + "."
 
 
 def _is_echo(parts: Parts) -> bool:

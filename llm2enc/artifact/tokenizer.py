@@ -123,7 +123,7 @@ def layout(input_format: InputFormat) -> Layout:
             runs = tuple(tuple(one[borders[i] + 1 : borders[i + 1]]) for i in range(slots + 1))
             return Layout(runs, lead if slots == 1 else len(runs[0]))
     raise InputError(
-        f"the document template can't be exported: none of the letters {_LETTERS} shows which of its tokens are fixed; a "
+        f"the document template cannot be exported: none of the letters {_LETTERS} shows which of its tokens are fixed; a "
         "template part seems to merge with every text, so put a space or a special token between them"
     )
 

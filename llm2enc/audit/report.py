@@ -78,7 +78,7 @@ class Report:
 
     sources: list[SourceReport] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Sources of a recipe that can't be read, and why."""
+    """Sources of a recipe that cannot be read, and why."""
     evaluation: dict[str, int] = field(default_factory=dict)
     """Texts of each evaluation task that the sources were compared with."""
 

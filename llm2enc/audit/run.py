@@ -40,7 +40,7 @@ def examine(
     examples    rows to show as the model sees them
     limit       rows of a source beyond which a sample is read
     advance     hears the name of the source and how many more of its rows were read
-    raises      ValueError if the path can't be read; an unreadable source of a recipe is in the report
+    raises      ValueError if the path cannot be read; an unreadable source of a recipe is in the report
     """
     if path is None and recipe is None:
         raise DataError("nothing to look at: give a path of data, or a recipe")

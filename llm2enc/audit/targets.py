@@ -85,7 +85,7 @@ def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> l
 def opened(subject: Subject) -> tuple[Subject, Opened]:
     """The rows of a subject; its stage is `contrastive`, `scored pairs` or `texts` where only the data can tell.
 
-    raises  ValueError if the source can't be read
+    raises  ValueError if the source cannot be read
     """
     if subject.pairs is None:
         return _told_by_data(subject)

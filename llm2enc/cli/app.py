@@ -1,6 +1,6 @@
 """The command line. Heavy imports stay inside the commands, so that `--help` and a wrong recipe answer at once.
 
-Exit codes: 0 done, 1 failed (also for a disk that is full or closed), 2 usage or bad input, 3 refused (can't be converted
+Exit codes: 0 done, 1 failed (also for a disk that is full or closed), 2 usage or bad input, 3 refused (cannot be converted
 or exported), 130 interrupted (Ctrl-C or SIGTERM); the same command goes on from there.
 """
 

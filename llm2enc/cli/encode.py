@@ -150,7 +150,7 @@ def _check_free(*files: Path | None) -> None:
 
 
 def _check_disk(unfinished: "Unfinished", model: Path, facts: "Facts") -> None:
-    """OSError if the folder can't be written or has no room for the vectors that are missing."""
+    """OSError if the folder cannot be written or has no room for the vectors that are missing."""
     import numpy as np
 
     from llm2enc.artifact import read_metadata

@@ -43,7 +43,7 @@ def advise(
 
 
 def _choice(candidates: Sequence[Candidate], differences: Mapping[str, Interval]) -> str:
-    """The best, or the cheapest of those that can't be told from it."""
+    """The best, or the cheapest of those that cannot be told from it."""
     best = candidates[0]
     said = f"mean score {_range(best.mean)}"
     if len(candidates) == 1:
@@ -58,10 +58,10 @@ def _choice(candidates: Sequence[Candidate], differences: Mapping[str, Interval]
     if choice is best:
         equals = _list([other.name for other in level[1:]])
         return (
-            f"Use {best.name}: {said}. It can't be told apart from {equals} on this data, and none of them is cheaper."
+            f"Use {best.name}: {said}. It cannot be told apart from {equals} on this data, and none of them is cheaper."
         )
     return (
-        f"Use {choice.name}: it can't be told apart from the best, {best.name} ({said}; difference "
+        f"Use {choice.name}: it cannot be told apart from the best, {best.name} ({said}; difference "
         f"{_gap(differences[choice.name])}), and reads {choice.tokens:.0f} tokens per text instead of {best.tokens:.0f}."
     )
 
@@ -75,7 +75,7 @@ def _useless(best: Candidate, baseline: Candidate) -> list[str]:
             f"Word overlap alone (TF-IDF) scores {baseline.mean.value:.3f}, {_gap(_turned(gap))} beside the best of these: "
             "none is good enough as it stands. Train it (llm2enc convert) or take a stronger model."
         ]
-    return [f"It can't be told apart from word overlap (TF-IDF, {baseline.mean.value:.3f}; difference {_gap(gap)})."]
+    return [f"It cannot be told apart from word overlap (TF-IDF, {baseline.mean.value:.3f}; difference {_gap(gap)})."]
 
 
 def _direction(by_name: Mapping[str, Candidate]) -> list[str]:

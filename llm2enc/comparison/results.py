@@ -57,7 +57,7 @@ class Candidate:
     """To encode 1,000 texts, measured on a sample on the machine that made the report."""
     similarities: Similarities
     prefix: PrefixTest | None = None
-    """None for an encoder whose single token states can't be read, and for a reading that pools no text."""
+    """None for an encoder whose single token states cannot be read, and for a reading that pools no text."""
 
 
 @dataclass(frozen=True)

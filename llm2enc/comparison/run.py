@@ -70,7 +70,7 @@ def compare(
     max_text_tokens  longest text in tokens: the same words for every reading
     cache            folder of vectors; None keeps them in memory
     report           called with each candidate as it comes, `advance` with the number of texts that are done
-    raises           ValueError for models, readings or data that can't be used, before any weight is loaded;
+    raises           ValueError for models, readings or data that cannot be used, before any weight is loaded;
                      CannotConvert if nothing but bidirectional readings was asked of a model that stays causal
     """
     check(models, readings, max_text_tokens, dtype)  # first: to gather the docstrings takes half a minute

@@ -95,7 +95,7 @@ def at_layer(reading: Reading, layer: int) -> Reading:
 
 
 def input_spec(reading: Reading, tokenizer, max_text_tokens: int, max_positions: int) -> InputSpec:
-    """The input format of a reading. ValueError if the model's positions can't hold the template and the text.
+    """The input format of a reading. ValueError if the model's positions cannot hold the template and the text.
 
     max_text_tokens  longest text in tokens: the same for every reading, so that all of them read the same words
     max_positions    longest input of the model

@@ -54,7 +54,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
 
     resume     go on with an interrupted run of the same recipe; finished stages are loaded, not repeated
     overwrite  delete what is in `out` first
-    raises     ValueError for a folder in use or data that can't be used, CannotConvert for a model that stays causal,
+    raises     ValueError for a folder in use or data that cannot be used, CannotConvert for a model that stays causal,
                Interrupted after a checkpoint on Ctrl-C or SIGTERM in a stage, KeyboardInterrupt elsewhere, OSError for a
                disk that is full or closed; however it ends, `resume` goes on to the same result, bit for bit
     """
@@ -66,7 +66,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
     ):
         recipe = _for_tokenizer(recipe)
         with run_directory.opened(recipe, out, resume, overwrite):
-            # A model that can't be converted is refused before anything is written.
+            # A model that cannot be converted is refused before anything is written.
             encoder = Encoder.from_recipe(recipe)
             run_directory.begin(recipe, out, overwrite)
             try:

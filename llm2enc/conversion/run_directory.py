@@ -32,8 +32,8 @@ PATIENCE = 60.0  # seconds that a shared file system may take to show a new file
 def opened(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Iterator[None]:
     """Hold `out` for this job, checked but unchanged: `begin` makes it a run's.
 
-    raises  ValueError if it can't be used as asked, another job writes it, or a process of this job does not see it;
-            OSError if it can't be written
+    raises  ValueError if it cannot be used as asked, another job writes it, or a process of this job does not see it;
+            OSError if it cannot be written
     """
     if resume and overwrite:
         raise InputError("give one of resume and overwrite: one keeps what is there, the other deletes it")
@@ -77,7 +77,7 @@ def begin(recipe: Recipe, out: Path, overwrite: bool) -> None:
 
 
 def _check(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
-    """ValueError if `out` can't be used as asked; nothing is changed."""
+    """ValueError if `out` cannot be used as asked; nothing is changed."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give a folder with -o")
     saved = out / RECIPE

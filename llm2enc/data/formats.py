@@ -195,7 +195,7 @@ def _only_fit(schema: Schema, given: Mapping[str, str]) -> str:
     texts = [column for column, kind in schema.items() if cells.is_text(kind) and column not in LABELS]
     order = f", or `format: sentence-transformers` to go by order ({', '.join(texts)})" if len(texts) > 1 else ""
     raise DataError(
-        f"can't tell the query and the positive among the columns {', '.join(schema)}; "
+        f"cannot tell the query and the positive among the columns {', '.join(schema)}; "
         f"write `columns: {{query: ..., positive: ...}}`{order}"
     )
 

@@ -91,7 +91,7 @@ def _check_count(recognised: Recognised, role: str, scores: int, documents: int)
 
 
 def _cells(recognised: Recognised, role: str, read: Callable[[Any], list[Any]], record: Mapping[str, Any]) -> list[Any]:
-    """What the cells of a role hold. Types can't tell all: a list of texts may hold one, two or three."""
+    """What the cells of a role hold. Types cannot tell all: a list of texts may hold one, two or three."""
     found: list[Any] = []
     for name in recognised.roles.get(role, ()):
         try:

@@ -1,4 +1,4 @@
-"""Tables: files and hub data sets as `datasets` objects. Whatever can't be read is a ValueError with its remedy."""
+"""Tables: files and hub data sets as `datasets` objects. Whatever cannot be read is a ValueError with its remedy."""
 
 import glob
 import io
@@ -200,7 +200,7 @@ def reading(spec: FilesData | HubData) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         # `datasets` hides the reason (a broken line, a ragged row) one level down.
         reason = error.__cause__ or error
-        raise DataError(f"data source {label(spec)!r} can't be read: {reason}") from error
+        raise DataError(f"data source {label(spec)!r} cannot be read: {reason}") from error
     finally:
         if shown:  # the caller's choice for its own data sets
             datasets.enable_progress_bars()

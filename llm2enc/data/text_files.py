@@ -86,7 +86,7 @@ def _texts(path: str, files: list[str], kind: str, column: str) -> Iterator[byte
                 for cell in _column(_RECORDS[kind](lines), column):
                     yield cell.encode("utf-8") if cell and cell.strip() else b""
     except (OSError, ValueError, EOFError, csv.Error, zlib.error) as error:
-        raise DataError(f"data source {path!r} can't be read: {error}") from error
+        raise DataError(f"data source {path!r} cannot be read: {error}") from error
     finally:
         csv.field_size_limit(former)
 

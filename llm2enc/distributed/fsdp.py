@@ -16,7 +16,7 @@ from llm2enc.errors import InputError
 
 
 def check_sharding() -> None:
-    """ValueError if this torch can't spread layers as we need it: with parts left whole, and gradients that are sums."""
+    """ValueError if this torch cannot spread layers as we need it: with parts left whole, and gradients that are sums."""
     from torch.distributed import fsdp
 
     spread = getattr(fsdp, "fully_shard", None)

@@ -221,7 +221,7 @@ def _engine(parameters: list[nn.Parameter], optimizer: torch.optim.AdamW, larges
         import deepspeed
     if not hasattr(deepspeed.DeepSpeedEngine, "coalesce_grad_reduction"):
         raise InputError(
-            f"deepspeed {deepspeed.__version__} can't add up the gradients of several passes at once; update it: "
+            f"deepspeed {deepspeed.__version__} cannot add up the gradients of several passes at once; update it: "
             "pip install -U 'llm2enc[deepspeed]'"
         )
     for handler in logging.getLogger("DeepSpeed").handlers:

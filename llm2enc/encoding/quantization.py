@@ -22,7 +22,7 @@ _LEVELS = 255  # steps between the smallest and the largest value of a dimension
 
 
 def check(precision: str, ranges: np.ndarray | None, dimensions: int) -> None:
-    """ValueError if vectors of so many dimensions can't be had in this precision with these ranges."""
+    """ValueError if vectors of so many dimensions cannot be had in this precision with these ranges."""
     if precision not in get_args(Precision):
         raise InputError(f"precision is {precision!r}; vectors come as one of {', '.join(get_args(Precision))}")
     if precision not in ("int8", "uint8"):

@@ -63,7 +63,7 @@ def encode_file(
     """Write the vectors of all texts: none is missing then. Under torchrun each process writes a part of them.
 
     facts   what the vectors depend on; `unfinished.check` has allowed them
-    raises  OSError with the file's name if it can't be written; what is on the disk stays, and a later call goes on
+    raises  OSError with the file's name if it cannot be written; what is on the disk stays, and a later call goes on
     """
     if distributed.is_main():
         unfinished.begin(facts)

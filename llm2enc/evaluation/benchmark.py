@@ -85,7 +85,7 @@ def run(
 
 
 def _check_disk(model: str, tasks: Sequence[Task], out: Path, cache: Path | None) -> None:
-    """OSError if results or vectors can't be written; vectors are counted where the width is known without the model."""
+    """OSError if results or vectors cannot be written; vectors are counted where the width is known without the model."""
     check_room(out)
     if cache is not None:
         folder = next(

@@ -39,7 +39,7 @@ class Rung:
     what: str
     tasks: int
     texts: int | None
-    """Distinct texts that are encoded; None if they can't be counted, and `note` says why."""
+    """Distinct texts that are encoded; None if they cannot be counted, and `note` says why."""
     characters: int | None
     """Characters of these, as far as the encoder reads them."""
     note: str = ""
@@ -207,7 +207,7 @@ def _shuffled(texts: Iterable[str]) -> list[str]:
 
 
 def estimates(rungs: Iterable[Rung], speed: float) -> list[dict[str, Any]]:
-    """A plain row per rung, fit for JSON: the fields of `Rung` and `seconds`, None where texts can't be counted.
+    """A plain row per rung, fit for JSON: the fields of `Rung` and `seconds`, None where texts cannot be counted.
 
     speed  characters per second
     """

@@ -222,7 +222,7 @@ def _qrels(folder: Path) -> Path:
 
 
 def _file(folder: Path, name: str) -> Path:
-    return _existing(folder, name) or folder / name  # which then can't be read, and is named
+    return _existing(folder, name) or folder / name  # which then cannot be read, and is named
 
 
 def _existing(folder: Path, name: str) -> Path | None:
@@ -318,7 +318,7 @@ def _lines(path: Path) -> list[str]:
     try:
         text = read_unpacked(path).decode("utf-8-sig")  # spreadsheets put a byte order mark before the header
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} can't be read: {error}") from None
+        raise DataError(f"{path} cannot be read: {error}") from None
     # Not splitlines: U+2028 and its like are part of a text.
     return text.replace("\r\n", "\n").rstrip("\n").split("\n")
 

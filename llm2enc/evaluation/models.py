@@ -55,7 +55,7 @@ def open_encoder(name: str) -> Opened:
 
 
 def find(name: str) -> Path | None:
-    """Where an encoder of ours stands; None for what sentence-transformers opens. ValueError if it can't be either."""
+    """Where an encoder of ours stands; None for what sentence-transformers opens. ValueError if it cannot be either."""
     folder = Path(name)
     for place in (folder, folder / "model"):
         if not place.exists():
@@ -138,7 +138,7 @@ def _check_hub(name: str) -> None:
         with explained(name, "give a directory that exists, or a hub id such as owner/name"):
             hf_hub_download(name, "modules.json")
     except LocalEntryNotFoundError as error:  # also an EntryNotFoundError, of a hub that does not answer
-        raise InputError(f"{name}: the hub can't be reached, and no copy of it is here ({error})") from None
+        raise InputError(f"{name}: the hub cannot be reached, and no copy of it is here ({error})") from None
     except EntryNotFoundError:
         raise InputError(
             f"{name} on the hub is no encoder (it has no modules.json); for a causal language model use `llm2enc compare` "

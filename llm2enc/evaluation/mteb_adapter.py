@@ -203,7 +203,7 @@ class Failure:
 
 
 class _NoData(Exception):
-    """The data set of a task can't be loaded."""
+    """The data set of a task cannot be loaded."""
 
 
 def run_mteb(model: MtebEncoder, tasks: Iterable["AbsTask"], folder: Path) -> Iterator[Outcome | Failure]:
@@ -266,7 +266,7 @@ def _load(task: "AbsTask") -> None:
         task.load_data()
     except Exception as error:  # the hub's, its client's and the reader's own kinds
         raise _NoData(
-            f"data set {task.metadata.dataset['path']!r} can't be loaded ({error}). Run where the Hugging Face hub can be "
+            f"data set {task.metadata.dataset['path']!r} cannot be loaded ({error}). Run where the Hugging Face hub can be "
             "reached, or set HF_HOME to a folder that holds the data set; with HF_HUB_OFFLINE=1 what is missing is told "
             "without waiting for the network"
         ) from error

@@ -46,7 +46,7 @@ class _Task(ABC):
     """Whether both sides are of one kind, so that an instruction belongs to both or to neither."""
 
     def __post_init__(self) -> None:
-        """ValueError for a name that can't name the file of its result."""
+        """ValueError for a name that cannot name the file of its result."""
         check_name(self.name, f"a task of type {self.type}")
 
     @abstractmethod

@@ -50,7 +50,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 
 
 def unsupported_reason(run: Path) -> str:
-    """Why the run in folder `run` can't become one adapter; empty if it can. Reads small files only."""
+    """Why the run in folder `run` cannot become one adapter; empty if it can. Reads small files only."""
     if not (run / "recipe.yaml").is_file():
         return (
             f"{run} is no run of llm2enc (it has no recipe.yaml), and an encoder alone does not say what was trained: give "
@@ -167,7 +167,7 @@ def _stage(folder: Path) -> "dict[tuple[str, str], tuple[torch.Tensor, torch.Ten
         match = _KEY.fullmatch(name)
         if match is None or tensor.dim() != 2:
             raise InputError(
-                f"{folder}/adapter: {name} {tuple(tensor.shape)} is no factor of a matrix; can't be stacked"
+                f"{folder}/adapter: {name} {tuple(tensor.shape)} is no factor of a matrix; cannot be stacked"
             )
         factors.setdefault((match["module"], match["kind"]), {})[match["factor"]] = tensor.float()
     return {key: (pair["A"], pair["B"] * _scaling(config, len(pair["A"]))) for key, pair in factors.items()}
@@ -198,7 +198,7 @@ def _odd_settings(folders: list[Path]) -> list[str]:
         ]
         if odd:
             found.append(
-                f"{folder.name} has {', '.join(odd)}, which a sum of matrices can't hold; share the model itself"
+                f"{folder.name} has {', '.join(odd)}, which a sum of matrices cannot hold; share the model itself"
             )
     return found
 
@@ -313,7 +313,7 @@ def _readme(form: str, facts: dict[str, Any]) -> str:
     inside = f".{facts['inside']}" if facts.get("inside") else ""
     switch = "config.get_text_config().is_causal = False\n" if facts["attention"] == "bidirectional" else ""
     warning = (
-        "The base must read in **both directions**. PEFT's files can't say so: opened without the line "
+        "The base must read in **both directions**. PEFT's files cannot say so: opened without the line "
         "that sets `is_causal`, or by an engine that ignores it, this adapter gives other vectors and no error. "
         "transformers 5.2 or newer is needed."
         if switch

@@ -104,7 +104,7 @@ def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
     if unpooled:
         return (
             f"tokens of the prompt {', '.join(map(repr, unpooled))} are read but not pooled (include_prompt is false in "
-            "1_Pooling/config.json), and an attention mask, a graph's only word on tokens, can't say that. Set "
+            "1_Pooling/config.json), and an attention mask, a graph's only word on tokens, cannot say that. Set "
             "`pool: true` on every part of both templates in the recipe and train again, or serve the directory with "
             "sentence-transformers, which knows the rule"
         )

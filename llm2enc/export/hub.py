@@ -192,10 +192,10 @@ def _explained(error: Exception, repo: str, token: str) -> str:
             said = _first_sentence(getattr(one, "server_message", None) or "", token)
             return _of_status(response.status_code, repo) + (f" (it says: {said})" if said else "")
     if any(isinstance(one, OfflineModeIsEnabled) for one in chain):
-        return "the hub can't be asked while HF_HUB_OFFLINE is set; unset it and push again"
+        return "the hub cannot be asked while HF_HUB_OFFLINE is set; unset it and push again"
     if any(isinstance(one, (httpx.TransportError, ConnectionError, TimeoutError)) for one in chain):
         return (
-            "the hub can't be reached, or broke off; look at the network (and HF_ENDPOINT, HTTPS_PROXY) and push again"
+            "the hub cannot be reached, or broke off; look at the network (and HF_ENDPOINT, HTTPS_PROXY) and push again"
         )
     return f"the push to {repo} failed: {type(error).__name__}: {_first_sentence(str(error), token)}"
 

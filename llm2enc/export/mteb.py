@@ -55,7 +55,7 @@ _UNRECORDED = "whatever this encoder saw in training: it was saved without a rec
 
 
 def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
-    """Nothing: what sentence-transformers can't run, llm2enc runs."""
+    """Nothing: what sentence-transformers cannot run, llm2enc runs."""
     return ""
 
 

@@ -62,7 +62,7 @@ _FLOAT = 1  # TensorProto.FLOAT
 
 
 def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
-    """Why this encoder can't have the form; empty if it can."""
+    """Why this encoder cannot have the form; empty if it can."""
     return graph.unsupported_reason(encoder, metadata)
 
 
@@ -71,7 +71,7 @@ def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: tuple[s
 
     encoder  the encoder of `folder`
     dtypes   float32, float16: what the matrices are stored in, one graph each
-    raises   CannotExport if the encoder can't have this form, the family can't be traced, or a graph gives other vectors
+    raises   CannotExport if the encoder cannot have this form, the family cannot be traced, or a graph gives other vectors
              than the encoder; ValueError for a missing package
     """
     graph.check_request(encoder, metadata, dtypes, ("onnx", "onnxruntime"), "onnx")
@@ -96,7 +96,7 @@ def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: tuple[s
 def _graphs(
     exporter: Exporter, folder: Path, metadata: Metadata, wanted: graph.Expected, dtypes: tuple[str, ...], out: Path
 ) -> None:
-    """Write the graphs that `exporter` makes into `out`. CannotExport if it can't, or if one of them does not agree."""
+    """Write the graphs that `exporter` makes into `out`. CannotExport if it cannot, or if one of them does not agree."""
     traced = out / "traced"
     traced.mkdir()
     try:
@@ -146,9 +146,9 @@ def _trace(exporter: Exporter, folder: Path, metadata: Metadata, path: Path) -> 
     try:
         with torch.no_grad(), _quiet():
             exporter(module, graph.example(module), path)
-    except Exception as error:  # whatever a family's code does that can't be traced
+    except Exception as error:  # whatever a family's code does that cannot be traced
         raise CannotExport(
-            f"torch.onnx can't trace a {metadata.model_type} ({type(error).__name__}: {str(error)[:300]}); serve the "
+            f"torch.onnx cannot trace a {metadata.model_type} ({type(error).__name__}: {str(error)[:300]}); serve the "
             "directory with sentence-transformers or llm2enc instead"
         ) from error
 
@@ -178,7 +178,7 @@ def _program(module: "Graph", example: "tuple[Tensor, Tensor]", path: Path) -> N
 
 @contextmanager
 def _without_prints() -> Iterator[None]:
-    """torch 2.13 prints a graph that it can't export from C++, thousands of lines, whatever its log is set to."""
+    """torch 2.13 prints a graph that it cannot export from C++, thousands of lines, whatever its log is set to."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -222,7 +222,7 @@ def _save(model: "ModelProto", path: Path) -> None:
 
     itemsize = {kind: onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize for kind in (_FLOAT, _HALF)}
     weights = sum(math.prod(tensor.dims) * itemsize.get(tensor.data_type, 8) for tensor in model.graph.initializer)
-    if weights <= INLINE_BYTES:  # protobuf itself can't even tell the size of a message beyond its limit
+    if weights <= INLINE_BYTES:  # protobuf itself cannot even tell the size of a message beyond its limit
         onnx.save(model, path)
         return
     onnx.save(

@@ -10,7 +10,7 @@ Ask for float32 arithmetic when you open it:
     SentenceTransformer(DIR, backend="openvino", model_kwargs={"ov_config": {"INFERENCE_PRECISION_HINT": "f32"}})
 
 Without the hint OpenVINO computes in bfloat16 or float16 on processors that can, whatever the weights are stored in:
-6e-2 of a vector's entry was seen on such a CPU. A model can't carry the hint: of the `runtime_options` that a model may
+6e-2 of a vector's entry was seen on such a CPU. A model cannot carry the hint: of the `runtime_options` that a model may
 have, the CPU plugin of 2026.4 was seen to take the precision of caches, but not the number of threads, and what it does
 with this hint shows only on such a processor. In the float16 model, matrices alone are stored in float16.
 """
@@ -37,7 +37,7 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
 def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
-    """Why this encoder can't have the form; empty if it can."""
+    """Why this encoder cannot have the form; empty if it can."""
     return graph.unsupported_reason(encoder, metadata)
 
 
@@ -46,7 +46,7 @@ def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: tuple[s
 
     encoder  the encoder of `folder`
     dtypes   float32, float16: what the weights are stored in, one model each; arithmetic is what the caller asks for
-    raises   CannotExport if the encoder can't have this form, the family can't be traced, or a model gives other vectors
+    raises   CannotExport if the encoder cannot have this form, the family cannot be traced, or a model gives other vectors
              than the encoder; ValueError for a missing package
     """
     graph.check_request(encoder, metadata, dtypes, ("openvino",), "openvino")
@@ -120,9 +120,9 @@ def _convert(folder: Path, metadata: Metadata) -> "Model":
                 input=[(name, dynamic, openvino.Type.i64) for name in INPUTS],
                 example_input=dict(zip(INPUTS, graph.example(module), strict=True)),
             )
-    except Exception as error:  # whatever a family's code does that can't be traced
+    except Exception as error:  # whatever a family's code does that cannot be traced
         raise CannotExport(
-            f"openvino can't convert a {metadata.model_type} ({type(error).__name__}: {str(error)[:300]}); serve the "
+            f"openvino cannot convert a {metadata.model_type} ({type(error).__name__}: {str(error)[:300]}); serve the "
             "directory with sentence-transformers or llm2enc instead"
         ) from error
     for port, name in zip((*model.inputs, *model.outputs), (*INPUTS, *OUTPUTS), strict=True):

@@ -137,7 +137,7 @@ def summaries() -> dict[str, str]:
 
 
 def why_not(source: Source) -> dict[str, str]:
-    """Why a source can't have a form, by form; empty where it can."""
+    """Why a source cannot have a form, by form; empty where it can."""
 
     encoder, metadata = Encoder.load(source.folder), read_metadata(source.folder)
     return {form: _refusal(form, encoder, metadata, source) for form in FORMS}
@@ -158,7 +158,7 @@ def _module(form: str) -> ModuleType:
 
 
 def _dtypes(forms: Sequence[str], asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Storage types by form, in the order of FORMS. ValueError for what is unknown to all, or can't be told apart."""
+    """Storage types by form, in the order of FORMS. ValueError for what is unknown to all, or cannot be told apart."""
     unknown = [form for form in forms if form not in FORMS]
     if unknown:
         raise InputError(f"no form {', '.join(unknown)}; expected {', '.join(FORMS)}")

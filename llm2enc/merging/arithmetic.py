@@ -10,7 +10,7 @@ from torch import Tensor
 Method = Literal["average", "slerp"]
 
 CHUNK = 2**22  # entries whose float64 copies exist at a time while an angle is measured
-NO_ARC = 1e-6  # of sin(o): arc and chord differ by o**2 there, which float32 can't hold
+NO_ARC = 1e-6  # of sin(o): arc and chord differ by o**2 there, which float32 cannot hold
 
 
 def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

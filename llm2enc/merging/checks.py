@@ -1,4 +1,4 @@
-"""What can't be merged, and why: arguments, configurations, tokenizers, headers of weight files. No weight is read."""
+"""What cannot be merged, and why: arguments, configurations, tokenizers, headers of weight files. No weight is read."""
 
 import json
 import math
@@ -68,7 +68,7 @@ def differences(parents: list[Weights], metadata: list[Metadata], n: int) -> lis
         if keys:
             faults.append(f"{what} ({', '.join(keys)})")
     faults += _other_tensors(parents[0].headers, parents[n].headers)
-    return [f"{other} can't be merged with {first}: {'; '.join(faults)}"] if faults else []
+    return [f"{other} cannot be merged with {first}: {'; '.join(faults)}"] if faults else []
 
 
 def _other_tensors(ours: dict[str, tuple], theirs: dict[str, tuple]) -> list[str]:

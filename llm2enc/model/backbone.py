@@ -151,7 +151,7 @@ class Backbone(nn.Module):
         shape = (1, *final.shape)
         if len(states.found) != self.depth + 1 or any(found.shape != shape for found in states.found):
             raise InputError(
-                f"the layers of {self.config.model_type} can't be read one by one: a vector of its last layer only"
+                f"the layers of {self.config.model_type} cannot be read one by one: a vector of its last layer only"
             )
         return [*(found[0] for found in states.found[:-1]), final]
 
@@ -286,7 +286,7 @@ class Backbone(nn.Module):
 
         From here on every process must run the model equally often.
 
-        raises  ValueError for a torch or a model that can't be spread
+        raises  ValueError for a torch or a model that cannot be spread
         """
         distributed.check_sharding()
         if self.route == "alone":
@@ -299,7 +299,7 @@ class Backbone(nn.Module):
         # What two layers share, or a layer and the head, belongs to no single layer and stays whole.
         uses = Counter(id(parameter) for _, parameter in self.named_parameters(remove_duplicate=False))
         own = {parameter for parameter in own if uses[parameter] == 1}
-        # FSDP can't be taken off a module again, so what we go on with afterwards is set aside now.
+        # FSDP cannot be taken off a module again, so what we go on with afterwards is set aside now.
         memo = {id(p): _without_memory(p) if id(p) in own else p for p in self.parameters()}
         outline = copy.deepcopy(self, memo)
         memo.clear()

@@ -41,7 +41,7 @@ def config_notes(config: "PretrainedConfig") -> list[str]:
 
 def unsupported_reason(model_type: str, reason: str) -> str:
     return (
-        f"{model_type} can't be made bidirectional: {reason}. Echo embeddings work on any causal model: set "
+        f"{model_type} cannot be made bidirectional: {reason}. Echo embeddings work on any causal model: set "
         "`model.attention: causal` and an Echo input template (see the recipes pocket-echo and echo-mistral-7b)"
     )
 

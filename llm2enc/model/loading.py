@@ -46,7 +46,7 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
             raise
         except Exception as error:  # a setting of the wrong type gives any, from TypeError to the tokenizers' own
             raise InputError(
-                f"the tokenizer of {folder} can't be opened: {type(error).__name__}: {error}; look at its tokenizer.json "
+                f"the tokenizer of {folder} cannot be opened: {type(error).__name__}: {error}; look at its tokenizer.json "
                 "and tokenizer_config.json"
             ) from error
 
@@ -94,7 +94,7 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
 
     seed     for `random` weights
     lengths  tokens of the longest inputs, by the key that asks for them
-    raises   before any weight is read: CannotConvert for a known family that can't be converted, ValueError for inputs
+    raises   before any weight is read: CannotConvert for a known family that cannot be converted, ValueError for inputs
              that are too long for the model
     """
     from transformers import AutoModelForCausalLM

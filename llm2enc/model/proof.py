@@ -8,7 +8,7 @@ layer's children are) gets exactly the inputs of the reference run, except at on
     behind    x . . . . . .  . . . . .  . . . . . . .      did the outputs at later tokens of a move?
 
 A part that reads behind but not ahead is causal. Because the inputs are held, each part answers for itself: one
-bidirectional layer can't hide the causal ones around it, which an end-to-end test would allow. Nothing but `a` may move:
+bidirectional layer cannot hide the causal ones around it, which an end-to-end test would allow. Nothing but `a` may move:
 that is the isolation of packed texts. Last, the packed states must equal those of each text alone in the family's own
 eager attention.
 
@@ -68,7 +68,7 @@ def prove(backbone: Backbone) -> Proof:
             return backbone.proof
         except (CannotConvert, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # a stranger's forward may raise anything; whatever it is, the model can't be read
+        except Exception as error:  # a stranger's forward may raise anything; whatever it is, the model cannot be read
             raise _refused(backbone, f"does not run on packed rows ({type(error).__name__}: {error})") from error
 
 
@@ -330,7 +330,7 @@ def _difference(backbone: Backbone, ids: list[list[int]], plain: Tensor) -> tupl
 
 @contextmanager
 def _own_attention(backbone: Backbone) -> Iterator[None]:
-    """The family's own attention while active: eager, or sdpa where eager can't do without a mask."""
+    """The family's own attention while active: eager, or sdpa where eager cannot do without a mask."""
     if backbone.route != "packed":
         yield
         return

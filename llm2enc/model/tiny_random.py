@@ -2,7 +2,7 @@
 
 A family that nobody has studied is judged by its miniature: what a layer may read does not depend on its width. Sizes are
 recognised by their names in the configuration, which transformers keeps alike across families; what is not recognised
-stays, and the model is then larger, or can't be built and says so.
+stays, and the model is then larger, or cannot be built and says so.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -129,7 +129,7 @@ class Simulation:
                 reading = self._all_layers(lengths, setting)
             except RuntimeError as error:  # torch's, for operations whose shape depends on contents
                 raise InputError(
-                    f"{self.backbone.config.model_type} can't be planned: its layers do what the contents of their inputs "
+                    f"{self.backbone.config.model_type} cannot be planned: its layers do what the contents of their inputs "
                     f"say, or they don't run on outlines ({' '.join(str(error).split())[:200]})"
                 ) from error
             self.known[key] = Costs(

@@ -31,7 +31,7 @@ class Layers:
         self.repeated = [(group[2], group[1], len(group) - 2) for group in members.values() if len(group) > 2]
         in_a_list = isinstance(getattr(self.owner, self.name, None), nn.ModuleList)
         if not in_a_list or not isinstance(getattr(decoder.config, "num_hidden_layers", None), int):
-            self.repeated = []  # it can't be made shorter
+            self.repeated = []  # it cannot be made shorter
 
     def _kind(self, number: int, layer: nn.Module) -> tuple:
         shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())

@@ -107,7 +107,7 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
 
     share     of the devices' peak
     measured  folder of a run of this recipe on one such device: its tokens per second count instead of `share`
-    raises    ValueError if the configuration can't be had, or nothing was measured there
+    raises    ValueError if the configuration cannot be had, or nothing was measured there
     """
     model = _skeleton(recipe)  # without a configuration there is no use in looking for a tokenizer
     input_format, note = _input_format(recipe)
@@ -286,7 +286,7 @@ def _encoder(recipe: Recipe, backbone: Backbone) -> Encoder:
 
 
 def _input_format(recipe: Recipe) -> tuple[InputFormat | None, str]:
-    """How texts become tokens, or why that can't be known here."""
+    """How texts become tokens, or why that cannot be known here."""
     try:
         return InputFormat(recipe.input, load_tokenizer(recipe.model)), ""
     except (OSError, ValueError, KeyError, TypeError) as error:  # transformers has no one error for a missing tokenizer

@@ -15,7 +15,7 @@ class Strict(BaseModel):
 
     @model_validator(mode="after")
     def _holds_no_secret(self) -> Self:
-        """A recipe is written into runs, exports, model cards and trackers: what is not in it can't get there."""
+        """A recipe is written into runs, exports, model cards and trackers: what is not in it cannot get there."""
         for name, value in self:
             texts = [value] if isinstance(value, str) else value if isinstance(value, tuple) else ()
             texts = [*value.keys(), *value.values()] if isinstance(value, dict) else texts

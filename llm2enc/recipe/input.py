@@ -75,5 +75,5 @@ class InputSpec(Strict):
             if not any(part.pool for part in getattr(self, role)):
                 raise ValueError(f"the {role} template pools nothing; set `pool: true` on a part")
         if any(part.slot == "instruction" for part in self.document):
-            raise ValueError("the document template can't have an instruction slot; put it in the query template")
+            raise ValueError("the document template cannot have an instruction slot; put it in the query template")
         return self

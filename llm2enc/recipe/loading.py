@@ -163,7 +163,7 @@ def _read(what: str, source: str, shipped: Path) -> tuple[Any, Path]:
         with path.open(encoding="utf-8") as file:
             text = file.read(_MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} can't be read as UTF-8 text: {error}") from None
+        raise RecipeError(f"{path} cannot be read as UTF-8 text: {error}") from None
     return _parse(text, str(path)), path
 
 

@@ -23,7 +23,7 @@ def replace_bytes(path: Path, data: bytes) -> None:
     The renaming alone would keep a reader from seeing half a file, but a file system may rename before it has written:
     after a power cut the name would stand on an empty file.
 
-    OSError if the folder does not exist or can't be written. What stood at `path` is then still there, and nothing new.
+    OSError if the folder does not exist or cannot be written. What stood at `path` is then still there, and nothing new.
     """
     # A part of the name is enough to tell files apart, and keeps a long one within what file systems take.
     short = path.with_name(path.name[:50])
@@ -62,7 +62,7 @@ def check_name(name: str, what: str) -> None:
     device = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
     if device or not name.strip(". ") or re.search(r"[/\\\x00-\x1f]", name) or len(name.encode()) > 200:
         raise InputError(
-            f"{what} is called {name[:80]!r}, which can't name a file: use letters, digits, spaces, `.`, `_` and `-`, 200 "
+            f"{what} is called {name[:80]!r}, which cannot name a file: use letters, digits, spaces, `.`, `_` and `-`, 200 "
             "bytes at most"
         )
 
@@ -114,7 +114,7 @@ def remove_stale(place: Path, kind: str = "partial") -> None:
 
 
 def alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine; True where that can't be told."""
+    """Whether a process of this number runs on this machine; True where that cannot be told."""
     if os.name == "nt":  # there, os.kill with any signal ends a process
         return True
     try:

@@ -43,7 +43,7 @@ def atomic_directory(folder: Path) -> Iterator[Path]:
 def recover(folder: Path) -> None:
     """Bring back the directory that a killed process had taken away to put another one in its place.
 
-    Where the new one is in its place already, the former one goes. ValueError, which says where it is, if it can't be
+    Where the new one is in its place already, the former one goes. ValueError, which says where it is, if it cannot be
     moved.
     """
     folder = folder.resolve()
@@ -60,7 +60,7 @@ def recover(folder: Path) -> None:
         if folder.is_dir():  # another process was first
             return
         raise InputError(
-            f"a process that replaced {folder} was killed on the way, and the former directory can't be put back "
+            f"a process that replaced {folder} was killed on the way, and the former directory cannot be put back "
             f"({error.strerror}); it is {formers[-1]}: rename it"
         ) from None
     _log.warning("%s was being replaced by a process that was killed; the former directory is back", folder)

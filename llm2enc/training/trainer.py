@@ -51,7 +51,7 @@ def train(
     keep_adapter  leave the adapter unmerged, for a stage with `lora: continue`
 
     A checkpoint in `folder` is resumed. Raises Interrupted, NotFinite, NothingLearnt, or ValueError for data the stage
-    can't use.
+    cannot use.
     """
     distributed.start()
     folder.mkdir(parents=True, exist_ok=True)

@@ -67,7 +67,7 @@ class Comparison:
     ids: list[tuple[str, str]] = field(default_factory=list)
     """(prompt, kind of text) with other token ids."""
     left_out: list[str] = field(default_factory=list)
-    """Kinds of text that it can't take."""
+    """Kinds of text that it cannot take."""
     broken: list[str] = field(default_factory=list)
     """Kinds of text for which it gives no numbers (NaN)."""
     shifted: bool = False
@@ -155,7 +155,7 @@ def remedy(found: Comparison, answer: Answer, runs: list[Run], engine: str, form
     """What to do about it. Our encoder is read in other ways until one gives the engine's vectors."""
     again = f"write {form} again: llm2enc export DIR --to {form.partition('/')[0]}" if form else ""
     if found.broken and form and found.dtype != "float32":
-        return f"{found.dtype} can't hold the states of this model: use the file in float32"
+        return f"{found.dtype} cannot hold the states of this model: use the file in float32"
     if found.broken or found.cosine is None:
         return again or f"compare the release of {engine} with the tested ones"
     if not found.bad:

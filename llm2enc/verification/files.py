@@ -107,4 +107,4 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path.name} can't be read ({error})") from None
+        raise InputError(f"{path.name} cannot be read ({error})") from None

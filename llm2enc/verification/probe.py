@@ -59,7 +59,7 @@ class Probe:
 
     def causal_layers(self) -> list[int] | None:
         """The layers whose output at earlier tokens does not depend on their input at the last one; None if the layers
-        can't be told apart."""
+        cannot be told apart."""
         layers = _stack(self.decoder)
         if layers is None:
             return None

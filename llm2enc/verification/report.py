@@ -42,7 +42,7 @@ class Parity:
 
     @property
     def agrees(self) -> bool:
-        """Whether nothing speaks against it: what can't be compared here does not."""
+        """Whether nothing speaks against it: what cannot be compared here does not."""
         return self.verdict not in ("differs", "failed")
 
 

@@ -72,7 +72,7 @@ def verify(
     started = time.perf_counter()
     try:
         reopened = Encoder.load(folder, full_proof=encoder is None)  # proven when it was written, a moment ago
-    except Exception as error:  # whatever was done to the directory: the report says that it can't be opened
+    except Exception as error:  # whatever was done to the directory: the report says that it cannot be opened
         text = " ".join(str(error).split())
         again = "write the directory again with the encoder it came from"
         rows.append(Parity("llm2enc", None, f"does not open it: {text}", verdict="failed", remedy=again))

@@ -1,4 +1,4 @@
-"""A script of engines/ in a fresh process: it can't see llm2enc's patches, nor files of the folder one stands in."""
+"""A script of engines/ in a fresh process: it cannot see llm2enc's patches, nor files of the folder one stands in."""
 
 import json
 import os
@@ -29,9 +29,9 @@ class Answer:
     """Prompts that the directory does not offer to it."""
     normalizes: bool = True
     ids: dict[str, list[list[int] | None]] = field(default_factory=dict)
-    """Per prompt, what it reads of each text; None for a text it can't take."""
+    """Per prompt, what it reads of each text; None for a text it cannot take."""
     vectors: dict[int, np.ndarray] = field(default_factory=dict)
-    """(N, D) by the number of the run, in the run's own order of texts; NaN for a text it can't take."""
+    """(N, D) by the number of the run, in the run's own order of texts; NaN for a text it cannot take."""
 
 
 def ask(script: str, folder: Path, form: Path | None, texts: list[str], runs: list[Run], seconds: float) -> Answer:

@@ -161,7 +161,7 @@ def _convertible(probe: Probe) -> str:
     try:
         proof = prove(Backbone(probe.decoder, bidirectional=True))
     except CannotConvert as reason:
-        return f"use last-token pooling if it was trained so; llm2enc can't open it to both sides: {reason}"
+        return f"use last-token pooling if it was trained so; llm2enc cannot open it to both sides: {reason}"
     return (
         f"right if it was trained so; if not, llm2enc convert opens all of its {proof.layers} layers to both sides (proven "
         "here), after which it needs training"

@@ -244,7 +244,7 @@ def test_a_storage_type_that_can_not_hold_the_weights_is_refused(tmp_path: Path)
     encoder = make_encoder()
     with torch.no_grad():
         encoder.backbone.decoder.layers[0].mlp.up_proj.weight[0, 0] = 1e5
-    with pytest.raises(ValueError, match=r"up_proj.weight has values that float16 can't hold"):
+    with pytest.raises(ValueError, match=r"up_proj.weight has values that float16 cannot hold"):
         encoder.save(tmp_path / "out", dtype="float16")
     with pytest.raises(ValueError, match="'int8'; weights are written as one of float32, bfloat16, float16"):
         encoder.save(tmp_path / "out", dtype="int8")
@@ -342,7 +342,7 @@ def test_pooling_that_others_cannot_do_is_said_and_measured(tmp_path: Path) -> N
 
 
 def test_a_prompt_alone_out_of_the_pool_is_exact_by_include_prompt(tmp_path: Path) -> None:
-    """Documents pool everything; queries all but BOS and prompt, whose last token can't merge with the text."""
+    """Documents pool everything; queries all but BOS and prompt, whose last token cannot merge with the text."""
     query = (Part(special="bos"), Part(slot="instruction"), Part(literal="\n"), TEXT, EOS)
     spec = InputSpec(query=query, document=(BOS, TEXT, EOS), max_tokens=40, prompts={"query": "Find the answer"})
     split = spec.model_copy(update={"tokenize": "pieces"})

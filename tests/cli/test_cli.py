@@ -310,7 +310,7 @@ def test_a_task_of_mteb_without_its_data_is_reported_and_the_others_go_on(
 
     monkeypatch.setattr("mteb.abstasks.abstask.AbsTask.load_data", unreachable)
     code, shown, said = call(capsys, "evaluate", encoder_folder, "--tasks", "STSBenchmark", "--tasks", pairs)
-    assert code == 1 and "STSBenchmark: not run" in said and "can't be loaded (no network)" in shown
+    assert code == 1 and "STSBenchmark: not run" in said and "cannot be loaded (no network)" in shown
     assert json.loads((tmp_path / "runs/evaluate/mine/results.json").read_text())["tasks"][0]["task"] == "pairs"
 
 

@@ -277,7 +277,7 @@ def test_advice_takes_the_cheapest_of_those_that_can_not_be_told_apart() -> None
     noise = np.random.default_rng(1).normal(0, 0.1, 400)
     noise -= noise.mean() + 0.001
     found = advice([candidate("echo-mean", ROWS, tokens=25), candidate("causal-mean", ROWS + noise, tokens=10)])
-    assert found[0].startswith("Use causal-mean: it can't be told apart from the best, echo-mean")
+    assert found[0].startswith("Use causal-mean: it cannot be told apart from the best, echo-mean")
     assert found[0].endswith("and reads 10 tokens per text instead of 25.")
     assert any("makes no difference that this data can show" in sentence for sentence in found)
 

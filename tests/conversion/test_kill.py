@@ -285,7 +285,7 @@ def test_half_a_recipe_counts_as_none(tmp_path: Path) -> None:
 
 def test_what_was_not_begun_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), run_directory.opened(load_recipe("pocket"), tmp_path / "a" / "run", False, False):
-        raise RuntimeError("the model can't be converted")
+        raise RuntimeError("the model cannot be converted")
     assert not list(tmp_path.iterdir())
 
 

@@ -130,7 +130,7 @@ def test_dropped_rows_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixtur
             "a.jsonl",
             [{"query": "a", "reply": "b"}],
             {},
-            r"can't tell the query and the positive among the columns query, reply; write `columns: \{query",
+            r"cannot tell the query and the positive among the columns query, reply; write `columns: \{query",
         ),
         ("a.jsonl", [{"query": "a", "positive": "b"}], {"columns": {"query": "ask"}}, r"no column 'ask' for the query"),
         ("a.jsonl", [{"query": 1, "positive": "b"}], {}, r"column 'query' \(query\) holds int64, expected text"),
@@ -164,15 +164,15 @@ def test_faulty_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one source mixes json, text files"):
         read_texts(_files(tmp_path / "a.*"))
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    with pytest.raises(ValueError, match=r"broken\.jsonl' can't be read: Expecting value"):
+    with pytest.raises(ValueError, match=r"broken\.jsonl' cannot be read: Expecting value"):
         read_texts(_files(tmp_path / "broken.jsonl"))
-    with pytest.raises(ValueError, match="can't be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         read_texts(HubData(kind="hub", path=str(tmp_path / "no_directory")))
 
 
 def test_mixed_cell_types_are_refused(tmp_path: Path) -> None:
     rows = [{"query": "a", "positive": "b"}, {"query": 1, "positive": "b"}]
-    with pytest.raises(ValueError, match=r"a\.jsonl' can't be read: column 'query' mixes types"):
+    with pytest.raises(ValueError, match=r"a\.jsonl' cannot be read: column 'query' mixes types"):
         list(read_rows(Pair, _files(_write(tmp_path / "a.jsonl", rows))))
 
 

@@ -174,12 +174,12 @@ def test_sentence_transformers_by_name_of_the_format_goes_by_order() -> None:
         (
             {"title": TEXT, "body": TEXT},
             "auto",
-            r"can't tell .* title, body; write `columns: .* by order \(title, body\)",
+            r"cannot tell .* title, body; write `columns: .* by order \(title, body\)",
         ),
         (
             {"text": TEXT},
             "auto",
-            r"can't tell .* the columns text; write `columns: \{query: \.\.\., positive: \.\.\.\}`$",
+            r"cannot tell .* the columns text; write `columns: \{query: \.\.\., positive: \.\.\.\}`$",
         ),
         (
             {"query": TEXT, "positive": TEXT, "pos": TEXTS},

@@ -89,7 +89,7 @@ def test_globs_compression_and_columns(tmp_path: Path) -> None:
         ("a.csv", "text\na\n", "say", "no column 'say'"),
         ("a.csv", 'text\n"a\n', "text", "a quotation mark is opened and never closed"),
         ("a.csv", "text\na,b\n", "text", "row 1 has 2 cells, and the header names 1: text"),
-        ("a.txt.gz", "no gzip", "text", "can't be read: Not a gzipped file"),
+        ("a.txt.gz", "no gzip", "text", "cannot be read: Not a gzipped file"),
         ("a.doc", "text", "text", "unknown file type"),
     ],
 )

@@ -106,7 +106,7 @@ def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
 
 
 KINDS = ("contrastive", "mntp", "dropout")
-PROCESSES = 3  # which can't share 8 shards evenly; test_scale.py has 2 and 4
+PROCESSES = 3  # which cannot share 8 shards evenly; test_scale.py has 2 and 4
 
 
 def process(rank: int, place: dict[str, str], folder: Path) -> None:

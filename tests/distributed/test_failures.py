@@ -419,7 +419,7 @@ class Torchrun:
 
     def __init__(self, name: str, number: int, recipe: Path, out: Path, log: Path):
         own = f"--local-addr 10.231.7.{number + 1} --node-rank {number} --nnodes 2 --nproc-per-node 2"
-        # Both have one name, which does not lead to these addresses: torchrun can't tell by itself who is the host.
+        # Both have one name, which does not lead to these addresses: torchrun cannot tell by itself who is the host.
         meet = (
             f"--rdzv-backend c10d --rdzv-endpoint 10.231.7.1:29411 --rdzv-id tiny --rdzv-conf is_host={int(not number)}"
         )

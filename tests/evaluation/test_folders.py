@@ -159,10 +159,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path):
     damaged = whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :]
     for data in (b"plain", whole[:-9], damaged, gzip.compress("sentence1\xff".encode("latin1"))):
         packed.write_bytes(data)
-        with pytest.raises(ValueError, match=r"test\.tsv\.gz can't be read: "):
+        with pytest.raises(ValueError, match=r"test\.tsv\.gz cannot be read: "):
             read_task(folder)
     packed.unlink()
-    with pytest.raises(ValueError, match=r"test\.tsv can't be read: .*No such file"):
+    with pytest.raises(ValueError, match=r"test\.tsv cannot be read: .*No such file"):
         read_task(folder)
 
 

@@ -169,7 +169,7 @@ def test_what_is_no_encoder_is_refused_with_the_remedy(tmp_path: Path):
     ("kind", "message"),
     [
         ("EntryNotFoundError", r"owner/name on the hub is no encoder \(it has no modules.json\).*llm2enc compare"),
-        ("LocalEntryNotFoundError", "owner/name: the hub can't be reached, and no copy of it is here"),
+        ("LocalEntryNotFoundError", "owner/name: the hub cannot be reached, and no copy of it is here"),
         ("RepositoryNotFoundError", "owner/name: no such directory, and no such model on the hub"),
     ],
 )

@@ -185,7 +185,7 @@ def test_no_network_is_said(export: Path, hub: HubServer, monkeypatch) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # the discard port, where nobody listens
-    with pytest.raises(ValueError, match="can't be reached"):
+    with pytest.raises(ValueError, match="cannot be reached"):
         push(export, REPO)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="while HF_HUB_OFFLINE is set"):

@@ -18,7 +18,7 @@ mteb = pytest.importorskip("mteb")
 pytest.importorskip("sentence_transformers")
 
 BOS, TEXT, ASK = Part(special="bos", pool=True), Part(slot="text", pool=True), Part(slot="instruction", pool=True)
-# All of it pooled, so that sentence-transformers can do it; the text only, so that it can't.
+# All of it pooled, so that sentence-transformers can do it; the text only, so that it cannot.
 NATIVE = InputSpec(
     query=(BOS, ASK, Part(literal=": ", pool=True), TEXT),
     document=(BOS, TEXT),

@@ -185,7 +185,7 @@ def test_a_graph_that_disagrees_is_refused_and_what_was_there_stays(tmp_path: Pa
 def test_a_family_that_cant_be_traced_is_refused_by_name(tmp_path: Path, monkeypatch) -> None:
     encoder, metadata = saved(tmp_path / "model")
     monkeypatch.setattr(Graph, "forward", lambda self, ids, mask: (_ for _ in ()).throw(TypeError("no such luck")))
-    with pytest.raises(ValueError, match=r"can't trace a llama \(TypeError: no such luck\)"):
+    with pytest.raises(ValueError, match=r"cannot trace a llama \(TypeError: no such luck\)"):
         target.write(encoder, tmp_path / "model", metadata)
     assert not (tmp_path / "model" / "onnx").exists()
 

@@ -334,7 +334,9 @@ def test_an_encoder_that_differs_is_refused(message: str, parents: list[Path], t
     make(tmp_path / "other", **OTHERS[message])
     with pytest.raises(ValueError) as error:
         merge([parents[0], parents[1], tmp_path / "other"], tmp_path / "out")
-    assert message in str(error.value) and f"{tmp_path / 'other'} can't be merged with {parents[0]}" in str(error.value)
+    assert message in str(error.value) and f"{tmp_path / 'other'} cannot be merged with {parents[0]}" in str(
+        error.value
+    )
     assert str(parents[1]) not in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
 

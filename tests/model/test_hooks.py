@@ -132,7 +132,7 @@ def test_a_variant_reads_the_layer_in_its_direction(family: str, causal: bool) -
 @pytest.mark.parametrize("family", [*UNREADABLE, "mamba", "jamba", "lfm2", "bloom"])
 def test_what_hands_on_more_than_a_row_of_states_is_refused(family: str) -> None:
     backbone = Backbone(tiny_model(family), bidirectional=False).eval()
-    with torch.no_grad(), pytest.raises(ValueError, match=f"the layers of {family} can't be read one by one"):
+    with torch.no_grad(), pytest.raises(ValueError, match=f"the layers of {family} cannot be read one by one"):
         backbone.layers(_packed(_texts()))
 
 

@@ -235,7 +235,7 @@ def test_a_large_model_is_planned_without_its_weights(tmp_path: Path) -> None:
     shape = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 32000}
     config = LlamaConfig(**shape, num_attention_heads=32, num_key_value_heads=8)
     recipe = recipe_of(folder_of(config, tmp_path), [stage(lora={"r": 16}, micro_batch_tokens=8192)])
-    opened, watching = [], [True]  # a hook can't be taken away again
+    opened, watching = [], [True]  # a hook cannot be taken away again
     sys.addaudithook(lambda event, args: opened.append(str(args[0])) if watching and event == "open" else None)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = plan(recipe, parse("2xh100-80gb"))

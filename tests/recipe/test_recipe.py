@@ -428,7 +428,7 @@ def test_documents_have_no_instruction() -> None:
     data["input"]["query"] = parts
     load_recipe(data)
     data["input"]["document"] = parts
-    assert "document template can't have an instruction slot" in fault(data)
+    assert "document template cannot have an instruction slot" in fault(data)
 
 
 # ----------------------------------------------------------------------------------------------------------- overrides

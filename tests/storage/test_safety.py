@@ -1,4 +1,4 @@
-"""What strangers hand us (models, archives, recipes, tasks) can't run code, write elsewhere or fill the memory, and no
+"""What strangers hand us (models, archives, recipes, tasks) cannot run code, write elsewhere or fill the memory, and no
 secret gets into what is written or said."""
 
 import ast
@@ -193,10 +193,10 @@ ELSEWHERE = ["../x", "..", ".", "/x", "a/b", "a\\b", "a\0b", "nul", "COM1.txt", 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_names_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="can't name a file"):
+    with pytest.raises(ValueError, match="cannot name a file"):
         BitextTask(name=name, first=["a"], second=["b"])
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"weight": name}}))
-    with pytest.raises(ValueError, match="can't name a file"):
+    with pytest.raises(ValueError, match="cannot name a file"):
         Weights(tmp_path)
     if name not in ("nul", "COM1.txt"):  # of a run's folder Windows itself says so
         with pytest.raises(RecipeError, match="name"):
@@ -302,7 +302,7 @@ def test_messages_are_printed_without_secrets(
 
 
 def test_what_a_tracker_is_told_of_a_stage_holds_no_secret() -> None:
-    """wandb gets the stage's fields, and a stage with a secret can't be made."""
+    """wandb gets the stage's fields, and a stage with a secret cannot be made."""
     stage = load_recipe("pocket").stages[0]
     changed = stage.model_dump(mode="json")
     changed["data"][0]["instruction"] = f"use {HF_TOKEN}"

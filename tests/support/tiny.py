@@ -1,7 +1,7 @@
 """A tiny random causal LM of every family: `tiny_model("llama")`.
 
 Sizes come from the family's own default configuration, cut down by `llm2enc.model.tiny_random`. The table below says where
-the default alone would leave something out (windows, grouped keys) or can't be cut down by rule.
+the default alone would leave something out (windows, grouped keys) or cannot be cut down by rule.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Verdicts about engines that can't be run here, on directories made on the spot.
+"""Verdicts about engines that cannot be run here, on directories made on the spot.
 
 What is expected was derived by hand from the engine's sources; the reason stands beside it. Every damage is one key of one
 file, so that a rule that looks elsewhere fails.

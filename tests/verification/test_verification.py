@@ -382,7 +382,7 @@ def test_the_rows_go_into_the_card_and_the_metadata(copy: Path) -> None:
     assert Encoder.load(copy).encode("a").shape == (32,)
 
 
-# ------------------------------------------------------------------------------------------------- engines that can't run
+# ------------------------------------------------------------------------------------------------- engines that cannot run
 
 
 def test_what_is_not_there_or_not_installed_is_said_and_fails_only_if_asked_for(copy: Path, monkeypatch) -> None:

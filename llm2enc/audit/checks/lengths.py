@@ -94,7 +94,7 @@ def _truncation(texts: list[str], asks: list[tuple[str, Role]], reading: Reading
     spec = reading.input_format.spec.model_copy(update={"max_tokens": _NO_LIMIT, "max_text_tokens": None})
     whole = _packed(InputFormat(spec, reading.input_format.tokenizer), texts, asks, None)[0]
     kept, cut = whole.copy(), np.zeros(len(texts), dtype=bool)
-    # Shorter texts can't be cut, unless the text has a limit of its own.
+    # Shorter texts cannot be cut, unless the text has a limit of its own.
     long = np.flatnonzero((whole > reading.limit) | (reading.input_format.spec.max_text_tokens is not None)).tolist()
     kept[long], cut[long] = _packed(
         reading.input_format, [texts[i] for i in long], [asks[i] for i in long], reading.max_tokens

@@ -39,7 +39,7 @@ _SHORT_TEXTS = ("a", "The river runs through the old town.")
 
 
 def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
-    """Why llama.cpp can't give the vectors of this encoder, and what to do; empty if it can."""
+    """Why llama.cpp cannot give the vectors of this encoder, and what to do; empty if it can."""
     try:
         _checked(encoder, metadata)
     except NoGGUF as reason:
@@ -99,7 +99,7 @@ def _accepted(encoder: Encoder, metadata: Metadata) -> tuple[Layout, vocabulary.
 
 
 def _checked(encoder: Encoder, metadata: Metadata) -> tuple[Layout, vocabulary.Vocabulary]:
-    """How the template splits, and the tokenizer. NoGGUF if llama.cpp can't do one of all things."""
+    """How the template splits, and the tokenizer. NoGGUF if llama.cpp cannot do one of all things."""
     backbone, limit = encoder.backbone, encoder.max_tokens
     if backbone.has_adapter:
         raise NoGGUF("the encoder still carries an adapter; call encoder.backbone.merge_lora() first")
@@ -123,7 +123,7 @@ def _checked(encoder: Encoder, metadata: Metadata) -> tuple[Layout, vocabulary.V
 def _template(encoder: Encoder, metadata: Metadata) -> Layout:
     """The split of the template, whose ends llama.cpp must be able to add: a first token and a last one."""
     if not metadata.native:
-        raise NoGGUF(f"its input can't be built outside llm2enc. {metadata.reason}")
+        raise NoGGUF(f"its input cannot be built outside llm2enc. {metadata.reason}")
     split = layout(encoder.input_format)
     lead, suffix = split.runs[0][: split.lead], split.runs[-1]
     if split.slots != 1 or len(lead) > 1 or len(suffix) > 1:

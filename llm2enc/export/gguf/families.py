@@ -83,7 +83,7 @@ def family_of(config: "PretrainedConfig") -> Family:
     if family.square and config.num_attention_heads * head_width(config) != config.hidden_size:
         raise NoGGUF(
             f"{config.num_attention_heads} heads of {head_width(config)} make another width than the model's "
-            f"{config.hidden_size}, which llama.cpp can't load for {model_type}"
+            f"{config.hidden_size}, which llama.cpp cannot load for {model_type}"
         )
     _check_scale(config)
     return family

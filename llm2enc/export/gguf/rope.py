@@ -24,7 +24,7 @@ def metadata(decoder: "PreTrainedModel", max_tokens: int) -> dict[str, Any]:
     width = 2 * len(factors)
     if width != head_width(config) and not FAMILIES[config.model_type].partial:
         raise NoGGUF(
-            f"rotary embedding turns {width} of {head_width(config)} dimensions of a head, which llama.cpp can't do for "
+            f"rotary embedding turns {width} of {head_width(config)} dimensions of a head, which llama.cpp cannot do for "
             f"{config.model_type}"
         )
     keys: dict[str, Any] = {"dimension_count": width, "freq_base": float(settings["rope_theta"])}
@@ -36,7 +36,7 @@ def metadata(decoder: "PreTrainedModel", max_tokens: int) -> dict[str, Any]:
     if settings["rope_type"] == "yarn" and FULL not in config.rope_parameters:
         return keys | _yarn(settings, config, attention)
     raise NoGGUF(
-        f"llama.cpp can't turn by the frequencies of rotary kind {settings['rope_type']!r} for {config.model_type}; export "
+        f"llama.cpp cannot turn by the frequencies of rotary kind {settings['rope_type']!r} for {config.model_type}; export "
         "to ONNX instead"
     )
 

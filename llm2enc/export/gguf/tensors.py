@@ -78,7 +78,7 @@ _NUMPY = {"F32": "float32", "F16": "float16", "Q8_0": "uint8", "Q4_0": "uint8"}
 def _stored(item: Item, file_type: str) -> tuple[Any, int, tuple[int, ...]]:
     """Type, bytes and shape (of bytes, if quantised) of a tensor in a file of a type.
 
-    Vectors (norms, biases, factors) stay float32, as llama.cpp wants; so do matrices that float16 can't hold.
+    Vectors (norms, biases, factors) stay float32, as llama.cpp wants; so do matrices that float16 cannot hold.
     """
     import gguf
 

@@ -80,7 +80,7 @@ def _names(ids: dict[str, int], size: int) -> list[str]:
         if "\0" not in name:
             tokens[number] = name
     if len(set(tokens)) < size or "" in tokens:
-        raise NoGGUF("the tokenizer has an empty token, or one named like [PAD7], which llama.cpp can't load")
+        raise NoGGUF("the tokenizer has an empty token, or one named like [PAD7], which llama.cpp cannot load")
     return tokens
 
 
@@ -204,7 +204,7 @@ def _scores(backend: dict[str, Any], tokens: list[str], merges: list[tuple[str, 
     for number, (left, right) in enumerate(merges):
         token = left + right
         if token != former and token in rank:
-            raise NoGGUF(f"merges that make the token {token!r} stand apart, which scores can't say")
+            raise NoGGUF(f"merges that make the token {token!r} stand apart, which scores cannot say")
         rank.setdefault(token, number)
         former = token
     for piece in pieces:

@@ -50,7 +50,7 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
     *_, last = batch.partition.micro_batches(tokens.lengths, stage.micro_batch_tokens)
 
     def loss(vectors: Tensor) -> Tensor:
-        # The vectors can't tell: without dropout views may differ by rounding, and under a fresh adapter, whose B is
+        # The vectors cannot tell: without dropout views may differ by rounding, and under a fresh adapter, whose B is
         # zero, LoRA dropout changes nothing yet. Dropout draws random numbers, and nothing else does.
         if not last.rng_was_used(vectors.device):
             raise InputError(

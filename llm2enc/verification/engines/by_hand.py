@@ -51,9 +51,9 @@ class Job:
 
 
 Embed = Callable[[str, list[str], str], np.ndarray]
-"""(prompt, texts, side) -> vectors (B, D) of one batch; NaN for a text that the engine can't take."""
+"""(prompt, texts, side) -> vectors (B, D) of one batch; NaN for a text that the engine cannot take."""
 Ids = Callable[[str], "list[int] | None"]
-"""Prompt and text in one string -> the token ids that the engine reads; None if it can't take the text."""
+"""Prompt and text in one string -> the token ids that the engine reads; None if it cannot take the text."""
 
 
 def answer(job: Job, version: str, embed: Embed, ids: Ids, *, notes: list[str], normalizes: bool) -> None:
