@@ -52,7 +52,7 @@ def test_every_type_is_read_plain_and_compressed(kind: str, compressed: bool, tm
     assert task.symmetric == (kind not in ("retrieval", "reranking"))
 
 
-@given(st.lists(st.tuples(*2 * [st.text(st.characters(exclude_characters="\t\r\n"))]), min_size=1, max_size=5))
+@given(st.lists(st.tuples(*2 * [st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n"))]), min_size=1, max_size=5))
 @settings(max_examples=40, deadline=None)
 def test_any_text_survives_its_file(tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]):
     folder = tmp_path_factory.mktemp("any")
