@@ -7,6 +7,7 @@ with `config.is_causal` as the only change. The default run takes a spread; `-m 
 import pytest
 import torch
 from torch import Tensor
+from transformers import CONFIG_MAPPING
 
 from llm2enc.errors import CannotConvert
 from llm2enc.model import Backbone, load_backbone
@@ -21,8 +22,9 @@ SPREAD = (
     "deepseek_v3 qwen2_moe stablelm nemotron"
 ).split()
 REFUSED_SPREAD = "bloom falcon_h1 gpt_neo jamba lfm2 llama4_text mamba minimax qwen3_next zaya".split()
-USABLE = [name for name, known in families().items() if known["verdict"] != "refused"]
-REFUSED = [name for name, known in families().items() if known["verdict"] == "refused"]
+HERE = {name: known for name, known in families().items() if name in CONFIG_MAPPING}  # of this transformers
+USABLE = [name for name, known in HERE.items() if known["verdict"] != "refused"]
+REFUSED = [name for name, known in HERE.items() if known["verdict"] == "refused"]
 LENGTHS = (7, 5, 7, 1, 12)  # longer than every window of 3; two of a length, one of a single token
 
 

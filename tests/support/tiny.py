@@ -6,6 +6,8 @@ the default alone would leave something out (windows, grouped keys) or cannot be
 
 from typing import Any
 
+import pytest
+import transformers
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
 from llm2enc.model.tiny_random import miniature
@@ -67,5 +69,7 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedMo
 
     overrides  configuration fields that differ from the family's miniature
     """
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} does not have {model_type}")
     config = CONFIG_MAPPING[model_type]()
     return miniature(config, seed, **{**OVERRIDES.get(model_type, {}), **overrides})
