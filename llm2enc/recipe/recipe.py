@@ -9,7 +9,7 @@ from llm2enc.recipe.evaluation import EvalSpec
 from llm2enc.recipe.head import HeadSpec
 from llm2enc.recipe.input import InputSpec, Pooling
 from llm2enc.recipe.model import ModelSpec
-from llm2enc.recipe.stages import ClmStage, LoraSpec, MntpStage, Stage
+from llm2enc.recipe.stages import LoraSpec, Stage
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 
@@ -44,9 +44,11 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         for stage in self.stages:
-            if stage.objective == "mntp" and self.model.attention == "causal":
-                raise ValueError("an mntp stage needs `model.attention: bidirectional`: masked prediction looks ahead")
-        if self.head is not None and all(isinstance(stage, ClmStage | MntpStage) for stage in self.stages):
+            if stage.causal is False and self.model.attention == "causal":
+                raise ValueError(
+                    f"an {stage.objective} stage needs `model.attention: bidirectional`: masked prediction looks ahead"
+                )
+        if self.head is not None and all(stage.row == "block" for stage in self.stages):
             raise ValueError(
                 "`head` is given, but no stage trains it, so that its weights would stay random; add a contrastive or "
                 "simcse stage, or leave it out"
@@ -66,7 +68,7 @@ class Recipe(Strict):
         blocks = {
             f"stages.{number}.block_tokens": stage.block_tokens
             for number, stage in enumerate(self.stages)
-            if isinstance(stage, ClmStage | MntpStage)
+            if stage.row == "block"
         }
         return {"input.max_tokens": self.input.max_tokens, **blocks}
 
