@@ -16,7 +16,7 @@ from torch import nn
 from llm2enc.encoding import Encoder
 from llm2enc.model import decoder_layers
 from llm2enc.planning.devices import Devices
-from llm2enc.planning.fake_profiler import Costs, Setting, Simulation
+from llm2enc.planning.fake_profiler import Costs, FakeProfiler, StepConfig
 from llm2enc.planning.workload import Workload
 from llm2enc.recipe import Pooling, Stage
 from llm2enc.training import OBJECTIVES, kept_activations
@@ -87,11 +87,11 @@ def _bytes(parameter: nn.Parameter) -> int:
     return parameter.numel() * parameter.element_size()
 
 
-def setting(stage: Stage, pooling: Pooling, devices: Devices, several: bool) -> Setting:
+def step_config(stage: Stage, pooling: Pooling, devices: Devices, several: bool) -> StepConfig:
     """How micro-batches of a stage run. several: more than one per step and process."""
     objective = OBJECTIVES[stage.objective]
     predicts = objective.predicts_tokens
-    return Setting(
+    return StepConfig(
         autocast=stage.precision == "bfloat16",
         cuda=devices.cuda,
         causal=objective.causal,
@@ -105,7 +105,7 @@ def setting(stage: Stage, pooling: Pooling, devices: Devices, several: bool) -> 
 
 def memory(
     stage: Stage,
-    simulation: Simulation,
+    profiler: FakeProfiler,
     size: Sizes,
     workload: Workload,
     devices: Devices,
@@ -119,7 +119,7 @@ def memory(
     batches = workload.busiest(max_tokens or stage.micro_batch_tokens, devices.count)
     largest = max(batches, key=lambda lengths: int(lengths.sum()))
     several = len(batches) > 1 or size.whole > 0  # parts of gradients are there from the first micro-batch on
-    costs = simulation.costs(largest, setting(stage, pooling, devices, several))
+    costs = profiler.costs(largest, step_config(stage, pooling, devices, several))
     always = size.weights + size.adapter + 2 * size.trained + size.gathered
     gradients = size.trained
     parts = {
@@ -138,7 +138,7 @@ def memory(
     if OBJECTIVES[stage.objective].predicts_tokens:
         passes = max(passes, costs.logits)
     else:
-        vectors, loss = simulation.loss(workload.texts, stage.batch_size)[:2]
+        vectors, loss = profiler.loss(workload.texts, stage.batch_size)[:2]
         tokens = [int(lengths.sum()) for lengths in batches]
         number = kept_activations(tokens, stage.activation_tokens)
         graphs = sum(tokens[:number]) / int(largest.sum())

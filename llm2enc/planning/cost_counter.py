@@ -1,7 +1,7 @@
-"""Tensors without contents, and a meter of what they would take: bytes alive, the most at any moment, operations.
+"""Fake tensors, and a counter of what they would take: bytes alive, the most at any moment, operations.
 
 The code that trains is run on torch's fake tensors, which have a shape, a type and a storage of a size but no memory. The
-meter sees every operation of the forward and the backward pass. So it counts what autograd keeps and what is alive for
+counter sees every operation of the forward and the backward pass. So it counts what autograd keeps and what is alive for
 a moment only, for any architecture, and there is no formula per family that could be wrong.
 """
 
@@ -23,7 +23,7 @@ _GROUPED = torch.ops.aten._grouped_mm.default
 _BATCHED = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 
 
-class Meter(FakeTensorMode):
+class CostCounter(FakeTensorMode):
     """Fake tensors on the CPU whose storages are counted from birth to death.
 
     live, peak        bytes now, and the most since `restart`
