@@ -4,8 +4,8 @@ A run keeps an adapter per stage, each trained on the merged weights of the stag
 
     W_n = W_0 + s_1 B_1 A_1 + ... + s_n B_n A_n = W_0 + [s_1 B_1 ... s_n B_n] [A_1; ...; A_n]
 
-so the chain is one adapter whose rank is the sum of the ranks (LoRA: arXiv 2106.09685, eq. 3). `write` adds two forms of
-it to a directory:
+so the chain is one adapter whose rank is the sum of the ranks (LoRA: arXiv 2106.09685, eq. 3). `write` adds it
+to a directory twice:
 
     adapter/              keys for the bare decoder (AutoModel), which `load` takes too
     adapter-causal-lm/    the same tensors under the names of the ...ForCausalLM class, what serving engines want
@@ -100,8 +100,8 @@ def write(run: Path, folder: Path) -> list[Path]:
     if unknown:
         raise InputError(f"{run}: the base model {recipe.model.name} has no modules {unknown[:3]}; it has changed")
     facts = _facts(recipe, folders, rank=len(next(iter(tensors.values()))[0]))
-    files = _write_form(folder / DECODER, tensors, names.decoder, "", facts | {"inside": names.inside})
-    return files + _write_form(folder / CAUSAL_LM, tensors, names.model, names.prefix, facts)
+    files = _write_adapter(folder / DECODER, tensors, names.decoder, "", facts | {"inside": names.inside})
+    return files + _write_adapter(folder / CAUSAL_LM, tensors, names.model, names.prefix, facts)
 
 
 def load(backbone: "Backbone", folder: Path) -> None:
@@ -110,7 +110,8 @@ def load(backbone: "Backbone", folder: Path) -> None:
     raises  ValueError if the backbone's weights are not those the chain started from, or its direction is another
     """
     facts = _read_facts(folder)
-    own, attention = _dtype(backbone), "bidirectional" if backbone.bidirectional else "causal"
+    own = str(backbone.decoder.dtype).removeprefix("torch.")
+    attention = "bidirectional" if backbone.bidirectional else "causal"
     if attention != facts["attention"]:
         raise InputError(f"{folder} was trained with {facts['attention']} attention; this model is read as {attention}")
     fingerprint = backbone.fingerprint()
@@ -170,12 +171,13 @@ def _stage(folder: Path) -> "dict[tuple[str, str], tuple[torch.Tensor, torch.Ten
                 f"{folder}/adapter: {name} {tuple(tensor.shape)} is no factor of a matrix; cannot be stacked"
             )
         factors.setdefault((match["module"], match["kind"]), {})[match["factor"]] = tensor.float()
-    return {key: (pair["A"], pair["B"] * _scaling(config, len(pair["A"]))) for key, pair in factors.items()}
-
-
-def _scaling(config: dict[str, Any], rank: int) -> float:
-    """What PEFT multiplies B A with: alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
-    return config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    found = {}
+    for key, pair in factors.items():
+        rank = len(pair["A"])
+        # PEFT multiplies B A with alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).
+        scaling = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        found[key] = pair["A"], pair["B"] * scaling
+    return found
 
 
 def _folders(run: Path, recipe: Recipe) -> list[Path]:
@@ -254,14 +256,10 @@ def _targets(modules: set[str], names: set[str]) -> list[str]:
     return sorted(short if meant == modules else modules)
 
 
-def _dtype(backbone: "Backbone") -> str:
-    return str(next(backbone.decoder.parameters()).dtype).removeprefix("torch.")
-
-
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def _write_form(
+def _write_adapter(
     folder: Path, tensors: "dict[tuple[str, str], Any]", names: set[str], prefix: str, facts: dict[str, Any]
 ) -> list[Path]:
     """One directory; `prefix` stands before the decoder's module names."""
@@ -305,11 +303,11 @@ def _facts(recipe: Recipe, folders: list[Path], rank: int) -> dict[str, Any]:
     }
 
 
-def _readme(form: str, facts: dict[str, Any]) -> str:
+def _readme(kind: str, facts: dict[str, Any]) -> str:
     """How to open the adapter rightly: no file of PEFT says that the base must read in both directions."""
     base = facts["base"]
     head = f"---\nlibrary_name: peft\n{f'base_model: {base}' + chr(10) if base else ''}tags: [llm2enc, lora]\n---\n"
-    name, model = base or "path/to/the/base", "AutoModel" if form == DECODER else "AutoModelForCausalLM"
+    name, model = base or "path/to/the/base", "AutoModel" if kind == DECODER else "AutoModelForCausalLM"
     inside = f".{facts['inside']}" if facts.get("inside") else ""
     switch = "config.get_text_config().is_causal = False\n" if facts["attention"] == "bidirectional" else ""
     warning = (

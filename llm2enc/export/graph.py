@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,11 +48,11 @@ Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Graph(nn.Module):
-    """Trunk, pooling, head and normalisation."""
+    """Decoder, pooling, head and normalisation."""
 
     def __init__(self, decoder: nn.Module, pooling: Pooling, normalize: bool, head: nn.Module | None = None):
         super().__init__()
-        self.decoder = decoder
+        self.decoder: Any = decoder
         self.head = head
         self.pooling: Pooling = pooling
         self.normalize = normalize
@@ -185,7 +186,7 @@ def expected(encoder: Encoder, folder: Path, metadata: Metadata) -> Expected:
         tokens = input_format.pack(chosen, *readings[name])
         rows += [part.numpy().astype(np.int64) for part in tokens.ids.split(tokens.lengths.tolist())]
         vectors.append(encoder.encode(chosen, prompt_name=name))
-    padding = input_format.tokenizer.pad_token_id
+    padding: Any = input_format.tokenizer.pad_token_id
     return Expected(rows, np.concatenate(vectors), padding or 0, metadata.attention == "bidirectional")
 
 

@@ -71,8 +71,9 @@ def write(encoder: Encoder, folder: Path, metadata: Metadata, *, name: str | Non
 
 def _source(encoder: Encoder, folder: Path, metadata: Metadata, name: str | None) -> str:
     recipe = metadata.recipe
-    parameters = list(encoder.backbone.decoder.parameters())
-    embeddings = encoder.backbone.decoder.get_input_embeddings().weight
+    decoder: Any = encoder.backbone.decoder
+    parameters = list(decoder.parameters())
+    embeddings = decoder.get_input_embeddings().weight
     known, unknown = training_tasks(metadata.recipes)
     fields = {
         "loader": "load",
@@ -184,8 +185,8 @@ def _comments(unknown: list[str]) -> str:
 
 def _frameworks(folder: Path, native: bool) -> list[str]:
     """mteb's names of what runs the model."""
-    forms = {"onnx": "ONNX", "openvino": "OpenVINO", "gguf": "GGUF"}
-    found = ["PyTorch", "safetensors", *(name for form, name in forms.items() if (folder / form).is_dir())]
+    formats = {"onnx": "ONNX", "openvino": "OpenVINO", "gguf": "GGUF"}
+    found = ["PyTorch", "safetensors", *(name for place, name in formats.items() if (folder / place).is_dir())]
     return ["Sentence Transformers", *found] if native else found
 
 
