@@ -41,7 +41,7 @@ def ending_well(command: Callable[..., None], kept: str) -> Callable[..., None]:
                     if found.filename and not isinstance(error, ValueError)
                     else error
                 )
-                say(f"error: {said}. {_REMEDIES.get(found.errno, _CLOSED)} {kept}")
+                say(f"error: {said}. {_REMEDIES.get(found.errno or 0, _CLOSED)} {kept}")
                 raise typer.Exit(1) from None
 
     return run
