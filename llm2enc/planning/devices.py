@@ -67,7 +67,7 @@ def parse(spec: str) -> Devices:
         return processor()
     match = _SPEC.fullmatch(text)
     name = ALIASES.get(match["name"], match["name"]) if match else ""
-    if name not in TABLE:
+    if match is None or name not in TABLE:
         known = ", ".join(f"{known}-{'/'.join(map(str, row[0]))}gb" for known, row in TABLE.items())
         raise InputError(f"--gpus {spec!r} is not of the form 8xh100-80gb with a known name, or cpu; known: {known}")
     count = int(match["count"] or 1) * int(match["nodes"] or 1)
@@ -77,7 +77,7 @@ def parse(spec: str) -> Devices:
     if match["memory"] is None and len(memories) > 1:
         choices = " or ".join(f"{name}-{size}gb" for size in memories)
         raise InputError(f"--gpus {spec!r}: it is sold with several memories; say {choices}")
-    memory = int(match["memory"] or memories[0])
+    memory = int(match["memory"] or min(memories))
     note = "" if memory in memories else f"{name} is sold with {' or '.join(map(str, memories))} GB; taken as said"
     peaks = {"float32": float32 * 1e12} | ({} if bfloat16 is None else {"bfloat16": bfloat16 * 1e12})
     usable = int(memory * 2**30 * (0.98 - (name in CHECKED) / 16))  # vendors count in GiB, and drivers keep about 2 %

@@ -21,6 +21,7 @@ from llm2enc.losses import info_nce
 from llm2enc.model import POOLERS, decoder_layers
 from llm2enc.planning.cost_counter import CostCounter, as_on_cuda
 from llm2enc.planning.layers import Layers
+from llm2enc.recipe import Pooling
 from llm2enc.text import Tokens
 from llm2enc.training import head_gradient
 
@@ -61,7 +62,7 @@ class StepConfig:
     cuda: bool
     causal: bool | None
     """None: in the model's own direction."""
-    pooling: str | None
+    pooling: Pooling | None
     """How states become vectors; None for token prediction."""
     targets: float = 0.0
     """Share of the tokens that are predicted."""
@@ -229,7 +230,8 @@ class FakeProfiler:
     @cached_property
     def _plain_head(self) -> bool:
         """`Backbone.plain_head`, which looks at values, without any."""
-        weight = self.backbone.model.get_output_embeddings().weight
+        head: Any = self.backbone.model.get_output_embeddings()
+        weight = head.weight
         states = self.counter.like(weight[:1].detach()).requires_grad_()
         return _is_linear(self.backbone.logits(states))
 

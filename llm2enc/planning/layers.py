@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ class Layers:
     """
 
     def __init__(self, decoder: nn.Module):
-        self.decoder = decoder
+        self.decoder: Any = decoder
         found = decoder_layers(decoder)
         self.count = len(found)
         owner, _, self.name = found[0][0].rpartition(".")[0].rpartition(".")

@@ -9,6 +9,7 @@ optimizer     AdamW's temporaries: on CUDA one more copy of the trained weights,
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from llm2enc.model import decoder_layers
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, FakeProfiler, StepConfig
 from llm2enc.planning.workload import Workload
-from llm2enc.recipe import Pooling, Stage
+from llm2enc.recipe import ClmStage, MntpStage, Pooling, Stage
 from llm2enc.training import OBJECTIVES, kept_activations
 
 SAFE = 0.9  # of a device's memory: fragments of the allocator, other programs, longer texts than those looked at
@@ -90,16 +91,16 @@ def _bytes(parameter: nn.Parameter) -> int:
 def step_config(stage: Stage, pooling: Pooling, devices: Devices, several: bool) -> StepConfig:
     """How micro-batches of a stage run. several: more than one per step and process."""
     objective = OBJECTIVES[stage.objective]
-    predicts = objective.predicts_tokens
+    share = objective.predicted_share
     return StepConfig(
         autocast=stage.precision == "bfloat16",
         cuda=devices.cuda,
         causal=objective.causal,
-        pooling=None if predicts else pooling,
-        targets=objective.predicted_share(stage) if predicts else 0.0,
-        logit_rows=stage.logit_rows if predicts else 1,
+        pooling=None if share else pooling,
+        targets=share(stage) if share else 0.0,
+        logit_rows=cast("ClmStage | MntpStage", stage).logit_rows if share else 1,
         gradients=several,
-        evaluate=not predicts and stage.activation_tokens > 0,
+        evaluate=not share and stage.activation_tokens > 0,
     )
 
 

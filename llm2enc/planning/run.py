@@ -8,7 +8,7 @@ benchmarks/planner.md compares it with measured steps.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -278,7 +278,7 @@ def _encoder(recipe: Recipe, backbone: Backbone) -> Encoder:
     """The recipe's encoder around a backbone without weights; it reads tokens only."""
     with torch.device("meta"):
         head = None if recipe.head is None else Projection(backbone.width, recipe.head)
-    return Encoder(backbone, None, recipe.pooling, recipe.normalize, head)
+    return Encoder(backbone, cast(Any, None), recipe.pooling, recipe.normalize, head)
 
 
 def _input_format(recipe: Recipe) -> tuple[InputFormat | None, str]:

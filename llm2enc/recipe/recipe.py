@@ -1,6 +1,6 @@
 """The whole recipe."""
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import Field, model_validator
 
@@ -9,7 +9,7 @@ from llm2enc.recipe.evaluation import EvalSpec
 from llm2enc.recipe.head import HeadSpec
 from llm2enc.recipe.input import InputSpec, Pooling
 from llm2enc.recipe.model import ModelSpec
-from llm2enc.recipe.stages import LoraSpec, Stage
+from llm2enc.recipe.stages import ClmStage, LoraSpec, MntpStage, Stage
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 
@@ -66,7 +66,7 @@ class Recipe(Strict):
     def input_lengths(self) -> dict[str, int]:
         """The longest inputs in tokens that the model must take, by the field that asks for them."""
         blocks = {
-            f"stages.{number}.block_tokens": stage.block_tokens
+            f"stages.{number}.block_tokens": cast("ClmStage | MntpStage", stage).block_tokens
             for number, stage in enumerate(self.stages)
             if stage.row == "block"
         }
@@ -78,9 +78,8 @@ class Recipe(Strict):
 
     def adapter_of(self, index: int) -> LoraSpec:
         """Shape of the adapter that stage `index` trains: its own, or that of the stage it goes on from."""
-        while self.stages[index].lora == "continue":
-            index -= 1
-        return self.stages[index].lora or LoraSpec()
+        own = next(stage.lora for stage in self.stages[index::-1] if stage.lora != "continue")
+        return own or LoraSpec()
 
     def to_yaml(self) -> str:
         """The resolved recipe; `load_recipe` of this text gives an equal recipe."""
