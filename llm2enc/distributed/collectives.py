@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from llm2enc.distributed.fsdp import clip, is_sharded
-from llm2enc.distributed.joining import running
+from llm2enc.distributed.process_group import running
 from llm2enc.distributed.zero import Zero
 
 

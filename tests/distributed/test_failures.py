@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from llm2enc import distributed
 from llm2enc.conversion import run as conversion
 from llm2enc.conversion import run_directory
-from llm2enc.distributed import failure, joining
+from llm2enc.distributed import failure, process_group
 from llm2enc.errors import DataError
 from llm2enc.training import objectives
 from llm2enc.training.logging import Log
@@ -307,9 +307,9 @@ def test_a_break_is_known_from_an_own_error() -> None:
             action()
         return found.value
 
-    assert joining._in_collective(caught(lambda: torch.distributed.barrier()))
-    assert not joining._in_collective(caught(lambda: torch.zeros(2) @ torch.zeros(3)))
-    assert not joining._in_collective(caught(fail))
+    assert process_group._in_collective(caught(lambda: torch.distributed.barrier()))
+    assert not process_group._in_collective(caught(lambda: torch.zeros(2) @ torch.zeros(3)))
+    assert not process_group._in_collective(caught(fail))
 
 
 # ------------------------------------------------------------------------------------------------------------ two nodes

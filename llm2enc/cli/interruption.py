@@ -14,7 +14,7 @@ import typer
 from llm2enc.cli.messages import say
 
 
-def ending_well(command: Callable[..., None], kept: str) -> Callable[..., None]:
+def interruptible(command: Callable[..., None], kept: str) -> Callable[..., None]:
     """The command with an end for what comes from outside: a message and an exit code, never a traceback.
 
     Ctrl-C and SIGTERM end it with 130; a disk that is full, closed or broken with 1.
