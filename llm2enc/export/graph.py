@@ -114,10 +114,10 @@ def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
 
 def _unpooled_prompts(encoder: Encoder, metadata: Metadata) -> list[str]:
     """Prompts whose vectors pool other tokens than the mask shows."""
-    readings = asked(encoder.input_format)
+    prompts = asked(encoder.input_format)
     found = []
     for name in dict.fromkeys(["document", *metadata.prompts]):
-        tokens = encoder.input_format.pack(["The river runs through the old town"], *readings[name])
+        tokens = encoder.input_format.pack(["The river runs through the old town"], *prompts[name])
         if not POOLERS[encoder.pooling].same_in_others(tokens.pool):
             found.append(name)
     return found
@@ -179,11 +179,11 @@ def expected(encoder: Encoder, folder: Path, metadata: Metadata) -> Expected:
         encoder = Encoder.load(folder, "float32")
     input_format, config = encoder.input_format, encoder.backbone.config
     longest = min(encoder.max_tokens, max(_PADDED_TOKENS, (getattr(config, "sliding_window", None) or 0) + 64))
-    texts, readings = _texts(metadata.golden.texts, longest), asked(input_format)
+    texts, prompts = _texts(metadata.golden.texts, longest), asked(input_format)
     rows, vectors = [], []
     for name in dict.fromkeys(["document", *metadata.prompts]):
         chosen = texts if name == "document" else texts[:4]
-        tokens = input_format.pack(chosen, *readings[name])
+        tokens = input_format.pack(chosen, *prompts[name])
         rows += [part.numpy().astype(np.int64) for part in tokens.ids.split(tokens.lengths.tolist())]
         vectors.append(encoder.encode(chosen, prompt_name=name))
     padding: Any = input_format.tokenizer.pad_token_id

@@ -90,9 +90,11 @@ def here() -> Devices:
 
     if not torch.cuda.is_available():
         return processor()
-    facts = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(0)
     note = "peaks measured here, by products of 4096 x 4096 matrices"
-    return Devices(facts.name, torch.cuda.device_count(), facts.total_memory, _measured("cuda", 4096), True, note)
+    return Devices(
+        properties.name, torch.cuda.device_count(), properties.total_memory, _measured("cuda", 4096), True, note
+    )
 
 
 def processor() -> Devices:

@@ -155,9 +155,9 @@ class _Measure:
     def __init__(self, folder: Path, metadata: Metadata, encoder: Encoder, texts: dict[str, str], seconds: float):
         self.folder, self.metadata, self.seconds = folder, metadata, seconds
         encoder.float()
-        # Two names of one reading need one run; that their strings are right is seen in the files.
-        readings = {encoder.reading(prompt_name=name): name for name in reversed(metadata.prompts)}
-        self.prompts = list(dict.fromkeys(readings.values()))[::-1]
+        # Two prompts that read a text alike need one run; that their strings are right is seen in the files.
+        inputs = {encoder.reading(prompt_name=name): name for name in reversed(metadata.prompts)}
+        self.prompts = list(dict.fromkeys(inputs.values()))[::-1]
         self.reference = Reference.of(encoder, texts, self.prompts) if metadata.native else None
 
     def rows(self, name: str) -> list[Parity]:

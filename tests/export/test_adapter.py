@@ -96,7 +96,7 @@ def open_by_peft(kind, base: Path, folder: Path) -> torch.nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected).*keys")
         opened = kind.from_pretrained(base, config=config, dtype="float32")
-        inside = json.loads((folder / adapter.FACTS).read_text()).get("inside")
+        inside = json.loads((folder / adapter.METADATA).read_text()).get("inside")
         model = PeftModel.from_pretrained(opened.get_submodule(inside) if inside else opened, folder)
     loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
     assert_same(loaded, load_file(folder / "adapter_model.safetensors"))
