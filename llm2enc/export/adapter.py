@@ -348,7 +348,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
         metadata = json.loads(path.read_text(encoding="utf-8"))
     if metadata.get("format") != FORMAT or metadata.get("form") != DECODER:
         raise InputError(
-            f"{folder} holds the form {metadata.get('form')!r} in format {metadata.get('format')!r}; expected {DECODER!r} in "
+            f"{folder} holds {metadata.get('form')!r} in format {metadata.get('format')!r}; expected {DECODER!r} in "
             f"format {FORMAT}: give the directory `{DECODER}` beside it"
         )
     return metadata
