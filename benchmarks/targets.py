@@ -4,7 +4,7 @@
 
 Each family is a tiny random model of its own configuration class with the packaged tokenizer and a template of BOS, text
 and EOS. A cell is what `llm2enc verify` says: ✓ the smallest cosine is at least 0.9999 in float32, ✗ it is not, – refused
-by us or unsupported there, · not installed here. vLLM and TEI are judged by their files' contracts. An interrupted table
+by us or unsupported there, · not installed here. vLLM and TEI are judged by the engine rules. An interrupted table
 goes on where it was.
 """
 

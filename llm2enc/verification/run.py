@@ -75,8 +75,9 @@ def verify(
     metadata = read_metadata(folder)
     wanted = [name for name in ENGINES if engines is None or name in engines]
     rows = [files.check(folder, metadata)] if "files" in wanted else []
-    started, read = time.perf_counter(), digests(folder)  # before the files are opened: a later change is then seen
+    started = time.perf_counter()
     try:
+        read = digests(folder)  # before the files are opened: a later change is then seen
         reopened = Encoder.load(folder, full_proof=encoder is None)  # proven when it was written, a moment ago
     except Exception as error:  # whatever was done to the directory: the report says that it cannot be opened
         text = " ".join(str(error).split())
