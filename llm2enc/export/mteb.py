@@ -97,7 +97,10 @@ def _source(encoder: Encoder, folder: Path, metadata: Metadata, name: str | None
         "training_datasets": f"{_tasks(known, unknown)}{_comments(unknown)}",
     }
     lines = [f"    {key}={value}" + ("" if "  #" in value else ",") for key, value in fields.items()]
-    head = _NATIVE.format(prompts=_dictionary(metadata.prompts)) if metadata.native else _OURS
+    # By side as lines of Python, without those names of the recipe that mteb would not know.
+    prompts = {side: metadata.prompts[side] for side in ("query", "document") if side in metadata.prompts}
+    written = "".join(f"    {side!r}: {prompt!r},\n" for side, prompt in prompts.items())
+    head = _NATIVE.format(prompts="{\n" + written + "}") if metadata.native else _OURS
     return _HEAD + head + "\n\nmodel_meta = ModelMeta(\n" + "\n".join(lines) + "\n)\n"
 
 
@@ -194,9 +197,3 @@ def _reads_instructions(encoder: Encoder, metadata: Metadata) -> bool:
     """Whether a query's input is another than a document's."""
     inputs = [encoder.reading(prompt_name=side) for side in ("query", "document")]
     return inputs[0] != inputs[1] or any(metadata.prompts.values())
-
-
-def _dictionary(prompts: dict[str, str]) -> str:
-    """The prompts by side as lines of Python. Names of the recipe are left out that mteb would not know."""
-    lines = [f"    {side!r}: {prompts[side]!r},\n" for side in ("query", "document") if side in prompts]
-    return "{\n" + "".join(lines) + "}"

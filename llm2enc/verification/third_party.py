@@ -77,7 +77,11 @@ def verify_third_party(name: str | Path) -> ThirdPartyReport:
         return ThirdPartyReport(name, [Check("opens", "problem", f"{type(error).__name__}: {why}", remedy)])
     if isinstance(opened, Encoder):
         raise InputError(f"{name} was written by llm2enc: verify compares it with its own encoder")
-    model, folder = cast(Any, opened).model.float().eval(), _folder(name)
+    model, folder = cast(Any, opened).model.float().eval(), Path(name)
+    if not folder.is_dir():  # of the hub: where its files are by now
+        from huggingface_hub import hf_hub_download
+
+        folder = Path(hf_hub_download(name, "modules.json", local_files_only=True)).parent
     probe = Probe.of(model)
     rows = [
         *_requirements(folder),
@@ -273,15 +277,6 @@ def _requirements(folder: Path) -> Iterator[Check]:
 
 def _encode(model: Any, texts: list[str], prompt: str = "") -> np.ndarray:
     return model.encode(texts, prompt=prompt, batch_size=len(texts), show_progress_bar=False)
-
-
-def _folder(name: str) -> Path:
-    """Where the files of an opened model are."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(name, "modules.json", local_files_only=True)).parent
 
 
 def _engine_rules(folder: Path) -> list[Check]:
