@@ -308,7 +308,7 @@ def test_the_readme_says_how_to_open_it_and_a_hub_id_is_named(tmp_path: Path) ->
         json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == ""
     )
     recipe = load_recipe(str(run / "recipe.yaml"), ["model.name=someone/llama-1b", "model.attention=causal"])
-    facts = adapter._facts(recipe, [run / "0-clm"], rank=2)
-    assert facts["base"] == "someone/llama-1b"
-    text = adapter._readme(adapter.CAUSAL_LM, facts)
+    metadata = adapter._metadata(recipe, [run / "0-clm"], rank=2)
+    assert metadata["base"] == "someone/llama-1b"
+    text = adapter._readme(adapter.CAUSAL_LM, metadata)
     assert "base_model: someone/llama-1b" in text and "is_causal" not in text and "AutoModelForCausalLM" in text
