@@ -98,8 +98,7 @@ def phase(out: Path) -> str:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # All weights, then an adapter on them; the long form has contrastive too.
-    return write_recipe(tmp_path_factory.mktemp("recipe"), ("clm", "simcse"), steps=3, rng_shards=1)
+    return write_recipe(tmp_path_factory.mktemp("recipe"), steps=3, rng_shards=1)
 
 
 @pytest.fixture(scope="module")
