@@ -9,7 +9,7 @@ real one. `statistics` gives the same figures for these texts.
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +75,10 @@ def pairs(count: int, seed: int) -> list[tuple[str, str]]:
     return list(zip(texts(count, seed, "query"), texts(count, seed + 1), strict=True))
 
 
-def tokenizer(folder: Path) -> None:
-    """A byte-level BPE of `VOCABULARY` pieces, saved with padding token and without special tokens in its template."""
+@cache
+def _trained_tokenizer() -> str:
+    """JSON of a byte-level BPE of `VOCABULARY` pieces; one training, of some seconds, serves all shapes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -90,6 +90,15 @@ def tokenizer(folder: Path) -> None:
         show_progress=False,
     )
     backend.train_from_iterator(texts(8_000, seed=1), trainer)
+    return backend.to_str()
+
+
+def tokenizer(folder: Path) -> None:
+    """The tokenizer, saved with padding token and without special tokens in its template."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer.from_str(_trained_tokenizer())
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=["input_ids", "attention_mask"], **names)
     fast.save_pretrained(folder)

@@ -114,17 +114,17 @@ def predicted(name: str) -> dict[str, Any]:
     """What the planner says of a case: bytes beside the weights, and operations of a step."""
     from llm2enc.encoding import Encoder
     from llm2enc.planning.devices import Devices
-    from llm2enc.planning.fake_profiler import Simulation
+    from llm2enc.planning.fake_profiler import FakeProfiler
     from llm2enc.planning.memory import memory, sizes
     from llm2enc.planning.run import flops_of_a_step
     from llm2enc.planning.workload import Workload
 
     (_, stage, lengths), encoder = _resolved(name), Encoder(_backbone(name, "meta"), None, "mean")
     devices = Devices("cpu", 1, 2**40, {}, cuda=False)
-    size, simulation = sizes(encoder, 1, sharded=False), Simulation(encoder)
+    size, profiler = sizes(encoder, 1, sharded=False), FakeProfiler(encoder)
     load = Workload(lengths, "", stage.rng_shards)
-    found, costs, largest = memory(stage, simulation, size, load, devices, "mean")
-    flops = flops_of_a_step(stage, simulation, load, devices, costs, largest)
+    found, costs, largest = memory(stage, profiler, size, load, devices, "mean")
+    flops = flops_of_a_step(stage, profiler, load, devices, costs, largest)
     beside = found.peak - found.parts["reserved"] - found.parts["held"] - size.weights - size.adapter
     return {"predicted": beside, "phase": found.phase, "predicted_flops": flops}
 

@@ -1,10 +1,10 @@
-"""Which family leaves the house in which form: every form is written, opened in its engine, and compared with ours.
+"""Which family leaves the house in which format: every format is written, opened in its engine, and compared with ours.
 
     python -m benchmarks.targets -o FOLDER [--families llama,qwen3] [--markdown FILE]
 
 Each family is a tiny random model of its own configuration class with the packaged tokenizer and a template of BOS, text
 and EOS. A cell is what `llm2enc verify` says: ✓ the smallest cosine is at least 0.9999 in float32, ✗ it is not, – refused
-by us or unsupported there, · not installed here. vLLM and TEI are judged by their files' contracts. An interrupted table
+by us or unsupported there, · not installed here. vLLM and TEI are judged by the engine rules. An interrupted table
 goes on where it was.
 """
 
@@ -61,7 +61,7 @@ def result(family: str, out: Path) -> dict[str, Any]:
 
 
 def measure(family: str, folder: Path) -> dict[str, Any]:
-    """Every form of a tiny model of `family`, written into `folder` and verified."""
+    """A tiny model of `family` in every format, written into `folder` and verified."""
     from llm2enc.export import Source, export, why_not
     from llm2enc.verification import verify
 
@@ -69,12 +69,12 @@ def measure(family: str, folder: Path) -> dict[str, Any]:
     made.save(folder)
     source = Source.of(folder)
     refused = why_not(source)
-    for form, dtype in WRITTEN.items():
-        if not refused[form]:
+    for format, dtype in WRITTEN.items():
+        if not refused[format]:
             try:
-                export(folder, [form], dtypes=[dtype])
+                export(folder, [format], dtypes=[dtype])
             except ValueError as error:  # what only the writing finds out
-                refused[form] = " ".join(str(error).split())
+                refused[format] = " ".join(str(error).split())
     report = verify(folder, encoder=made)
     wrong = [f"{row.engine}: {row.note}" for row in report.rows if row.engine not in COLUMNS and not row.agrees]
     if wrong:  # what the others were compared with is itself not right
@@ -82,10 +82,10 @@ def measure(family: str, folder: Path) -> dict[str, Any]:
     cells: dict[str, Any] = {"reasons": {}}
     for row in report.rows:
         if row.engine in COLUMNS:
-            form = "gguf" if row.engine == "llama.cpp" else row.engine
+            format = "gguf" if row.engine == "llama.cpp" else row.engine
             verdict = "refused" if row.verdict == "missing" else row.verdict
             cells[row.engine] = {"verdict": verdict, "cosine": row.cosine, "difference": row.difference}
-            reason = refused.get(form, "") if verdict == "refused" else f"{row.note}. {row.remedy}"
+            reason = refused.get(format, "") if verdict == "refused" else f"{row.note}. {row.remedy}"
             if verdict not in ("agrees", "should agree"):
                 cells["reasons"][row.engine] = reason
     return cells

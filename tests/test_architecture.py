@@ -21,7 +21,7 @@ ORDER = {
     "artifact": "the saved directory",
     "encoding": "the encoder",
     "training": "one loop for every objective",
-    "export": "other forms of a directory",
+    "export": "other formats of a directory",
     "evaluation": "tasks, metrics, intervals",
     "audit": "what is wrong with the data",
     "planning": "memory, time and disk beforehand",
@@ -145,7 +145,7 @@ RAISED = re.compile(r"raise (ValueError|TypeError)\(")
 BARE = {  # files whose bare errors have a reason
     **{f"recipe/{name}.py": "pydantic collects them in validators" for name in ("base", "input", "recipe", "stages")},
     "text/template.py": "a text that is no str, which only a caller in Python can give",
-    "verification/engines/by_hand.py": "runs without llm2enc",
+    "verification/engines/reference.py": "runs without llm2enc",
 }
 
 

@@ -8,7 +8,16 @@ from llm2enc.artifact.files import (
     check_target,
     write_json,
 )
-from llm2enc.artifact.metadata import HistoryRow, MergeRecord, Metadata, Parent, read_metadata, write_metadata
+from llm2enc.artifact.integrity import digests
+from llm2enc.artifact.metadata import (
+    HistoryRow,
+    MergeRecord,
+    Metadata,
+    Parent,
+    ProofRecord,
+    read_metadata,
+    write_metadata,
+)
 from llm2enc.artifact.parts import Parts
 from llm2enc.artifact.tokenizer import Layout, asked, layout
 
@@ -22,12 +31,14 @@ __all__ = [
     "Metadata",
     "Parent",
     "Parts",
+    "ProofRecord",
     "asked",
     "base_model",
     "card",
     "check_target",
     "config",
     "dense",
+    "digests",
     "files",
     "layout",
     "read",

@@ -12,10 +12,10 @@ from llm2enc.cli.compare import compare
 from llm2enc.cli.convert import convert
 from llm2enc.cli.data import data
 from llm2enc.cli.encode import encode
-from llm2enc.cli.ending import ending_well
 from llm2enc.cli.evaluate import evaluate
 from llm2enc.cli.export import export
 from llm2enc.cli.inspect import inspect
+from llm2enc.cli.interruption import interruptible
 from llm2enc.cli.merge import merge
 from llm2enc.cli.messages import say
 from llm2enc.cli.plan import plan
@@ -46,7 +46,7 @@ COMMANDS = {  # and what is kept when something from outside ends it
     recipes: "",
 }
 for command, kept in COMMANDS.items():
-    app.command()(ending_well(command, kept))
+    app.command()(interruptible(command, kept))
 
 
 def main() -> None:

@@ -122,7 +122,7 @@ def _counts(source: "SourceReport") -> "Table":
         rows.append((plural(side), *numbers, tokens, cut, lost, languages))
     percentiles = Column("tokens:\n5/50/95 %\n/most", wrap=False)
     names = ("texts", "distinct", "chars", percentiles, "cut", "lost")
-    return table([Column(wrap=False), *names, Column("languages", fold=True)], rows)
+    return table([Column(wrap=False), *names, "languages"], rows)
 
 
 def _print_instructions(instructions: dict[str, int], console: "Console") -> None:

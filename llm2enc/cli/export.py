@@ -8,7 +8,7 @@ import typer
 from llm2enc.cli.messages import quiet, say
 from llm2enc.cli.options import Private, Push, check_push, send
 from llm2enc.errors import InputError
-from llm2enc.terminal import table
+from llm2enc.terminal import note, table
 
 
 def export(
@@ -25,20 +25,20 @@ def export(
     ] = None,
     dtype: Annotated[
         list[str] | None,
-        typer.Option("--dtype", help="float32, bfloat16, float16 or q8_0, as far as the form knows it. Repeatable."),
+        typer.Option("--dtype", help="float32, bfloat16, float16 or q8_0, as far as the format knows it. Repeatable."),
     ] = None,
     push: Push = None,
     private: Private = False,
-    forms: Annotated[bool, typer.Option("--list", help="List the forms, and which MODEL can have.")] = False,
+    formats: Annotated[bool, typer.Option("--list", help="List the formats, and which MODEL can have.")] = False,
 ) -> None:
-    """Write an encoder in the forms that other programs open, and send it to the hub."""
-    if forms:
-        _list_forms(model)
+    """Write an encoder in the formats that other programs open, and send it to the hub."""
+    if formats:
+        _list_formats(model)
         return
     if model is None or not (to or out or push):
         raise InputError("say what to export and how: llm2enc export DIR --to onnx, or --push USER/NAME; see --list")
     if dtype and not (to or out):
-        raise InputError("--dtype is for what is written; say in which form (--to) or where (-o)")
+        raise InputError("--dtype is for what is written; say in which format (--to) or where (-o)")
     if push:
         check_push(push)
     quiet()
@@ -64,18 +64,20 @@ def export(
         send(folder, push, private)
 
 
-def _list_forms(model: Path | None) -> None:
+def _list_formats(model: Path | None) -> None:
     from rich.console import Console
 
-    from llm2enc.export import FORMS, Source, summaries, why_not
+    from llm2enc.export import FORMATS, Source, summaries, why_not
 
-    reasons = {}
+    reasons: dict[str, str] = {}
     if model is not None:
         quiet()
         reasons = why_not(Source.of(model))
-    columns = ("form", "storage types", "what it is", *(["can it?"] if model else []))
     rows = []
     for name, summary in summaries().items():
-        answer = [f"no: {reasons[name]}" if reasons[name] else "yes"] if model else []
-        rows.append((name, ", ".join(FORMS[name].dtypes), summary, *answer))
-    Console().print(table(columns, rows))
+        answer = ["no" if reasons[name] else "yes"] if reasons else []
+        rows.append((name, ", ".join(FORMATS[name].dtypes), summary, *answer))
+    console = Console()
+    console.print(table(("format", "storage types", "what it is", *(["can it?"] if reasons else [])), rows))
+    for name, reason in reasons.items():
+        note(console, name, reason)

@@ -31,7 +31,7 @@ def _print_inspection(found: dict) -> None:
     from rich.console import Console
 
     console = Console()
-    facts = [(key, str(value)) for key, value in found.items() if key != "layers"]
-    console.print(table(("", ""), facts, header=False))
+    rows = [(key, str(value)) for key, value in found.items() if key != "layers"]
+    console.print(table(("", ""), rows, header=False))
     layers = [(str(layer["index"]), str(layer["type"]), str(layer["attention"])) for layer in found["layers"]]
     console.print(table(("layer", "type", "attention"), layers))

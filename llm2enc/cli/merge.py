@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -42,7 +42,7 @@ def merge(
     folders = [Source.of(model).folder for model in models]
     if tasks:
         check_sources(tasks)
-    record = run(folders, out, method=method, weights=shares, base=base, towards=towards)
+    record = run(folders, out, method=cast(Any, method), weights=shares, base=base, towards=towards)
     say(f"encoder: {out}")
     rows = []
     if tasks:

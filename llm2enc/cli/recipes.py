@@ -6,7 +6,7 @@ import typer
 
 from llm2enc.cli.options import Data, Model, Set
 from llm2enc.errors import InputError
-from llm2enc.terminal import Column, table
+from llm2enc.terminal import table
 
 
 def recipes(
@@ -31,4 +31,4 @@ def recipes(
         (recipe.name, recipe.model.name, " -> ".join(stage.objective for stage in recipe.stages), recipe.description)
         for recipe in map(load_recipe, recipe_names())
     ]
-    Console().print(table(("recipe", Column("model", fold=True), "stages", "what it does"), rows))
+    Console().print(table(("recipe", "model", "stages", "what it does"), rows))

@@ -1,18 +1,19 @@
 """`llm2enc verify`."""
 
+import errno
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2enc.cli.messages import quiet
+from llm2enc.cli.messages import quiet, say
 from llm2enc.cli.options import Json
 from llm2enc.errors import InputError
-from llm2enc.terminal import Column, note, status, table
+from llm2enc.terminal import note, status, table
 
 if TYPE_CHECKING:
-    from llm2enc.verification import ForeignReport, Report
+    from llm2enc.verification import Report, ThirdPartyReport
 
 
 def verify(
@@ -21,17 +22,19 @@ def verify(
         list[str] | None,
         typer.Option(
             "--engines",
-            help="files, llm2enc, sentence-transformers, transformers, onnx, openvino, llama.cpp, contracts; all by "
-            "default. Repeatable.",
+            help="files, llm2enc, sentence-transformers, transformers, onnx, openvino, llama.cpp, rules; all by default. "
+            "Repeatable.",
         ),
     ] = None,
-    card: Annotated[bool, typer.Option(help="Write the table of all engines into README.md and llm2enc.json.")] = True,
+    card: Annotated[
+        bool, typer.Option(help="Write the table of all engines and the proof into README.md and llm2enc.json.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Say whether every engine gives the same vectors; of someone else's model, whether it is what it claims to be."""
     quiet()
     from llm2enc.export import Source
-    from llm2enc.verification import ForeignReport, verify_foreign, write_card
+    from llm2enc.verification import ThirdPartyReport, verify_third_party, write_card
     from llm2enc.verification import verify as check
 
     try:
@@ -39,15 +42,22 @@ def verify(
     except InputError:
         if engines:
             raise InputError(f"{model} is not a directory of llm2enc; --engines is for those only") from None
-        report = verify_foreign(model)
+        report = verify_third_party(model)
     else:
         report = check(folder, engines)
         if card and not engines:  # a table of some engines would take the place of the whole one
-            write_card(folder, report)
+            try:
+                write_card(folder, report)
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
+                say(f"note: {folder} is read-only, so neither table nor proof is written into it ({error.strerror})")
     if as_json:
         print(json.dumps(report.to_json()))
+    elif isinstance(report, ThirdPartyReport):
+        _print_third_party(report)
     else:
-        (_print_foreign if isinstance(report, ForeignReport) else _print_ours)(report)
+        _print_ours(report)
     if not report.agrees:
         raise typer.Exit(1)
 
@@ -64,13 +74,12 @@ def _print_ours(report: "Report") -> None:
         rows.append((f"{row.engine} {row.version}".rstrip(), row.form, *cells, status(row.verdict)))
         name = " ".join(word for word in (row.engine, row.version, row.form) if word)
         said.setdefault((row.note, row.remedy), []).append(name)
-    names = [Column(name, fold=True) for name in ("engine", "file")]  # cut names would not say which file it was
-    console.print(table([*names, "cosine", "difference", "s", "verdict"], rows, report.folder))
+    console.print(table(["engine", "file", "cosine", "difference", "s", "verdict"], rows, report.folder))
     for (what, remedy), names in said.items():
         note(console, ", ".join(names), what, remedy)
 
 
-def _print_foreign(report: "ForeignReport") -> None:
+def _print_third_party(report: "ThirdPartyReport") -> None:
     from rich.console import Console
 
     console = Console()

@@ -17,7 +17,7 @@ def table(comparison: Comparison) -> "Table":
     tested = any(candidate.prefix for candidate in comparison.candidates)
     numbers = [*map(words, types), "tokens", "random\ncosine", *(["prefix"] if tested else [])]
     columns = [
-        Column("candidate", fold=True),
+        "candidate",
         Column("mean ± 95 %", "right", wrap=False),
         *(Column(name, "right") for name in numbers),
     ]

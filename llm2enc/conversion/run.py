@@ -6,7 +6,7 @@ runs/pocket/
   recipe.yaml      the resolved recipe
   history.json     scores before training and after every stage
   0-mntp/ ...      one folder per stage (checkpoint.py)
-  model/           the encoder, in the form other programs open
+  model/           the encoder, in the format other programs open
 """
 
 import json
@@ -106,7 +106,7 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     if distributed.is_main():
         scores = baselines(recipe.evaluation)
         already = _is_exported(out / "model", encoder, history.rows)
-        if not already:  # otherwise its other forms would be lost
+        if not already:  # otherwise its other formats would be lost
             encoder.save(out / "model", recipe=recipe, history=history.rows)
         parity = verify(out / "model", AT_THE_END_OF_A_CONVERSION, encoder).rows
     distributed.barrier()

@@ -26,8 +26,8 @@ from llm2enc.distributed.fsdp import (
     shard_layers,
     to_local,
 )
-from llm2enc.distributed.joining import abort_with_peers, barrier, broadcast, start
 from llm2enc.distributed.launch import wants_fsdp, wants_zero
+from llm2enc.distributed.process_group import abort_with_peers, barrier, broadcast, start
 from llm2enc.distributed.zero import Zero, check_zero, moments, set_moment
 
 __all__ = [

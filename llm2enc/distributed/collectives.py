@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from llm2enc.distributed.fsdp import clip, is_sharded
-from llm2enc.distributed.joining import running
+from llm2enc.distributed.process_group import running
 from llm2enc.distributed.zero import Zero
 
 
@@ -52,13 +52,15 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     parameters = [parameter for parameter in parameters if not is_sharded(parameter)]
     if not parameters:
         return
-    for parameter in parameters:  # a process whose share was empty still takes part
-        if parameter.grad is None:
+    gradients = []
+    for parameter in parameters:
+        if parameter.grad is None:  # a process whose share was empty still takes part
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters])
+        gradients.append(parameter.grad)
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
-    for parameter, total in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(total.view_as(parameter))
+    for gradient, total in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
+        gradient.copy_(total.view_as(gradient))
 
 
 def reduce_gradients(

@@ -56,7 +56,9 @@ class Supervisor:
         self._server = _server()
         self.port = self._server.getsockname()[1]
         self._peers: dict[int, _Peer] = {}
-        self._opened, self._over = 0, False
+        self._opened = 0
+        self._end: dict[str, Any] = {}
+        """The last message, once it is sent: those that join later need it too."""
         self._lock = threading.RLock()
         os.register_at_fork(after_in_child=self._close)
         for work in (self._accept, self._beat):
@@ -64,8 +66,9 @@ class Supervisor:
 
     def leave(self) -> None:
         """This process ends in order: the others are on their own."""
-        self._over = True
-        self._broadcast({"bye": True})
+        with self._lock:
+            self._end = {"bye": True}
+            self._broadcast(self._end)
 
     def _close(self) -> None:
         """Close what a forked child has inherited: a copy would keep the connections of a dead process open."""
@@ -88,6 +91,8 @@ class Supervisor:
                     with self._lock:
                         if peer is None:
                             peer = self._peers[message["rank"]] = _Peer(connection, **message)
+                            if self._end:
+                                _send(connection, self._end)
                         else:
                             self._take(peer, message)
             except TimeoutError:
@@ -110,15 +115,15 @@ class Supervisor:
             self._stop(left[0], "ended before the others")
 
     def _beat(self) -> None:
-        while not self._over:
+        while not self._end:
             self._broadcast({})
             time.sleep(TICK)
 
     def _stop(self, peer: "_Peer", text: str, code: int = 1) -> None:
-        if not self._over:
-            self._over = True  # the first cause is the cause
+        if not self._end:  # the first cause is the cause
             failure = PeerFailure(peer.rank, peer.node, peer.local_rank, f"{peer.title} {text}", code)
-            self._broadcast({"stop": asdict(failure)})
+            self._end = {"stop": asdict(failure)}
+            self._broadcast(self._end)
 
     def _broadcast(self, message: dict[str, Any]) -> None:
         with self._lock:

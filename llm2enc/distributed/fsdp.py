@@ -7,12 +7,16 @@ of the package: sums, never averages. Every process must run the layers equally 
 
 import inspect
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from llm2enc.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def check_sharding() -> None:
@@ -47,7 +51,7 @@ def shard_layers(decoder: nn.Module, layers: Sequence[nn.Module], whole: set[nn.
     fully_shard(decoder, mesh=mesh, ignored_params=whole)
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether this process holds a part of the tensor only."""
     return hasattr(tensor, "full_tensor")
 
@@ -89,7 +93,7 @@ def clip(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
     if not any(is_sharded(parameter) for parameter in parameters):
         return nn.utils.clip_grad_norm_(parameters, largest)
     squares = {kind: torch.zeros((), device=parameters[0].device) for kind in (True, False)}
-    gradients = [to_local(parameter.grad) for parameter in parameters]
+    gradients = [to_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         squares[is_sharded(parameter)] += torch.linalg.vector_norm(gradient, dtype=torch.float32).square()
     dist.all_reduce(squares[True])

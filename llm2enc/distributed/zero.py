@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from llm2enc.errors import InputError
 
 FILE = "ACCELERATE_DEEPSPEED_CONFIG_FILE"
-ENVIRONMENT = {  # what `accelerate launch` hands on besides a file: the name in a file, and what means nothing
+# What `accelerate launch` hands on besides a file: the name in a file, and what means nothing.
+ENVIRONMENT: dict[str, tuple[str, tuple[str, ...]]] = {
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("zero_optimization.offload_optimizer", ("none",)),
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("zero_optimization.offload_param", ("none",)),
     "ACCELERATE_GRADIENT_CLIPPING": ("gradient_clipping", ("none", "auto")),
@@ -67,7 +68,7 @@ def settings() -> dict[str, Any]:
     """
     path, faults = os.environ.get(FILE), []
     given = _read(Path(path)) if path else {}
-    for name, (key, idle) in () if path else ENVIRONMENT.items():
+    for name, (key, idle) in ({} if path else ENVIRONMENT).items():
         value = os.environ.get(name, idle[0]).lower()
         if value not in idle:
             faults.append(_fault(key, value))
@@ -179,7 +180,7 @@ class Zero:
 
     def moments(self, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
         """AdamW's state of a parameter, whole, one after the other."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]  # an extra
 
         yield "step", self._state()["step"].clone()  # one for all, which no two files' entries may share
         for name in ("exp_avg", "exp_avg_sq"):
@@ -187,7 +188,7 @@ class Zero:
 
     def set_moment(self, parameter: nn.Parameter, name: str, value: Tensor) -> None:
         """Set one of them, from the whole tensor."""
-        from deepspeed.utils import safe_set_full_optimizer_state
+        from deepspeed.utils import safe_set_full_optimizer_state  # pyright: ignore[reportMissingImports]  # an extra
 
         if (
             not self._state()
@@ -218,14 +219,15 @@ class Zero:
 def _engine(parameters: list[nn.Parameter], optimizer: torch.optim.AdamW, largest: float) -> Any:
     """DeepSpeed's engine over nothing but these parameters."""
     with redirect_stdout(sys.stderr):  # stdout is for answers
-        import deepspeed
+        import deepspeed  # pyright: ignore[reportMissingImports]  # an extra
     if not hasattr(deepspeed.DeepSpeedEngine, "coalesce_grad_reduction"):
         raise InputError(
             f"deepspeed {deepspeed.__version__} cannot add up the gradients of several passes at once; update it: "
             "pip install -U 'llm2enc[deepspeed]'"
         )
     for handler in logging.getLogger("DeepSpeed").handlers:
-        handler.setStream(sys.stderr)  # the launcher's side of accelerate may have imported it before
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)  # the launcher's side of accelerate may have imported it before
     config = settings()
     total = sum(parameter.numel() for parameter in parameters)
     config["zero_optimization"].setdefault("reduce_bucket_size", min(total, LARGEST_BUCKET))

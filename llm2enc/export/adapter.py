@@ -4,8 +4,8 @@ A run keeps an adapter per stage, each trained on the merged weights of the stag
 
     W_n = W_0 + s_1 B_1 A_1 + ... + s_n B_n A_n = W_0 + [s_1 B_1 ... s_n B_n] [A_1; ...; A_n]
 
-so the chain is one adapter whose rank is the sum of the ranks (LoRA: arXiv 2106.09685, eq. 3). `write` adds two forms of
-it to a directory:
+so the chain is one adapter whose rank is the sum of the ranks (LoRA: arXiv 2106.09685, eq. 3). `write` adds it
+to a directory twice:
 
     adapter/              keys for the bare decoder (AutoModel), which `load` takes too
     adapter-causal-lm/    the same tensors under the names of the ...ForCausalLM class, what serving engines want
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from llm2enc.model import Backbone
 
 SUMMARY = "one LoRA adapter on the base model that equals all stages of a run (PEFT's layout)"
-FACTS = "llm2enc_adapter.json"
+METADATA = "llm2enc_adapter.json"
 FORMAT = 1
 DECODER, CAUSAL_LM = "adapter", "adapter-causal-lm"
 
@@ -99,9 +99,9 @@ def write(run: Path, folder: Path) -> list[Path]:
     unknown = sorted({module for module, _ in tensors} - names.decoder)
     if unknown:
         raise InputError(f"{run}: the base model {recipe.model.name} has no modules {unknown[:3]}; it has changed")
-    facts = _facts(recipe, folders, rank=len(next(iter(tensors.values()))[0]))
-    files = _write_form(folder / DECODER, tensors, names.decoder, "", facts | {"inside": names.inside})
-    return files + _write_form(folder / CAUSAL_LM, tensors, names.model, names.prefix, facts)
+    metadata = _metadata(recipe, folders, rank=len(next(iter(tensors.values()))[0]))
+    files = _write_adapter(folder / DECODER, tensors, names.decoder, "", metadata | {"inside": names.inside})
+    return files + _write_adapter(folder / CAUSAL_LM, tensors, names.model, names.prefix, metadata)
 
 
 def load(backbone: "Backbone", folder: Path) -> None:
@@ -109,15 +109,20 @@ def load(backbone: "Backbone", folder: Path) -> None:
 
     raises  ValueError if the backbone's weights are not those the chain started from, or its direction is another
     """
-    facts = _read_facts(folder)
-    own, attention = _dtype(backbone), "bidirectional" if backbone.bidirectional else "causal"
-    if attention != facts["attention"]:
-        raise InputError(f"{folder} was trained with {facts['attention']} attention; this model is read as {attention}")
-    fingerprint = backbone.fingerprint()
-    if fingerprint != facts["parent"]:
-        stored = "" if own == facts["dtype"] else f". These are stored as {own}, those were loaded as {facts['dtype']}"
+    metadata = _read_metadata(folder)
+    own = str(backbone.decoder.dtype).removeprefix("torch.")
+    attention = "bidirectional" if backbone.bidirectional else "causal"
+    if attention != metadata["attention"]:
         raise InputError(
-            f"{folder} belongs on weights {facts['parent']}, but these are {fingerprint}: another base model or "
+            f"{folder} was trained with {metadata['attention']} attention; this model is read as {attention}"
+        )
+    fingerprint = backbone.fingerprint()
+    if fingerprint != metadata["parent"]:
+        stored = (
+            "" if own == metadata["dtype"] else f". These are stored as {own}, those were loaded as {metadata['dtype']}"
+        )
+        raise InputError(
+            f"{folder} belongs on weights {metadata['parent']}, but these are {fingerprint}: another base model or "
             f"revision{stored}"
         )
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -170,12 +175,13 @@ def _stage(folder: Path) -> "dict[tuple[str, str], tuple[torch.Tensor, torch.Ten
                 f"{folder}/adapter: {name} {tuple(tensor.shape)} is no factor of a matrix; cannot be stacked"
             )
         factors.setdefault((match["module"], match["kind"]), {})[match["factor"]] = tensor.float()
-    return {key: (pair["A"], pair["B"] * _scaling(config, len(pair["A"]))) for key, pair in factors.items()}
-
-
-def _scaling(config: dict[str, Any], rank: int) -> float:
-    """What PEFT multiplies B A with: alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732)."""
-    return config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    found = {}
+    for key, pair in factors.items():
+        rank = len(pair["A"])
+        # PEFT multiplies B A with alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv 2312.03732).
+        scaling = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        found[key] = pair["A"], pair["B"] * scaling
+    return found
 
 
 def _folders(run: Path, recipe: Recipe) -> list[Path]:
@@ -205,11 +211,11 @@ def _odd_settings(folders: list[Path]) -> list[str]:
 
 def _breaks(folders: list[Path]) -> list[str]:
     """Stages that do not stand on the result of the one before."""
-    facts = [_finished(folder) for folder in folders]
+    stages = [_finished(folder) for folder in folders]
     return [
         f"{folder.name} was trained on weights {after['parent'][:12]}, but the stage before it made "
         f"{before['result'][:12]}; train it again"
-        for folder, before, after in zip(folders[1:], facts, facts[1:], strict=False)
+        for folder, before, after in zip(folders[1:], stages, stages[1:], strict=False)
         if after["parent"] != before["result"]
     ]
 
@@ -254,20 +260,16 @@ def _targets(modules: set[str], names: set[str]) -> list[str]:
     return sorted(short if meant == modules else modules)
 
 
-def _dtype(backbone: "Backbone") -> str:
-    return str(next(backbone.decoder.parameters()).dtype).removeprefix("torch.")
-
-
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def _write_form(
-    folder: Path, tensors: "dict[tuple[str, str], Any]", names: set[str], prefix: str, facts: dict[str, Any]
+def _write_adapter(
+    folder: Path, tensors: "dict[tuple[str, str], Any]", names: set[str], prefix: str, metadata: dict[str, Any]
 ) -> list[Path]:
     """One directory; `prefix` stands before the decoder's module names."""
     from safetensors.torch import save_file
 
-    state, rank = {}, facts["rank"]
+    state, rank = {}, metadata["rank"]
     for (module, kind), (a, b) in tensors.items():
         suffix = ".weight" if kind == "lora" else ""
         state[f"base_model.model.{prefix}{module}.{kind}_A{suffix}"] = a
@@ -275,8 +277,8 @@ def _write_form(
     config = {
         "peft_type": "LORA",
         "task_type": "FEATURE_EXTRACTION" if folder.name == DECODER else "CAUSAL_LM",
-        "base_model_name_or_path": facts["base"],
-        "revision": facts["revision"],
+        "base_model_name_or_path": metadata["base"],
+        "revision": metadata["revision"],
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,  # the scalings are in B already
@@ -287,12 +289,12 @@ def _write_form(
     with atomic_directory(folder) as partial:
         save_file(state, partial / "adapter_model.safetensors", metadata={"format": "pt"})
         write_json(partial / "adapter_config.json", config)
-        write_json(partial / FACTS, {"format": FORMAT, "form": folder.name, **facts})
-        (partial / "README.md").write_text(_readme(folder.name, facts), encoding="utf-8")
+        write_json(partial / METADATA, {"format": FORMAT, "form": folder.name, **metadata})
+        (partial / "README.md").write_text(_readme(folder.name, metadata), encoding="utf-8")
     return sorted(folder.iterdir())
 
 
-def _facts(recipe: Recipe, folders: list[Path], rank: int) -> dict[str, Any]:
+def _metadata(recipe: Recipe, folders: list[Path], rank: int) -> dict[str, Any]:
     return {
         "base": card.base_model([recipe.model_dump(mode="json")]) or "",
         "revision": recipe.model.revision,
@@ -305,13 +307,13 @@ def _facts(recipe: Recipe, folders: list[Path], rank: int) -> dict[str, Any]:
     }
 
 
-def _readme(form: str, facts: dict[str, Any]) -> str:
+def _readme(kind: str, metadata: dict[str, Any]) -> str:
     """How to open the adapter rightly: no file of PEFT says that the base must read in both directions."""
-    base = facts["base"]
+    base = metadata["base"]
     head = f"---\nlibrary_name: peft\n{f'base_model: {base}' + chr(10) if base else ''}tags: [llm2enc, lora]\n---\n"
-    name, model = base or "path/to/the/base", "AutoModel" if form == DECODER else "AutoModelForCausalLM"
-    inside = f".{facts['inside']}" if facts.get("inside") else ""
-    switch = "config.get_text_config().is_causal = False\n" if facts["attention"] == "bidirectional" else ""
+    name, model = base or "path/to/the/base", "AutoModel" if kind == DECODER else "AutoModelForCausalLM"
+    inside = f".{metadata['inside']}" if metadata.get("inside") else ""
+    switch = "config.get_text_config().is_causal = False\n" if metadata["attention"] == "bidirectional" else ""
     warning = (
         "The base must read in **both directions**. PEFT's files cannot say so: opened without the line "
         "that sets `is_causal`, or by an engine that ignores it, this adapter gives other vectors and no error. "
@@ -322,42 +324,42 @@ def _readme(form: str, facts: dict[str, Any]) -> str:
     return f"""{head}
 # LoRA adapter of a text encoder
 
-Rank {facts["rank"]}: the sum of the stages {", ".join(facts["stages"])} of one llm2enc run. {warning}
+Rank {metadata["rank"]}: the sum of the stages {", ".join(metadata["stages"])} of one llm2enc run. {warning}
 
 ```python
 from peft import PeftModel
 from transformers import AutoConfig, {model}
 
 config = AutoConfig.from_pretrained("{name}")
-{switch}base = {model}.from_pretrained("{name}", config=config, dtype="{facts["dtype"]}")
+{switch}base = {model}.from_pretrained("{name}", config=config, dtype="{metadata["dtype"]}")
 model = PeftModel.from_pretrained(base{inside}, "path/to/this/directory")
 ```
 
-It belongs on the weights whose SHA-256 is `{facts["parent"]}` (`{FACTS}`); `llm2enc.export.adapter.load` checks that.
+It belongs on the weights whose SHA-256 is `{metadata["parent"]}` (`{METADATA}`); `llm2enc.export.adapter.load` checks that.
 Templates, pooling and normalisation are those of the encoder that the run exported beside it.
 """
 
 
-def _read_facts(folder: Path) -> dict[str, Any]:
-    path = folder / FACTS
+def _read_metadata(folder: Path) -> dict[str, Any]:
+    path = folder / METADATA
     if not path.is_file():
-        raise InputError(f"{folder} is no adapter directory of llm2enc: it has no {FACTS}")
+        raise InputError(f"{folder} is no adapter directory of llm2enc: it has no {METADATA}")
     with explained(str(path), "export the adapter again"):
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    if facts.get("format") != FORMAT or facts.get("form") != DECODER:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    if metadata.get("format") != FORMAT or metadata.get("form") != DECODER:
         raise InputError(
-            f"{folder} holds the form {facts.get('form')!r} in format {facts.get('format')!r}; expected {DECODER!r} in "
+            f"{folder} holds {metadata.get('form')!r} in format {metadata.get('format')!r}; expected {DECODER!r} in "
             f"format {FORMAT}: give the directory `{DECODER}` beside it"
         )
-    return facts
+    return metadata
 
 
 def _check_target(folder: Path, result: str) -> None:
     """ValueError if the files would replace what is not ours, or stand beside another model than they make."""
     for path in (folder / DECODER, folder / CAUSAL_LM):
-        if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / FACTS).is_file()):
+        if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / METADATA).is_file()):
             raise InputError(
-                f"{path} is in use and was not written by this export (no {FACTS}); choose another directory"
+                f"{path} is in use and was not written by this export (no {METADATA}); choose another directory"
             )
     if (folder / METADATA_FILE).is_file():
         there = read_metadata(folder)

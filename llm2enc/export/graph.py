@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,11 +48,11 @@ Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Graph(nn.Module):
-    """Trunk, pooling, head and normalisation."""
+    """Decoder, pooling, head and normalisation."""
 
     def __init__(self, decoder: nn.Module, pooling: Pooling, normalize: bool, head: nn.Module | None = None):
         super().__init__()
-        self.decoder = decoder
+        self.decoder: Any = decoder
         self.head = head
         self.pooling: Pooling = pooling
         self.normalize = normalize
@@ -113,10 +114,10 @@ def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
 
 def _unpooled_prompts(encoder: Encoder, metadata: Metadata) -> list[str]:
     """Prompts whose vectors pool other tokens than the mask shows."""
-    readings = asked(encoder.input_format)
+    prompts = asked(encoder.input_format)
     found = []
     for name in dict.fromkeys(["document", *metadata.prompts]):
-        tokens = encoder.input_format.pack(["The river runs through the old town"], *readings[name])
+        tokens = encoder.input_format.pack(["The river runs through the old town"], *prompts[name])
         if not POOLERS[encoder.pooling].same_in_others(tokens.pool):
             found.append(name)
     return found
@@ -178,14 +179,14 @@ def expected(encoder: Encoder, folder: Path, metadata: Metadata) -> Expected:
         encoder = Encoder.load(folder, "float32")
     input_format, config = encoder.input_format, encoder.backbone.config
     longest = min(encoder.max_tokens, max(_PADDED_TOKENS, (getattr(config, "sliding_window", None) or 0) + 64))
-    texts, readings = _texts(metadata.golden.texts, longest), asked(input_format)
+    texts, prompts = _texts(metadata.golden.texts, longest), asked(input_format)
     rows, vectors = [], []
     for name in dict.fromkeys(["document", *metadata.prompts]):
         chosen = texts if name == "document" else texts[:4]
-        tokens = input_format.pack(chosen, *readings[name])
+        tokens = input_format.pack(chosen, *prompts[name])
         rows += [part.numpy().astype(np.int64) for part in tokens.ids.split(tokens.lengths.tolist())]
         vectors.append(encoder.encode(chosen, prompt_name=name))
-    padding = input_format.tokenizer.pad_token_id
+    padding: Any = input_format.tokenizer.pad_token_id
     return Expected(rows, np.concatenate(vectors), padding or 0, metadata.attention == "bidirectional")
 
 

@@ -32,7 +32,7 @@ _KINDS: dict[str, tuple[bytes, ...]] = {
 # Bytes of a file of weights that are searched: what can be text stands in front.
 _HEADS = {".safetensors": 2**22, ".gguf": 2**26, ".bin": 2**22}
 # Forms of an encoder: where the folder has another one or none, what the hub has of them belongs to former weights.
-_FORMS = ["*.safetensors*", "onnx/*", "openvino/*", "gguf/*", "adapter/*", "adapter-causal-lm/*", "mteb_model.py"]
+_FORMATS = ["*.safetensors*", "onnx/*", "openvino/*", "gguf/*", "adapter/*", "adapter-causal-lm/*", "mteb_model.py"]
 _MAY_BE_HIDDEN = {".gitattributes", ".gitignore"}
 
 
@@ -73,7 +73,7 @@ def push(
             api.create_branch(repo, branch=revision, exist_ok=True)
         commit = api.upload_folder(
             repo_id=repo, folder_path=folder, revision=revision, commit_message=message or "Upload by llm2enc",
-            delete_patterns=_FORMS,
+            delete_patterns=_FORMATS,
         )  # fmt: skip
     return str(commit.commit_url)
 
@@ -183,7 +183,7 @@ def _explained(error: Exception, repo: str, token: str) -> str:
     import httpx  # what huggingface_hub sends with
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    chain = [error]
+    chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < 20:
         chain.append(cause)
     for one in chain:

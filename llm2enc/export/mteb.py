@@ -71,8 +71,9 @@ def write(encoder: Encoder, folder: Path, metadata: Metadata, *, name: str | Non
 
 def _source(encoder: Encoder, folder: Path, metadata: Metadata, name: str | None) -> str:
     recipe = metadata.recipe
-    parameters = list(encoder.backbone.decoder.parameters())
-    embeddings = encoder.backbone.decoder.get_input_embeddings().weight
+    decoder: Any = encoder.backbone.decoder
+    parameters = list(decoder.parameters())
+    embeddings = decoder.get_input_embeddings().weight
     known, unknown = training_tasks(metadata.recipes)
     fields = {
         "loader": "load",
@@ -96,7 +97,10 @@ def _source(encoder: Encoder, folder: Path, metadata: Metadata, name: str | None
         "training_datasets": f"{_tasks(known, unknown)}{_comments(unknown)}",
     }
     lines = [f"    {key}={value}" + ("" if "  #" in value else ",") for key, value in fields.items()]
-    head = _NATIVE.format(prompts=_dictionary(metadata.prompts)) if metadata.native else _OURS
+    # By side as lines of Python, without those names of the recipe that mteb would not know.
+    prompts = {side: metadata.prompts[side] for side in ("query", "document") if side in metadata.prompts}
+    written = "".join(f"    {side!r}: {prompt!r},\n" for side, prompt in prompts.items())
+    head = _NATIVE.format(prompts="{\n" + written + "}") if metadata.native else _OURS
     return _HEAD + head + "\n\nmodel_meta = ModelMeta(\n" + "\n".join(lines) + "\n)\n"
 
 
@@ -184,18 +188,12 @@ def _comments(unknown: list[str]) -> str:
 
 def _frameworks(folder: Path, native: bool) -> list[str]:
     """mteb's names of what runs the model."""
-    forms = {"onnx": "ONNX", "openvino": "OpenVINO", "gguf": "GGUF"}
-    found = ["PyTorch", "safetensors", *(name for form, name in forms.items() if (folder / form).is_dir())]
+    formats = {"onnx": "ONNX", "openvino": "OpenVINO", "gguf": "GGUF"}
+    found = ["PyTorch", "safetensors", *(name for place, name in formats.items() if (folder / place).is_dir())]
     return ["Sentence Transformers", *found] if native else found
 
 
 def _reads_instructions(encoder: Encoder, metadata: Metadata) -> bool:
     """Whether a query's input is another than a document's."""
-    readings = [encoder.reading(prompt_name=side) for side in ("query", "document")]
-    return readings[0] != readings[1] or any(metadata.prompts.values())
-
-
-def _dictionary(prompts: dict[str, str]) -> str:
-    """The prompts by side as lines of Python. Names of the recipe are left out that mteb would not know."""
-    lines = [f"    {side!r}: {prompts[side]!r},\n" for side in ("query", "document") if side in prompts]
-    return "{\n" + "".join(lines) + "}"
+    inputs = [encoder.reading(prompt_name=side) for side in ("query", "document")]
+    return inputs[0] != inputs[1] or any(metadata.prompts.values())

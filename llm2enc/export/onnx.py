@@ -1,4 +1,4 @@
-"""The ONNX form of a directory: onnx/model.onnx in float32, onnx/model_fp16.onnx with weights in float16.
+"""The ONNX format of a directory: onnx/model.onnx in float32, onnx/model_fp16.onnx with weights in float16.
 
 Inputs and outputs are those of `graph`. Names and types are what these programs ask for (read in their sources):
 
@@ -33,7 +33,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,7 +62,7 @@ _FLOAT = 1  # TensorProto.FLOAT
 
 
 def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
-    """Why this encoder cannot have the form; empty if it can."""
+    """Why this encoder cannot have the format; empty if it can."""
     return graph.unsupported_reason(encoder, metadata)
 
 
@@ -71,7 +71,7 @@ def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: tuple[s
 
     encoder  the encoder of `folder`
     dtypes   float32, float16: what the matrices are stored in, one graph each
-    raises   CannotExport if the encoder cannot have this form, the family cannot be traced, or a graph gives other vectors
+    raises   CannotExport if the encoder cannot have this format, the family cannot be traced, or a graph gives other vectors
              than the encoder; ValueError for a missing package
     """
     graph.check_request(encoder, metadata, dtypes, ("onnx", "onnxruntime"), "onnx")
@@ -122,7 +122,7 @@ def runner(path: Path) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # it warns of initializers that it folds away, and says errors twice
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:

@@ -1,4 +1,4 @@
-"""The OpenVINO form of a directory: openvino/openvino_model.xml and .bin, or openvino_model_fp16 for float16 weights.
+"""The OpenVINO format of a directory: openvino/openvino_model.xml and .bin, or openvino_model_fp16 for float16 weights.
 
 Inputs and outputs are those of `graph`; the model is converted from the PyTorch module itself, so that nothing but the
 package openvino is needed. sentence-transformers 6.2 looks for openvino/openvino_model.xml with backend="openvino";
@@ -37,7 +37,7 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 
 
 def unsupported_reason(encoder: Encoder, metadata: Metadata) -> str:
-    """Why this encoder cannot have the form; empty if it can."""
+    """Why this encoder cannot have the format; empty if it can."""
     return graph.unsupported_reason(encoder, metadata)
 
 
@@ -46,7 +46,7 @@ def write(encoder: Encoder, folder: Path, metadata: Metadata, *, dtypes: tuple[s
 
     encoder  the encoder of `folder`
     dtypes   float32, float16: what the weights are stored in, one model each; arithmetic is what the caller asks for
-    raises   CannotExport if the encoder cannot have this form, the family cannot be traced, or a model gives other vectors
+    raises   CannotExport if the encoder cannot have this format, the family cannot be traced, or a model gives other vectors
              than the encoder; ValueError for a missing package
     """
     graph.check_request(encoder, metadata, dtypes, ("openvino",), "openvino")

@@ -1,12 +1,12 @@
-"""What leaves the house: forms of an encoder that other programs open without code of ours.
+"""What leaves the house: export formats, which other programs open without code of ours.
 
     sentence-transformers   the directory itself, which transformers, vLLM, TEI and infinity open too
-    onnx, openvino, gguf    further forms, written into the directory
+    onnx, openvino, gguf    further formats, written into the directory
     mteb                    how mteb runs the model
     adapter                 the LoRA chain of a run as one adapter for the model it started from
 
-Each form is a module with SUMMARY, `unsupported_reason` and `write`. A form that an encoder cannot have is refused with
-the reason before anything is written.
+Each format is a module with SUMMARY, `unsupported_reason` and `write`. A format that an encoder cannot have is refused
+with the reason before anything is written.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ SUMMARY = "the directory itself, which sentence-transformers, transformers, vLLM
 
 
 @dataclass(frozen=True)
-class Form:
-    """A form by the name that the command line gives it."""
+class ExportFormat:
+    """An export format by the name that the command line gives it."""
 
     module: str
     """In this package; empty for the directory itself."""
@@ -38,13 +38,13 @@ class Form:
     """Whether it is of use without the directory around it."""
 
 
-FORMS = {
-    DIRECTORY: Form("", DTYPES),  # `Encoder.save` writes it
-    "onnx": Form("onnx", ("float32", "float16")),
-    "openvino": Form("openvino", ("float32", "float16")),
-    "gguf": Form("gguf", ("float16", "float32", "q8_0"), alone=True),
-    "adapter": Form("adapter", alone=True),
-    "mteb": Form("mteb"),  # the last to be written: it lists the others
+FORMATS = {
+    DIRECTORY: ExportFormat("", DTYPES),  # `Encoder.save` writes it
+    "onnx": ExportFormat("onnx", ("float32", "float16")),
+    "openvino": ExportFormat("openvino", ("float32", "float16")),
+    "gguf": ExportFormat("gguf", ("float16", "float32", "q8_0"), alone=True),
+    "adapter": ExportFormat("adapter", alone=True),
+    "mteb": ExportFormat("mteb"),  # the last to be written: it lists the others
 }
 # What says that two directories hold one encoder: weights and configuration, and how they are read.
 _SAME = ("fingerprint", "input", "pooling", "normalize")
@@ -81,35 +81,35 @@ class Exported:
 
     files: list[Path]
     notes: list[str]
-    """What whoever opens these forms should know, beyond the card."""
+    """What whoever opens these formats should know, beyond the card."""
 
 
 def export(
     source: Path,
-    forms: Sequence[str],
+    formats: Sequence[str],
     out: Path | None = None,
     dtypes: Sequence[str] = (),
     repo: str | None = None,
 ) -> Exported:
-    """Write `forms` of an exported directory or a run, into the directory itself or into `out`.
+    """Write `formats` of an exported directory or a run, into the directory itself or into `out`.
 
-    forms    names of FORMS
-    out      where to: a new directory if DIRECTORY is among the forms, otherwise another one of this very encoder; forms
+    formats  names of FORMATS
+    out      where to: a new directory if DIRECTORY is among the formats, otherwise another one of this very encoder; formats
              that stand alone may go anywhere
-    dtypes   storage types; where none is one of a form's own, its default, and for DIRECTORY the type of the weights
+    dtypes   storage types; where none is one of a format's own, its default, and for DIRECTORY the type of the weights
     repo     USER/NAME on the hub, for what names the model there
     raises   CannotExport with every reason, ValueError for unusable arguments; nothing is written then. A package that is
-             missing (ValueError) or a form that turns out to give other vectors (CannotExport) shows on the way only:
-             forms written before it stay
+             missing (ValueError) or a format that turns out to give other vectors (CannotExport) shows on the way only:
+             formats written before it stay
     """
 
-    chosen = _dtypes(forms, dtypes)
-    forms = list(chosen)
+    chosen = _dtypes(formats, dtypes)
+    formats = list(chosen)
     found = Source.of(source)
     metadata = read_metadata(found.folder)
-    _check_out(found, metadata, forms, out)
+    _check_out(found, metadata, formats, out)
     encoder = Encoder.load(found.folder)
-    reasons = [f"{form}: {why}" for form in forms if (why := _refusal(form, encoder, metadata, found))]
+    reasons = [f"{format}: {why}" for format in formats if (why := _refusal(format, encoder, metadata, found))]
     if reasons:
         raise CannotExport("; ".join(reasons))
     files: list[Path] = []
@@ -117,79 +117,82 @@ def export(
     folder = found.folder
     if out is not None:
         folder = out
-        if DIRECTORY in forms:
-            files += _rewrite(encoder, metadata, folder, chosen[DIRECTORY])
+        if DIRECTORY in formats:
+            recipe = load_recipe(metadata.recipe) if metadata.recipe else None
+            dtype = next(iter(chosen[DIRECTORY]), None)  # once more, in another storage type if one is given
+            encoder.save(folder, recipe=recipe, history=metadata.history, merge=metadata.merge, dtype=dtype)
+            files += sorted(path for path in folder.rglob("*") if path.is_file())
             metadata, encoder = read_metadata(folder), Encoder.load(folder)
-    for form in forms:
-        if form == "adapter":
-            files += _module(form).write(found.run, folder)
-        elif form != DIRECTORY:
-            keywords: dict[str, Any] = {"dtypes": chosen[form]} if chosen[form] else {}
-            keywords |= {"name": repo} if form == "mteb" else {}
-            files += _module(form).write(encoder, folder, metadata, **keywords)
-            notes += _module(form).notes(encoder, metadata) if form == "gguf" else []
+    for format in formats:
+        if format == "adapter":
+            files += _module(format).write(found.run, folder)
+        elif format != DIRECTORY:
+            keywords: dict[str, Any] = {"dtypes": chosen[format]} if chosen[format] else {}
+            keywords |= {"name": repo} if format == "mteb" else {}
+            files += _module(format).write(encoder, folder, metadata, **keywords)
+            notes += _module(format).notes(encoder, metadata) if format == "gguf" else []
     return Exported(files, notes)
 
 
 def summaries() -> dict[str, str]:
-    """One line on each form."""
-    return {name: SUMMARY if name == DIRECTORY else _module(name).SUMMARY for name in FORMS}
+    """One line on each format."""
+    return {name: SUMMARY if name == DIRECTORY else _module(name).SUMMARY for name in FORMATS}
 
 
 def why_not(source: Source) -> dict[str, str]:
-    """Why a source cannot have a form, by form; empty where it can."""
+    """Why a source cannot have a format, by format; empty where it can."""
 
     encoder, metadata = Encoder.load(source.folder), read_metadata(source.folder)
-    return {form: _refusal(form, encoder, metadata, source) for form in FORMS}
+    return {format: _refusal(format, encoder, metadata, source) for format in FORMATS}
 
 
-def _refusal(form: str, encoder: Encoder, metadata: Metadata, source: Source) -> str:
-    if form == DIRECTORY:
+def _refusal(format: str, encoder: Encoder, metadata: Metadata, source: Source) -> str:
+    if format == DIRECTORY:
         return ""
-    if form != "adapter":
-        return _module(form).unsupported_reason(encoder, metadata)
+    if format != "adapter":
+        return _module(format).unsupported_reason(encoder, metadata)
     if source.run is None:
         return "an adapter is made of the stages of a run; give the run's folder, as `llm2enc convert` left it"
-    return _module(form).unsupported_reason(source.run)
+    return _module(format).unsupported_reason(source.run)
 
 
-def _module(form: str) -> ModuleType:
-    return import_module(f"llm2enc.export.{FORMS[form].module}")
+def _module(format: str) -> ModuleType:
+    return import_module(f"llm2enc.export.{FORMATS[format].module}")
 
 
-def _dtypes(forms: Sequence[str], asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Storage types by form, in the order of FORMS. ValueError for what is unknown to all, or cannot be told apart."""
-    unknown = [form for form in forms if form not in FORMS]
+def _dtypes(formats: Sequence[str], asked: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Storage types by format, in the order of FORMATS. ValueError for what is unknown to all, or cannot be told apart."""
+    unknown = [format for format in formats if format not in FORMATS]
     if unknown:
-        raise InputError(f"no form {', '.join(unknown)}; expected {', '.join(FORMS)}")
-    known = {form: FORMS[form].dtypes for form in FORMS if form in forms}
-    chosen = {form: tuple(dtype for dtype in types if dtype in asked) for form, types in known.items()}
+        raise InputError(f"no format {', '.join(unknown)}; expected {', '.join(FORMATS)}")
+    known = {format: FORMATS[format].dtypes for format in FORMATS if format in formats}
+    chosen = {format: tuple(dtype for dtype in types if dtype in asked) for format, types in known.items()}
     lost = [dtype for dtype in asked if not any(dtype in types for types in known.values())]
     if lost:
-        choice = "; ".join(f"{form}: {', '.join(types) or 'no choice'}" for form, types in known.items())
-        raise InputError(f"{', '.join(lost)}: not a storage type of the forms asked for ({choice})")
+        choice = "; ".join(f"{format}: {', '.join(types) or 'no choice'}" for format, types in known.items())
+        raise InputError(f"{', '.join(lost)}: not a storage type of the formats asked for ({choice})")
     if len(chosen.get(DIRECTORY, ())) > 1:
         raise InputError(f"one directory holds one storage type, got {', '.join(chosen[DIRECTORY])}")
-    return {form: own or (() if form == DIRECTORY else known[form][:1]) for form, own in chosen.items()}
+    return {format: own or (() if format == DIRECTORY else known[format][:1]) for format, own in chosen.items()}
 
 
-def _check_out(source: Source, metadata: Metadata, forms: Sequence[str], out: Path | None) -> None:
+def _check_out(source: Source, metadata: Metadata, formats: Sequence[str], out: Path | None) -> None:
     """ValueError if `out` would lose something, or hold files that belong to another encoder or to none."""
-    if DIRECTORY in forms:
+    if DIRECTORY in formats:
         if out is None:
             raise InputError(f"{source.folder} is such a directory already; say where to write another one with -o")
         if out.resolve() == source.folder.resolve():
             raise InputError(
-                f"{out} is the directory to be exported, and would lose its other forms; choose another one with -o"
+                f"{out} is the directory to be exported, and would lose its other formats; choose another one with -o"
             )
         check_target(out)
     elif out is not None and (out / METADATA_FILE).is_file():
         theirs = read_metadata(out)
         # An adapter's weights are those of a run, whose encoder may stand there in another type; it looks by itself.
-        if list(forms) != ["adapter"] and any(getattr(theirs, name) != getattr(metadata, name) for name in _SAME):
+        if list(formats) != ["adapter"] and any(getattr(theirs, name) != getattr(metadata, name) for name in _SAME):
             raise InputError(f"{out} holds another encoder than {source.folder}; choose another directory")
     elif out is not None:
-        parts = [form for form in forms if not FORMS[form].alone]
+        parts = [format for format in formats if not FORMATS[format].alone]
         if parts:
             raise InputError(
                 f"{', '.join(parts)}: of no use in {out} without the tokenizer and the settings of the directory; add "
@@ -197,12 +200,3 @@ def _check_out(source: Source, metadata: Metadata, forms: Sequence[str], out: Pa
             )
         if out.exists() and not out.is_dir():
             raise InputError(f"{out} is a file; give a directory")
-
-
-def _rewrite(encoder: Encoder, metadata: Metadata, folder: Path, dtypes: tuple[str, ...]) -> list[Path]:
-    """The directory once more, in another storage type if one is given."""
-
-    recipe = load_recipe(metadata.recipe) if metadata.recipe else None
-    dtype = dtypes[0] if dtypes else None
-    encoder.save(folder, recipe=recipe, history=metadata.history, merge=metadata.merge, dtype=dtype)
-    return sorted(path for path in folder.rglob("*") if path.is_file())

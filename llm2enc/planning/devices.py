@@ -67,7 +67,7 @@ def parse(spec: str) -> Devices:
         return processor()
     match = _SPEC.fullmatch(text)
     name = ALIASES.get(match["name"], match["name"]) if match else ""
-    if name not in TABLE:
+    if match is None or name not in TABLE:
         known = ", ".join(f"{known}-{'/'.join(map(str, row[0]))}gb" for known, row in TABLE.items())
         raise InputError(f"--gpus {spec!r} is not of the form 8xh100-80gb with a known name, or cpu; known: {known}")
     count = int(match["count"] or 1) * int(match["nodes"] or 1)
@@ -77,10 +77,11 @@ def parse(spec: str) -> Devices:
     if match["memory"] is None and len(memories) > 1:
         choices = " or ".join(f"{name}-{size}gb" for size in memories)
         raise InputError(f"--gpus {spec!r}: it is sold with several memories; say {choices}")
-    memory = int(match["memory"] or memories[0])
+    memory = int(match["memory"] or min(memories))
     note = "" if memory in memories else f"{name} is sold with {' or '.join(map(str, memories))} GB; taken as said"
     peaks = {"float32": float32 * 1e12} | ({} if bfloat16 is None else {"bfloat16": bfloat16 * 1e12})
-    return Devices(f"{name}-{memory}gb", count, _usable(name, memory), peaks, cuda=True, note=note)
+    usable = int(memory * 2**30 * (0.98 - (name in CHECKED) / 16))  # vendors count in GiB, and drivers keep about 2 %
+    return Devices(f"{name}-{memory}gb", count, usable, peaks, cuda=True, note=note)
 
 
 def here() -> Devices:
@@ -89,28 +90,20 @@ def here() -> Devices:
 
     if not torch.cuda.is_available():
         return processor()
-    facts = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(0)
     note = "peaks measured here, by products of 4096 x 4096 matrices"
-    return Devices(facts.name, torch.cuda.device_count(), facts.total_memory, _measured("cuda", 4096), True, note)
+    return Devices(
+        properties.name, torch.cuda.device_count(), properties.total_memory, _measured("cuda", 4096), True, note
+    )
 
 
 def processor() -> Devices:
-    """This machine without accelerators: its memory, and the speed of a matrix product as measured."""
-    note = "peak measured here, by products of 1024 x 1024 matrices"
-    return Devices("cpu", 1, _memory_here(), _measured("cpu", 1024), cuda=False, note=note)
-
-
-def _usable(name: str, gigabytes: int) -> int:
-    """Bytes that a program finds: vendors count in GiB, and drivers keep about 2 %."""
-    return int(gigabytes * 2**30 * (0.98 - (name in CHECKED) / 16))
-
-
-def _memory_here() -> int:
-    """Bytes of this machine, or of the container this runs in."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
+    """This machine without accelerators: its memory, or its container's, and the speed of a matrix product as measured."""
+    total, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
-    return min(total, int(text)) if text.isdecimal() else total
+    memory = min(total, int(text)) if text.isdecimal() else total
+    note = "peak measured here, by products of 1024 x 1024 matrices"
+    return Devices("cpu", 1, memory, _measured("cpu", 1024), cuda=False, note=note)
 
 
 def _measured(kind: str, size: int) -> dict[str, float]:

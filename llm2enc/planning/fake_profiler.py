@@ -1,4 +1,4 @@
-"""What one micro-batch of a stage takes: the backbone that trains, on tensors without contents (`meter.py`).
+"""What one micro-batch of a stage takes: the backbone that trains, on tensors without contents (`cost_counter.py`).
 
 A deep model is not run in full. Layers are sorted into kinds (same class, shapes and type of attention). Two of each
 kind run, then three of one kind, and the difference counts for all others of it. Peaks are noted layer by layer: which
@@ -19,8 +19,9 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.losses import info_nce
 from llm2enc.model import POOLERS, decoder_layers
+from llm2enc.planning.cost_counter import CostCounter, as_on_cuda
 from llm2enc.planning.layers import Layers
-from llm2enc.planning.meter import Meter, as_on_cuda
+from llm2enc.recipe import Pooling
 from llm2enc.text import Tokens
 from llm2enc.training import head_gradient
 
@@ -54,14 +55,14 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Setting:
+class StepConfig:
     """How a micro-batch runs."""
 
     autocast: bool
     cuda: bool
     causal: bool | None
     """None: in the model's own direction."""
-    pooling: str | None
+    pooling: Pooling | None
     """How states become vectors; None for token prediction."""
     targets: float = 0.0
     """Share of the tokens that are predicted."""
@@ -72,27 +73,25 @@ class Setting:
     """Whether to look at a pass without a graph too."""
 
 
-Moment = tuple[str, int]  # a phase of the step, and the number of the layer at work
-
-
 @dataclass
-class _Reading:
-    """One run: the most alive at each moment, and sums over the run."""
+class _RunRecord:
+    """What one run took."""
 
-    peaks: dict[Moment, float] = field(default_factory=dict)
+    peaks: dict[tuple[str, int], float] = field(default_factory=dict)
+    """The most alive by phase of the step and number of the layer at work."""
     sums: dict[str, float] = field(default_factory=dict)
 
-    def extended(self, longer: list[tuple["_Reading", int, int, int]]) -> "_Reading":
+    def extended(self, longer: list[tuple["_RunRecord", int, int, int]]) -> "_RunRecord":
         """This run with more layers of some kinds.
 
         longer  for each kind: the run with one more layer of it, the layer's number, that of the layer before it of
                 the same kind, and how many there are more
         """
-        found = _Reading()
+        found = _RunRecord()
         for name, value in self.sums.items():
             found.sums[name] = value + sum(times * (run.sums[name] - value) for run, _, _, times in longer)
-        for moment, value in self.peaks.items():
-            found.peaks[moment] = value + sum(times * (run.peaks[moment] - value) for run, _, _, times in longer)
+        for place, value in self.peaks.items():
+            found.peaks[place] = value + sum(times * (run.peaks[place] - value) for run, _, _, times in longer)
         for run, new, kin, times in longer:
             for phase in {phase for phase, layer in run.peaks if layer == new}:
                 # The last of its kind: in the shorter run that was the layer before.
@@ -107,102 +106,102 @@ class _Reading:
         return max((value for (phase, _), value in self.peaks.items() if phase in phases), default=0)
 
 
-class Simulation:
-    """An encoder without weights. It is changed for good: only for counting."""
+class FakeProfiler:
+    """Profiles steps of an encoder on fake tensors. The encoder is changed for good: only for counting."""
 
     def __init__(self, encoder: Encoder):
         self.encoder, self.backbone = encoder, encoder.backbone
-        self.meter = Meter()
-        self.meter.adopt(encoder)
+        self.counter = CostCounter()
+        self.counter.adopt(encoder)
         self.known: dict[Any, Costs] = {}
         self._phase = ""
-        self._reading = _Reading()
+        self._record = _RunRecord()
         for number, (_, layer) in enumerate(decoder_layers(self.backbone.decoder)):
             layer.register_forward_pre_hook(partial(self._enter, number), with_kwargs=True)
 
-    def costs(self, lengths: Tensor, setting: Setting) -> Costs:
+    def costs(self, lengths: Tensor, config: StepConfig) -> Costs:
         """Of a micro-batch of texts with these lengths (B,)."""
         lengths = representative(lengths)
-        key = (tuple(lengths.tolist()), setting)
+        key = (tuple(lengths.tolist()), config)
         if key not in self.known:
             try:
-                reading = self._all_layers(lengths, setting)
+                record = self._all_layers(lengths, config)
             except RuntimeError as error:  # torch's, for operations whose shape depends on contents
                 raise InputError(
                     f"{self.backbone.config.model_type} cannot be planned: its layers do what the contents of their inputs "
                     f"say, or they don't run on outlines ({' '.join(str(error).split())[:200]})"
                 ) from error
             self.known[key] = Costs(
-                evaluated=reading.peak("evaluate"),
-                logits=reading.peak("logits"),
-                backward=reading.peak("forward", "backward"),
-                **reading.sums,
+                evaluated=record.peak("evaluate"),
+                logits=record.peak("logits"),
+                backward=record.peak("forward", "backward"),
+                **record.sums,
             )
         return self.known[key]
 
     def loss(self, texts: int, queries: int) -> tuple[float, float, float]:
         """Bytes of all vectors of a step while micro-batches run a second time, the most during the contrastive loss, and
         its operations."""
-        meter, width = self.meter, self.encoder.dimensions
-        start = meter.live
-        meter.restart()
-        parts = meter.like(torch.empty(texts, width, device="meta"))
+        counter, width = self.counter, self.encoder.dimensions
+        start = counter.live
+        counter.restart()
+        parts = counter.like(torch.empty(texts, width, device="meta"))
         everything = parts.clone().requires_grad_()
         positives = torch.arange(queries)
         value = info_nce(everything[:queries], everything[queries:], positives, 1.0)
         torch.autograd.backward(value)
-        return meter.live - start, meter.peak - start, meter.flops
+        return counter.live - start, counter.peak - start, counter.flops
 
-    def _all_layers(self, lengths: Tensor, setting: Setting) -> _Reading:
+    def _all_layers(self, lengths: Tensor, config: StepConfig) -> _RunRecord:
         layers = Layers(self.backbone.decoder)
         if not layers.repeated:
-            return self._run(lengths, setting)
+            return self._run(lengths, config)
         with layers.only(layers.first):
-            base = self._run(lengths, setting)
+            base = self._run(lengths, config)
         longer = []
         for number, kin, times in layers.repeated:
             with layers.only(sorted([*layers.first, number], key=layers.order.index)):
-                longer.append((self._run(lengths, setting), number, kin, times))
+                longer.append((self._run(lengths, config), number, kin, times))
         return base.extended(longer)
 
-    def _run(self, lengths: Tensor, setting: Setting) -> _Reading:
-        meter = self.meter
-        tokens, queries = _tokens(lengths, setting)
+    def _run(self, lengths: Tensor, config: StepConfig) -> _RunRecord:
+        counter = self.counter
+        tokens, queries = _tokens(lengths, config)
         trained = list(self.encoder.trained().values())
         for parameter in trained:
-            parameter.grad = meter.like(parameter) if setting.gradients else None
-        overwrite = setting.pooling is None and self._plain_head
-        self._start, self._reading = meter.live, _Reading()
-        sums = self._reading.sums
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=setting.autocast)
-        with autocast, as_on_cuda() if setting.cuda else nullcontext():
-            if setting.evaluate:
+            parameter.grad = counter.like(parameter) if config.gradients else None
+        overwrite = config.pooling is None and self._plain_head
+        self._start, self._record = counter.live, _RunRecord()
+        sums = self._record.sums
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.autocast)
+        with autocast, as_on_cuda() if config.cuda else nullcontext():
+            if config.evaluate:
                 with self._during("evaluate"), torch.no_grad():
-                    self._states(tokens, queries, setting)
+                    self._states(tokens, queries, config)
             with self._during("forward"):
-                states = self._states(tokens, queries, setting)
-            sums["forward_flops"], sums["forward_attention"] = meter.flops, meter.attention
-            sums["graph"] = meter.live - self._start
+                states = self._states(tokens, queries, config)
+            sums["forward_flops"], sums["forward_attention"] = counter.flops, counter.attention
+            sums["graph"] = counter.live - self._start
             with self._during("logits"):
-                if setting.pooling is None:
+                if config.pooling is None:
                     targets = torch.zeros(len(states), dtype=torch.long)
-                    gradient = head_gradient(self.backbone, states, targets, 1.0, setting.logit_rows, overwrite)[1]
+                    gradient = head_gradient(self.backbone, states, targets, 1.0, config.logit_rows, overwrite)[1]
                 else:
                     gradient = torch.ones_like(states)
-            head_flops = meter.flops
+            head_flops = counter.flops
             with self._during("backward"):
                 torch.autograd.backward(states, gradient)
                 del states, gradient
-            sums["flops"] = sums["forward_flops"] + head_flops + meter.flops
-            sums["attention"] = sums["forward_attention"] + meter.attention
-            sums["casts"] = meter.live - self._start if setting.gradients else 0
+            sums["flops"] = sums["forward_flops"] + head_flops + counter.flops
+            sums["attention"] = sums["forward_attention"] + counter.attention
+            sums["casts"] = counter.live - self._start if config.gradients else 0
         for parameter in trained:
             parameter.grad = None
-        return self._reading
+        return self._record
 
     @contextmanager
     def _during(self, phase: str) -> Iterator[None]:
-        self.meter.restart()
+        self.counter.restart()
         self._phase, self._layer = phase, -1
         yield
         self._note(self._layer)
@@ -210,8 +209,8 @@ class Simulation:
 
     def _note(self, layer: int) -> None:
         """The peak since the last note belongs to this layer."""
-        self._reading.peaks[self._phase, layer] = self.meter.peak - self._start
-        self.meter.peak = self.meter.live
+        self._record.peaks[self._phase, layer] = self.counter.peak - self._start
+        self.counter.peak = self.counter.live
 
     def _enter(self, number: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if self._phase not in ("evaluate", "forward"):  # a layer that is computed again
@@ -222,17 +221,18 @@ class Simulation:
         if states.requires_grad:
             states.register_hook(lambda gradient: self._note(number))
 
-    def _states(self, tokens: Tokens, queries: Tensor, setting: Setting) -> Tensor:
+    def _states(self, tokens: Tokens, queries: Tensor, config: StepConfig) -> Tensor:
         """What the rest of the step is given: vectors, or the states that predict."""
-        if setting.pooling is None:
-            return self.backbone.hidden(tokens, setting.causal, queries)[queries.nonzero()[:, 0]]
+        if config.pooling is None:
+            return self.backbone.hidden(tokens, config.causal, queries)[queries.nonzero()[:, 0]]
         return self.encoder(tokens)
 
     @cached_property
     def _plain_head(self) -> bool:
         """`Backbone.plain_head`, which looks at values, without any."""
-        weight = self.backbone.model.get_output_embeddings().weight
-        states = self.meter.like(weight[:1].detach()).requires_grad_()
+        head: Any = self.backbone.model.get_output_embeddings()
+        weight = head.weight
+        states = self.counter.like(weight[:1].detach()).requires_grad_()
         return _is_linear(self.backbone.logits(states))
 
 
@@ -244,7 +244,7 @@ def representative(lengths: Tensor) -> Tensor:
     return torch.cat([torch.full_like(part, round(part.double().mean().item())) for part in ordered.chunk(GROUPS)])
 
 
-def _tokens(lengths: Tensor, setting: Setting) -> tuple[Tokens, Tensor]:
+def _tokens(lengths: Tensor, config: StepConfig) -> tuple[Tokens, Tensor]:
     """Tokens of the lengths, and which of their states are needed."""
     total = int(lengths.sum())
     tokens = Tokens(
@@ -253,11 +253,11 @@ def _tokens(lengths: Tensor, setting: Setting) -> tuple[Tokens, Tensor]:
         torch.ones(total, dtype=torch.bool),
         torch.zeros(len(lengths)).bool(),
     )
-    if setting.pooling is not None:
-        return tokens, POOLERS[setting.pooling].needed(tokens.pool, lengths)
+    if config.pooling is not None:
+        return tokens, POOLERS[config.pooling].needed(tokens.pool, lengths)
     # Evenly spread: every text of a length then asks the same number of states.
     place = torch.arange(total, dtype=torch.double)
-    return tokens, torch.floor((place + 1) * setting.targets) > torch.floor(place * setting.targets)
+    return tokens, torch.floor((place + 1) * config.targets) > torch.floor(place * config.targets)
 
 
 def _is_linear(logits: Tensor) -> bool:

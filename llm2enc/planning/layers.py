@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ class Layers:
     """
 
     def __init__(self, decoder: nn.Module):
-        self.decoder = decoder
+        self.decoder: Any = decoder
         found = decoder_layers(decoder)
         self.count = len(found)
         owner, _, self.name = found[0][0].rpartition(".")[0].rpartition(".")
@@ -24,7 +25,9 @@ class Layers:
         self.types = getattr(decoder.config, "layer_types", None)
         members: dict[tuple, list[int]] = {}
         for number, (_, layer) in enumerate(found[:-1]):
-            members.setdefault(self._kind(number, layer), []).append(number)
+            shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
+            kind = type(layer), self.types[number] if self.types else None, shapes
+            members.setdefault(kind, []).append(number)
         # Kind by kind, not mixed as in the model: what a further layer adds is then that layer's, and no other's.
         self.order = [number for group in members.values() for number in group] + [self.count - 1]
         self.first = [*(number for group in members.values() for number in group[:2]), self.count - 1]
@@ -32,10 +35,6 @@ class Layers:
         in_a_list = isinstance(getattr(self.owner, self.name, None), nn.ModuleList)
         if not in_a_list or not isinstance(getattr(decoder.config, "num_hidden_layers", None), int):
             self.repeated = []  # it cannot be made shorter
-
-    def _kind(self, number: int, layer: nn.Module) -> tuple:
-        shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
-        return type(layer), self.types[number] if self.types else None, shapes
 
     @contextmanager
     def only(self, numbers: list[int]) -> Iterator[None]:

@@ -9,6 +9,7 @@ optimizer     AdamW's temporaries: on CUDA one more copy of the trained weights,
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,9 +17,9 @@ from torch import nn
 from llm2enc.encoding import Encoder
 from llm2enc.model import decoder_layers
 from llm2enc.planning.devices import Devices
-from llm2enc.planning.fake_profiler import Costs, Setting, Simulation
+from llm2enc.planning.fake_profiler import Costs, FakeProfiler, StepConfig
 from llm2enc.planning.workload import Workload
-from llm2enc.recipe import Pooling, Stage
+from llm2enc.recipe import ClmStage, MntpStage, Pooling, Stage
 from llm2enc.training import OBJECTIVES, kept_activations
 
 SAFE = 0.9  # of a device's memory: fragments of the allocator, other programs, longer texts than those looked at
@@ -87,25 +88,25 @@ def _bytes(parameter: nn.Parameter) -> int:
     return parameter.numel() * parameter.element_size()
 
 
-def setting(stage: Stage, pooling: Pooling, devices: Devices, several: bool) -> Setting:
+def step_config(stage: Stage, pooling: Pooling, devices: Devices, several: bool) -> StepConfig:
     """How micro-batches of a stage run. several: more than one per step and process."""
     objective = OBJECTIVES[stage.objective]
-    predicts = objective.predicts_tokens
-    return Setting(
+    share = objective.predicted_share
+    return StepConfig(
         autocast=stage.precision == "bfloat16",
         cuda=devices.cuda,
         causal=objective.causal,
-        pooling=None if predicts else pooling,
-        targets=objective.predicted_share(stage) if predicts else 0.0,
-        logit_rows=stage.logit_rows if predicts else 1,
+        pooling=None if share else pooling,
+        targets=share(stage) if share else 0.0,
+        logit_rows=cast("ClmStage | MntpStage", stage).logit_rows if share else 1,
         gradients=several,
-        evaluate=not predicts and stage.activation_tokens > 0,
+        evaluate=not share and stage.activation_tokens > 0,
     )
 
 
 def memory(
     stage: Stage,
-    simulation: Simulation,
+    profiler: FakeProfiler,
     size: Sizes,
     workload: Workload,
     devices: Devices,
@@ -119,7 +120,7 @@ def memory(
     batches = workload.busiest(max_tokens or stage.micro_batch_tokens, devices.count)
     largest = max(batches, key=lambda lengths: int(lengths.sum()))
     several = len(batches) > 1 or size.whole > 0  # parts of gradients are there from the first micro-batch on
-    costs = simulation.costs(largest, setting(stage, pooling, devices, several))
+    costs = profiler.costs(largest, step_config(stage, pooling, devices, several))
     always = size.weights + size.adapter + 2 * size.trained + size.gathered
     gradients = size.trained
     parts = {
@@ -138,7 +139,7 @@ def memory(
     if OBJECTIVES[stage.objective].predicts_tokens:
         passes = max(passes, costs.logits)
     else:
-        vectors, loss = simulation.loss(workload.texts, stage.batch_size)[:2]
+        vectors, loss = profiler.loss(workload.texts, stage.batch_size)[:2]
         tokens = [int(lengths.sum()) for lengths in batches]
         number = kept_activations(tokens, stage.activation_tokens)
         graphs = sum(tokens[:number]) / int(largest.sum())

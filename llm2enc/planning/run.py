@@ -8,7 +8,7 @@ benchmarks/planner.md compares it with measured steps.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from llm2enc.errors import InputError
 from llm2enc.model import Backbone, Projection, load_tokenizer, skeleton
 from llm2enc.planning import workload as workloads
 from llm2enc.planning.devices import Devices
-from llm2enc.planning.fake_profiler import Costs, Simulation
+from llm2enc.planning.fake_profiler import Costs, FakeProfiler
 from llm2enc.planning.measured import tokens_per_second
 from llm2enc.planning.memory import SAFE, Memory, memory, sizes
 from llm2enc.planning.workload import Workload
@@ -147,16 +147,18 @@ class _Planner:
         prepare(encoder, stage.model_copy(update=shape), recipe.seed)
         self.size = sizes(encoder, devices.count, stage.strategy == "fsdp")
         self.trained = sum(parameter.numel() for parameter in encoder.trained().values())
-        self.simulation = Simulation(encoder)
+        self.profiler = FakeProfiler(encoder)
         self.limit = int(SAFE * devices.memory)
 
     def plan(self, share: float, speed: float | None) -> StagePlan:
         found, costs, largest = self._memory()
         safe, whole = self._safe(found)
         fits = found.peak <= self.limit
-        flops = flops_of_a_step(self.stage, self.simulation, self.load, self.devices, costs, largest)
+        flops = flops_of_a_step(self.stage, self.profiler, self.load, self.devices, costs, largest)
         busiest = flops * self.load.share(self.devices.count)
-        peak = self._peak()
+        mixed = self.stage.precision == "bfloat16" or self.recipe.model.dtype != "float32"
+        peaks = self.devices.peaks
+        peak = peaks.get("bfloat16", peaks["float32"]) if mixed else peaks["float32"]  # FLOP/s of its matrix products
         if speed is not None:
             share = flops / self.load.tokens * speed / peak
         return StagePlan(
@@ -183,7 +185,7 @@ class _Planner:
         )
 
     def _memory(self, max_tokens: int | None = None):
-        return memory(self.stage, self.simulation, self.size, self.load, self.devices, self.recipe.pooling, max_tokens)
+        return memory(self.stage, self.profiler, self.size, self.load, self.devices, self.recipe.pooling, max_tokens)
 
     def _safe(self, found: Memory) -> tuple[int | None, bool]:
         """The largest micro-batch that fits, and whether it is a whole shard.
@@ -213,12 +215,6 @@ class _Planner:
                 high, top = guess, peak
         return low, False
 
-    def _peak(self) -> float:
-        """FLOP/s of a device for this stage's matrix products."""
-        mixed = self.stage.precision == "bfloat16" or self.recipe.model.dtype != "float32"
-        peaks = self.devices.peaks
-        return peaks.get("bfloat16", peaks["float32"]) if mixed else peaks["float32"]
-
     def _idle(self) -> str:
         stage, processes = self.stage, self.devices.count
         reason = idle(processes, stage.batch_size, stage.rng_shards)
@@ -232,12 +228,12 @@ class _Planner:
         if safe is not None:
             yield f"--set {path}.micro_batch_tokens={safe}"
         if not self.stage.gradient_checkpointing:
-            self.simulation.backbone.set_gradient_checkpointing(True)
-            self.simulation.known.clear()
+            self.profiler.backbone.set_gradient_checkpointing(True)
+            self.profiler.known.clear()
             found = self._memory()[0].peak
             yield f"--set {path}.gradient_checkpointing=true ({gib(found)}, which {self._verdict(found)})"
         if processes > 1 and self.stage.strategy == "ddp":
-            self.size = sizes(self.simulation.encoder, processes, sharded=True)
+            self.size = sizes(self.profiler.encoder, processes, sharded=True)
             found = self._memory()[0].peak
             yield f"--set {path}.strategy=fsdp (with it {gib(found)}, which {self._verdict(found)})"
         if self.stage.trainable == "full":
@@ -250,7 +246,7 @@ class _Planner:
 
 
 def flops_of_a_step(
-    stage: Stage, simulation: Simulation, load: Workload, devices: Devices, costs: Costs, largest: Tensor
+    stage: Stage, profiler: FakeProfiler, load: Workload, devices: Devices, costs: Costs, largest: Tensor
 ) -> float:
     """Of a step, over all processes: per token as in the largest micro-batch, attention per pair of tokens of a text."""
     tokens, pairs = load.tokens / int(largest.sum()), load.pairs / int((largest**2).sum())
@@ -260,7 +256,7 @@ def flops_of_a_step(
     parts = [int(lengths.sum()) for lengths in load.busiest(stage.micro_batch_tokens, devices.count)]
     again = 1 - sum(parts[: kept_activations(parts, stage.activation_tokens)]) / sum(parts)
     total += again * (costs.forward_flops * tokens + costs.forward_attention * pairs)
-    return total + devices.count * simulation.loss(load.texts, stage.batch_size)[2]
+    return total + devices.count * profiler.loss(load.texts, stage.batch_size)[2]
 
 
 def gib(size: float) -> str:
@@ -282,7 +278,7 @@ def _encoder(recipe: Recipe, backbone: Backbone) -> Encoder:
     """The recipe's encoder around a backbone without weights; it reads tokens only."""
     with torch.device("meta"):
         head = None if recipe.head is None else Projection(backbone.width, recipe.head)
-    return Encoder(backbone, None, recipe.pooling, recipe.normalize, head)
+    return Encoder(backbone, cast(Any, None), recipe.pooling, recipe.normalize, head)
 
 
 def _input_format(recipe: Recipe) -> tuple[InputFormat | None, str]:

@@ -1,14 +1,16 @@
 """The batch of a step: how long its texts are, and which of them go through the model together."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from glob import glob
 from itertools import accumulate
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from llm2enc.recipe import FilesData, HubData, InputSpec, Stage
+from llm2enc.recipe import ClmStage, FilesData, HubData, InputSpec, MntpStage, Stage
 from llm2enc.text import InputFormat
 from llm2enc.training import OBJECTIVES, BatchPartition
 
@@ -76,10 +78,11 @@ def of_stage(stage: Stage, spec: InputSpec, input_format: InputFormat | None, se
     """
     objective = OBJECTIVES[stage.objective]
     if objective.row == "block":
-        lengths = torch.full((stage.batch_size,), stage.block_tokens)
-        return Workload(lengths, f"exact: {stage.batch_size} blocks of {stage.block_tokens}", stage.rng_shards)
+        block_tokens = cast("ClmStage | MntpStage", stage).block_tokens
+        lengths = torch.full((stage.batch_size,), block_tokens)
+        return Workload(lengths, f"exact: {stage.batch_size} blocks of {block_tokens}", stage.rng_shards)
     obstacle = "the tokenizer is not at hand" if input_format is None else _obstacle(stage)
-    if not obstacle:
+    if input_format is not None and not obstacle:
         sampled = _sampled(stage)
         try:
             rows = next(objective.batches(sampled, input_format, seed, 0))
@@ -87,7 +90,8 @@ def of_stage(stage: Stage, spec: InputSpec, input_format: InputFormat | None, se
             return Workload(batch.tokens.lengths, "the first batch, tokenized", stage.rng_shards)
         except (ValueError, OSError) as error:  # data that training would refuse, with the same words
             obstacle = str(error).splitlines()[0][:200]
-    texts = objective.vectors_per_row(stage) * stage.batch_size
+    per_row = cast(Callable[[Stage], int], objective.vectors_per_row)  # all but blocks bring vectors
+    texts = per_row(stage) * stage.batch_size
     longest = stage.max_tokens or spec.max_tokens
     basis = f"upper bound, every text at {longest} tokens ({obstacle})"
     return Workload(torch.full((texts,), longest), basis, stage.rng_shards)

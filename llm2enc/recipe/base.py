@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from llm2enc.storage import found
+from llm2enc.storage import secrets_in
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -19,7 +19,7 @@ class Strict(BaseModel):
         for name, value in self:
             texts = [value] if isinstance(value, str) else value if isinstance(value, tuple) else ()
             texts = [*value.keys(), *value.values()] if isinstance(value, dict) else texts
-            kinds = [kind for text in texts if isinstance(text, str) for kind in found(text)]
+            kinds = [kind for text in texts if isinstance(text, str) for kind in secrets_in(text)]
             if kinds:
                 raise ValueError(
                     f"`{name}` holds what looks like {kinds[0]}; a recipe is copied into everything that is made with it, "

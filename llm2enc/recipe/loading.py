@@ -204,21 +204,19 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if len(parents) > 20:
         raise RecipeError(f"override {override[:200]!r}: no recipe is {len(parents)} levels deep")
     for depth, key in enumerate(parents):
-        node = _child(node, key, ".".join(parents[: depth + 1]), create=True)
+        here = ".".join(parents[: depth + 1])
+        if isinstance(node, list):
+            node = node[_index(node, key, here)]
+        elif isinstance(node, dict):
+            node = node.setdefault(key, {})
+        else:
+            raise RecipeError(f"override {here}: {node!r} is a value, it has no fields")
     if isinstance(node, list):
         node[_index(node, last, path)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
         raise RecipeError(f"override {override!r}: {'.'.join(parents)} is a value, it has no fields")
-
-
-def _child(node: Any, key: str, path: str, create: bool) -> Any:
-    if isinstance(node, list):
-        return node[_index(node, key, path)]
-    if isinstance(node, dict):
-        return node.setdefault(key, {}) if create else node[key]
-    raise RecipeError(f"override {path}: {node!r} is a value, it has no fields")
 
 
 def _index(items: list[Any], key: str, path: str) -> int:

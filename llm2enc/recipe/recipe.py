@@ -1,6 +1,6 @@
 """The whole recipe."""
 
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import Field, model_validator
 
@@ -44,9 +44,11 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         for stage in self.stages:
-            if stage.objective == "mntp" and self.model.attention == "causal":
-                raise ValueError("an mntp stage needs `model.attention: bidirectional`: masked prediction looks ahead")
-        if self.head is not None and all(isinstance(stage, ClmStage | MntpStage) for stage in self.stages):
+            if stage.causal is False and self.model.attention == "causal":
+                raise ValueError(
+                    f"an {stage.objective} stage needs `model.attention: bidirectional`: masked prediction looks ahead"
+                )
+        if self.head is not None and all(stage.row == "block" for stage in self.stages):
             raise ValueError(
                 "`head` is given, but no stage trains it, so that its weights would stay random; add a contrastive or "
                 "simcse stage, or leave it out"
@@ -64,9 +66,9 @@ class Recipe(Strict):
     def input_lengths(self) -> dict[str, int]:
         """The longest inputs in tokens that the model must take, by the field that asks for them."""
         blocks = {
-            f"stages.{number}.block_tokens": stage.block_tokens
+            f"stages.{number}.block_tokens": cast("ClmStage | MntpStage", stage).block_tokens
             for number, stage in enumerate(self.stages)
-            if isinstance(stage, ClmStage | MntpStage)
+            if stage.row == "block"
         }
         return {"input.max_tokens": self.input.max_tokens, **blocks}
 
@@ -76,9 +78,8 @@ class Recipe(Strict):
 
     def adapter_of(self, index: int) -> LoraSpec:
         """Shape of the adapter that stage `index` trains: its own, or that of the stage it goes on from."""
-        while self.stages[index].lora == "continue":
-            index -= 1
-        return self.stages[index].lora or LoraSpec()
+        own = next(stage.lora for stage in self.stages[index::-1] if stage.lora != "continue")
+        return own or LoraSpec()
 
     def to_yaml(self) -> str:
         """The resolved recipe; `load_recipe` of this text gives an equal recipe."""

@@ -28,13 +28,13 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
         said += f", model {model}"
     if data is not None:
         sources = [source.model_dump(mode="json") for source in sources_of(data)]
-        for number, stage in enumerate(fields["stages"]):
-            pairs = stage["objective"] == "contrastive"
+        for number, stage in enumerate(recipe.stages):
+            pairs = stage.row == "pair"
             if pairs and any(".txt" in Path(source["path"]).suffixes for source in sources):
                 raise RecipeError(
-                    f"{data} holds texts, and stages.{number} (contrastive) trains on pairs: give a table of pairs"
+                    f"{data} holds texts, and stages.{number} ({stage.objective}) trains on pairs: give a table of pairs"
                 )
-            stage["data"] = [source | {"view": None if pairs else "texts"} for source in sources]
+            fields["stages"][number]["data"] = [source | {"view": None if pairs else "texts"} for source in sources]
         fields["input"]["prompts"] = {}
         said += f", data {data}"
     return fields | {"description": said}

@@ -1,6 +1,6 @@
 """What is trained, and how."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -23,6 +23,11 @@ def _lora_tag(value: Any) -> str:
 
 
 class BaseStage(Strict):
+    row: ClassVar[Literal["block", "text", "pair"]]
+    """What a batch is made of: blocks of `block_tokens` tokens of joined texts, texts, or pairs."""
+    causal: ClassVar[bool | None] = None
+    """Direction of attention in training; None: the model's own."""
+
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
     mixture_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     """Rows of a source per epoch in proportion to weight x size^alpha (0: all sources alike, 1: by size); no row less than
@@ -86,6 +91,7 @@ class BaseStage(Strict):
 class ClmStage(BaseStage):
     """Next-token prediction with causal attention: pre-training, or continued on one's own text."""
 
+    row, causal = "block", True
     objective: Literal["clm"]
     block_tokens: PositiveInt = 512
     """Texts are joined and cut into sequences of this many tokens."""
@@ -96,6 +102,7 @@ class ClmStage(BaseStage):
 class MntpStage(BaseStage):
     """Masked next-token prediction (LLM2Vec, arXiv 2404.05961): a masked token is predicted one position earlier."""
 
+    row, causal = "block", False
     objective: Literal["mntp"]
     block_tokens: PositiveInt = 512
     """Texts are joined and cut into sequences of this many tokens."""
@@ -112,6 +119,7 @@ class MntpStage(BaseStage):
 class SimcseStage(BaseStage):
     """Unsupervised SimCSE (arXiv 2104.08821): two dropout passes of one text are each other's positive."""
 
+    row = "text"
     objective: Literal["simcse"]
     temperature: Annotated[float, Field(gt=0)] = 0.05
 
@@ -119,6 +127,7 @@ class SimcseStage(BaseStage):
 class ContrastiveStage(BaseStage):
     """InfoNCE (arXiv 1807.03748) over in-batch and hard negatives, one data set per batch."""
 
+    row = "pair"
     objective: Literal["contrastive"]
     temperature: Annotated[float, Field(gt=0)] = 0.02
     hard_negatives: Annotated[int, Field(ge=0)] = 1

@@ -28,10 +28,11 @@ class _Resolver(VersionedResolver):
 class _Constructor(SafeConstructor):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:
         """A mapping whose keys are text as it is written: a prompt may be called `1e5`."""
-        for place, (key, value) in enumerate(node.value if isinstance(node, MappingNode) else ()):
+        pairs: list[Any] = node.value if isinstance(node, MappingNode) else []
+        for place, (key, value) in enumerate(pairs):
             if not isinstance(key, ScalarNode):
                 raise ConstructorError(None, None, "a key must be plain text", key.start_mark)
-            node.value[place] = ScalarNode(Tag(suffix=_TEXT), key.value, key.start_mark, key.end_mark), value
+            pairs[place] = ScalarNode(Tag(suffix=_TEXT), key.value, key.start_mark, key.end_mark), value
         return super().construct_mapping(node, deep)
 
 
@@ -55,7 +56,7 @@ _Representer.add_representer(float, _Representer.represent_float)
 
 
 def _yaml() -> YAML:
-    yaml = YAML(typ="safe", pure=True)
+    yaml: Any = YAML(typ="safe", pure=True)
     yaml.Resolver, yaml.Constructor, yaml.Representer = _Resolver, _Constructor, _Representer
     yaml.default_flow_style, yaml.sort_base_mapping_type_on_output, yaml.width = False, False, 120
     return yaml

@@ -19,7 +19,7 @@ from llm2enc.storage.atomic import (
 )
 from llm2enc.storage.directory import atomic_directory, recover
 from llm2enc.storage.lock import file_lock, owner
-from llm2enc.storage.secrets import found, redacted
+from llm2enc.storage.secrets import redacted, secrets_in
 
 __all__ = [
     "add_path_to_oserror",
@@ -28,7 +28,6 @@ __all__ = [
     "check_name",
     "check_room",
     "file_lock",
-    "found",
     "owner",
     "read_unpacked",
     "recover",
@@ -37,6 +36,7 @@ __all__ = [
     "replace_bytes",
     "replace_text",
     "secrets",
+    "secrets_in",
     "stale_temps",
     "storage_error",
     "sync",

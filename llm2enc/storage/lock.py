@@ -13,36 +13,33 @@ from filelock import SoftFileLock, Timeout, UnixFileLock
 
 from llm2enc.errors import Locked
 
-_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-_TRY = 0.1  # seconds: a second look at a file that its holder is just removing
+_WAIT = 0.1  # seconds: a second look at a file that its holder is just removing
 
 
 @contextmanager
 def file_lock(path: Path, what: Path, token: str = "") -> Iterator[None]:
     """Hold the lock file `path`, which is gone in the end; `PATH.soft` too where the file system has no locks.
 
-    what    what it guards, for the message
     token   what `owner` tells others about the holder, beside process and machine
-    raises  ValueError if another process that lives holds it
+    raises  Locked, which names `what`, if another process that lives holds it
     """
-    lock, remedy = UnixFileLock(path, fallback_to_soft=False), ""
+    lock, remedy = UnixFileLock(path, _WAIT, fallback_to_soft=False), ""
     try:
         try:
-            lock.acquire(timeout=_TRY)
+            lock.acquire()
         except (OSError, NotImplementedError) as error:  # filelock's own fallback knows ENOSYS only
-            if getattr(error, "errno", errno.ENOSYS) not in _NO_FLOCK:
+            if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            lock = SoftFileLock(f"{path}.soft")
+            lock = SoftFileLock(f"{path}.soft", _WAIT)
             remedy = f". If that is no longer running, delete {path}.soft: this file system has no locks"
-            lock.acquire(timeout=_TRY)
+            lock.acquire()
     except Timeout:
         holder = owner(path)
         who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"
         advice = f"wait for it, stop it, or choose another place with -o{remedy}"
         raise Locked(f"{what} is being written by {who}; {advice}") from None
     try:
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "token": token}
-        path.write_text(json.dumps(holder), encoding="utf-8")
+        path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "token": token}))
         yield
     finally:
         path.unlink(missing_ok=True)  # filelock leaves it; while it is locked, for whoever comes next locks a new one

@@ -1,6 +1,6 @@
 """What must not stand in a recipe, a published file or a message, and by what it is known.
 
-found("hf_" + 34 letters)         ["a Hugging Face token"]
+secrets_in("hf_" + 34 letters)    ["a Hugging Face token"]
 redacted("... hf_abc... ...")     "... <a Hugging Face token> ..."
 """
 
@@ -52,7 +52,7 @@ def of_environment() -> dict[str, str]:
     return {kind: value for kind, value in named.items() if len(value) >= SHORTEST}
 
 
-def found(text: str) -> list[str]:
+def secrets_in(text: str) -> list[str]:
     """Kinds of secrets in a text."""
     kinds = [kind for kind, patterns in _compiled().items() if any(one.search(text) for one in patterns)]
     return kinds + [kind for kind, value in of_environment().items() if value in text]

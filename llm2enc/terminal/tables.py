@@ -25,9 +25,8 @@ class Column:
 
     name: str = ""
     align: Literal["left", "right"] = "left"
-    fold: bool = False
-    """A word that is too long breaks; otherwise it loses its end."""
     wrap: bool = True
+    """Whether a cell may take several lines; a word that is longer than the column is broken, never cut."""
 
 
 def table(
@@ -50,8 +49,7 @@ def table(
         pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for column in (Column(one) if isinstance(one, str) else one for one in columns):
-        overflow = "fold" if column.fold else "ellipsis"
-        shown.add_column(Text(readable(column.name)), justify=column.align, overflow=overflow, no_wrap=not column.wrap)
+        shown.add_column(Text(readable(column.name)), justify=column.align, overflow="fold", no_wrap=not column.wrap)
     for cells, style in zip_longest(rows, styles, fillvalue=""):
         shown.add_row(*(cell if isinstance(cell, Text) else Text(readable(cell or "")) for cell in cells), style=style)
     return shown

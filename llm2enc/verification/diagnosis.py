@@ -10,10 +10,11 @@ import torch
 from llm2enc.artifact import REQUIREMENTS, asked
 from llm2enc.encoding import Encoder
 from llm2enc.recipe import Pooling
+from llm2enc.verification.probe_texts import LONG, Run
 from llm2enc.verification.report import TOLERANCE
 from llm2enc.verification.subprocesses import Answer
-from llm2enc.verification.texts import LONG, Run
 
+_MODES = {"alone": "alone", "batch": "in a batch", "left": "in a batch padded left", "right": "in one padded right"}
 LENGTHS = 1e-2  # relative; vectors rounded to 16 bits are not exactly as long as promised
 
 
@@ -137,24 +138,25 @@ def where(found: Comparison, runs: list[Run], answer: Answer) -> str:
     elif found.ids:
         prompt, kind = found.ids[0]
         text = list(found.reference.texts).index(kind)
-        ours, theirs = found.reference.ids[prompt][text], answer.ids[prompt][text]
+        ours, theirs = found.reference.ids[prompt][text], answer.ids[prompt][text] or []
         parts.append(f"token ids differ for {_some([kind for _, kind in found.ids])}: {_ids(ours, theirs)}")
     else:
         parts.append("token ids are equal, states or pooling differ")
     ran = {(run.prompt, run.mode) for run in runs}
     kinds = dict.fromkeys(kind for *_, kind in found.bad)
     parts.append("for every text" if len(kinds) >= len(found.reference.texts) - 1 else f"for {_some(list(kinds))}")
-    for index, name in ((1, "mode"), (0, "prompt")):
-        seen = dict.fromkeys(place[index] for place in found.bad)
-        if len(seen) < len({pair[index] for pair in ran}):
-            parts.append(f"only with {name} {', '.join(map(repr, seen))}" if name == "prompt" else _modes(list(seen)))
+    modes, prompts = (list(dict.fromkeys(place[index] for place in found.bad)) for index in (1, 0))
+    if len(modes) < len({mode for _, mode in ran}):
+        parts.append("only " + " and ".join(_MODES[mode] for mode in modes))
+    if len(prompts) < len({prompt for prompt, _ in ran}):
+        parts.append(f"only with prompt {', '.join(map(repr, prompts))}")
     return "; ".join(parts)
 
 
-def remedy(found: Comparison, answer: Answer, runs: list[Run], engine: str, form: str) -> str:
+def remedy(found: Comparison, answer: Answer, runs: list[Run], engine: str, file: str) -> str:
     """What to do about it. Our encoder is read in other ways until one gives the engine's vectors."""
-    again = f"write {form} again: llm2enc export DIR --to {form.partition('/')[0]}" if form else ""
-    if found.broken and form and found.dtype != "float32":
+    again = f"write {file} again: llm2enc export DIR --to {file.partition('/')[0]}" if file else ""
+    if found.broken and file and found.dtype != "float32":
         return f"{found.dtype} cannot hold the states of this model: use the file in float32"
     if found.broken or found.cosine is None:
         return again or f"compare the release of {engine} with the tested ones"
@@ -162,7 +164,7 @@ def remedy(found: Comparison, answer: Answer, runs: list[Run], engine: str, form
         return again or "put 2_Normalize back into modules.json, or normalise the vectors yourself"
     modes = {mode for _, mode, _ in found.bad}
     limit = _other_limit(found, answer)
-    if limit and not form:
+    if limit and not file:
         return f"it cuts texts at {limit} tokens: correct max_seq_length in sentence_bert_config.json"
     if found.ids:
         files = "tokenizer.json and tokenizer_config.json are not as they were written; save the directory again"
@@ -173,7 +175,7 @@ def remedy(found: Comparison, answer: Answer, runs: list[Run], engine: str, form
         return "texts of a batch reach each other or their padding; " + (
             again or "open it with attn_implementation 'eager', or one text at a time"
         )
-    like = _reading(found, answer, runs)
+    like = _variant(found, answer, runs)
     if like == "causal":
         needs = ", ".join(f"{name}{specifier}" for name, specifier in REQUIREMENTS.items())
         return "these are the vectors of the causal model: " + (
@@ -188,7 +190,7 @@ def _other_limit(found: Comparison, answer: Answer) -> int:
     """The number of tokens at which the engine cuts the texts that we cut elsewhere; 0 if that is not all."""
     kinds = list(found.reference.texts)
     lengths = {
-        (len(answer.ids[prompt][kinds.index(kind)]), len(found.reference.ids[prompt][kinds.index(kind)]))
+        (len(answer.ids[prompt][kinds.index(kind)] or []), len(found.reference.ids[prompt][kinds.index(kind)]))
         for prompt, kind in found.ids
     }
     theirs, ours = ({pair[side] for pair in lengths} for side in (0, 1))
@@ -197,15 +199,15 @@ def _other_limit(found: Comparison, answer: Answer) -> int:
     return max(theirs) if shorter or longer else 0
 
 
-def _reading(found: Comparison, answer: Answer, runs: list[Run]) -> str:
+def _variant(found: Comparison, answer: Answer, runs: list[Run]) -> str:
     """`causal`, or the pooling, that gives the vectors of the engine; empty if none does."""
     encoder, texts = found.reference.encoder, list(found.reference.texts.values())
     alone = next(number for number, run in enumerate(runs) if run.mode == "alone")
     prompt, order = runs[alone].prompt, runs[alone].order
     theirs = answer.vectors[alone]
     poolings = [pooling for pooling in get_args(Pooling) if pooling != encoder.pooling]
-    readings: dict[str, dict] = {"causal": {"causal": True}} if encoder.backbone.bidirectional else {}
-    for name, change in {**readings, **{pooling: {"pooling": pooling} for pooling in poolings}}.items():
+    variants: dict[str, dict] = {"causal": {"causal": True}} if encoder.backbone.bidirectional else {}
+    for name, change in {**variants, **{pooling: {"pooling": pooling} for pooling in poolings}}.items():
         ours = encoder.variant(**change).encode([texts[index] for index in order], prompt_name=prompt)
         cosines = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
         if np.nanmin(cosines) >= 1 - TOLERANCE[found.dtype]:
@@ -222,11 +224,6 @@ def _ids(ours: list[int], theirs: list[int]) -> str:
         return f"it adds {theirs[len(ours) :][:5]} at the end"
     start = max(0, place - 2)
     return f"from token {place} on {theirs[start : place + 3]}, ours {ours[start : place + 3]}"
-
-
-def _modes(modes: list[str]) -> str:
-    words = {"alone": "alone", "batch": "in a batch", "left": "in a batch padded left", "right": "in one padded right"}
-    return "only " + " and ".join(words[mode] for mode in modes)
 
 
 def _some(kinds: list[str]) -> str:

@@ -15,7 +15,7 @@ class Probe:
 
     def __init__(self, model: Any, ids: list[int]):
         self.model, self.ids = model, ids
-        self.decoder: nn.Module = model[0].auto_model
+        self.decoder: Any = model[0].auto_model
         tokenizer = model.tokenizer
         self.pad: int = tokenizer.pad_token_id or 0
         self.side: str = tokenizer.padding_side

@@ -1,11 +1,12 @@
-"""What was found: one row per engine and form, and where it is kept."""
+"""What was found: one row per engine and file, and where it is kept."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llm2enc.artifact import read_metadata, write_metadata
+from llm2enc.artifact import ProofRecord, read_metadata, with_engines, write_metadata
+from llm2enc.model import Proof
 from llm2enc.storage import replace_text
 
 Verdict = Literal[
@@ -13,7 +14,7 @@ Verdict = Literal[
     "should agree", "should differ", "unsupported", "unknown",  # READ
 ]  # fmt: skip
 
-# Of what was not run but read of the files: contracts.
+# Of what was not run but read of the files: the engine rules.
 READ: tuple[Verdict, ...] = ("should agree", "should differ", "unsupported", "unknown")
 
 # Cosine to 1, by what the vectors were computed in or the weights stored in: rounding, of alone against batch too.
@@ -54,6 +55,10 @@ class Report:
     rows: list[Parity]
     asked: bool = False
     """Whether the engines were named by the caller, who then wants none of them left out."""
+    proof: Proof | None = None
+    """The full proof that ran on the directory, if one did."""
+    digests: dict[str, str] | None = None
+    """Of the files that it ran on."""
 
     @property
     def agrees(self) -> bool:
@@ -69,11 +74,17 @@ class Report:
 
 
 def write_card(folder: Path, report: Report) -> None:
-    """Put the table into README.md and the rows into llm2enc.json of the directory; each file is replaced whole."""
-    from llm2enc.artifact import with_engines
+    """Put the table into README.md and the rows into llm2enc.json of the directory; each file is replaced whole.
 
-    found = {key: value for key, value in report.to_json().items() if key != "folder"}
-    metadata = read_metadata(folder).model_copy(update={"verification": found})
+    Where everything agrees llm2enc.json takes the proof too, so that the next `Encoder.load` need not run it again after a
+    new release of torch or a change of a file.
+
+    raises  OSError if the directory cannot be written
+    """
+    changes: dict[str, Any] = {"verification": {k: value for k, value in report.to_json().items() if k != "folder"}}
+    if report.proof and report.agrees:
+        changes |= {"proof": ProofRecord(**dataclasses.asdict(report.proof)), "files": report.digests}
+    metadata = read_metadata(folder).model_copy(update=changes)
     card = folder / "README.md"
     rows = [
         {

@@ -6,6 +6,7 @@ compared in float32, whatever type the weights are stored in: two roundings to 1
 looked for; files of fewer bits get the room of theirs (TOLERANCE).
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,24 +15,26 @@ from pathlib import Path
 
 import numpy as np
 
-from llm2enc.artifact import METADATA_FILE, Metadata, read_metadata
+from llm2enc.artifact import METADATA_FILE, Metadata, digests, read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.verification import files
 from llm2enc.verification.diagnosis import Comparison, Reference, compare, remedy, where
+from llm2enc.verification.probe_texts import fewer, runs, texts
 from llm2enc.verification.report import TOLERANCE, Parity, Report, Verdict
 from llm2enc.verification.subprocesses import Answer, ask
-from llm2enc.verification.texts import fewer, runs, texts
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A program that opens the directory or one of its forms."""
+    """A program that opens the directory or one of its exported files."""
 
     script: str
     needs: tuple[str, ...]  # packages
     install: str
-    forms: str = ""  # where its files are; empty: it opens the directory itself
+    files: str = ""  # which it opens, as a glob; empty: it opens the directory itself
     target: str = ""  # of `llm2enc export`
     modes: tuple[str, ...] = ("alone", "right", "left")
 
@@ -45,7 +48,7 @@ OTHERS = {
     "openvino": Engine("in_openvino", ("openvino", "tokenizers"), "openvino", "openvino/*.xml", "openvino"),
     "llama.cpp": Engine("in_llama_cpp", ("llama_cpp",), "llama-cpp-python", "gguf/*.gguf", "gguf", ("alone", "batch")),
 }
-ENGINES = ("files", "llm2enc", *OTHERS, "contracts")
+ENGINES = ("files", "llm2enc", *OTHERS, "rules")
 AT_THE_END_OF_A_CONVERSION = ("llm2enc", "sentence-transformers", "transformers")
 
 
@@ -57,20 +60,24 @@ def verify(
     engines  some of ENGINES; all of them by default
     encoder  the one it was written from a moment ago: it is compared as well, and large models read fewer texts, which the
              notes count
-    seconds  the longest an engine may take for one form
+    seconds  the longest an engine may take for one file
     raises   ValueError for another directory, or an engine that is none
     """
     folder, asked = Path(folder), engines is not None
+    if "contracts" in (engines or ()):
+        _log.warning("the engine `contracts` is called `rules` now; the old name goes with release 0.2")
+    engines = engines and ["rules" if name == "contracts" else name for name in engines]
     unknown = [name for name in engines or () if name not in ENGINES]
     if unknown:
         raise InputError(f"no engine named {', '.join(unknown)}; choose of {', '.join(ENGINES)}")
     if not (folder / METADATA_FILE).is_file():
-        raise InputError(f"{folder} has no {METADATA_FILE}: verify_foreign looks at other encoders")
+        raise InputError(f"{folder} has no {METADATA_FILE}: verify_third_party looks at other encoders")
     metadata = read_metadata(folder)
     wanted = [name for name in ENGINES if engines is None or name in engines]
     rows = [files.check(folder, metadata)] if "files" in wanted else []
     started = time.perf_counter()
     try:
+        read = digests(folder)  # before the files are opened: a later change is then seen
         reopened = Encoder.load(folder, full_proof=encoder is None)  # proven when it was written, a moment ago
     except Exception as error:  # whatever was done to the directory: the report says that it cannot be opened
         text = " ".join(str(error).split())
@@ -91,23 +98,23 @@ def verify(
         rows = [
             row if row.cosine is None else replace(row, note="; ".join(filter(None, (row.note, cover)))) for row in rows
         ]
-    if "contracts" in wanted:
+    if "rules" in wanted:
         try:
-            rows += contracts(folder)
+            rows += engine_rules(folder)
         except ValueError as error:  # a file that is no JSON; what was measured is told all the same
             again = "put the file back, or write the directory again"
-            rows.append(Parity("contracts", None, str(error), verdict="failed", remedy=again))
-    return Report(str(folder), rows, asked)
+            rows.append(Parity("rules", None, str(error), verdict="failed", remedy=again))
+    return Report(str(folder), rows, asked, None if encoder else reopened.backbone.proof, read)
 
 
-def contracts(folder: Path) -> list[Parity]:
+def engine_rules(folder: Path) -> list[Parity]:
     """What engines that are not run here make of the directory, by what their sources read of it: one row each."""
     from llm2enc.verification.rules import check, verdicts
 
     words: dict[str, Verdict] = {"agrees": "should agree", "differs": "should differ"}
-    findings, rows = check(folder), []
-    for engine, worst in verdicts(findings).items():
-        own = [found for found in findings if found.engine == engine and found.verdict == worst]
+    results, rows = check(folder), []
+    for engine, worst in verdicts(results).items():
+        own = [found for found in results if found.engine == engine and found.verdict == worst]
         note = "; ".join(dict.fromkeys(found.message.rstrip(".") for found in own))
         hint = "; ".join(dict.fromkeys(found.remedy.rstrip(".") for found in own if found.remedy))
         rows.append(Parity(engine, None, note, verdict=words.get(worst, worst), remedy=hint, version=own[0].version))
@@ -149,17 +156,17 @@ class _Measure:
     def __init__(self, folder: Path, metadata: Metadata, encoder: Encoder, texts: dict[str, str], seconds: float):
         self.folder, self.metadata, self.seconds = folder, metadata, seconds
         encoder.float()
-        # Two names of one reading need one run; that their strings are right is seen in the files.
-        readings = {encoder.reading(prompt_name=name): name for name in reversed(metadata.prompts)}
-        self.prompts = list(dict.fromkeys(readings.values()))[::-1]
+        # Two prompts that read a text alike need one run; that their strings are right is seen in the files.
+        inputs = {encoder.reading(prompt_name=name): name for name in reversed(metadata.prompts)}
+        self.prompts = list(dict.fromkeys(inputs.values()))[::-1]
         self.reference = Reference.of(encoder, texts, self.prompts) if metadata.native else None
 
     def rows(self, name: str) -> list[Parity]:
-        """One row for each form that the engine opens."""
+        """One row for each file that the engine opens."""
         engine = OTHERS[name]
-        found = sorted(self.folder.glob(engine.forms)) if engine.forms else [None]
+        found = sorted(self.folder.glob(engine.files)) if engine.files else [None]
         if not found:
-            what = engine.forms.replace("*", "model")
+            what = engine.files.replace("*", "model")
             hint = f"llm2enc export DIR --to {engine.target}"
             return [Parity(name, None, f"no {what}", verdict="missing", remedy=hint)]
         if not all(find_spec(package) for package in engine.needs):
@@ -168,20 +175,20 @@ class _Measure:
         if self.reference is None:
             hint = "open it with llm2enc, or change the recipe's input as the reason says"
             return [Parity(name, None, self.metadata.reason, verdict="not comparable", remedy=hint)]
-        return [self._row(name, engine, form) for form in found]
+        return [self._row(name, engine, file, self.reference) for file in found]
 
-    def _row(self, name: str, engine: Engine, form: Path | None) -> Parity:
+    def _row(self, name: str, engine: Engine, file: Path | None, reference: Reference) -> Parity:
         started = time.perf_counter()
-        given = list(self.reference.texts.values())
-        planned = runs(self.prompts, engine.modes, list(self.reference.texts), self.reference.encoder.max_tokens)
-        answer = ask(engine.script, self.folder, form, given, planned, self.seconds)
-        label, dtype = (str(form.relative_to(self.folder)), _dtype(form)) if form else ("", "float32")
+        given = list(reference.texts.values())
+        planned = runs(self.prompts, engine.modes, list(reference.texts), reference.encoder.max_tokens)
+        answer = ask(engine.script, self.folder, file, given, planned, self.seconds)
+        label, dtype = (str(file.relative_to(self.folder)), _dtype(file)) if file else ("", "float32")
         took = time.perf_counter() - started
         row = Parity(name, None, dtype=dtype, form=label, version=answer.version, seconds=round(took, 1))
         if answer.failure:
-            hint = f"write {label} again: llm2enc export DIR --to {engine.target}" if form else "see the message"
+            hint = f"write {label} again: llm2enc export DIR --to {engine.target}" if file else "see the message"
             return replace(row, verdict="failed", note=answer.failure, remedy=hint)
-        found = compare(self.reference, answer, planned, dtype)
+        found = compare(reference, answer, planned, dtype)
         row = replace(row, cosine=found.cosine, difference=found.difference)
         notes = _notes(found, answer)
         if answer.missing:
@@ -206,10 +213,10 @@ def _notes(found: Comparison, answer: Answer) -> list[str]:
     return notes + answer.notes
 
 
-def _dtype(form: Path) -> str:
+def _dtype(file: Path) -> str:
     """What a file's weights are stored in, by its name."""
     marks = {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "q8": "q8_0", "int8": "int8"}
-    return next((dtype for mark, dtype in marks.items() if mark in form.stem.lower()), "float32")
+    return next((dtype for mark, dtype in marks.items() if mark in file.stem.lower()), "float32")
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from llm2enc.storage import alive
-from llm2enc.verification.texts import Run
+from llm2enc.verification.probe_texts import Run
 
 _PREFIX = "llm2enc-verify-"
 _SCRIPTS = Path(__file__).parent / "engines"
@@ -34,11 +34,11 @@ class Answer:
     """(N, D) by the number of the run, in the run's own order of texts; NaN for a text it cannot take."""
 
 
-def ask(script: str, folder: Path, form: Path | None, texts: list[str], runs: list[Run], seconds: float) -> Answer:
+def ask(script: str, folder: Path, file: Path | None, texts: list[str], runs: list[Run], seconds: float) -> Answer:
     """The answer of engines/`script`.py, killed after `seconds`."""
     job = {
         "folder": str(folder.absolute()),
-        "form": str(form.absolute()) if form else "",
+        "file": str(file.absolute()) if file else "",
         "texts": texts,
         "runs": [{"prompt": run.prompt, "side": run.side, "batches": run.batches} for run in runs],
     }
@@ -72,10 +72,9 @@ def _run(script: Path, here: Path, seconds: float) -> str:
         done = subprocess.run(command, cwd=here, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return f"gave no answer within {seconds:g} seconds"
-    return "" if not done.returncode and (here / "answer.npz").is_file() else _last_lines(done.stderr, done.returncode)
-
-
-def _last_lines(stderr: bytes, code: int) -> str:
-    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    code = done.returncode
+    if not code and (here / "answer.npz").is_file():
+        return ""
+    lines = [line.strip() for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return f"{how}: {' / '.join(lines[-2:])}" if lines else how

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -23,8 +23,8 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotConvert, InputError
 from llm2enc.evaluation import open_encoder
 from llm2enc.verification.probe import MOVED, PADDING, TEXT, Probe
-from llm2enc.verification.run import contracts
-from llm2enc.verification.texts import TEXTS
+from llm2enc.verification.probe_texts import TEXTS
+from llm2enc.verification.run import engine_rules
 
 Level = Literal["fine", "mind", "problem", "unknown"]
 
@@ -42,7 +42,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class ForeignReport:
+class ThirdPartyReport:
     """Everything that was found about a model that llm2enc did not write."""
 
     folder: str
@@ -57,7 +57,7 @@ class ForeignReport:
         return {"folder": self.folder, "agrees": self.agrees, "rows": [dataclasses.asdict(row) for row in self.rows]}
 
 
-def verify_foreign(name: str | Path) -> ForeignReport:
+def verify_third_party(name: str | Path) -> ThirdPartyReport:
     """What a directory or hub id of sentence-transformers does here.
 
     raises  ValueError if it is none
@@ -74,10 +74,14 @@ def verify_foreign(name: str | Path) -> ForeignReport:
     except (ImportError, OSError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         why = " ".join(str(error).split())
         remedy = "install what the message asks for, and the releases that the model's card names"
-        return ForeignReport(name, [Check("opens", "problem", f"{type(error).__name__}: {why}", remedy)])
+        return ThirdPartyReport(name, [Check("opens", "problem", f"{type(error).__name__}: {why}", remedy)])
     if isinstance(opened, Encoder):
         raise InputError(f"{name} was written by llm2enc: verify compares it with its own encoder")
-    model, folder = opened.model.float().eval(), _folder(name)
+    model, folder = cast(Any, opened).model.float().eval(), Path(name)
+    if not folder.is_dir():  # of the hub: where its files are by now
+        from huggingface_hub import hf_hub_download
+
+        folder = Path(hf_hub_download(name, "modules.json", local_files_only=True)).parent
     probe = Probe.of(model)
     rows = [
         *_requirements(folder),
@@ -91,7 +95,7 @@ def verify_foreign(name: str | Path) -> ForeignReport:
         direction = Check("direction", "unknown", f"{kind} has no transformer whose token states could be watched")
     else:
         direction = _direction(probe)  # after everything else: a proof of what the model could be changes it
-    return ForeignReport(name, [direction, *rows, *_contracts(folder)])
+    return ThirdPartyReport(name, [direction, *rows, *_engine_rules(folder)])
 
 
 # -------------------------------------------------------------------------------------------------------------- answers
@@ -275,20 +279,11 @@ def _encode(model: Any, texts: list[str], prompt: str = "") -> np.ndarray:
     return model.encode(texts, prompt=prompt, batch_size=len(texts), show_progress_bar=False)
 
 
-def _folder(name: str) -> Path:
-    """Where the files of an opened model are."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(name, "modules.json", local_files_only=True)).parent
-
-
-def _contracts(folder: Path) -> list[Check]:
+def _engine_rules(folder: Path) -> list[Check]:
     """What engines that are not run here make of its files."""
     levels: dict[str, Level] = {"should agree": "fine", "should differ": "mind", "unsupported": "mind"}
     try:
-        rows = contracts(folder)
+        rows = engine_rules(folder)
     except ValueError as error:  # no transformer, so nothing that those engines open
         return [Check("other engines", "unknown", str(error))]
     return [

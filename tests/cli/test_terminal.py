@@ -37,9 +37,9 @@ def test_lines_and_notes_say_all_of_it_in_one_line() -> None:
     assert shown(lambda console: note(console, "name", "")) == ""
 
 
-def test_a_folded_column_loses_no_character() -> None:
+def test_a_narrow_table_loses_no_character() -> None:
     name = "model-" + "0123456789" * 6
-    narrow = shown(table([Column("file", fold=True), "verdict"], [(name, status("agrees"))]), width=40)
+    narrow = shown(table(["file", "verdict"], [(name, status("agrees"))]), width=40)
     assert "".join(one.split()[0] for one in narrow.splitlines() if one.strip("─ ")).endswith(name)
     assert "…" not in narrow and "agrees" in narrow
 

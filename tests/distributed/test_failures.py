@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from llm2enc import distributed
 from llm2enc.conversion import run as conversion
 from llm2enc.conversion import run_directory
-from llm2enc.distributed import failure, joining
+from llm2enc.distributed import failure, process_group
 from llm2enc.errors import DataError
 from llm2enc.training import objectives
 from llm2enc.training.logging import Log
@@ -254,6 +254,28 @@ def test_strangers_are_sent_away() -> None:
     supervisor.leave()
 
 
+def test_who_joins_late_is_told_of_the_failure() -> None:
+    """On a busy machine one process may fail before another has come to the supervisor."""
+
+    def join(rank: int) -> socket.socket:
+        connection = socket.create_connection(("localhost", supervisor.port), timeout=10)
+        place = {"rank": rank, "title": f"process {rank}", "node": "", "local_rank": 0}
+        connection.sendall(f"{supervisor.token}\n{json.dumps(place)}\n".encode())
+        return connection
+
+    def told_to_stop(connection: socket.socket) -> dict:
+        return next(filter(None, (json.loads(line).get("stop") for line in connection.makefile())))
+
+    supervisor = failure.Supervisor(2, 60)
+    with join(1) as first:
+        first.sendall(b'{"failed": "failed", "code": 3}\n')
+        said = told_to_stop(first)
+        assert said == {"rank": 1, "node": "", "local_rank": 0, "text": "process 1 failed", "code": 3}
+        with join(0) as late:
+            assert told_to_stop(late) == said
+    supervisor.leave()
+
+
 def test_who_failed_has_time_to_say_so(tmp_path: Path) -> None:
     """Process 0 is gone long before: its end is no cause of anything by then."""
 
@@ -285,9 +307,9 @@ def test_a_break_is_known_from_an_own_error() -> None:
             action()
         return found.value
 
-    assert joining._in_collective(caught(lambda: torch.distributed.barrier()))
-    assert not joining._in_collective(caught(lambda: torch.zeros(2) @ torch.zeros(3)))
-    assert not joining._in_collective(caught(fail))
+    assert process_group._in_collective(caught(lambda: torch.distributed.barrier()))
+    assert not process_group._in_collective(caught(lambda: torch.zeros(2) @ torch.zeros(3)))
+    assert not process_group._in_collective(caught(fail))
 
 
 # ------------------------------------------------------------------------------------------------------------ two nodes

@@ -96,7 +96,7 @@ def open_by_peft(kind, base: Path, folder: Path) -> torch.nn.Module:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(missing|unexpected).*keys")
         opened = kind.from_pretrained(base, config=config, dtype="float32")
-        inside = json.loads((folder / adapter.FACTS).read_text()).get("inside")
+        inside = json.loads((folder / adapter.METADATA).read_text()).get("inside")
         model = PeftModel.from_pretrained(opened.get_submodule(inside) if inside else opened, folder)
     loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
     assert_same(loaded, load_file(folder / "adapter_model.safetensors"))
@@ -308,7 +308,7 @@ def test_the_readme_says_how_to_open_it_and_a_hub_id_is_named(tmp_path: Path) ->
         json.loads((tmp_path / "out" / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == ""
     )
     recipe = load_recipe(str(run / "recipe.yaml"), ["model.name=someone/llama-1b", "model.attention=causal"])
-    facts = adapter._facts(recipe, [run / "0-clm"], rank=2)
-    assert facts["base"] == "someone/llama-1b"
-    text = adapter._readme(adapter.CAUSAL_LM, facts)
+    metadata = adapter._metadata(recipe, [run / "0-clm"], rank=2)
+    assert metadata["base"] == "someone/llama-1b"
+    text = adapter._readme(adapter.CAUSAL_LM, metadata)
     assert "base_model: someone/llama-1b" in text and "is_causal" not in text and "AutoModelForCausalLM" in text

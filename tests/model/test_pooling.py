@@ -56,7 +56,7 @@ def test_sentence_transformers_pools_so_by_the_name_of_the_table(name: str) -> N
 
 @pytest.mark.parametrize("name", POOLERS)
 def test_the_engines_scripts_know_the_keys_of_the_table(name: str) -> None:
-    assert script("by_hand")._old_mode({f"pooling_mode_{POOLERS[name].flag}": True}) == POOLERS[name].mode
+    assert script("reference")._old_mode({f"pooling_mode_{POOLERS[name].flag}": True}) == POOLERS[name].mode
 
 
 @pytest.mark.parametrize("name", POOLERS)
@@ -84,7 +84,7 @@ def script(name: str) -> ModuleType:
 def by_scripts(name: str, states: Tensor, mask: Tensor, skipped: int) -> Tensor:
     """Vectors (B, D) of states (B, S, D) by the engines' scripts."""
     job = SimpleNamespace(pooling=POOLERS[name].mode, normalize=False, dense=[])
-    return torch.from_numpy(script("by_hand").pooled(job, states.numpy(), mask.numpy(), skipped)).float()
+    return torch.from_numpy(script("reference").pooled(job, states.numpy(), mask.numpy(), skipped)).float()
 
 
 @pytest.mark.parametrize("name", BY_HAND)

@@ -16,7 +16,7 @@ from llm2enc.encoding import Encoder
 from llm2enc.model import Backbone, Projection, skeleton
 from llm2enc.planning import parse, plan
 from llm2enc.planning.devices import Devices
-from llm2enc.planning.fake_profiler import Costs, Setting, Simulation
+from llm2enc.planning.fake_profiler import Costs, FakeProfiler, StepConfig
 from llm2enc.planning.measured import tokens_per_second
 from llm2enc.planning.memory import sizes
 from llm2enc.planning.workload import Workload, of_stage
@@ -28,7 +28,7 @@ from tests.support.tiny import tiny_model
 
 GIB = 2**30
 LENGTHS = torch.full((6,), 16)
-MEAN = Setting(autocast=False, cuda=False, causal=False, pooling="mean")
+MEAN = StepConfig(autocast=False, cuda=False, causal=False, pooling="mean")
 ONE = Devices("one", 1, 10**12, {"float32": 1e12, "bfloat16": 1e12}, cuda=False)
 
 
@@ -67,9 +67,9 @@ def around(backbone: Backbone) -> Encoder:
     return Encoder(backbone, None, "mean")
 
 
-def as_if_run(simulation: Simulation, lengths: torch.Tensor, setting: Setting) -> Costs:
+def as_if_run(profiler: FakeProfiler, lengths: torch.Tensor, config: StepConfig) -> Costs:
     """The costs of all layers, none left out."""
-    found = simulation._run(lengths, setting)
+    found = profiler._run(lengths, config)
     return Costs(
         evaluated=found.peak("evaluate"),
         logits=found.peak("logits"),
@@ -113,7 +113,7 @@ def test_operations_of_full_training_are_six_per_weight_and_token() -> None:
     backbone.train_everything(head=False)
     weights = sum(p.numel() for p in backbone.decoder.layers.parameters() if p.dim() == 2)
     tokens, heads, width, layers = int(LENGTHS.sum()), 4, 8, 2
-    found = Simulation(around(backbone)).costs(LENGTHS, MEAN)
+    found = FakeProfiler(around(backbone)).costs(LENGTHS, MEAN)
     assert found.forward_flops == 2 * weights * tokens and found.flops == 6 * weights * tokens
     # Scores and weighted values forwards; backwards these again from both sides, and the scores once more.
     products = 2 * tokens * 16 * heads * width * layers
@@ -129,7 +129,7 @@ def test_operations_with_an_adapter_are_those_of_a_real_step(checkpointing: bool
     tokens = Tokens.from_blocks(torch.randint(300, (6, 16)))
     with FlopCounterMode(display=False) as counter:  # it does not know the attention of CPUs
         backbone.hidden(tokens).sum().backward()
-    assert Simulation(around(backbone)).costs(LENGTHS, MEAN).flops == counter.get_total_flops()
+    assert FakeProfiler(around(backbone)).costs(LENGTHS, MEAN).flops == counter.get_total_flops()
 
 
 # ---------------------------------------------------------------------------------------------------------------- memory
@@ -158,7 +158,7 @@ def test_activations_are_what_autograd_keeps_of_a_real_pass(full: bool, autocast
     with torch.autocast("cpu", torch.bfloat16, autocast), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         states = backbone.hidden(tokens)
     known = sum(kept.values()) + (0 if states.untyped_storage().data_ptr() in kept else states.nbytes)
-    found = Simulation(around(backbone)).costs(LENGTHS, Setting(autocast, False, False, "mean"))
+    found = FakeProfiler(around(backbone)).costs(LENGTHS, StepConfig(autocast, False, False, "mean"))
     # Not in a graph: what pooling keeps, ids, positions and masks, a few bytes per token.
     assert known * 0.99 <= found.graph <= known + tokens.ids.numel() * (4 * 32 * 3 + 64)
 
@@ -179,9 +179,9 @@ def test_a_few_layers_say_what_many_take(kind: str) -> None:
     backbone.train_everything(head=False) if kind == "full" else backbone.add_lora(LoraSpec(r=4), 0)
     backbone.set_gradient_checkpointing(kind == "checkpointing")
     backbone.train()
-    wanted = Setting(True, True, False, None, targets=0.25, logit_rows=8) if kind == "logits" else MEAN
-    simulation = Simulation(around(backbone))
-    found, run = simulation.costs(LENGTHS, wanted), as_if_run(simulation, LENGTHS, wanted)
+    wanted = StepConfig(True, True, False, None, targets=0.25, logit_rows=8) if kind == "logits" else MEAN
+    profiler = FakeProfiler(around(backbone))
+    found, run = profiler.costs(LENGTHS, wanted), as_if_run(profiler, LENGTHS, wanted)
     if kind == "two kinds of layers":  # counted one kind after the other, so another layer may be at the peak
         assert found.backward == pytest.approx(run.backward, rel=0.02)
         run = replace(run, backward=found.backward)
@@ -193,14 +193,14 @@ def test_checkpointing_and_fused_attention_take_less() -> None:
     backbone.add_lora(LoraSpec(r=4), 0)
     backbone.set_attention_dropout(0.3)
     backbone.train()
-    simulation = Simulation(around(backbone))
-    plain = simulation.costs(LENGTHS, MEAN)
-    fused = simulation.costs(LENGTHS, Setting(False, True, False, "mean"))
+    profiler = FakeProfiler(around(backbone))
+    plain = profiler.costs(LENGTHS, MEAN)
+    fused = profiler.costs(LENGTHS, StepConfig(False, True, False, "mean"))
     # Per layer, head and pair of tokens: dropout's factors, the weights before it and after it, 4 bytes each; kept.
     assert plain.graph - fused.graph > 3 * 4 * 6 * 16**2 * 3 * 4
-    simulation.known.clear()
+    profiler.known.clear()
     backbone.set_gradient_checkpointing(True)
-    again = simulation.costs(LENGTHS, MEAN)
+    again = profiler.costs(LENGTHS, MEAN)
     assert again.graph < plain.graph / 2 and again.backward < plain.backward and again.flops > plain.flops
 
 

@@ -220,6 +220,15 @@ def test_a_shipped_collection_is_known_by_its_name() -> None:
     )
 
 
+def test_no_shipped_recipe_repeats_a_collection() -> None:
+    folder = Path(__file__).parents[2] / "recipes"
+    (collection,) = (folder / "data").glob("*.yaml")
+    paths = [source["path"] for source in yaml.safe_load(collection.read_text())["data"]]
+    assert len(paths) == 14
+    for path in folder.glob("*.yaml"):
+        assert not [source for source in paths if source in path.read_text()], path.name
+
+
 @pytest.mark.parametrize(
     ("text", "given", "said"),
     [

@@ -16,7 +16,7 @@ import pytest
 import typer
 
 from llm2enc import cli
-from llm2enc.cli.ending import ending_well
+from llm2enc.cli.interruption import interruptible
 from llm2enc.encoding import Encoder
 from llm2enc.evaluation import CachedEncoder
 from llm2enc.evaluation.mteb_adapter import _remove_torn
@@ -131,7 +131,7 @@ def test_what_comes_from_outside_ends_a_command_with_a_message(
         raise error
 
     with pytest.raises(typer.Exit) as stopped:
-        ending_well(command, "All is kept.")()
+        interruptible(command, "All is kept.")()
     said = capsys.readouterr().err
     assert words in said and said.rstrip().endswith("All is kept.")
     assert stopped.value.exit_code == (130 if isinstance(error, KeyboardInterrupt) else 1)
@@ -147,13 +147,13 @@ def test_our_own_errors_stay_what_they_are() -> None:
         KeyError("x"),
     ):
         with pytest.raises(type(error)):
-            ending_well(command, "")(error)
+            interruptible(command, "")(error)
 
 
 def test_sigterm_is_taken_for_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     former = signal.getsignal(signal.SIGTERM)
     with pytest.raises(typer.Exit) as stopped:
-        ending_well(lambda: os.kill(os.getpid(), signal.SIGTERM), "All is kept.")()
+        interruptible(lambda: os.kill(os.getpid(), signal.SIGTERM), "All is kept.")()
     assert stopped.value.exit_code == 130 and "Interrupted. All is kept." in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is former
 
@@ -188,7 +188,7 @@ def test_a_ctrl_c_that_python_drops_comes_again(capsys: pytest.CaptureFixture[st
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "unraisablehook", others.append)
         with pytest.raises(typer.Exit) as stopped:
-            ending_well(command, "All is kept.")()
+            interruptible(command, "All is kept.")()
         assert sys.unraisablehook == others.append
     assert stopped.value.exit_code == 130 and went_on == [True] and sys.unraisablehook is hook
     assert [dropped.exc_type for dropped in others] == [RuntimeError]

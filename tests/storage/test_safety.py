@@ -285,7 +285,7 @@ def test_ordinary_recipes_and_urls_are_no_secrets(tmp_path: Path) -> None:
         "see http://a:80/b@c",
         "me@example.org",
     ):
-        assert not secrets.found(text) and secrets.redacted(text) == text
+        assert not secrets.secrets_in(text) and secrets.redacted(text) == text
     data = texts_file(tmp_path).model_dump(mode="json")
     assert load_recipe("pocket", [f"stages.mntp.data=[{json.dumps(data)}]"])
 

@@ -174,10 +174,12 @@ def convert(recipe: Path, out: Path, *options: str, engines: tuple[str, ...] = (
     def work() -> None:
         import torch
 
-        from llm2enc import cli, conversion
+        from llm2enc import cli
+        from llm2enc.conversion import run
 
         torch.set_num_threads(1)
-        conversion.AT_THE_END_OF_A_CONVERSION = engines
+        assert run.AT_THE_END_OF_A_CONVERSION  # the name that is looked up there
+        run.AT_THE_END_OF_A_CONVERSION = engines
         sys.argv = ["llm2enc", "convert", str(recipe), "-o", str(out), *options]
         cli.main()
 

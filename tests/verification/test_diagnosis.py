@@ -3,8 +3,8 @@
 import numpy as np
 
 from llm2enc.verification.diagnosis import Comparison, Reference, compare, remedy, where
+from llm2enc.verification.probe_texts import Run
 from llm2enc.verification.subprocesses import Answer
-from llm2enc.verification.texts import Run
 
 
 def test_vectors_that_are_no_numbers_are_not_taken_for_texts_left_out() -> None:

@@ -17,7 +17,7 @@ from llm2enc.model import Backbone
 from llm2enc.recipe import InputSpec, Part
 from llm2enc.text import InputFormat
 from llm2enc.verification.rules import check, verdicts
-from llm2enc.verification.rules.findings import Finding
+from llm2enc.verification.rules.engine import RuleResult
 from tests.support.builders import INPUT, make_tokenizer
 from tests.support.tiny import tiny_model
 
@@ -62,12 +62,12 @@ def change(folder: Path, file: str, **changes: Any) -> Path:
     return folder
 
 
-def found(folder: Path, engine: str, *words: str) -> list[Finding]:
-    """Findings of `engine` whose message holds all `words`."""
+def found(folder: Path, engine: str, *words: str) -> list[RuleResult]:
+    """Results for `engine` whose message holds all `words`."""
     return [f for f in check(folder) if f.engine == engine and all(word in f.message for word in words)]
 
 
-def only(folder: Path, engine: str, *words: str) -> Finding:
+def only(folder: Path, engine: str, *words: str) -> RuleResult:
     (finding,) = found(folder, engine, *words)
     return finding
 
@@ -294,10 +294,10 @@ def test_infinity_runs_a_directory_without_guards_as_causal(copied: Callable) ->
     assert only(folder, "infinity", "causal attention, and no error").verdict == "differs"
 
 
-# -------------------------------------------------------------------------------------------------- foreign directories
+# ---------------------------------------------------------------------------------------------- third-party directories
 
 
-def foreign(folder: Path, config: dict[str, Any], pooling: str, *, normalize: bool = True) -> Path:
+def third_party(folder: Path, config: dict[str, Any], pooling: str, *, normalize: bool = True) -> Path:
     """A directory of sentence-transformers 3, without weights."""
     shape = {
         "vocab_size": 9,
@@ -323,7 +323,7 @@ def foreign(folder: Path, config: dict[str, Any], pooling: str, *, normalize: bo
 
 def test_a_bert_agrees_everywhere(tmp_path: Path) -> None:
     config = {"model_type": "bert", "architectures": ["BertModel"], "pad_token_id": 0}
-    folder = foreign(tmp_path / "bert", config, "pooling_mode_mean_tokens")
+    folder = third_party(tmp_path / "bert", config, "pooling_mode_mean_tokens")
     assert set(verdicts(check(folder)).values()) == {"agrees"}
 
 
@@ -333,19 +333,19 @@ def test_a_causal_embedder_is_causal_everywhere(tmp_path: Path) -> None:
         **{"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_act": "silu", "rms_norm_eps": 1e-6},
         **{"attention_bias": False, "use_sliding_window": False, "eos_token_id": 1, "rope_theta": 1e6},
     }
-    folder = foreign(tmp_path / "causal", config, "pooling_mode_lasttoken")
+    folder = third_party(tmp_path / "causal", config, "pooling_mode_lasttoken")
     assert set(verdicts(check(folder)).values()) == {"agrees"}
     assert only(folder, "vllm", "causal attention").verdict == "agrees"
 
 
 def test_infinity_always_normalizes_and_reads_the_legacy_rope_theta_only(tmp_path: Path) -> None:
     config = {"model_type": "bert", "architectures": ["BertModel"], "rope_parameters": {"rope_theta": 1e6}}
-    folder = foreign(tmp_path / "bert", config, "pooling_mode_mean_tokens", normalize=False)
+    folder = third_party(tmp_path / "bert", config, "pooling_mode_mean_tokens", normalize=False)
     assert only(folder, "infinity", "length 1").verdict == only(folder, "infinity", "rope_theta").verdict == "differs"
 
 
 def test_a_plain_model_is_not_embedded_by_vllm_nor_opened_by_tei(tmp_path: Path) -> None:
-    folder = foreign(tmp_path / "plain", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "")
+    folder = third_party(tmp_path / "plain", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, "")
     shutil.rmtree(folder / "1_Pooling")
     (folder / "modules.json").unlink()
     assert only(folder, "vllm", "generate text").remedy == "--runner pooling"
@@ -354,7 +354,7 @@ def test_a_plain_model_is_not_embedded_by_vllm_nor_opened_by_tei(tmp_path: Path)
 
 def test_an_architecture_that_was_not_read_is_unknown_to_vllm(tmp_path: Path) -> None:
     config = {"model_type": "newcomer", "architectures": ["NewcomerModel"]}
-    assert verdicts(check(foreign(tmp_path / "new", config, "pooling_mode_mean_tokens")))["vllm"] == "unknown"
+    assert verdicts(check(third_party(tmp_path / "new", config, "pooling_mode_mean_tokens")))["vllm"] == "unknown"
 
 
 def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:

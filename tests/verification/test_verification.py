@@ -1,9 +1,12 @@
 """A directory of llm2enc in every engine that is installed; a damaged one fails, and the report names the place."""
 
 import ast
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,9 @@ from llm2enc.recipe import InputSpec, Part
 from llm2enc.verification import Parity, verify, write_card
 from llm2enc.verification import run as directory
 from llm2enc.verification import subprocesses as running
+from llm2enc.verification.probe_texts import LONG, TEXTS, WORK, fewer, runs, texts
 from llm2enc.verification.report import Report
 from llm2enc.verification.run import ENGINES
-from llm2enc.verification.texts import LONG, TEXTS, WORK, fewer, runs, texts
 from tests.artifact.test_directory import make_encoder
 
 pytest.importorskip("sentence_transformers")
@@ -117,7 +120,7 @@ def test_a_larger_model_reads_fewer_texts_at_the_end_of_its_conversion() -> None
 def test_what_was_left_out_at_the_end_of_a_conversion_is_said(good: Path, monkeypatch) -> None:
     encoder = Encoder.load(good)
     assert all("texts" not in row.note for row in verify(good, ("llm2enc",), encoder).rows)
-    monkeypatch.setattr("llm2enc.verification.texts.WORK", 1)
+    monkeypatch.setattr("llm2enc.verification.probe_texts.WORK", 1)
     (row,) = verify(good, ("llm2enc",), encoder).rows
     assert row.agrees and row.note == f"it read 2 of {len(TEXTS) + 1} texts: `llm2enc verify {good}` reads all"
     assert all(not row.note for row in verify(good, ("llm2enc",)).rows)
@@ -162,15 +165,15 @@ def test_absolute_positions_excuse_padding_in_front_only(tmp_path: Path, in_proc
     assert row.verdict == "differs" and "in a batch" in row.note, row
 
 
-# ---------------------------------------------------------------------------------------------------------- other forms
+# ---------------------------------------------------------------------------------------------------------- other formats
 
 
 @pytest.fixture(scope="module")
-def forms(good: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Directories that have the form `onnx` too: a good one, and one whose graph was made of the causal model."""
+def with_graphs(good: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Directories that hold `onnx` too: a good one, and one whose graph was made of the causal model."""
     pytest.importorskip("onnxruntime")
     onnx = pytest.importorskip("llm2enc.export.onnx")
-    folder, found = tmp_path_factory.mktemp("forms"), {}
+    folder, found = tmp_path_factory.mktemp("graphs"), {}
     for name, bidirectional in (("good", True), ("causal", False)):
         make_encoder(bidirectional=bidirectional).save(folder / "plain")
         onnx.write(Encoder.load(folder / "plain"), folder / "plain", read_metadata(folder / "plain"))
@@ -180,18 +183,18 @@ def forms(good: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     return found
 
 
-def test_graphs_of_onnx_and_openvino_agree(forms: dict[str, Path], in_process: None) -> None:
+def test_graphs_of_onnx_and_openvino_agree(with_graphs: dict[str, Path], in_process: None) -> None:
     openvino = pytest.importorskip("openvino")
-    (forms["good"] / "openvino").mkdir()
-    graph = openvino.convert_model(str(forms["good"] / "onnx" / "model.onnx"))
-    openvino.save_model(graph, forms["good"] / "openvino" / "openvino_model.xml", compress_to_fp16=False)
-    report = verify(forms["good"], ("onnx", "openvino"))
+    (with_graphs["good"] / "openvino").mkdir()
+    graph = openvino.convert_model(str(with_graphs["good"] / "onnx" / "model.onnx"))
+    openvino.save_model(graph, with_graphs["good"] / "openvino" / "openvino_model.xml", compress_to_fp16=False)
+    report = verify(with_graphs["good"], ("onnx", "openvino"))
     assert report.agrees and len(report.rows) == 2, report.rows
     assert all(row.cosine > 0.99999 and row.form for row in report.rows)
 
 
-def test_a_graph_of_the_causal_model_is_recognised(forms: dict[str, Path], in_process: None) -> None:
-    (row,) = verify(forms["causal"], ("onnx",)).rows
+def test_a_graph_of_the_causal_model_is_recognised(with_graphs: dict[str, Path], in_process: None) -> None:
+    (row,) = verify(with_graphs["causal"], ("onnx",)).rows
     assert row.verdict == "differs" and row.form == "onnx/model.onnx"
     assert "token ids are equal" in row.note
     assert "of the causal model: write onnx/model.onnx again: llm2enc export DIR --to onnx" in row.remedy
@@ -278,7 +281,7 @@ def test_damage_is_found_and_named(
 
 
 def test_a_text_too_long_to_be_run_is_compared_by_its_ids(copy: Path, in_process: None, monkeypatch) -> None:
-    monkeypatch.setattr("llm2enc.verification.texts.MOST_TOKENS", 79)
+    monkeypatch.setattr("llm2enc.verification.probe_texts.MOST_TOKENS", 79)
     (row,) = verify(copy, ("transformers",)).rows
     assert row.agrees and row.verdict == "agrees"
     change(copy / "sentence_bert_config.json", max_seq_length=79)
@@ -325,9 +328,9 @@ def test_a_directory_that_does_not_open_is_a_failure(copy: Path) -> None:
 
 def test_an_unreadable_small_file_is_named(copy: Path) -> None:
     (copy / "modules.json").write_text("[")
-    found = rows(verify(copy, ("files", "contracts")))
+    found = rows(verify(copy, ("files", "rules")))
     assert found["files"].verdict == "differs" and "modules.json" in found["files"].note
-    assert found["contracts"].verdict == "failed" and "modules.json is not JSON" in found["contracts"].note
+    assert found["rules"].verdict == "failed" and "modules.json is not JSON" in found["rules"].note
 
 
 def test_a_default_prompt_that_was_taken_out_is_named(tmp_path: Path) -> None:
@@ -382,6 +385,41 @@ def test_the_rows_go_into_the_card_and_the_metadata(copy: Path) -> None:
     assert Encoder.load(copy).encode("a").shape == (32,)
 
 
+@pytest.mark.parametrize("agrees", [True, False])
+def test_a_proof_that_verify_ran_stands_at_the_next_load(agrees: bool, copy: Path, caplog) -> None:
+    """As after a new release of torch, and a config.json that somebody edited."""
+    facts = json.loads((copy / "llm2enc.json").read_text(encoding="utf-8"))
+    facts["proof"]["versions"]["torch"] = "2.0"
+    (copy / "llm2enc.json").write_text(json.dumps(facts))
+    change(copy / "config.json", note="edited")
+    Encoder.load(copy)
+    assert "config.json is not the file that was written; torch is" in caplog.text
+    caplog.clear()
+    report = verify(copy, ("files", "llm2enc"))
+    failed = Parity("onnx", 0.5, verdict="differs")
+    write_card(copy, report if agrees else replace(report, rows=[*report.rows, failed]))
+    Encoder.load(copy)
+    assert ("the full proof ran again" in caplog.text) is not agrees
+
+
+def test_a_directory_that_cannot_be_written_is_verified_all_the_same(copy: Path, monkeypatch, capsys) -> None:
+    def closed(path: Path, text: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("llm2enc.verification.report.replace_text", closed)
+    monkeypatch.setattr("llm2enc.verification.run.ENGINES", ("files", "llm2enc"))
+    before = {path: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    verify_command.verify(str(copy), as_json=True)
+    shown, said = capsys.readouterr()
+    assert json.loads(shown)["agrees"] and f"note: {copy} is read-only" in said
+    assert {path: path.read_bytes() for path in copy.iterdir() if path.is_file()} == before
+
+
+def test_the_former_name_of_the_rules_is_taken_with_a_warning(good: Path, caplog) -> None:
+    assert verify(good, ("contracts",)).rows == verify(good, ("rules",)).rows
+    assert caplog.messages == ["the engine `contracts` is called `rules` now; the old name goes with release 0.2"]
+
+
 # ------------------------------------------------------------------------------------------------- engines that cannot run
 
 
@@ -417,12 +455,12 @@ def test_an_engine_that_fails_or_hangs_says_how(copy: Path, tmp_path: Path, monk
 def test_other_directories_and_engines_are_refused(good: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no engine named tensorrt; choose of files, llm2enc"):
         verify(good, ("tensorrt",))
-    with pytest.raises(ValueError, match="verify_foreign"):
+    with pytest.raises(ValueError, match="verify_third_party"):
         verify(tmp_path)
     assert set(directory.AT_THE_END_OF_A_CONVERSION) < set(ENGINES)
 
 
-def test_a_form_of_fewer_bits_has_the_room_of_its_type() -> None:
+def test_a_file_of_fewer_bits_has_the_room_of_its_type() -> None:
     names = {"model-q8_0": "q8_0", "model_fp16": "float16", "model-f16": "float16", "model-bf16": "bfloat16"}
     for name, dtype in {**names, "model": "float32", "model-f32": "float32"}.items():
         assert directory._dtype(Path(f"gguf/{name}.gguf")) == dtype

@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from llm2enc.artifact import Layout, Metadata, asked, layout
 from llm2enc.encoding import Encoder
@@ -116,7 +116,8 @@ def _checked(encoder: Encoder, metadata: Metadata) -> tuple[Layout, vocabulary.V
     families.window(backbone.config, backbone.bidirectional, limit)
     rope.metadata(backbone.decoder, limit)
     split = _template(encoder, metadata)
-    words = vocabulary.read(encoder.input_format.tokenizer.backend_tokenizer.to_str(), backbone.config.vocab_size)
+    tokenizer: Any = encoder.input_format.tokenizer
+    words = vocabulary.read(tokenizer.backend_tokenizer.to_str(), backbone.config.vocab_size)
     return split, words
 
 
@@ -215,7 +216,7 @@ def _add_metadata(writer: "GGUFWriter", encoder: Encoder, metadata: Metadata) ->
     writer.add_head_count_kv(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
     writer.add_key_length(families.head_width(config))
     writer.add_value_length(families.head_width(config))
-    writer.add_uint32(f"{writer.arch}.pooling_type", POOLERS[encoder.pooling].gguf)
+    writer.add_uint32(f"{writer.arch}.pooling_type", cast(int, POOLERS[encoder.pooling].gguf))
     if backbone.bidirectional:
         writer.add_causal_attention(False)
     if config.model_type == "gpt_neox":
@@ -235,7 +236,7 @@ def _add_metadata(writer: "GGUFWriter", encoder: Encoder, metadata: Metadata) ->
 
 
 def _add_tokenizer(writer: "GGUFWriter", split: Layout, words: vocabulary.Vocabulary, encoder: Encoder) -> None:
-    tokenizer = encoder.input_format.tokenizer
+    tokenizer: Any = encoder.input_format.tokenizer
     lead, suffix = split.runs[0][: split.lead], split.runs[-1]
     writer.add_tokenizer_model(words.model)
     writer.add_tokenizer_pre(words.pre)

@@ -75,7 +75,8 @@ def family_of(config: "PretrainedConfig") -> Family:
             "OpenVINO instead"
         )
     family = FAMILIES[model_type]
-    activation = _activation(config)
+    # Gemma's first releases said `hidden_act`, the later ones read `hidden_activation`.
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation not in family.activations:
         raise NoGGUF(
             f"the activation is {activation!r}, but llama.cpp computes {model_type} with {family.activations[0]!r} always"
@@ -136,11 +137,6 @@ def window(config: "PretrainedConfig", bidirectional: bool, max_tokens: int) -> 
             + f". Set `max_tokens: {size}` in the recipe's `input`, or export to ONNX"
         )
     return None
-
-
-def _activation(config: "PretrainedConfig") -> str:
-    # Gemma's first releases said `hidden_act`, the later ones read `hidden_activation`.
-    return getattr(config, "hidden_activation", None) or config.hidden_act
 
 
 def _check_scale(config: "PretrainedConfig") -> None:

@@ -1,4 +1,4 @@
-"""The tokenizer, in the two forms that llama.cpp reads.
+"""The tokenizer, in the two ways that llama.cpp reads.
 
     gpt2    byte-level BPE: tokens, merges, and a name that stands for the regular expressions that cut the text first
     llama   SentencePiece's BPE: tokens and scores; spaces are U+2581, what is no token becomes bytes
@@ -67,7 +67,7 @@ def read(tokenizer_json: str, size: int) -> Vocabulary:
             f"the tokenizer has ids up to {max(ids.values())} for {len(ids)} tokens, the model {size} embeddings"
         )
     tokens = _names(ids, size)
-    if _is_byte_level(backend["pre_tokenizer"]):
+    if any(part["type"] == "ByteLevel" for part in _parts(backend["pre_tokenizer"])):
         return _byte_level(backend, tokens, merges)
     return _sentencepiece(backend, tokens, merges)
 
@@ -96,10 +96,6 @@ def _types(backend: dict[str, Any], tokens: list[str]) -> list[int]:
 
 
 # ---------------------------------------------------------------------------------------------------------- byte level
-
-
-def _is_byte_level(pre_tokenizer: dict[str, Any] | None) -> bool:
-    return any(part["type"] == "ByteLevel" for part in _parts(pre_tokenizer))
 
 
 def _byte_level(backend: dict[str, Any], tokens: list[str], merges: list[tuple[str, ...]]) -> Vocabulary:

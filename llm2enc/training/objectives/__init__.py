@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llm2enc.data import RowBatch
 from llm2enc.encoding import Encoder
+from llm2enc.recipe import ClmStage, ContrastiveStage, MntpStage, SimcseStage
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives import clm, contrastive, mntp, simcse
@@ -60,19 +61,19 @@ class Objective:
 
 OBJECTIVES: dict[str, Objective] = {
     "clm": Objective(
-        clm.batches, clm.collate, clm.backward, "block",
-        predicted_share=clm.predicted_share, causal=True, trains_head=True,
+        clm.batches, clm.collate, clm.backward, ClmStage.row,
+        predicted_share=clm.predicted_share, causal=ClmStage.causal, trains_head=True,
     ),
     "mntp": Objective(
-        mntp.batches, mntp.collate, mntp.backward, "block",
-        predicted_share=mntp.predicted_share, causal=False,
+        mntp.batches, mntp.collate, mntp.backward, MntpStage.row,
+        predicted_share=mntp.predicted_share, causal=MntpStage.causal,
     ),
     "simcse": Objective(
-        simcse.batches, simcse.collate, simcse.backward, "text",
+        simcse.batches, simcse.collate, simcse.backward, SimcseStage.row,
         vectors_per_row=simcse.vectors_per_row,
     ),
     "contrastive": Objective(
-        contrastive.batches, contrastive.collate, contrastive.backward, "pair",
+        contrastive.batches, contrastive.collate, contrastive.backward, ContrastiveStage.row,
         vectors_per_row=contrastive.vectors_per_row,
     ),
 }  # fmt: skip

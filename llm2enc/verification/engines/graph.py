@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from by_hand import Job, padded
+from reference import Job, padded
 from tokenizers import Tokenizer
 
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -17,7 +17,7 @@ class Graph:
         self.run = run
         self.tokenizer = Tokenizer.from_file(str(job.folder / "tokenizer.json"))
         self.tokenizer.enable_truncation(job.limit)
-        self.pad = self.tokenizer.token_to_id(job.pad_token())
+        self.pad = self.tokenizer.token_to_id(job.pad_token()) or 0
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text).ids

@@ -1,8 +1,8 @@
 """A file of GGUF in llama.cpp, by llama-cpp-python. Pooling and tokenizer are the file's own."""
 
-import llama_cpp
+import llama_cpp  # pyright: ignore[reportMissingImports]  # not for every machine
 import numpy as np
-from by_hand import Job, answer
+from reference import Job, answer
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     # llama.cpp aborts the process if a text does not fit into n_ubatch, so a batch must hold the longest.
     room = max(job.limit, 512)
     model = llama_cpp.Llama(
-        job.form, embedding=True, n_ctx=room, n_batch=room, n_ubatch=room, pooling_type=-1, verbose=False
+        job.file, embedding=True, n_ctx=room, n_batch=room, n_ubatch=room, pooling_type=-1, verbose=False
     )
 
     def ids(text: str) -> list[int] | None:

@@ -1,14 +1,14 @@
 """A file of OpenVINO, with the tokenizers library alone."""
 
 import openvino
-from by_hand import Job, answer
 from graph import Graph
+from reference import Job, answer
 
 
 def main() -> None:
     job = Job()
     # Without the hint a CPU that can compute in bfloat16 does so, and is off by several hundredths.
-    model = openvino.Core().compile_model(job.form, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = openvino.Core().compile_model(job.file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(ids, mask):
         return model({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]

@@ -2,7 +2,7 @@
 
 import torch
 import transformers
-from by_hand import Job, answer, padded, pooled, unpooled
+from reference import Job, answer, padded, pooled, unpooled
 from transformers import AutoModel, AutoTokenizer
 
 

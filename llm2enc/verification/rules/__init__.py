@@ -11,27 +11,29 @@ what the directory means: with llm2enc.json if it is there, else with what sente
 
 from pathlib import Path
 
-from llm2enc.verification.rules.findings import Finding, Verdict, findings
+from llm2enc.verification.rules.engine import RuleResult, Verdict, apply
 from llm2enc.verification.rules.infinity import INFINITY
-from llm2enc.verification.rules.layout import read
+from llm2enc.verification.rules.model_files import read
 from llm2enc.verification.rules.tei import TEI
 from llm2enc.verification.rules.vllm import VLLM
 
-__all__ = ["ENGINES", "Finding", "Verdict", "check", "verdicts"]
+__all__ = ["ENGINES", "RuleResult", "Verdict", "check", "verdicts"]
 
 ENGINES = (VLLM, TEI, INFINITY)
 _WORST_FIRST: tuple[Verdict, ...] = ("unsupported", "differs", "unknown", "agrees")
 
 
-def check(folder: Path) -> list[Finding]:
-    """What each engine would do alike or otherwise, one finding per point. ValueError if `folder` is no model."""
-    layout = read(folder)
-    return [finding for engine in ENGINES for finding in findings(engine, layout)]
+def check(folder: Path) -> list[RuleResult]:
+    """What each engine would do alike or otherwise, one result per point. ValueError if `folder` is no model."""
+    files = read(folder)
+    return [result for engine in ENGINES for result in apply(engine, files)]
 
 
-def verdicts(findings: list[Finding]) -> dict[str, Verdict]:
+def verdicts(results: list[RuleResult]) -> dict[str, Verdict]:
     """The worst verdict of each engine."""
-    return {
-        engine: min((f.verdict for f in findings if f.engine == engine), key=_WORST_FIRST.index)
-        for engine in dict.fromkeys(finding.engine for finding in findings)
-    }
+    found: dict[str, Verdict] = {}
+    for result in results:
+        former = found.setdefault(result.engine, result.verdict)
+        if _WORST_FIRST.index(result.verdict) < _WORST_FIRST.index(former):
+            found[result.engine] = result.verdict
+    return found

@@ -7,8 +7,8 @@ of another type, and passes over fields it does not know.
 """
 
 from llm2enc.model import POOLERS
-from llm2enc.verification.rules.findings import Engine, Rule
-from llm2enc.verification.rules.layout import Layout
+from llm2enc.verification.rules.engine import EngineRules, Rule
+from llm2enc.verification.rules.model_files import ModelFiles
 
 _LLAMA, _QWEN, _GEMMA = ("llama", "mistral"), ("qwen2", "qwen3"), ("gemma3_text",)
 _GRAPHS = ("model.onnx", "onnx/model.onnx")
@@ -17,35 +17,19 @@ _POOLINGS = {name: pooler.tei for name, pooler in POOLERS.items() if pooler.tei}
 _OTHER = "serve it by sentence-transformers or vLLM"
 
 
-def _lacks_modes(layout: Layout) -> bool:
-    config = layout.pooling_config
+def _lacks_modes(files: ModelFiles) -> bool:
+    config = files.pooling_config
     return config is not None and not all(isinstance(config.get(mode), bool) for mode in _MODES)
 
 
-def _lacks_limit(layout: Layout) -> bool:
-    return bool(layout.transformer_config) and not layout.transformer_config.get("max_seq_length")
+def _other_head_dim(files: ModelFiles) -> object:
+    dim, heads = files.config.get("head_dim"), files.config.get("num_attention_heads")
+    return dim and heads and dim * heads != files.config.get("hidden_size")
 
 
-def _other_pad_token(layout: Layout) -> bool:
-    return not isinstance(layout.config.get("pad_token_id", 0), int)
-
-
-def _two_sided_window(layout: Layout) -> object:
-    return layout.attention == "bidirectional" and layout.window
-
-
-def _other_head_dim(layout: Layout) -> bool:
-    dim, heads = layout.config.get("head_dim"), layout.config.get("num_attention_heads")
-    return bool(dim and heads) and dim * heads != layout.config.get("hidden_size")
-
-
-def _no_graph(layout: Layout) -> bool:
-    return not any(map(layout.has, _GRAPHS))
-
-
-def _other_layers(layout: Layout) -> bool:
+def _other_layers(files: ModelFiles) -> bool:
     """Every n-th layer is a full one, and layer_types, which is not read, says otherwise."""
-    every, types = layout.config.get("_sliding_window_pattern"), layout.config.get("layer_types") or []
+    every, types = files.config.get("_sliding_window_pattern"), files.config.get("layer_types") or []
     return (
         isinstance(every, int)
         and every > 0
@@ -53,7 +37,7 @@ def _other_layers(layout: Layout) -> bool:
     )
 
 
-TEI = Engine(
+TEI = EngineRules(
     "tei",
     "1.9.3",
     family=lambda it: it.model_type,
@@ -92,16 +76,34 @@ TEI = Engine(
             "unsupported", "rotary scaling is refused", lambda it: it.scaling and it.config.get("rope_scaling"), _LLAMA
         ),
         Rule("differs", "rotary scaling ({}) is ignored", lambda it: it.scaling, _LLAMA + _QWEN + _GEMMA, _OTHER),
-        Rule("unsupported", "pad_token_id must be a whole number or left out", _other_pad_token),
-        Rule("unsupported", "sentence_bert_config.json states no max_seq_length", _lacks_limit),
+        Rule(
+            "unsupported",
+            "pad_token_id must be a whole number or left out",
+            lambda it: not isinstance(it.config.get("pad_token_id", 0), int),
+        ),
+        Rule(
+            "unsupported",
+            "sentence_bert_config.json states no max_seq_length",
+            lambda it: it.transformer_config and not it.transformer_config.get("max_seq_length"),
+        ),
         Rule("unsupported", "head_dim is not read, so that the weights do not fit", _other_head_dim, ("mistral",)),
         Rule("unsupported", "a sliding window is refused", lambda it: it.config.get("use_sliding_window"), _QWEN),
-        Rule("differs", "the window of {} tokens is kept to the left alone", _two_sided_window, ("mistral",), _OTHER),
+        Rule(
+            "differs",
+            "the window of {} tokens is kept to the left alone",
+            lambda it: it.attention == "bidirectional" and it.window,
+            ("mistral",),
+            _OTHER,
+        ),
         Rule("unsupported", "it stops at the pooling {}", lambda it: it.pooling != "mean" and it.pooling, _GEMMA),
         Rule("differs", "_sliding_window_pattern is read, not layer_types", _other_layers, _GEMMA, _OTHER),
         Rule("agrees", "it runs in float32 only, not CUDA's default", lambda it: True, _GEMMA, "--dtype float32"),
         Rule(
-            "agrees", "it runs on CUDA in float16 only", _no_graph, (*_LLAMA, "qwen2"), "for a CPU, add onnx/model.onnx"
+            "agrees",
+            "it runs on CUDA in float16 only",
+            lambda it: not any(map(it.has, _GRAPHS)),
+            (*_LLAMA, "qwen2"),
+            "for a CPU, add onnx/model.onnx",
         ),
     ),
 )

@@ -5,8 +5,7 @@ transformers/base.py, transformers_utils/config.py, config/{model,pooler}.py, v1
 """
 
 from llm2enc.model import POOLERS
-from llm2enc.verification.rules.findings import Engine, Rule
-from llm2enc.verification.rules.layout import Layout
+from llm2enc.verification.rules.engine import EngineRules, Rule
 
 _READS_IS_CAUSAL = "Llama Mistral Ministral3 Phi3 Qwen2 Qwen3 Apertus InternLM3 IQuestCoder TeleChat3".split()
 # Its own classes that know no other direction, and, from Arcee on, families run by transformers' modules, which set
@@ -20,11 +19,7 @@ _POOLINGS = {name: pooler.vllm for name, pooler in POOLERS.items() if pooler.vll
 _POOLER = '--runner pooling --pooler-config \'{{"pooling_type": "{}"}}\''
 
 
-def _float32(layout: Layout) -> bool:
-    return layout.config.get("dtype", layout.config.get("torch_dtype")) == "float32"
-
-
-VLLM = Engine(
+VLLM = EngineRules(
     "vllm",
     "0.33.0",
     family=lambda it: it.architecture,
@@ -71,6 +66,11 @@ VLLM = Engine(
             remedy="compare with golden vectors",
         ),
         Rule("unknown", "without tokenizer.json a class adds special tokens", lambda it: not it.has("tokenizer.json")),
-        Rule("agrees", "it computes in float16 where the weights are float32", _float32, (), "--dtype float32"),
+        Rule(
+            "agrees",
+            "it computes in float16 where the weights are float32",
+            lambda it: it.config.get("dtype", it.config.get("torch_dtype")) == "float32",
+            remedy="--dtype float32",
+        ),
     ),
 )

@@ -20,7 +20,7 @@ ENCODERS = "bert roberta xlm-roberta camembert distilbert mpnet deberta-v2 moder
 
 
 @dataclass(frozen=True)
-class Layout:
+class ModelFiles:
     """The files that engines read; and what the directory means: attention, pooling, normalize, reason."""
 
     folder: Path
@@ -80,7 +80,7 @@ class Layout:
         return (self.folder / name).is_file()
 
 
-def read(folder: Path) -> Layout:
+def read(folder: Path) -> ModelFiles:
     """ValueError if `folder` has no config.json, or a file of it is no JSON."""
     config, rows = (_json(folder / name) for name in ("config.json", "modules.json"))
     if config is None:
@@ -92,7 +92,7 @@ def read(folder: Path) -> Layout:
     prompts = {name: prompt for name, prompt in (top.get("prompts") or {}).items() if prompt}
     modules = None if rows is None else [row["type"] for row in rows]
     stated, normalizes = _pooling(config, pooling_config), any(name.endswith(".Normalize") for name in modules or [])
-    return Layout(
+    return ModelFiles(
         folder,
         config,
         modules,

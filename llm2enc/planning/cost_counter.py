@@ -1,7 +1,7 @@
-"""Tensors without contents, and a meter of what they would take: bytes alive, the most at any moment, operations.
+"""Fake tensors, and a counter of what they would take: bytes alive, the most at any moment, operations.
 
 The code that trains is run on torch's fake tensors, which have a shape, a type and a storage of a size but no memory. The
-meter sees every operation of the forward and the backward pass. So it counts what autograd keeps and what is alive for
+counter sees every operation of the forward and the backward pass. So it counts what autograd keeps and what is alive for
 a moment only, for any architecture, and there is no formula per family that could be wrong.
 """
 
@@ -23,7 +23,7 @@ _GROUPED = torch.ops.aten._grouped_mm.default
 _BATCHED = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 
 
-class Meter(FakeTensorMode):
+class CostCounter(FakeTensorMode):
     """Fake tensors on the CPU whose storages are counted from birth to death.
 
     live, peak        bytes now, and the most since `restart`
@@ -48,7 +48,7 @@ class Meter(FakeTensorMode):
 
     def adopt(self, module: nn.Module) -> None:
         """Replace every parameter and buffer by a fake one; tied ones stay tied."""
-        known: dict[int, Tensor] = {}
+        known: dict[int, nn.Parameter] = {}
         for part in module.modules():
             for name, parameter in part._parameters.items():
                 if parameter is not None and id(parameter) not in known:
@@ -57,7 +57,7 @@ class Meter(FakeTensorMode):
             for name, buffer in part._buffers.items():
                 part._buffers[name] = None if buffer is None else self.like(buffer)
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+    def __torch_dispatch__(self, func, types, args: Any = (), kwargs: Any = None) -> Any:
         self._depth += 1  # an operation that is made of others counts once
         try:
             if func is _GROUPED:
@@ -110,7 +110,7 @@ def _grouped_product(first: Tensor, second: Tensor, groups: Tensor | None) -> Te
 
     (T, K) x (E, K, N) is (T, N); (M, T) x (T, N) is (E, M, N), a gradient in the weights; (E, M, K) x (K, T) is (M, T).
     """
-    if first.dim() == 2 and second.dim() == 2:
+    if groups is not None and first.dim() == second.dim() == 2:
         return first.new_empty(len(groups), first.size(0), second.size(1))
     if first.dim() == 3 and second.dim() == 3:
         return first.new_empty(first.size(0), first.size(1), second.size(2))

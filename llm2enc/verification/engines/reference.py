@@ -3,8 +3,8 @@
 The scripts are run by path in a process of their own and know nothing of llm2enc, because a program that opens the
 directory doesn't either. Called as `python SCRIPT JOB.json ANSWER.npz`:
 
-    job      {"folder", "form", "texts": [str], "runs": [{"prompt", "side", "batches": [[index of a text]]}]}
-             form: the file to open, "" where the directory itself is the model; side: "" leaves the padding to the engine
+    job      {"folder", "file", "texts": [str], "runs": [{"prompt", "side", "batches": [[index of a text]]}]}
+             file: the one to open, "" where the directory itself is the model; side: "" leaves the padding to the engine
     answer   vectors0, vectors1, ... (N, D) float32, one per run, rows in the order of its batches, NaN where a text was
              left out; about: JSON {"version", "notes", "missing": prompts, "normalizes", "ids": {prompt: [[int] or null]}}
 """
@@ -24,7 +24,7 @@ class Job:
     def __init__(self) -> None:
         asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
         self.folder = Path(asked["folder"])
-        self.form: str = asked["form"]
+        self.file: str = asked["file"]
         self.texts: list[str] = asked["texts"]
         self.runs: list[dict] = asked["runs"]
         pooling = self._read("1_Pooling/config.json")

@@ -14,7 +14,7 @@ import typer
 from llm2enc.cli.messages import say
 
 
-def ending_well(command: Callable[..., None], kept: str) -> Callable[..., None]:
+def interruptible(command: Callable[..., None], kept: str) -> Callable[..., None]:
     """The command with an end for what comes from outside: a message and an exit code, never a traceback.
 
     Ctrl-C and SIGTERM end it with 130; a disk that is full, closed or broken with 1.
@@ -41,7 +41,7 @@ def ending_well(command: Callable[..., None], kept: str) -> Callable[..., None]:
                     if found.filename and not isinstance(error, ValueError)
                     else error
                 )
-                say(f"error: {said}. {_REMEDIES.get(found.errno, _CLOSED)} {kept}")
+                say(f"error: {said}. {_REMEDIES.get(found.errno or 0, _CLOSED)} {kept}")
                 raise typer.Exit(1) from None
 
     return run

@@ -25,7 +25,7 @@ def start() -> None:
 
     From here on they watch each other (failure.py). LLM2ENC_TIMEOUT is the number of minutes, 30 by default, after which a
     collective, or a process without a sign of life, is given up. ValueError if it is no such number, or if the launcher
-    was asked for something that would not happen (launching.py).
+    was asked for something that would not happen (launch.py).
     """
     check_launcher()
     minutes = _timeout()
