@@ -13,7 +13,7 @@ from llm2enc.cli.options import Json, NoCache, cache, check_choice, label
 from llm2enc.terminal import Column, line, note, table
 
 if TYPE_CHECKING:
-    from llm2enc.evaluation import Failure, Result
+    from llm2enc.evaluation import Failure, Measurement
 
 # What tutorials name besides the main metric.
 _MORE = {"retrieval": ("recall@10", "accuracy@10"), "clustering": ("purity",), "bitext": ("accuracy",)}
@@ -36,7 +36,7 @@ def evaluate(
     by_mteb: Annotated[
         bool, typer.Option("--by-mteb", help="Local tasks too are scored by mteb, into its own result files.")
     ] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Only say how long each rung of the ladder would take.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print the cost estimate of each evaluation tier.")] = False,
     no_cache: NoCache = False,
     as_json: Json = False,
 ) -> None:
@@ -64,21 +64,21 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _print_results(results: "Sequence[Result]", failures: "Sequence[Failure]") -> None:
+def _print_results(results: "Sequence[Measurement]", failures: "Sequence[Failure]") -> None:
     """A line per task, grouped by type, then the means."""
     from rich.console import Console
 
     from llm2enc.evaluation import suite
 
     rows = []
-    for result in sorted(results, key=lambda result: result.outcome.type):
-        outcome = result.outcome
-        seconds = "stored" if result.reused else f"{result.seconds:.1f}"
-        more = [name for name in _MORE.get(outcome.type, ()) if name in outcome.metrics]
-        also = ", ".join(f"{name} {100 * outcome.metrics[name]:.1f}" for name in more)
-        score = f"{100 * outcome.score:.1f}"
-        rows.append((outcome.task, outcome.type, outcome.metric, score, suite.points(result), seconds, also))
-    means = suite.means([result.outcome for result in results]) if results else {}
+    for measurement in sorted(results, key=lambda measurement: measurement.result.type):
+        result = measurement.result
+        seconds = "stored" if measurement.reused else f"{measurement.seconds:.1f}"
+        more = [name for name in _MORE.get(result.type, ()) if name in result.metrics]
+        also = ", ".join(f"{name} {100 * result.metrics[name]:.1f}" for name in more)
+        score = f"{100 * result.score:.1f}"
+        rows.append((result.task, result.type, result.metric, score, suite.points(measurement), seconds, also))
+    means = suite.means([measurement.result for measurement in results]) if results else {}
     rows += [(f"mean {name}", None, None, f"{100 * value:.1f}", None, None, None) for name, value in means.items()]
     numbers = [Column(name, "right") for name in ("score", "95 % interval", "seconds")]
     styles = [*[""] * len(results), *["bold"] * len(means)]
@@ -101,7 +101,7 @@ def _print_plan(rows: Sequence[dict[str, Any]]) -> None:
         for row in rows
     ]  # fmt: skip
     console = Console()
-    console.print(table(["rung", "what", *numbers], cells, "evaluation ladder"))
+    console.print(table(["tier", "what", *numbers], cells, "evaluation tiers, estimated"))
     for row in rows:
         note(console, row["name"], row["note"])
 

@@ -297,7 +297,7 @@ class Encoder(nn.Module):
         facts += [] if self.head is None else [self.weights_fingerprint()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
+    def cache_key(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
         """How a text is read that is encoded with these keywords; equal for two calls that give equal vectors."""
         role, asked = self._role(EncodeOptions(instruction, prompt_name))
         parts = self.input_format.template(asked, role)

@@ -41,7 +41,7 @@ def encoder_facts(encoder: Encoder, options: EncodeOptions) -> Facts:
     return {
         "format": FORMAT,
         "encoder": encoder.fingerprint(),
-        "reading": encoder.reading(instruction=options.instruction, prompt_name=options.prompt_name),
+        "reading": encoder.cache_key(instruction=options.instruction, prompt_name=options.prompt_name),
         "width": entries,
         "dtype": kind.newbyteorder("<").str,
         "windows": [pipeline.CHUNK_TEXTS, pipeline.CHUNK_CHARACTERS, pipeline.BUFFER_TEXTS, pipeline.BUFFER_TOKENS],

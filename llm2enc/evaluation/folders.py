@@ -136,18 +136,18 @@ def _reranking(folder: Path, common: dict[str, str]) -> RerankingTask:
 def _retrieval(folder: Path, common: dict[str, str]) -> RetrievalTask:
     queries = _by_id(_file(folder, "queries.jsonl"), {"_id": _text, "text": _text})
     documents = _by_id(_file(folder, "corpus.jsonl"), {"_id": _text, "text": _text, "title": _optional_text})
-    judged: dict[str, dict[str, int]] = {}
+    qrels: dict[str, dict[str, int]] = {}
     path = _qrels(folder)
     for where, (query, document, score) in _table(path, ("query-id", "corpus-id", "score")):
         judgement = _judgement(score, where)
         if query in queries:  # BEIR keeps the queries of all splits in one file, and qrels of one
             if judgement > 0 and document not in documents:
                 raise DataError(f"{where}: document {document!r} is judged relevant, but the corpus does not hold it")
-            judged.setdefault(query, {})[document] = judgement
-    asked = {query: text for query, text in queries.items() if any(v > 0 for v in judged.get(query, {}).values())}
+            qrels.setdefault(query, {})[document] = judgement
+    asked = {query: text for query, text in queries.items() if any(v > 0 for v in qrels.get(query, {}).values())}
     if not asked:
         raise DataError(f"{path}: no query of queries.jsonl has a relevant document")
-    return RetrievalTask(**common, queries=asked, documents=documents, judged={query: judged[query] for query in asked})
+    return RetrievalTask(**common, queries=asked, documents=documents, qrels={query: qrels[query] for query in asked})
 
 
 def _summarization(folder: Path, common: dict[str, str]) -> SummarizationTask:

@@ -8,7 +8,7 @@ from scipy import sparse
 from llm2enc.evaluation.tasks import Statistic
 
 Vectors = np.ndarray | sparse.csr_array  # (N, D)
-Judged = Mapping[str, Mapping[str, int]]  # query id -> document id -> judgement
+Qrels = Mapping[str, Mapping[str, int]]  # query id -> document id -> judgement
 
 CUTOFFS = (1, 10, 100)
 DEPTH = 1000  # documents of a ranking that are scored: what mteb and trec_eval look at
@@ -70,29 +70,29 @@ def _blocks(rows: Vectors, width: int) -> Iterator[Vectors]:
     return (rows[start : start + size] for start in range(0, rows.shape[0], size))
 
 
-def statistic(kind: Statistic, items: np.ndarray) -> float:
-    """The score that items make: see `Outcome.items`."""
+def statistic(kind: Statistic, per_example: np.ndarray) -> float:
+    """The score of a task from those of its examples, see `TaskResult.per_example`."""
     if kind == "mean":
-        return float(items.mean())
-    found, wanted = items.T
+        return float(per_example.mean())
+    found, gold = per_example.T
     if kind == "spearman":
-        return spearman(found, wanted)
+        return spearman(found, gold)
     if kind == "average_precision":
         from sklearn.metrics import average_precision_score
 
-        return float(average_precision_score(wanted, found))
+        return float(average_precision_score(gold, found))
     from sklearn.metrics import v_measure_score
 
-    return float(v_measure_score(wanted, found))
+    return float(v_measure_score(gold, found))
 
 
-def spearman(scores: np.ndarray, wanted: np.ndarray) -> float:
-    """Rank correlation of scores (N,) and wanted values (N,); 0 if either are all equal, since they rank nothing."""
+def spearman(scores: np.ndarray, gold: np.ndarray) -> float:
+    """Rank correlation of scores (N,) and gold values (N,); 0 if either are all equal, since they rank nothing."""
     from scipy.stats import spearmanr
 
-    if np.ptp(scores) == 0 or np.ptp(wanted) == 0:
+    if np.ptp(scores) == 0 or np.ptp(gold) == 0:
         return 0.0
-    return float(spearmanr(scores, wanted).statistic)
+    return float(spearmanr(scores, gold).statistic)
 
 
 def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
@@ -126,7 +126,7 @@ def _highest(scores: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([above, np.flatnonzero(scores == last)[: count - len(above)]])
 
 
-def ranking_metrics(run: Run, judged: Judged) -> dict[str, np.ndarray]:
+def ranking_metrics(run: Run, qrels: Qrels) -> dict[str, np.ndarray]:
     """Metrics of rankings by name, each (Q,) in the order of `run`. Equal scores: by id, descending (trec_eval).
 
     ndcg@k       normalised discounted cumulative gain, whose gain is the judgement itself
@@ -138,7 +138,7 @@ def ranking_metrics(run: Run, judged: Judged) -> dict[str, np.ndarray]:
 
     cuts = ",".join(map(str, CUTOFFS))
     measures = {f"ndcg_cut.{cuts}", f"recall.{cuts}", f"success.{cuts}", "map", "recip_rank"}
-    evaluator = pytrec_eval.RelevanceEvaluator({query: dict(judged[query]) for query in run}, measures)
+    evaluator = pytrec_eval.RelevanceEvaluator({query: dict(qrels[query]) for query in run}, measures)
     found = evaluator.evaluate(run)
     names = {"map": "map", "recip_rank": "mrr"}
     for ours, theirs in (("ndcg", "ndcg_cut"), ("recall", "recall"), ("accuracy", "success")):

@@ -13,7 +13,7 @@ from llm2enc.evaluation.tasks import RetrievalTask, StsTask, Task
 from llm2enc.recipe import DocstringEval, FilesData
 
 SMOKE = "smoke"
-BENCHMARKS = {"nanobeir": "NanoBEIR", "mteb": "MTEB(eng, v2)"}  # rung of the ladder: its name in mteb
+BENCHMARKS = {"nanobeir": "NanoBEIR", "mteb": "MTEB(eng, v2)"}  # evaluation tier: its name in mteb
 _PAIR_FILES = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
 _COLUMNS = (("query", "anchor", "question", "sentence1"), ("positive", "document", "answer", "sentence2"))
 _SCORES = ("score", "similarity", "label")
@@ -95,14 +95,14 @@ def _retrieval(name: str, pairs: list[tuple[str, str]]) -> RetrievalTask:
     """Each distinct first text asks for every second text it stands beside."""
     queries = {text: f"q{row}" for row, text in enumerate(dict.fromkeys(one for one, _ in pairs))}
     documents = {text: f"d{row}" for row, text in enumerate(dict.fromkeys(other for _, other in pairs))}
-    judged: dict[str, dict[str, int]] = {}
+    qrels: dict[str, dict[str, int]] = {}
     for one, other in pairs:
-        judged.setdefault(queries[one], {})[documents[other]] = 1
+        qrels.setdefault(queries[one], {})[documents[other]] = 1
     return RetrievalTask(
         name=name,
         queries={row: text for text, row in queries.items()},
         documents={row: text for text, row in documents.items()},
-        judged=judged,
+        qrels=qrels,
     )
 
 

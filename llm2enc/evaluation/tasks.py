@@ -142,7 +142,7 @@ class RetrievalTask(_Task):
     """Text by id, of the queries that have a relevant document."""
     documents: dict[str, str]
     """Title and text by id."""
-    judged: dict[str, dict[str, int]]
+    qrels: dict[str, dict[str, int]]
     """Query id to document id to judgement; 0 is judged not relevant."""
 
     def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
@@ -179,8 +179,8 @@ Statistic = Literal["mean", "spearman", "average_precision", "v_measure"]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What an encoder scores on a task, with the items the score is made of, so that it can be resampled."""
+class TaskResult:
+    """What an encoder scores on a task, with the score of each example, so that it can be resampled."""
 
     task: str
     type: TaskType
@@ -192,6 +192,6 @@ class Outcome:
     metrics: dict[str, float]
     """Every metric by name, the main one among them."""
     statistic: Statistic
-    """How `items` become `score`."""
-    items: np.ndarray
-    """(N,) scores of the queries or texts for a mean; (N, 2) predicted and wanted values of the rows for the others."""
+    """How `per_example` becomes `score`."""
+    per_example: np.ndarray
+    """(N,) scores of the queries or texts for a mean; (N, 2) predicted and gold values of the rows for the others."""

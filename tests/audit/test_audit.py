@@ -400,7 +400,7 @@ def test_a_near_text_is_found_as_sets_of_8_grams_say() -> None:
 def test_a_shared_corpus_weighs_less_than_shared_queries() -> None:
     documents = {str(n): text for n, text in enumerate(_long(40))}
     task = RetrievalTask(
-        name="r", queries={"q": "who built the old bridge"}, documents=documents, judged={"q": {"0": 1}}
+        name="r", queries={"q": "who built the old bridge"}, documents=documents, qrels={"q": {"0": 1}}
     )
     corpus = [pair(row.query, documents[str(n)]) for n, row in enumerate(clean(10))]
     assert found(look(corpus, tasks=(task,)), "evaluation-overlap").severity == "note"

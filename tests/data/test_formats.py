@@ -429,7 +429,7 @@ def test_the_right_answers_of_a_beir_folder_are_those_of_its_evaluation(tmp_path
     task = read_task(tmp_path)
     judged = {
         task.queries[query]: {task.documents[document] for document, score in judgements.items() if score > 0}
-        for query, judgements in task.judged.items()
+        for query, judgements in task.qrels.items()
     }
     assert {row.query: {row.positive, *row.others} for row in rows} == judged
 

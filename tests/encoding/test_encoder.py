@@ -397,25 +397,25 @@ def test_a_fingerprint_knows_the_adapter(encoder: Encoder) -> None:
 
 
 def test_readings_are_equal_where_texts_are_read_alike(encoder: Encoder) -> None:
-    document = encoder.reading()
-    assert document == encoder.reading(prompt_name="document") == encoder.reading(instruction="")
-    assert document == encoder.reading(prompt_name="query")  # no prompt of that name
-    asked = encoder.reading(instruction="Find the answer")
-    assert asked == encoder.reading(prompt_name="search") != document
-    assert encoder.reading(instruction="Find it") not in (asked, document)
+    document = encoder.cache_key()
+    assert document == encoder.cache_key(prompt_name="document") == encoder.cache_key(instruction="")
+    assert document == encoder.cache_key(prompt_name="query")  # no prompt of that name
+    asked = encoder.cache_key(instruction="Find the answer")
+    assert asked == encoder.cache_key(prompt_name="search") != document
+    assert encoder.cache_key(instruction="Find it") not in (asked, document)
     # Where the query template has no place for an instruction, it is another template, instruction or not.
     plain = INPUT.model_copy(update={"query": (Part(special="bos"), Part(literal="Q "), Part(slot="text", pool=True))})
     queries = make_encoder(plain)
-    assert queries.reading(prompt_name="query") != queries.reading()
+    assert queries.cache_key(prompt_name="query") != queries.cache_key()
     with pytest.raises(ValueError, match="no prompt named 'other'"):
-        encoder.reading(prompt_name="other")
+        encoder.cache_key(prompt_name="other")
 
 
 def test_an_instruction_that_no_template_reads_makes_no_other_reading() -> None:
     plain = INPUT.model_copy(update={"query": (Part(special="bos"), Part(literal="Q "), Part(slot="text", pool=True))})
     encoder = make_encoder(plain)
     assert np.array_equal(encoder.encode(TEXTS, instruction="Find it"), encoder.encode(TEXTS, prompt_name="query"))
-    assert encoder.reading(instruction="Find it") == encoder.reading(prompt_name="query")
+    assert encoder.cache_key(instruction="Find it") == encoder.cache_key(prompt_name="query")
 
 
 def test_tokens_are_counted_as_the_model_reads_them(encoder: Encoder) -> None:

@@ -123,7 +123,7 @@ def test_tfidf_equals_scikit_learn():
         name="t",
         queries={"q": texts[0], "r": texts[1]},
         documents={"a": texts[2], "b": "cat and dog", "c": texts[1], "d": "!"},
-        judged={"q": {"b": 1}, "r": {"c": 1}},
+        qrels={"q": {"b": 1}, "r": {"c": 1}},
     )
     fitted = TfidfVectorizer(sublinear_tf=True).fit([texts[0], texts[1], texts[2], "cat and dog", "!"])
     found = Tfidf(task).encode([*texts, "!"], instruction="ignored")

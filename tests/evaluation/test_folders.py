@@ -26,7 +26,7 @@ from tests.support.tables import (
 RETRIEVED = {
     "queries": {"q0": "first", "q1": "second"},  # the others have no relevant document
     "documents": {"a": "Title body\u2028more", "b": "bare", "c": "x"},
-    "judged": {"q0": {"a": 2, "b": 0}, "q1": {"c": 1}},
+    "qrels": {"q0": {"a": 2, "b": 0}, "q1": {"c": 1}},
 }
 READ: dict[str, dict] = {
     "sts": {"first": ["one", 'a "quoted'], "second": ["two", "split\u2028line"], "scores": [5.0, -0.1]},
@@ -52,7 +52,11 @@ def test_every_type_is_read_plain_and_compressed(kind: str, compressed: bool, tm
     assert task.symmetric == (kind not in ("retrieval", "reranking"))
 
 
-@given(st.lists(st.tuples(*2 * [st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n"))]), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.tuples(*2 * [st.text(st.characters(codec="utf-8", exclude_characters="\t\r\n"))]), min_size=1, max_size=5
+    )
+)
 @settings(max_examples=40, deadline=None)
 def test_any_text_survives_its_file(tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]):
     folder = tmp_path_factory.mktemp("any")
@@ -80,13 +84,13 @@ def test_a_beir_folder_needs_no_description(tmp_path: Path, compressed: bool):
     for name, lines in (("corpus.jsonl", jsonl(CORPUS)), ("queries.jsonl", jsonl(QUERIES))):
         write(beir / name, lines, compressed)
     write(beir / "qrels" / "train.tsv", [QRELS[0], "q0\tb\t1"], compressed)
-    for splits, wanted in (("train", {"q0": {"b": 1}}), ("dev", {"q1": {"b": 1}}), ("test", RETRIEVED["judged"])):
+    for splits, wanted in (("train", {"q0": {"b": 1}}), ("dev", {"q1": {"b": 1}}), ("test", RETRIEVED["qrels"])):
         if splits == "dev":
             write(beir / "qrels" / "dev.tsv", [QRELS[0], "q1\tb\t1"], compressed)
         if splits == "test":
             write(beir / "qrels" / "test.tsv", QRELS, compressed)
         task = read_task(beir)
-        assert task.judged == wanted and (task.name, task.type, task.instruction) == ("nq", "retrieval", "")
+        assert task.qrels == wanted and (task.name, task.type, task.instruction) == ("nq", "retrieval", "")
     assert task.documents == RETRIEVED["documents"]
     assert list(find_tasks(tmp_path)) == list(find_tasks(beir)) == ["nq"]
 
