@@ -169,7 +169,7 @@ class EveryLayer:
 
     def encode(self, texts: Sequence[str], asked: dict[str, str | None]) -> np.ndarray:
         """Vectors (B, L + 1, D)."""
-        reading = self.encoder.reading(**asked)
+        reading = self.encoder.cache_key(**asked)
         missing = [text for text in dict.fromkeys(texts) if (reading, text) not in self._known]
         wide = _Concatenated(self.encoder)
         for text, vector in zip(missing, wide.encode(missing, **asked) if missing else (), strict=True):

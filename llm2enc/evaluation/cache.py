@@ -84,7 +84,7 @@ class CachedEncoder:
             return self._encode(texts, asked)
 
     def _encode(self, texts: Sequence[str], asked: dict[str, str | None]) -> np.ndarray:
-        keys = self._keys(texts, self.encoder.reading(**asked))
+        keys = self._keys(texts, self.encoder.cache_key(**asked))
         known = dict(self._find(keys))
         self.advance(sum(key in known for key in keys))
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}

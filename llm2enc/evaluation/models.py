@@ -34,7 +34,7 @@ class Opened(TextEncoder, Protocol):
         """Equal for two encoders that give the same vectors."""
         ...
 
-    def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
+    def cache_key(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
         """How a text is read that is encoded with these keywords; equal for two calls that give equal vectors."""
         ...
 
@@ -106,7 +106,7 @@ class SentenceTransformerEncoder:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
+    def cache_key(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
         return json.dumps(self._asked(instruction, prompt_name))
 
     def count_tokens(

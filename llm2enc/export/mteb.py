@@ -191,7 +191,7 @@ def _frameworks(folder: Path, native: bool) -> list[str]:
 
 def _reads_instructions(encoder: Encoder, metadata: Metadata) -> bool:
     """Whether a query's input is another than a document's."""
-    readings = [encoder.reading(prompt_name=side) for side in ("query", "document")]
+    readings = [encoder.cache_key(prompt_name=side) for side in ("query", "document")]
     return readings[0] != readings[1] or any(metadata.prompts.values())
 
 

@@ -150,7 +150,7 @@ class _Measure:
         self.folder, self.metadata, self.seconds = folder, metadata, seconds
         encoder.float()
         # Two names of one reading need one run; that their strings are right is seen in the files.
-        readings = {encoder.reading(prompt_name=name): name for name in reversed(metadata.prompts)}
+        readings = {encoder.cache_key(prompt_name=name): name for name in reversed(metadata.prompts)}
         self.prompts = list(dict.fromkeys(readings.values()))[::-1]
         self.reference = Reference.of(encoder, texts, self.prompts) if metadata.native else None
 

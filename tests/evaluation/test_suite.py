@@ -45,8 +45,8 @@ class Counting:
     def fingerprint(self):
         return self.encoder.fingerprint()
 
-    def reading(self, **asked):
-        return self.encoder.reading(**asked)
+    def cache_key(self, **asked):
+        return self.encoder.cache_key(**asked)
 
     def count_tokens(self, texts, **asked):
         return self.encoder.count_tokens(texts, **asked)
@@ -146,7 +146,7 @@ class Letters:
     def fingerprint(self):
         return "letters"
 
-    def reading(self, **asked):
+    def cache_key(self, **asked):
         return ""
 
 
