@@ -14,7 +14,7 @@ from llm2enc.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from llm2enc.encoding import EncodeOptions, Encoder, Facts, Unfinished
+    from llm2enc.encoding import EncodeOptions, Encoder, Facts, PartialFile
 
 CALIBRATION_TEXTS = 10_000  # of a file given to `encode --calibrate`; more hardly widen the ranges
 
@@ -46,10 +46,10 @@ def encode(
     check_choice("--precision", precision, ("float32", "int8", "uint8", "binary", "ubinary"))
     _check_ranges(precision, calibrate, ranges)
     ranges_out = out.with_suffix(".ranges.npy") if precision in ("int8", "uint8") else None
-    from llm2enc.encoding import Unfinished
+    from llm2enc.encoding import PartialFile
 
-    unfinished = Unfinished(out)
-    former = unfinished.facts()
+    partial = PartialFile(out)
+    former = partial.facts()
     if former is None:
         _check_free(out, ranges_out)
     quiet()
@@ -72,21 +72,21 @@ def encode(
         "calibrated on": None if samples is None else text_digest(samples),
         "ranges": None if given is None else hashlib.sha256(given.tobytes()).hexdigest(),
     }
-    if unfinished.is_finished(facts):
+    if partial.is_finished(facts):
         distributed.barrier()
         if distributed.is_main():
-            unfinished.remove()
+            partial.remove()
             say(f"{out}: {len(texts)} vectors, finished by the run before")
         return
-    unfinished.check(facts)
-    _check_free(out, None if unfinished.holds(ranges_out) else ranges_out)
-    _check_disk(unfinished, model, facts)
+    partial.check(facts)
+    _check_free(out, None if partial.holds(ranges_out) else ranges_out)
+    _check_disk(partial, model, facts)
     distributed.barrier()  # every process has looked before one writes
-    _run(model, texts, samples, given, unfinished, facts, options, ranges_out)
+    _run(model, texts, samples, given, partial, facts, options, ranges_out)
 
 
 def _run(
-    model, texts, samples, ranges, unfinished: "Unfinished", facts: "Facts", options: "EncodeOptions", ranges_out
+    model, texts, samples, ranges, partial: "PartialFile", facts: "Facts", options: "EncodeOptions", ranges_out
 ) -> None:
     """What comes after all that can be checked without the model."""
     from contextlib import nullcontext
@@ -97,27 +97,27 @@ def _run(
     encoder = Encoder.load(model)
     facts |= encoder_facts(encoder, options)
     main = distributed.is_main()
-    goes_on = unfinished.check(facts)
+    goes_on = partial.check(facts)
     with (
-        unfinished.alone() if main else nullcontext(),
+        partial.alone() if main else nullcontext(),
         distributed.abort_with_peers("Finished rows are kept: go on with the same command"),
     ):
         if goes_on and main:
-            done = sum(map(len, unfinished.done(facts)))
-            say(f"{unfinished.folder} holds {done:,} of {len(texts):,} vectors: going on from there")
+            done = sum(map(len, partial.done(facts)))
+            say(f"{partial.folder} holds {done:,} of {len(texts):,} vectors: going on from there")
         if ranges_out is not None:
-            ranges = _ranges(encoder, samples, ranges, unfinished, goes_on, options)
+            ranges = _ranges(encoder, samples, ranges, partial, goes_on, options)
         options = replace(options, ranges=ranges, show_progress=main)
         encoder.encode_blocks([], options)  # refuses before anything is written
-        encode_file(encoder, texts, unfinished, facts, options)
+        encode_file(encoder, texts, partial, facts, options)
         if main:
-            unfinished.finish(ranges_out)
+            partial.finish(ranges_out)
             width = options.truncate_dim or encoder.dimensions
-            say(f"{unfinished.out}: {len(texts)} vectors of {width} dimensions in {options.precision}")
+            say(f"{partial.out}: {len(texts)} vectors of {width} dimensions in {options.precision}")
 
 
 def _ranges(
-    encoder: "Encoder", samples, given, unfinished: "Unfinished", goes_on: bool, options: "EncodeOptions"
+    encoder: "Encoder", samples, given, partial: "PartialFile", goes_on: bool, options: "EncodeOptions"
 ) -> "np.ndarray":
     """The ranges of int8 and uint8: of the run that goes on, as given, or found in the samples by every process alike."""
     import io
@@ -128,8 +128,8 @@ def _ranges(
     from llm2enc.encoding import calibrate
     from llm2enc.storage import replace_bytes
 
-    if goes_on and unfinished.ranges.is_file():
-        return np.load(unfinished.ranges)
+    if goes_on and partial.ranges.is_file():
+        return np.load(partial.ranges)
     if given is None:
         # Shared, because an index compares int8 codes as they are.
         plain = replace(options, precision="float32", show_progress=distributed.is_main())
@@ -137,8 +137,8 @@ def _ranges(
     if distributed.is_main():
         file = io.BytesIO()
         np.save(file, given)
-        unfinished.folder.mkdir(parents=True, exist_ok=True)
-        replace_bytes(unfinished.ranges, file.getvalue())
+        partial.folder.mkdir(parents=True, exist_ok=True)
+        replace_bytes(partial.ranges, file.getvalue())
     return given
 
 
@@ -149,7 +149,7 @@ def _check_free(*files: Path | None) -> None:
             raise InputError(f"{path} exists already; choose another file or remove it")
 
 
-def _check_disk(unfinished: "Unfinished", model: Path, facts: "Facts") -> None:
+def _check_disk(partial: "PartialFile", model: Path, facts: "Facts") -> None:
     """OSError if the folder cannot be written or has no room for the vectors that are missing."""
     import numpy as np
 
@@ -159,10 +159,10 @@ def _check_disk(unfinished: "Unfinished", model: Path, facts: "Facts") -> None:
 
     entries, kind = layout(facts["truncate_dim"] or read_metadata(model).dimensions, facts["precision"])
     row = entries * np.dtype(kind).itemsize
-    former = unfinished.facts()
-    missing = facts["count"] if former is None else sum(map(len, unfinished.missing(former)))
-    twice = facts["count"] * row if unfinished.out.suffix == ".parquet" else 0
-    check_room(unfinished.folder, missing * row + twice)
+    former = partial.facts()
+    missing = facts["count"] if former is None else sum(map(len, partial.missing(former)))
+    twice = facts["count"] * row if partial.out.suffix == ".parquet" else 0
+    check_room(partial.folder, missing * row + twice)
 
 
 def _check_ranges(precision: str, calibrate: Path | None, ranges: Path | None) -> None:

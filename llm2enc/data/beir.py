@@ -4,7 +4,7 @@
     queries.jsonl    {"_id": ..., "text": ...}                   the queries of all splits
     qrels/SPLIT.tsv  query-id  corpus-id  score                  or qrels.tsv; one header line
 
-One pair a query: the documents judged above 0 are its right answers, those judged 0 its hard negatives. Any file may end
+One pair a query: the documents judged above 0 are its positives, those judged 0 its hard negatives. Any file may end
 in .gz. Corpus and queries are memory-mapped and only the judgements are held, so the corpus may be larger than memory.
 """
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm2enc.data.cells import titled
-from llm2enc.data.formats import Recognised
+from llm2enc.data.formats import DetectedFormat
 from llm2enc.data.rows import Pair, Rows
 from llm2enc.data.tables import label, load, reading
 from llm2enc.errors import DataError
@@ -39,7 +39,7 @@ def is_beir(path: str | tuple[str, ...]) -> bool:
     return bool(tables and ((folder / "qrels").is_dir() or _existing(folder, "qrels.tsv")))
 
 
-def recognise_folder(folder: Path, split: str | None = None) -> Recognised:
+def detect_folder(folder: Path, split: str | None = None) -> DetectedFormat:
     """Where the texts come from, and which judgements are used.
 
     split   file in qrels/; by default `train`, or qrels.tsv. Other judgements are for evaluation, and only on request
@@ -53,10 +53,10 @@ def recognise_folder(folder: Path, split: str | None = None) -> Recognised:
             f"To train on one of them, which can then measure nothing any more, write `split: {(there or ['...'])[0]}`"
         )
     roles = {"query": ("queries.jsonl text",), "positive": ("corpus.jsonl title", "text")}
-    return Recognised("beir", roles, (f"judgements of {judged.relative_to(folder)}; 0 makes a hard negative",))
+    return DetectedFormat("beir", roles, (f"judgements of {judged.relative_to(folder)}; 0 makes a hard negative",))
 
 
-def read(spec: FilesData, scores: bool = False) -> tuple[Recognised, Rows[Pair]]:
+def read(spec: FilesData, scores: bool = False) -> tuple[DetectedFormat, Rows[Pair]]:
     """The pairs of a folder, a query each; `limit` is of queries. ValueError for whatever is wrong.
 
     scores  give the pairs the judgements as the scores of their documents
@@ -69,30 +69,30 @@ def read(spec: FilesData, scores: bool = False) -> tuple[Recognised, Rows[Pair]]
             "(the corpus is memory-mapped as it is)"
         )
     with reading(spec):
-        recognised = recognise_folder(folder, spec.split)
-        return recognised, _pairs(spec, folder, _judgements(_qrels(folder, spec.split)), scores)
+        detected = detect_folder(folder, spec.split)
+        return detected, _pairs(spec, folder, _judgements(_qrels(folder, spec.split)), scores)
 
 
 def _pairs(spec: FilesData, folder: Path, judged: pandas.DataFrame, scores: bool) -> Rows[Pair]:
     queries, corpus = _table(folder, "queries.jsonl"), _table(folder, "corpus.jsonl")
     judged["query"] = judged["query-id"].map(_positions(queries, judged["query-id"], folder / "queries.jsonl"))
     judged["document"] = judged["corpus-id"].map(_positions(corpus, judged["corpus-id"], folder / "corpus.jsonl"))
-    # A query of no split in queries.jsonl is passed over, as in evaluation; a right answer that is nowhere is a fault.
+    # A query of no split in queries.jsonl is passed over, as in evaluation; a positive that is nowhere is a fault.
     lost = judged[(judged["score"] > 0) & judged["query"].notna() & judged["document"].isna()]
     if len(lost):
         raise DataError(f"document {lost['corpus-id'].iloc[0]!r} is judged relevant, but the corpus does not hold it")
     usable = judged.dropna()
     usable = usable[(usable["query"] >= 0) & (usable["document"] >= 0)].astype({"query": int, "document": int})
-    right, right_scores = _by_query(usable[usable["score"] > 0])
-    wrong, wrong_scores = _by_query(usable[usable["score"] <= 0])
-    asked = right.index.to_numpy()[: spec.limit]
-    dropped = judged["query-id"].nunique() - len(right)
+    positives, positive_scores = _by_query(usable[usable["score"] > 0])
+    negatives, negative_scores = _by_query(usable[usable["score"] <= 0])
+    asked = positives.index.to_numpy()[: spec.limit]
+    dropped = judged["query-id"].nunique() - len(positives)
     _log.info("%s: %d queries, %d more have no relevant document or no text", label(spec), len(asked), dropped)
     if not len(asked):
         raise DataError("no query with text has a relevant document with text")
 
     def take(chosen: np.ndarray) -> list[Pair]:
-        members = [(right[query], wrong.get(query, [])) for query in asked[chosen]]
+        members = [(positives[query], negatives.get(query, [])) for query in asked[chosen]]
         wanted = sorted({document for both in members for side in both for document in side})
         texts = dict(zip(wanted, _texts(corpus, wanted), strict=True))
         return [
@@ -102,9 +102,9 @@ def _pairs(spec: FilesData, folder: Path, judged: pandas.DataFrame, scores: bool
                 negatives=tuple(texts[document] for document in no),
                 instruction=spec.instruction,
                 document_instruction=spec.instruction if spec.symmetric else "",
-                others=tuple(texts[document] for document in yes[1:]),
-                positive_scores=tuple(right_scores[row]) if scores else (),
-                negative_scores=tuple(wrong_scores.get(row, ())) if scores else (),
+                extra_positives=tuple(texts[document] for document in yes[1:]),
+                positive_scores=tuple(positive_scores[row]) if scores else (),
+                negative_scores=tuple(negative_scores.get(row, ())) if scores else (),
             )
             for row, query, (yes, no) in zip(
                 asked[chosen], _texts(queries, asked[chosen].tolist()), members, strict=True

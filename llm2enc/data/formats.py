@@ -1,4 +1,4 @@
-"""Formats: which columns of a table are the query, the right and the wrong documents, and how their cells read.
+"""Formats: which columns of a table are the query, the positives and the negatives, and how their cells read.
 
     columns                 query, positive, negatives | negative | negative_1 ..., instruction; the last two roles are
                             optional, positive and negatives may be lists. Any table, once `columns` names its columns.
@@ -16,11 +16,11 @@
                             (ms-swift, docs/source_en/BestPractices/Embedding.md, and the same page of v3.8)
     beir                    a folder: data/beir.py
 
-Scores, in a table of any format: pos_scores | positive_scores and neg_scores | negative_scores, a number for each right and
-each wrong document; or one list in a column of labels, the right documents' first (distillation in sentence-transformers
+Scores, in a table of any format: pos_scores | positive_scores and neg_scores | negative_scores, a number for each positive
+and negative; or one list in a column of labels, the positives' first (distillation in sentence-transformers
 and Tevatron). A number there is the score of a row of two texts (`ScoredPair`).
 
-Recognition is a pure function of the schema: it reads no file, and decides nothing that its result does not say.
+Detection is a pure function of the schema: it reads no file, and decides nothing that its result does not say.
 """
 
 import re
@@ -45,7 +45,7 @@ _REQUIRED = ("query", "positive")
 
 
 @dataclass(frozen=True)
-class Recognised:
+class DetectedFormat:
     """What a table was taken for."""
 
     format: str
@@ -122,21 +122,21 @@ FORMATS: dict[str, Format] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------------------- recognition
+# ------------------------------------------------------------------------------------------------------------ detection
 
 
-def recognise(
+def detect_format(
     schema: Schema,
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
     row: PairKind = Pair,
     scores: bool = False,
-) -> Recognised:
+) -> DetectedFormat:
     """The format of a table of pairs and the columns of each role.
 
     schema   column name to Arrow type, in the order of the table
     format   a name of `FORMATS`, or `auto`
-    columns  role to column as the recipe says it; goes before what is recognised
+    columns  role to column as the recipe says it; goes before what is detected
     row      the kind of row that is read
     scores   read the scores of the documents of a `Pair`, where the table has them
     raises   ValueError if no format fits, if several do, or if pairs carry scores that are not read, or scored pairs none:
@@ -154,7 +154,7 @@ def recognise(
         roles = _by_order(schema, given) if format == "sentence-transformers" else _by_name(format, schema, given)
     _check_types(format, roles, schema)
     _check_meaning(format, roles, schema, given)
-    return Recognised(format, roles, tuple(_remarks(format, roles, schema)))
+    return DetectedFormat(format, roles, tuple(_remarks(format, roles, schema)))
 
 
 def _scores(schema: Schema, given: Mapping[str, str], row: PairKind, scores: bool) -> dict[str, str]:

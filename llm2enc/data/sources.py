@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from llm2enc.data import beir, cells
 from llm2enc.data.docstrings.corpus import pair_view, paragraph_view, read_docstrings, sentence_view
-from llm2enc.data.formats import FORMATS, SCORES, Recognised, recognise
+from llm2enc.data.formats import FORMATS, SCORES, DetectedFormat, detect_format
 from llm2enc.data.records import to_pair, to_scored_pair
 from llm2enc.data.rows import Pair, PairKind, RowKind, Rows, ScoredPair, Stream
 from llm2enc.data.tables import Blocks, Table, label, open_table, reading
@@ -68,7 +68,9 @@ def read_rows(row: RowKind, spec: DataSpec, scores: bool = False) -> Rows[Any] |
     return read_texts(spec) if row is str else examine(spec, row, scores)[1]
 
 
-def examine(spec: DataSpec, row: PairKind = Pair, scores: bool = False) -> tuple[Recognised, Rows[Any] | Stream[Any]]:
+def examine(
+    spec: DataSpec, row: PairKind = Pair, scores: bool = False
+) -> tuple[DetectedFormat, Rows[Any] | Stream[Any]]:
     """What a source of pairs was taken for, and its rows.
 
     row     the kind of row
@@ -79,7 +81,7 @@ def examine(spec: DataSpec, row: PairKind = Pair, scores: bool = False) -> tuple
             f"data source {source_name(spec)!r}: this stage reads scored pairs, two texts and a number a row"
         )
     if isinstance(spec, DocstringsData):
-        return Recognised("docstrings", {"query": ("summary",), "positive": ("body",)}), _listed(
+        return DetectedFormat("docstrings", {"query": ("summary",), "positive": ("body",)}), _listed(
             spec, [_own_pair(spec, query, body) for query, body in _docstring_pairs(spec)]
         )
     if spec.view == "texts":
@@ -87,14 +89,14 @@ def examine(spec: DataSpec, row: PairKind = Pair, scores: bool = False) -> tuple
             f"data source {source_name(spec)!r}: this stage reads pairs, `view: texts` gives texts; remove it"
         )
     if _is_beir(spec):
-        recognised, rows = beir.read(spec, scores)
+        detected, rows = beir.read(spec, scores)
     else:
         _refuse_beir(spec)
         table = open_table(spec)
-        recognised = _recognised(spec, schema_of(table), row, scores)
-        rows = _rows(spec, table, _pair_reader(spec, recognised, row))
-    _log.info("%s: %s", source_name(spec), recognised)
-    return recognised, rows
+        detected = _detected(spec, schema_of(table), row, scores)
+        rows = _rows(spec, table, _pair_reader(spec, detected, row))
+    _log.info("%s: %s", source_name(spec), detected)
+    return detected, rows
 
 
 # ----------------------------------------------------------------------------------------------------------- docstrings
@@ -181,9 +183,9 @@ def _refuse_beir(spec: FilesData | HubData) -> None:
         )
 
 
-def _recognised(
+def _detected(
     spec: FilesData | HubData, schema: Mapping[str, pa.DataType], row: PairKind, scores: bool
-) -> Recognised:
+) -> DetectedFormat:
     texts = {"query", "positive", "instruction"}
     if row is ScoredPair:
         _refuse_roles(spec, texts | {"score"}, "scored pairs")
@@ -192,7 +194,7 @@ def _recognised(
     else:
         _refuse_roles(spec, texts | {"negatives"}, "pairs without scores")
     try:
-        return recognise(schema, spec.format, spec.columns, row, scores)
+        return detect_format(schema, spec.format, spec.columns, row, scores)
     except ValueError as error:
         raise DataError(f"data source {source_name(spec)!r}: {error}") from None
 
@@ -223,20 +225,20 @@ class _Reader(Generic[Row]):
         return np.flatnonzero(mask)
 
 
-def _pair_reader(spec: FilesData | HubData, recognised: Recognised, row: PairKind) -> _Reader[Any]:
-    form = FORMATS[recognised.format]
-    (query,), (positive,) = recognised.roles["query"], recognised.roles["positive"]
+def _pair_reader(spec: FilesData | HubData, detected: DetectedFormat, row: PairKind) -> _Reader[Any]:
+    form = FORMATS[detected.format]
+    (query,), (positive,) = detected.roles["query"], detected.roles["positive"]
     required = {query: lambda cell: [form.query(cell)]} | {positive: form.documents}
-    required |= {score: cells.numbers for score in recognised.roles.get("score", ())}
+    required |= {score: cells.numbers for score in detected.roles.get("score", ())}
     made = to_scored_pair if row is ScoredPair else to_pair
 
     def convert(record: dict[str, Any]) -> Any:
         try:
-            return made(recognised, record, spec.instruction, spec.symmetric)
+            return made(detected, record, spec.instruction, spec.symmetric)
         except ValueError as error:
             raise DataError(f"data source {source_name(spec)!r}: {error}") from None
 
-    return _Reader(source_name(spec), recognised.columns, required, convert)
+    return _Reader(source_name(spec), detected.columns, required, convert)
 
 
 def _rows(spec: FilesData | HubData, table: Table, reader: _Reader[Row]) -> Rows[Row] | Stream[Row]:

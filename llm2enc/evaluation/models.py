@@ -35,7 +35,7 @@ class LoadedModel(TextEncoder, Protocol):
         ...
 
     def cache_key(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
-        """How a text is read that is encoded with these keywords; equal for two calls that give equal vectors."""
+        """What a text becomes with these keywords; equal for two calls that give equal vectors."""
         ...
 
     def count_tokens(

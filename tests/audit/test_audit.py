@@ -131,7 +131,7 @@ def test_right_answers_among_negatives_are_found() -> None:
     rows = clean()
     rows[10] = pair(rows[10].query, rows[10].positive, "fine", rows[10].positive.upper())  # its own
     rows[20] = pair(
-        rows[20].query, rows[20].positive, "a further one", others=("a further one",)
+        rows[20].query, rows[20].positive, "a further one", extra_positives=("a further one",)
     )  # its own, a further one
     rows[30] = pair(rows[31].query, rows[30].positive, rows[31].positive)  # that of another row
     rows[40] = pair(rows[40].query, rows[40].positive, rows[40].query)  # the question

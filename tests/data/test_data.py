@@ -307,18 +307,18 @@ def test_streamed_pairs_and_their_faults(tmp_path: Path) -> None:
 
 
 def test_blocks_are_the_joined_ids_cut_by_hand(tmp_path: Path) -> None:
-    lines = [f"line {i}" for i in range(2345)]  # three slabs
-    slabs: list[int] = []
+    lines = [f"line {i}" for i in range(2345)]  # three chunks
+    chunks: list[int] = []
 
     def tokenize(texts: list[str]) -> list[list[int]]:
-        slabs.append(len(texts))
+        chunks.append(len(texts))
         return [[*text.encode(), 0] for text in texts]
 
     joined = "\0".join([*lines, ""]).encode()
     expected = {joined[i : i + 64] for i in range(0, len(joined) - 63, 64)}
     batches = block_batches([_files(_write(tmp_path / "a.txt", lines), name="a")], tokenize, 64, 5, 0)
     epoch = list(islice(batches, len(expected) // 5))
-    assert slabs == [1000, 1000, 345]
+    assert chunks == [1000, 1000, 345]
     rows = [row for batch in epoch for row in batch.rows]
     assert {row.dtype for row in rows} == {np.dtype(np.int32)}
     found = {bytes(row.astype(np.uint8)) for row in rows}
