@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm2enc.cli.messages import quiet, say
+from llm2enc.cli.messages import narrate, quiet, say
 from llm2enc.cli.options import Json, NoCache, cache, check_choice, label
 from llm2enc.terminal import Column, line, note, table
 
@@ -43,6 +43,7 @@ def evaluate(
     """Measure an encoder on the eight MTEB task types, on local data or by mteb. Goes on where it was interrupted."""
     check_choice("--instructions", instructions, ("own", "task", "none"))
     quiet()
+    narrate()
     from llm2enc.evaluation import benchmark
 
     sources = tasks or ["smoke"]

@@ -48,7 +48,7 @@ def related_pairs(task: Task) -> list[tuple[Text, Text]]:
             (("query", text), ("document", task.documents[document]))
             for query, text in task.queries.items()
             for document, judgement in task.qrels[query].items()
-            if judgement > 0
+            if judgement > 0 and document in task.documents
         ]
     if isinstance(task, RerankingTask):
         return [

@@ -7,6 +7,7 @@ from llm2enc.data.rows import Pair, RowKind, Rows, ScoredPair, Stream
 from llm2enc.data.text_files import read_text_files
 
 if TYPE_CHECKING:
+    from llm2enc.data import beir, lines
     from llm2enc.data.batches import RowBatch, block_batches, row_batches
     from llm2enc.data.cells import titled
     from llm2enc.data.docstrings.corpus import pair_view, read_docstrings
@@ -20,8 +21,10 @@ __all__ = [
     "Rows",
     "ScoredPair",
     "Stream",
+    "beir",
     "block_batches",
     "examine",
+    "lines",
     "open_table",
     "pair_view",
     "read_docstrings",

@@ -80,7 +80,9 @@ class CachedEncoder:
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # a damaged file has no kind of its own
                 raise self._explained(error) from error
-            self._set_aside()
+            self._database.close()
+            self._move()
+            self._database = self._connect()
             return self._encode(texts, kwargs)
 
     def _encode(self, texts: Sequence[str], kwargs: dict[str, str | None]) -> np.ndarray:
@@ -117,13 +119,8 @@ class CachedEncoder:
             raise
         return database
 
-    def _set_aside(self) -> None:
-        """Begin a new file in place of a damaged one."""
-        self._database.close()
-        self._move()
-        self._database = self._connect()
-
     def _move(self) -> None:
+        """Move a damaged file out of the way of a new one."""
         aside = f"{self._path}.damaged"
         os.replace(self._path, aside)
         for kind in ("journal", "wal", "shm"):  # they belong to the file that is gone

@@ -8,7 +8,7 @@ from scipy import sparse
 from llm2enc.evaluation.tasks import Statistic
 
 Vectors = np.ndarray | sparse.csr_array  # (N, D)
-Qrels = Mapping[str, Mapping[str, int]]  # query id -> document id -> judgement
+Qrels = Mapping[str, Mapping[str, float]]  # query id -> document id -> judgement
 
 CUTOFFS = (1, 10, 100)
 DEPTH = 1000  # documents of a ranking that are scored: what mteb and trec_eval look at
@@ -126,21 +126,35 @@ def _highest(scores: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([above, np.flatnonzero(scores == last)[: count - len(above)]])
 
 
-def ranking_metrics(run: Run, qrels: Qrels) -> dict[str, np.ndarray]:
+def ranking_metrics(run: Run, qrels: Qrels, ignore_identical_ids: bool = False) -> dict[str, np.ndarray]:
     """Metrics of rankings by name, each (Q,) in the order of `run`. Equal scores: by id, descending (trec_eval).
 
     ndcg@k       normalised discounted cumulative gain, whose gain is the judgement itself
     recall@k     share of the relevant documents that are among the first k
     accuracy@k   whether a relevant document is among the first k
     map, mrr     mean average precision, and one over the rank of the first relevant document
+
+    ignore_identical_ids  take the document with a query's id out of its ranking, as BEIR and mteb do
     """
     import pytrec_eval
 
+    if ignore_identical_ids:
+        run = {query: {name: score for name, score in found.items() if name != query} for query, found in run.items()}
+
     cuts = ",".join(map(str, CUTOFFS))
     measures = {f"ndcg_cut.{cuts}", f"recall.{cuts}", f"success.{cuts}", "map", "recip_rank"}
-    evaluator = pytrec_eval.RelevanceEvaluator({query: dict(qrels[query]) for query in run}, measures)
+    evaluator = pytrec_eval.RelevanceEvaluator({query: whole_gains(qrels[query]) for query in run}, measures)
     found = evaluator.evaluate(run)
     names = {"map": "map", "recip_rank": "mrr"}
     for ours, theirs in (("ndcg", "ndcg_cut"), ("recall", "recall"), ("accuracy", "success")):
         names |= {f"{theirs}_{cut}": f"{ours}@{cut}" for cut in CUTOFFS}
     return {ours: np.array([found[query][theirs] for query in run]) for theirs, ours in names.items()}
+
+
+def whole_gains(gains: Mapping[str, float]) -> dict[str, int]:
+    """The judgements of a query by document id, all times 1000 if one is a fraction.
+
+    trec_eval takes whole numbers only. What is relevant stays so, and nDCG is a ratio of gains.
+    """
+    scale = 1 if all(float(gain).is_integer() for gain in gains.values()) else 1000
+    return {document: round(scale * gain) for document, gain in gains.items()}

@@ -6,6 +6,7 @@ mteb's own evaluators then score it, without network: the proof that our scores 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llm2enc.evaluation.metrics import whole_gains
 from llm2enc.evaluation.mteb_adapter import mteb_library
 from llm2enc.evaluation.suite import digest
 from llm2enc.evaluation.tasks import (
@@ -125,7 +126,8 @@ def _reranking(task: RerankingTask) -> _Local:
 
 def _retrieval(task: RetrievalTask) -> _Local:
     data = _rankable(task.queries, task.documents, task.qrels)
-    return "Retrieval", _retrieval_class(), "ndcg_at_10", {"default": {"test": data}}, {}
+    rule = {"ignore_identical_ids": task.ignore_identical_ids}
+    return "Retrieval", _retrieval_class(), "ndcg_at_10", {"default": {"test": data}}, rule
 
 
 def _retrieval_class() -> type:
@@ -135,14 +137,14 @@ def _retrieval_class() -> type:
 
 
 def _rankable(
-    queries: Mapping[str, str], documents: Mapping[str, str], qrels: Mapping[str, Mapping[str, int]]
+    queries: Mapping[str, str], documents: Mapping[str, str], qrels: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
     from datasets import Dataset
 
     return {
         "queries": Dataset.from_dict({"id": list(queries), "text": list(queries.values())}),
         "corpus": Dataset.from_dict({"id": list(documents), "text": list(documents.values())}),
-        "relevant_docs": {query: dict(qrels[query]) for query in queries},
+        "relevant_docs": {query: whole_gains(qrels[query]) for query in queries},
         "top_ranked": None,
     }
 

@@ -151,7 +151,8 @@ def _reranking(vectors: _Vectors, task: RerankingTask) -> TaskResult:
 def _retrieval(vectors: _Vectors, task: RetrievalTask) -> TaskResult:
     queries = vectors("query", list(task.queries.values()))
     documents = vectors("document", list(task.documents.values()))
-    found = ranking_metrics(search(queries, documents, list(task.queries), list(task.documents)), task.qrels)
+    run = search(queries, documents, list(task.queries), list(task.documents))
+    found = ranking_metrics(run, task.qrels, task.ignore_identical_ids)
     means = {name: float(values.mean()) for name, values in found.items()}
     return _result(task, "ndcg@10", "mean", found["ndcg@10"], means)
 

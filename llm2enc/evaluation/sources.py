@@ -1,5 +1,6 @@
 """What to measure on, as a user names it: folders, one's own pairs, the packaged docstrings, names of mteb."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from llm2enc.evaluation.docstrings import docstring_tasks
 from llm2enc.evaluation.folders import find_tasks, read_task
 from llm2enc.evaluation.tasks import RetrievalTask, StsTask, Task
 from llm2enc.recipe import DocstringEval, FilesData
+
+_log = logging.getLogger(__name__)
 
 SMOKE = "smoke"
 BENCHMARKS = {"nanobeir": "NanoBEIR", "mteb": "MTEB(eng, v2)"}  # evaluation tier: its name in mteb
@@ -79,6 +82,8 @@ def read_pairs_file(path: Path) -> RetrievalTask | StsTask:
             f"{path}: columns {first!r} and {second!r} hold {len(rows)} usable pairs of {len(table)} rows; at least two "
             "different ones are needed, and both cells must be text"
         )
+    if len(rows) < len(table):
+        _log.warning("%s: %d of %d rows lack a text and are left out", path, len(table) - len(rows), len(table))
     name = path.name[: -len(suffix)]
     if score is None:
         return _retrieval(name, [(one, other) for one, other, _ in rows])
@@ -92,9 +97,18 @@ def read_pairs_file(path: Path) -> RetrievalTask | StsTask:
 
 
 def _retrieval(name: str, pairs: list[tuple[str, str]]) -> RetrievalTask:
-    """Each distinct first text asks for every second text it stands beside."""
+    """Each distinct first text asks for every second text it stands beside.
+
+    A text that asks and is a document too has one id, and is not ranked for itself, unless it stands beside itself.
+    """
     queries = {text: f"q{row}" for row, text in enumerate(dict.fromkeys(one for one, _ in pairs))}
     documents = {text: f"d{row}" for row, text in enumerate(dict.fromkeys(other for _, other in pairs))}
+    both = (queries.keys() & documents.keys()) - {one for one, other in pairs if one == other}
+    documents |= {text: queries[text] for text in both}
+    if both:
+        _log.info(
+            "%s: %d of %d queries are documents too, and not ranked for themselves", name, len(both), len(queries)
+        )
     qrels: dict[str, dict[str, int]] = {}
     for one, other in pairs:
         qrels.setdefault(queries[one], {})[documents[other]] = 1
@@ -103,6 +117,7 @@ def _retrieval(name: str, pairs: list[tuple[str, str]]) -> RetrievalTask:
         queries={row: text for text, row in queries.items()},
         documents={row: text for text, row in documents.items()},
         qrels=qrels,
+        ignore_identical_ids=bool(both),
     )
 
 

@@ -4,7 +4,7 @@ A task knows its texts and on which side each stands: a `query` asks, a `documen
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -139,11 +139,14 @@ class RetrievalTask(_Task):
     type = "retrieval"
     symmetric = False
     queries: dict[str, str]
-    """Text by id, of the queries that have a relevant document."""
+    """Text by id, of the queries with a judgement. One without a relevant document enters every mean with 0."""
     documents: dict[str, str]
     """Title and text by id."""
-    qrels: dict[str, dict[str, int]]
-    """Query id to document id to judgement; 0 is judged not relevant."""
+    qrels: Mapping[str, Mapping[str, float]]
+    """Query id to document id to judgement, in thousandths at the finest; relevant above 0. A document that is not there
+    stays in the ideal ranking."""
+    ignore_identical_ids: bool = False
+    """Whether queries are documents themselves (ArguAna, Quora), so that none is ranked for the query of its id."""
 
     def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
         yield "query", list(self.queries.values())

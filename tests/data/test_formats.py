@@ -430,6 +430,7 @@ def test_the_right_answers_of_a_beir_folder_are_those_of_its_evaluation(tmp_path
     judged = {
         task.queries[query]: {task.documents[document] for document, score in judgements.items() if score > 0}
         for query, judgements in task.qrels.items()
+        if max(judgements.values()) > 0
     }
     assert {row.query: {row.positive, *row.extra_positives} for row in rows} == judged
 
@@ -442,10 +443,7 @@ def test_beir_splits_and_faults(tmp_path: Path) -> None:
     assert len(read_rows(Pair, _beir(tmp_path / "b", "qrels.tsv"))) == 2
     with pytest.raises(ValueError, match="takes no `columns`, `streaming`"):
         read_rows(Pair, spec.model_copy(update={"streaming": True, "columns": {"query": "a"}}))
-    lost = [*BEIR["qrels"], "q1\tnowhere\t1"]
-    with pytest.raises(ValueError, match="document 'nowhere' is judged relevant, but the corpus does not hold it"):
-        read_rows(Pair, _beir(tmp_path / "c", qrels=lost))
-    with pytest.raises(ValueError, match="the id 'a' occurs twice"):
+    with pytest.raises(ValueError, match="line 4: the id 'a' stands on an earlier line too"):
         read_rows(Pair, _beir(tmp_path / "d", corpus=BEIR["corpus"] * 2))
     with pytest.raises(ValueError, match="has no column score; its header is query-id, corpus-id"):
         read_rows(Pair, _beir(tmp_path / "e", qrels=["query-id\tcorpus-id", "q0\ta"]))
