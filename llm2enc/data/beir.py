@@ -8,7 +8,6 @@ One pair a query: the documents judged above 0 are its positives, those judged 0
 in .gz. Corpus and queries are memory-mapped and only the judgements are held, so the corpus may be larger than memory.
 """
 
-import glob
 import logging
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import pyarrow.compute as pc
 from llm2enc.data.cells import titled
 from llm2enc.data.formats import DetectedFormat
 from llm2enc.data.rows import Pair, Rows
-from llm2enc.data.tables import label, load, reading
+from llm2enc.data.tables import copied, label, open_files, reading
 from llm2enc.errors import DataError
 from llm2enc.recipe import FilesData
 
@@ -132,11 +131,11 @@ def _judgements(path: Path) -> pandas.DataFrame:
 
 
 def _table(folder: Path, name: str) -> datasets.Dataset:
-    table = load([glob.escape(str(_existing(folder, name).resolve()))])
-    missing = [column for column in ("_id", "text") if column not in table.column_names]
+    table = open_files([str(_existing(folder, name).absolute())])
+    missing = [column for column in ("_id", "text") if column not in table.schema.names]
     if missing:
-        raise DataError(f"{folder / name} has no {', '.join(missing)}; it has {', '.join(table.column_names)}")
-    return table.select_columns([column for column in ("_id", "title", "text") if column in table.column_names])
+        raise DataError(f"{folder / name} has no {', '.join(missing)}; it has {', '.join(table.schema.names)}")
+    return copied(table, [column for column in ("_id", "title", "text") if column in table.schema.names])
 
 
 def _positions(table: datasets.Dataset, ids: pandas.Series, path: Path) -> dict[str, int]:
