@@ -23,14 +23,14 @@ CALIBRATION_TEXTS = 10_000  # of a file given to `encode --calibrate`; more hard
 def encode(
     model: Annotated[Path, typer.Argument(help="Directory of an encoder, e.g. runs/pocket/model.")],
     source: Annotated[
-        str, typer.Argument(help="Texts: .txt (one a line), .jsonl, .csv or .parquet, also .gz; or - for a pipe.")
+        str, typer.Argument(help="Texts: .txt (one a line), .jsonl, .csv, .parquet, also .gz; - for a pipe.")
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="File for the vectors: .npy, or .parquet (`embedding`).")],
     column: Annotated[
         str | None, typer.Option(help="Column of the texts; `text`, or the only one with texts, by default.")
     ] = None,
     skip_empty: Annotated[
-        bool, typer.Option(help="Leave out empty texts, and write OUT.rows.npy: the rows kept, from 0.")
+        bool, typer.Option(help="Leave out empty texts; OUT.rows.npy has the rows kept, from 0.")
     ] = False,
     instruction: Annotated[str | None, typer.Option(help="What the texts are queries for.")] = None,
     prompt_name: Annotated[str | None, typer.Option(help="`query`, `document` or a prompt of the recipe.")] = None,
@@ -45,7 +45,7 @@ def encode(
         Path | None, typer.Option(help="Ranges of an earlier run (OUT.ranges.npy), to encode queries like documents.")
     ] = None,
 ) -> None:
-    """Encode a file of texts, a vector for each line or row. With int8 or uint8 the ranges are written too, beside the vectors: OUT.ranges.npy.
+    """Encode a file of texts, a vector for each line or row. With int8 or uint8 the ranges are written too: OUT.ranges.npy.
 
     Goes on where it was interrupted: what is done stands in OUT.partial until all is. Under torchrun processes share it.
     """
@@ -92,9 +92,7 @@ def encode(
         return
     partial.check(facts)
     beside = {} if rows_out is None else {rows_out: _kept_rows(texts)}
-    left = [
-        path for path, data in beside.items() if path.is_file() and path.read_bytes() == data
-    ]  # by a run that was killed
+    left = [path for path, data in beside.items() if path.is_file() and path.read_bytes() == data]  # by a killed run
     _check_free(out, None if partial.holds(ranges_out) else ranges_out, *(beside.keys() - left))
     _check_disk(partial, model, facts)
     distributed.barrier()  # every process has looked before one writes
@@ -162,7 +160,7 @@ def _check_pipes(processes: int, *sources: str) -> None:
     pipes = [source for source in sources if is_pipe(source)]
     if pipes and (processes > 1 or len(pipes) > len(set(pipes))):
         raise InputError(
-            f"{pipes[0]} can be read only once, and is read {max(processes, 2)} times; write it to a file first"
+            f"{pipes[0]} can be read once, and would be {max(processes, 2)} times; write it to a file first"
         )
 
 

@@ -1,4 +1,4 @@
-"""Texts for `llm2enc encode`, by the standard library alone: one line, one text, and a text for every row of a table."""
+"""Texts for `llm2enc encode`, by the standard library alone: a text for every line of a .txt and every row of a table."""
 
 import logging
 import tempfile
