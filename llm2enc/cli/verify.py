@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2enc.cli.messages import quiet
+from llm2enc.cli.messages import quiet, say
 from llm2enc.cli.options import Json
 from llm2enc.errors import InputError
 from llm2enc.terminal import Column, note, status, table
@@ -42,12 +42,15 @@ def verify(
         report = verify_foreign(model)
     else:
         report = check(folder, engines)
-        if card and not engines:  # a table of some engines would take the place of the whole one
-            write_card(folder, report)
     if as_json:
         print(json.dumps(report.to_json()))
     else:
         (_print_foreign if isinstance(report, ForeignReport) else _print_ours)(report)
+    if card and not engines and not isinstance(report, ForeignReport):  # a table of some would replace the whole one
+        try:
+            write_card(Path(report.folder), report)
+        except OSError as error:  # a directory that others own can be verified all the same
+            say(f"the table is not in the card of {report.folder}: {error.strerror or error}; --no-card asks for none")
     if not report.agrees:
         raise typer.Exit(1)
 

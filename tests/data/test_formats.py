@@ -321,7 +321,7 @@ def test_batches_of_pairs_carry_scores_only_if_asked_to(tmp_path: Path) -> None:
     assert next(row_batches(Pair, [spec], 1, 0, scores=True)).rows == [SCORED]
     plain = Pair("q", "p", ("n", "m"), "", "", ("o",))
     assert next(row_batches(Pair, [spec], 1, 0)).rows == [plain]
-    assert "not read: pos_scores, neg_scores" in examine(spec)[0].notes[0]
+    assert "not read: pos_scores, neg_scores" in examine(spec)[0].notes
 
 
 @pytest.mark.parametrize(
