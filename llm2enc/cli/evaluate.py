@@ -53,8 +53,10 @@ def evaluate(
         return
     folder = out or Path("runs") / "evaluate" / label(model)
     results, failures = benchmark.run(
-        model, sources, folder, cache(no_cache), instructions, by_mteb, report=say, show_progress=sys.stderr.isatty()
-    )
+        model, sources, folder, cache(no_cache),
+        instructions,  # pyright: ignore[reportArgumentType] - checked above
+        by_mteb, report=say, show_progress=sys.stderr.isatty(),
+    )  # fmt: skip
     if as_json:
         print((folder / "results.json").read_text(encoding="utf-8") if results else "{}")
     else:

@@ -34,7 +34,7 @@ def plan(model: str, sources: Sequence[str]) -> list[dict[str, Any]]:
     own = [name for name in names if name not in BENCHMARKS.values()]
     if own:
         mteb_tasks(own)  # unknown names are refused before the model is loaded
-    docstrings = docstring_tasks(DocstringEval(kind="docstrings"))
+    docstrings = docstring_tasks(DocstringEval(kind="docstrings"))  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
     local = [task for task in tasks if task.name not in {known.name for known in docstrings}]
     encoder = open_encoder(model)
     limit, speed = _speed(encoder, [*docstrings, *local])

@@ -12,7 +12,7 @@ character than short ones, as attention does. Vectors that are cached already ta
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from llm2enc.evaluation.models import LoadedModel
 from llm2enc.evaluation.mteb_adapter import mteb_tasks
 from llm2enc.evaluation.sources import BENCHMARKS, SMOKE
 from llm2enc.evaluation.tasks import Side, Task, TextEncoder
-
-if TYPE_CHECKING:
-    from mteb import AbsTask
 
 LOCAL = "local"
 _FIRST = 8  # texts in the first chunk that is timed; every other one has twice as many
@@ -91,8 +88,11 @@ def mteb_tier(name: str, benchmark: str, limit: int) -> Tier:
 # ----------------------------------------------------------------------------------------------------- sizes of mteb's
 
 
-def mteb_size(task: "AbsTask", limit: int) -> tuple[int, int] | None:
-    """Distinct texts that a task of mteb has encoded, and their characters; None without statistics."""
+def mteb_size(task: Any, limit: int) -> tuple[int, int] | None:
+    """Distinct texts that a task of mteb has encoded, and their characters; None without statistics.
+
+    task  an `AbsTask`; its kinds have attributes of their own
+    """
     if task.is_aggregate:
         parts = [mteb_size(part, limit) for part in task.tasks]
     else:
@@ -104,7 +104,7 @@ def mteb_size(task: "AbsTask", limit: int) -> tuple[int, int] | None:
     return texts, characters
 
 
-def _size(task: "AbsTask", known: dict[str, Any], split: str, subset: str, limit: int) -> tuple[int, int] | None:
+def _size(task: Any, known: dict[str, Any], split: str, subset: str, limit: int) -> tuple[int, int] | None:
     statistics = _statistics(task, known, split, subset)
     if statistics is None:
         return None
@@ -130,7 +130,7 @@ def _size(task: "AbsTask", known: dict[str, Any], split: str, subset: str, limit
     return texts, characters
 
 
-def _statistics(task: "AbsTask", known: dict[str, Any], split: str, subset: str) -> dict[str, Any] | None:
+def _statistics(task: Any, known: dict[str, Any], split: str, subset: str) -> dict[str, Any] | None:
     found = known.get(split)
     if found is None or not task.metadata.is_multilingual:
         return found

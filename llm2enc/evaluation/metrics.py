@@ -1,6 +1,7 @@
 """Metrics of scores and judgements, by scipy, scikit-learn and pytrec_eval. No model, no files."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -27,7 +28,7 @@ def unit(vectors: Vectors) -> Vectors:
     """
     from sklearn.preprocessing import normalize
 
-    rows = normalize(vectors.astype(np.float64), copy=False)
+    rows: Any = normalize(vectors.astype(np.float64), copy=False)
     values = rows.data if sparse.issparse(rows) else rows
     values *= _STEPS
     np.rint(values, out=values)
@@ -56,17 +57,17 @@ def cosines(first: Vectors, second: Vectors) -> np.ndarray:
 def nearest(first: Vectors, second: Vectors) -> np.ndarray:
     """Row of the second array with the highest cosine to each row of the first (N,); of equal ones the first."""
     first, second = unit(first), unit(second)
-    return np.concatenate([_products(block, second).argmax(axis=1) for block in _blocks(first, second.shape[0])])
+    return np.concatenate([_products(block, second).argmax(axis=1) for block in _blocks(first, second)])
 
 
 def _products(first: Vectors, second: Vectors) -> np.ndarray:
-    product = first @ second.T
+    product: Any = first @ second.T
     return product.toarray() if sparse.issparse(product) else product
 
 
-def _blocks(rows: Vectors, width: int) -> Iterator[Vectors]:
-    """The rows in blocks whose scores against `width` others fit into memory."""
-    size = max(1, _BLOCK // width)
+def _blocks(rows: Any, others: Any) -> Iterator[Vectors]:
+    """The rows in blocks whose scores against all others fit into memory."""
+    size = max(1, _BLOCK // others.shape[0])
     return (rows[start : start + size] for start in range(0, rows.shape[0], size))
 
 
@@ -92,7 +93,8 @@ def spearman(scores: np.ndarray, gold: np.ndarray) -> float:
 
     if np.ptp(scores) == 0 or np.ptp(gold) == 0:
         return 0.0
-    return float(spearmanr(scores, gold).statistic)
+    correlation: Any = spearmanr(scores, gold)
+    return float(correlation.statistic)
 
 
 def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
@@ -109,7 +111,7 @@ def search(queries: Vectors, documents: Vectors, query_ids: Sequence[str], docum
     """The DEPTH documents with the highest cosine to each query; of equal ones those with the last ids, as trec_eval."""
     order = np.array(sorted(range(len(document_ids)), key=document_ids.__getitem__, reverse=True))
     queries, documents = unit(queries), unit(documents)
-    scores = (row for block in _blocks(queries, documents.shape[0]) for row in _products(block, documents))
+    scores = (row for block in _blocks(queries, documents) for row in _products(block, documents))
     run: Run = {}
     for query, found in zip(query_ids, scores, strict=True):
         found = found.astype(np.float32)[order]  # trec_eval compares in single precision

@@ -85,7 +85,7 @@ class SentenceTransformerEncoder:
         with explained(name, "sentence-transformers opens no such model: name another, or look at its files"):
             self.model = SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
         self.max_tokens: int = self.model.max_seq_length or 2**31
-        self.prompts: Mapping[str, str] = self.model.prompts
+        self.prompts: Mapping[str, str] = {key: prompt or "" for key, prompt in self.model.prompts.items()}
         self._routed = any(hasattr(module, "sub_modules") for module in self.model)  # other weights for queries
 
     def encode(
@@ -120,7 +120,7 @@ class SentenceTransformerEncoder:
             total += int(read["attention_mask"].sum()) if "attention_mask" in read else read["input_ids"].numel()
         return total
 
-    def _prompt_kwargs(self, instruction: str | None, prompt_name: str | None) -> dict[str, str]:
+    def _prompt_kwargs(self, instruction: str | None, prompt_name: str | None) -> dict[str, Any]:
         """Keywords of the model's own `encode`: the prompt that is put before a text, and the route it takes."""
         prompt = (
             f"Instruct: {instruction}\nQuery: " if instruction else self.model.prompts.get(prompt_name or "document")
@@ -151,10 +151,10 @@ def _check_hub(name: str) -> None:
 def _facts(module: Any) -> dict[str, Any]:
     """What a module of sentence-transformers or transformers does besides its weights: its settings and tokenizer."""
     facts = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     if hasattr(config, "to_dict"):
         facts = facts | {"config": {key: value for key, value in config.to_dict().items() if key not in _WHENCE}}
-    tokenizer = getattr(module, "tokenizer", None)
+    tokenizer: Any = getattr(module, "tokenizer", None)
     tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of transformers; static embeddings have it bare
     if hasattr(tokenizer, "to_str"):
         # Truncation and padding are what the last call left behind.

@@ -245,8 +245,8 @@ def _result(model: MtebEncoder, task: "AbsTask", cache: "ResultCache") -> "MtebR
     """mteb's result of a task, from `cache` if it is complete there and of the same data."""
     stored = cache.load_task_result(task.metadata.name, model.mteb_model_meta)
     same = stored is not None and stored.dataset_revision == task.metadata.revision
-    if not same or stored.get_missing_evaluations(task):
-        for part in task.tasks if task.is_aggregate else ():
+    if stored is None or not same or stored.get_missing_evaluations(task):
+        for part in getattr(task, "tasks", ()) if task.is_aggregate else ():
             _result(model, part, cache)
         if not task.is_aggregate:
             _load(task)
@@ -259,7 +259,8 @@ def _result(model: MtebEncoder, task: "AbsTask", cache: "ResultCache") -> "MtebR
     finally:
         if task.data_loaded:
             task.unload_data()
-    return cache.load_task_result(task.metadata.name, model.mteb_model_meta)  # rounded: as a later run will find it
+    # Rounded: as a later run will find it.
+    return cache.load_task_result(task.metadata.name, model.mteb_model_meta)  # pyright: ignore[reportReturnType]
 
 
 def _load(task: "AbsTask") -> None:

@@ -38,10 +38,10 @@ def baselines(specs: Iterable[EvalSpec]) -> dict[str, float]:
     scores: dict[str, float] = {}
     for spec in specs:
         if isinstance(spec, DocstringEval):
-            scores |= _docstrings(spec, lambda task: score(Tfidf(task), task))
+            scores |= _docstrings(spec, lambda task: score(Tfidf(task), task))  # pyright: ignore[reportArgumentType] - sparse rows will do
     return scores
 
 
 def _docstrings(spec: DocstringEval, score_of: Callable[[Task], TaskResult]) -> dict[str, float]:
-    retrieval, similarity = docstring_tasks(spec)
+    retrieval, similarity = docstring_tasks(spec)  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
     return docstring_scores(score_of(retrieval), score_of(similarity))

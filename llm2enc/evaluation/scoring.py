@@ -10,7 +10,7 @@ bitext           F1 of the nearest neighbour among all second sentences, weighte
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,7 +60,8 @@ class _Vectors:
     """Vectors of a task's texts, each distinct one encoded once per call."""
 
     def __init__(self, encoder: TextEncoder, task: Task, instructions: Instructions):
-        self.encoder, self.task, self.instructions = encoder, task, instructions
+        self.encoder, self.task = encoder, task
+        self.instructions: Instructions = instructions
 
     def __call__(self, side: Side, texts: Sequence[str]) -> Vectors:
         vectors, rows = self.distinct(side, texts)
@@ -104,7 +105,8 @@ def _bitext(vectors: _Vectors, task: BitextTask) -> TaskResult:
     from sklearn.metrics import f1_score
 
     found, truth = nearest(*_two(vectors, task)), np.arange(len(task.first))
-    per_example = f1_score(truth, found, average=None, labels=truth, zero_division=0)  # a row is a class of its own
+    # A row is a class of its own.
+    per_example: Any = f1_score(truth, found, average=None, labels=truth, zero_division=0)  # pyright: ignore[reportArgumentType]
     return _result(task, "f1", "mean", per_example, {"accuracy": float((found == truth).mean())})
 
 
@@ -124,7 +126,9 @@ def _clustering(vectors: _Vectors, task: ClusteringTask) -> TaskResult:
     from sklearn.cluster import KMeans
 
     names, labels = np.unique(task.labels, return_inverse=True)
-    clusters = KMeans(len(names), n_init=4, random_state=SEED).fit_predict(vectors("document", task.members))
+    clusters = KMeans(len(names), n_init=4, random_state=SEED).fit_predict(  # pyright: ignore[reportArgumentType]
+        vectors("document", task.members)
+    )
     per_example = np.stack([clusters, labels], axis=1).astype(float)
     return _result(task, "v_measure", "v_measure", per_example, {"purity": purity(clusters, labels)})
 

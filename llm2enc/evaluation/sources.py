@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def gather(sources: Sequence[str], documents: int = 1000) -> tuple[list[Task], l
     for source in sources:
         path = Path(source)
         if source == SMOKE:
-            tasks += docstring_tasks(DocstringEval(kind="docstrings", documents=documents))
+            tasks += docstring_tasks(DocstringEval(kind="docstrings", documents=documents))  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
         elif path.is_dir():
             tasks += [read_task(folder) for folder in find_tasks(path).values()]
         elif path.is_file():
@@ -64,7 +65,7 @@ def read_pairs_file(path: Path) -> RetrievalTask | StsTask:
     suffix = next((suffix for suffix in _PAIR_FILES if path.name.lower().endswith(suffix)), None)
     if suffix is None:
         raise DataError(f"{path}: pairs are read from {', '.join(_PAIR_FILES)} files")
-    table = open_table(FilesData(kind="files", path=str(path)))
+    table: Any = open_table(FilesData(kind="files", path=str(path)))  # `Blocks`, as of every local file
     names = list(schema_of(table))
     score = next((name for name in names if name.lower() in _SCORES), None)
     texts = [name for name in names if name != score]

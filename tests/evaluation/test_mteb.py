@@ -146,6 +146,16 @@ def retrieval(copies: bool = True) -> RetrievalTask:
     return RetrievalTask(name="search", queries=queries, documents=documents, qrels=judged, instruction="Find it")
 
 
+def arguments(copies: bool = True) -> RetrievalTask:
+    """Documents that ask, as in ArguAna; one with nothing but 0, one whose answers are partly, one whose are all absent."""
+    generator = random(9)
+    documents = {str(row): text for row, text in enumerate(texts(150, 5, copies))}
+    qrels = {str(row): {str(d): 1 for d in generator.choice(np.arange(30, 150), 3, replace=False)} for row in range(25)}
+    qrels |= {"0": {"31": 0}, "1": qrels["1"] | {"gone": 2}, "2": {"gone": 1, "lost": 1}}
+    queries = {query: documents[query] for query in qrels}
+    return RetrievalTask(name="arguments", queries=queries, documents=documents, qrels=qrels, ignore_identical_ids=True)
+
+
 def summarization(copies: bool = True) -> SummarizationTask:
     """Tied scores, a different number of summaries each, a document whose summaries all have one score."""
     generator, pool = random(8), texts(300, 5, copies)
@@ -156,7 +166,7 @@ def summarization(copies: bool = True) -> SummarizationTask:
     return SummarizationTask(name="summaries", human=human, machine=machine, relevance=relevance)
 
 
-EXACT = [sts, pair_classification, bitext, classification, reranking, retrieval, summarization]
+EXACT = [sts, pair_classification, bitext, classification, reranking, retrieval, arguments, summarization]
 
 
 def by_mteb(encoder, task: Task) -> dict[str, float]:
@@ -188,7 +198,9 @@ def test_every_shared_metric_equals_mteb(make, encoder, copies) -> None:
 
 
 @pytest.mark.parametrize(("encoder", "copies"), [(Words, False), (Signs, True)])
-@pytest.mark.parametrize(("make", "measure"), [(reranking, "map_cut_1000"), (retrieval, "ndcg_cut_10")])
+@pytest.mark.parametrize(
+    ("make", "measure"), [(reranking, "map_cut_1000"), (retrieval, "ndcg_cut_10"), (arguments, "ndcg_cut_10")]
+)
 def test_every_query_scores_what_mteb_gives_it(make, measure, encoder, copies) -> None:
     task, of_queries = make(copies), {}
     theirs = local_task(task)
