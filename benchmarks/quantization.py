@@ -126,7 +126,7 @@ def ndcg(ranking: np.ndarray, task: RetrievalTask) -> float:
         query: {ids[row]: float(len(rows) - place) for place, row in enumerate(rows)}
         for query, rows in zip(task.queries, ranking.tolist(), strict=True)
     }
-    return float(ranking_metrics(run, task.judged)["ndcg@10"].mean())
+    return float(ranking_metrics(run, task.qrels, task.ignore_identical_ids)["ndcg@10"].mean())
 
 
 def table(measured: Mapping[str, Mapping[str, Quality]]) -> str:

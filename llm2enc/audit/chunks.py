@@ -91,7 +91,7 @@ def slab_of(rows: Sequence[Row], first: int = 1) -> Slab:
         columns = {
             "query": column([(number, pair.query) for number, pair in pairs]),
             "positive": column([(number, pair.positive) for number, pair in pairs]),
-            "other": column([(number, text) for number, pair in pairs for text in pair.others]),
+            "other": column([(number, text) for number, pair in pairs for text in pair.extra_positives]),
             "negative": column([(number, text) for number, pair in pairs for text in pair.negatives]),
         }
     return Slab(first, list(rows), columns, sorted(set(not_text)))

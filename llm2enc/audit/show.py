@@ -78,6 +78,6 @@ def _sides(row: Row) -> list[tuple[str, list[str]]]:
     return [
         ("query", [row.query]),
         ("positive", [row.positive]),
-        ("other", list(row.others)),
+        ("other", list(row.extra_positives)),
         ("negative", list(row.negatives)),
     ]

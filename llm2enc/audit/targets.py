@@ -174,10 +174,13 @@ def _specs(path: str) -> list[DataSpec]:
 
 
 def _is_one_column(spec: DataSpec) -> bool:
-    """Whether the table is of texts: it has a column `text`, or no other than one."""
+    """Whether the source is a table of texts: it has a column `text`, or no other than one."""
     if isinstance(spec, DocstringsData):
         return False
-    names = schema_of(open_table(spec))
+    try:
+        names = schema_of(open_table(spec))
+    except ValueError:  # no table, such as a BEIR folder: what was wrong with its pairs is the reason
+        return False
     return "text" in names or len(names) == 1
 
 

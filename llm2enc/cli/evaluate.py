@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llm2enc.cli.messages import quiet, say
+from llm2enc.cli.messages import narrate, quiet, say
 from llm2enc.cli.options import Json, NoCache, cache, check_choice, label
 from llm2enc.terminal import Column, line, note, table
 
 if TYPE_CHECKING:
-    from llm2enc.evaluation import Failure, Result
+    from llm2enc.evaluation import Failure, Measurement
 
 # What tutorials name besides the main metric.
 _MORE = {"retrieval": ("recall@10", "accuracy@10"), "clustering": ("purity",), "bitext": ("accuracy",)}
@@ -36,13 +36,14 @@ def evaluate(
     by_mteb: Annotated[
         bool, typer.Option("--by-mteb", help="Local tasks too are scored by mteb, into its own result files.")
     ] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Only say how long each rung of the ladder would take.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only print the cost estimate of each evaluation tier.")] = False,
     no_cache: NoCache = False,
     as_json: Json = False,
 ) -> None:
     """Measure an encoder on the eight MTEB task types, on local data or by mteb. Goes on where it was interrupted."""
     check_choice("--instructions", instructions, ("own", "task", "none"))
     quiet()
+    narrate()
     from llm2enc.evaluation import benchmark
 
     sources = tasks or ["smoke"]
@@ -52,8 +53,10 @@ def evaluate(
         return
     folder = out or Path("runs") / "evaluate" / label(model)
     results, failures = benchmark.run(
-        model, sources, folder, cache(no_cache), instructions, by_mteb, report=say, show_progress=sys.stderr.isatty()
-    )
+        model, sources, folder, cache(no_cache),
+        instructions,  # pyright: ignore[reportArgumentType] - checked above
+        by_mteb, report=say, show_progress=sys.stderr.isatty(),
+    )  # fmt: skip
     if as_json:
         print((folder / "results.json").read_text(encoding="utf-8") if results else "{}")
     else:
@@ -64,21 +67,21 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _print_results(results: "Sequence[Result]", failures: "Sequence[Failure]") -> None:
+def _print_results(results: "Sequence[Measurement]", failures: "Sequence[Failure]") -> None:
     """A line per task, grouped by type, then the means."""
     from rich.console import Console
 
     from llm2enc.evaluation import suite
 
     rows = []
-    for result in sorted(results, key=lambda result: result.outcome.type):
-        outcome = result.outcome
-        seconds = "stored" if result.reused else f"{result.seconds:.1f}"
-        more = [name for name in _MORE.get(outcome.type, ()) if name in outcome.metrics]
-        also = ", ".join(f"{name} {100 * outcome.metrics[name]:.1f}" for name in more)
-        score = f"{100 * outcome.score:.1f}"
-        rows.append((outcome.task, outcome.type, outcome.metric, score, suite.points(result), seconds, also))
-    means = suite.means([result.outcome for result in results]) if results else {}
+    for measurement in sorted(results, key=lambda measurement: measurement.result.type):
+        result = measurement.result
+        seconds = "stored" if measurement.reused else f"{measurement.seconds:.1f}"
+        more = [name for name in _MORE.get(result.type, ()) if name in result.metrics]
+        also = ", ".join(f"{name} {100 * result.metrics[name]:.1f}" for name in more)
+        score = f"{100 * result.score:.1f}"
+        rows.append((result.task, result.type, result.metric, score, suite.points(measurement), seconds, also))
+    means = suite.means([measurement.result for measurement in results]) if results else {}
     rows += [(f"mean {name}", None, None, f"{100 * value:.1f}", None, None, None) for name, value in means.items()]
     numbers = [Column(name, "right") for name in ("score", "95 % interval", "seconds")]
     styles = [*[""] * len(results), *["bold"] * len(means)]
@@ -101,7 +104,7 @@ def _print_plan(rows: Sequence[dict[str, Any]]) -> None:
         for row in rows
     ]  # fmt: skip
     console = Console()
-    console.print(table(["rung", "what", *numbers], cells, "evaluation ladder"))
+    console.print(table(["tier", "what", *numbers], cells, "evaluation tiers, estimated"))
     for row in rows:
         note(console, row["name"], row["note"])
 

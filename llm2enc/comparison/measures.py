@@ -14,14 +14,14 @@ from llm2enc.comparison.results import PrefixTest, Similarities
 from llm2enc.encoding import Encoder
 from llm2enc.evaluation import (
     BitextTask,
-    Opened,
-    Outcome,
+    LoadedModel,
     PairClassificationTask,
     RerankingTask,
     RetrievalTask,
     Side,
     StsTask,
     Task,
+    TaskResult,
     TextEncoder,
     Vectors,
     cosine,
@@ -47,8 +47,8 @@ def related_pairs(task: Task) -> list[tuple[Text, Text]]:
         return [
             (("query", text), ("document", task.documents[document]))
             for query, text in task.queries.items()
-            for document, judgement in task.judged[query].items()
-            if judgement > 0
+            for document, judgement in task.qrels[query].items()
+            if judgement > 0 and document in task.documents
         ]
     if isinstance(task, RerankingTask):
         return [
@@ -100,7 +100,7 @@ def _vectors(encoder: TextEncoder, texts: Sequence[Text]) -> Vectors:
 # ---------------------------------------------------------------------------------------------------------------- cost
 
 
-def cost(encoder: Opened, tasks: Sequence[Task]) -> tuple[float, float]:
+def cost(encoder: LoadedModel, tasks: Sequence[Task]) -> tuple[float, float]:
     """Tokens that the model reads per text, and seconds to encode 1,000 texts, both on a sample of the tasks' texts."""
     texts = sorted({text for task in tasks for _, texts in task.texts() for text in texts})
     rows = np.random.default_rng(SEED).permutation(len(texts))
@@ -132,7 +132,7 @@ def prefix_test(encoder: Encoder) -> PrefixTest | None:
     same, other = (cosine(vectors[:, 0], vectors[:, place]) for place in (1, 2))
     # What separates them by less than rounding is a tie.
     won = np.where(np.abs(same - other) < 1e-6, 0.5, (same > other).astype(float))
-    outcome = Outcome("prefix", "sts", "en", "accuracy", float(won.mean()), {}, "mean", won)
+    outcome = TaskResult("prefix", "sts", "en", "accuracy", float(won.mean()), {}, "mean", won)
     moved = 1 - np.concatenate([same, other])
     return PrefixTest(interval(outcome.score, draws(outcome)), float(np.maximum(moved, 0).mean()))
 
@@ -169,7 +169,7 @@ class EveryLayer:
 
     def encode(self, texts: Sequence[str], asked: dict[str, str | None]) -> np.ndarray:
         """Vectors (B, L + 1, D)."""
-        reading = self.encoder.reading(**asked)
+        reading = self.encoder.cache_key(**asked)
         missing = [text for text in dict.fromkeys(texts) if (reading, text) not in self._known]
         wide = _Concatenated(self.encoder)
         for text, vector in zip(missing, wide.encode(missing, **asked) if missing else (), strict=True):

@@ -213,7 +213,7 @@ def _tasks(comparison: Comparison) -> Table:
         if outcome.type != type:
             type = outcome.type
             rows.append(("group", [Cell(words(type))]))
-        facts = f"{words(outcome.metric)}, {outcome.language}, {count(len(outcome.items), 'item')}"
+        facts = f"{words(outcome.metric)}, {outcome.language}, {count(len(outcome.per_example), 'item')}"
         rows.append(("", [Cell(outcome.task, facts), *_scores([scores.get(outcome.task) for scores in found])]))
     caption = (
         "The task's main metric, and below it its 95 % interval over the task's items. Bold: the highest of its row."

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llm2enc.evaluation import Interval, Outcome
+from llm2enc.evaluation import Interval, TaskResult
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Candidate:
     """E.g. `bidirectional-mean`; with several models `MODEL bidirectional-mean`."""
     description: str
     """One sentence: attention, what is read, what is pooled."""
-    outcomes: list[Outcome]
+    outcomes: list[TaskResult]
     intervals: list[Interval]
     """Of each outcome."""
     mean: Interval

@@ -28,8 +28,8 @@ from llm2enc.encoding import Encoder, LoadType
 from llm2enc.errors import InputError
 from llm2enc.evaluation import (
     CachedEncoder,
-    Outcome,
     Task,
+    TaskResult,
     Tfidf,
     difference,
     draws,
@@ -101,7 +101,7 @@ def compare(
     candidates.sort(key=lambda candidate: -candidate.mean.value)
     gaps = {other.name: difference(candidates[0].outcomes, other.outcomes) for other in candidates[1:]}
     baseline = _baseline(tasks)
-    rows = sum(len(outcome.items) for outcome in candidates[0].outcomes)
+    rows = sum(len(outcome.per_example) for outcome in candidates[0].outcomes)
     return Comparison(
         title=f"{', '.join(models)}: how to read {'it' if len(models) == 1 else 'them'} as an encoder",
         models=list(models),
@@ -137,12 +137,12 @@ def _measure(
     finally:
         cached.close()
     tokens, seconds = measures.cost(encoder, tasks)
-    outcomes = [result.outcome for result in results]
+    outcomes = [measured.result for measured in results]
     return Candidate(
         name=name,
         description=subject.description,
         outcomes=outcomes,
-        intervals=[result.interval for result in results],
+        intervals=[measured.interval for measured in results],
         mean=mean_interval(outcomes),
         tokens=tokens,
         seconds=seconds,
@@ -169,7 +169,7 @@ def _layers(name: str, encoder: Encoder, tasks: Sequence[Task], notes: list[str]
 
 
 def _baseline(tasks: Sequence[Task]) -> Candidate:
-    outcomes: list[Outcome] = []
+    outcomes: list[TaskResult] = []
     parts = []
     for task in tasks:
         encoder = Tfidf(task)

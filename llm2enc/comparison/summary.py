@@ -5,7 +5,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from llm2enc.comparison.results import Candidate, Comparison
-from llm2enc.evaluation import Outcome
+from llm2enc.evaluation import TaskResult
 
 KINDS = ("causal", "bidirectional", "echo", "prompt")
 OTHER = "other"
@@ -48,7 +48,7 @@ def everyone(comparison: Comparison) -> list[Candidate]:
     return comparison.candidates + ([comparison.baseline] if comparison.baseline else [])
 
 
-def tasks(comparison: Comparison) -> list[Outcome]:
+def tasks(comparison: Comparison) -> list[TaskResult]:
     """One outcome of every task, grouped by type in the order in which types and tasks come first."""
     found = {o.task: o for candidate in comparison.candidates for o in candidate.outcomes}
     types = list(dict.fromkeys(outcome.type for outcome in found.values()))

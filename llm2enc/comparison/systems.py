@@ -7,7 +7,7 @@ from pathlib import Path
 from llm2enc.comparison.variants import DEFAULT, Reading, find_readings, input_spec
 from llm2enc.encoding import Encoder, LoadType
 from llm2enc.errors import CannotConvert, InputError
-from llm2enc.evaluation import Opened, open_encoder
+from llm2enc.evaluation import LoadedModel, open_encoder
 from llm2enc.model import limits, load_config, load_tokenizer, text_config
 from llm2enc.recipe import ModelSpec, load_recipe
 from llm2enc.training import checkpoint
@@ -21,7 +21,7 @@ class Subject:
 
     name: str
     description: str
-    encoder: Opened
+    encoder: LoadedModel
 
 
 def is_run(model: str) -> bool:

@@ -3,14 +3,17 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from llm2enc.data.content import check_texts, grades
+from llm2enc.data.files import is_pipe
 from llm2enc.data.rows import Pair, RowKind, Rows, ScoredPair, Stream
-from llm2enc.data.text_files import read_text_files
+from llm2enc.data.text_files import TextRows, read_text_files
 
 if TYPE_CHECKING:
+    from llm2enc.data import beir, lines
     from llm2enc.data.batches import RowBatch, block_batches, row_batches
     from llm2enc.data.cells import titled
     from llm2enc.data.docstrings.corpus import pair_view, read_docstrings
-    from llm2enc.data.sources import examine, read_texts, schema_of, source_name
+    from llm2enc.data.sources import examine, head, read_texts, schema_of, source_name
     from llm2enc.data.tables import open_table
 
 __all__ = [
@@ -20,8 +23,15 @@ __all__ = [
     "Rows",
     "ScoredPair",
     "Stream",
+    "TextRows",
+    "beir",
     "block_batches",
+    "check_texts",
     "examine",
+    "grades",
+    "head",
+    "is_pipe",
+    "lines",
     "open_table",
     "pair_view",
     "read_docstrings",
@@ -39,6 +49,7 @@ _HOMES = {
     "block_batches": "llm2enc.data.batches",
     "read_docstrings": "llm2enc.data.docstrings.corpus",
     "examine": "llm2enc.data.sources",
+    "head": "llm2enc.data.sources",
     "open_table": "llm2enc.data.tables",
     "pair_view": "llm2enc.data.docstrings.corpus",
     "read_texts": "llm2enc.data.sources",

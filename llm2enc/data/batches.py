@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 
 Tokenize = Callable[[list[str]], list[list[int]]]
 
-_SLAB = 1000  # texts that are tokenized at once
-_SHUFFLE_WINDOW = 10_000  # rows of a stream that are held to be drawn from
+_CHUNK = 1000  # texts that are tokenized at once
+_SHUFFLE_BUFFER = 10_000  # rows of a stream that are held to be drawn from
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,31 +268,31 @@ class _Unread:
 
 
 def _shuffled(blocks: Iterator[Rows[Any]], generator: np.random.Generator, skip: int) -> Iterator[Any]:
-    """One pass without its first `skip` rows, each row drawn from a window over the stream.
+    """One pass without its first `skip` rows, each row drawn from a buffer over the stream.
 
     The order depends on the number of rows alone: what is skipped is drawn too, but only what is left is converted.
 
     Not `IterableDataset.shuffle`: it reads with threads, waits seconds at the end of every pass, and its order depends
     on the version of `datasets`, while a resumed run must see the order of the run it continues.
     """
-    window: list[Any] = []
+    buffer: list[Any] = []
     for block in blocks:
         rows = [_Unread(block, position) for position in range(len(block))] if skip else block[:]
-        fitting = _SHUFFLE_WINDOW - len(window)
-        window += rows[:fitting]
+        fitting = _SHUFFLE_BUFFER - len(buffer)
+        buffer += rows[:fitting]
         for row, place in zip(rows[fitting:], _draws(generator, len(rows) - fitting), strict=True):
-            drawn, window[place] = window[place], row
+            drawn, buffer[place] = buffer[place], row
             if skip:
                 skip -= 1
-                window = window if skip else _converted(window)
+                buffer = buffer if skip else _converted(buffer)
             else:
                 yield drawn if not isinstance(drawn, _Unread) else drawn.block[drawn.position]
-    order = generator.permutation(len(window))
-    yield from _converted([window[place] for place in order[skip:]])
+    order = generator.permutation(len(buffer))
+    yield from _converted([buffer[place] for place in order[skip:]])
 
 
 def _draws(generator: np.random.Generator, number: int) -> list[int]:
-    return generator.integers(_SHUFFLE_WINDOW, size=max(0, number)).tolist()
+    return generator.integers(_SHUFFLE_BUFFER, size=max(0, number)).tolist()
 
 
 def _converted(rows: list[Any]) -> list[Any]:
@@ -332,15 +332,15 @@ def _held(name: str, rows: Sequence[np.ndarray]) -> Rows[np.ndarray]:
 
 
 def _in_order(texts: Rows[str]) -> Iterator[str]:
-    for begin in range(0, len(texts), _SLAB):
-        yield from texts[begin : begin + _SLAB]
+    for begin in range(0, len(texts), _CHUNK):
+        yield from texts[begin : begin + _CHUNK]
 
 
 def _blocks(texts: Iterator[str], tokenize: Tokenize, block_tokens: int) -> Iterator[np.ndarray]:
     """Blocks (N, block_tokens) int32 of the joined texts; what does not fill the last block is dropped."""
     left = np.zeros(0, dtype=np.int32)
-    while slab := list(islice(texts, _SLAB)):
-        ids = np.concatenate([left, *(np.asarray(text, dtype=np.int32) for text in tokenize(slab))])
+    while chunk := list(islice(texts, _CHUNK)):
+        ids = np.concatenate([left, *(np.asarray(text, dtype=np.int32) for text in tokenize(chunk))])
         whole = len(ids) // block_tokens * block_tokens
         yield ids[:whole].reshape(-1, block_tokens)
         left = ids[whole:]

@@ -1,63 +1,105 @@
-"""BEIR folders (arXiv 2104.08663) as training pairs.
+"""BEIR folders (arXiv 2104.08663): one reader for training and evaluation.
 
     corpus.jsonl     {"_id": ..., "title": ..., "text": ...}     a document is title + space + text
     queries.jsonl    {"_id": ..., "text": ...}                   the queries of all splits
     qrels/SPLIT.tsv  query-id  corpus-id  score                  or qrels.tsv; one header line
 
-One pair a query: the documents judged above 0 are its right answers, those judged 0 its hard negatives. Any file may end
-in .gz. Corpus and queries are memory-mapped and only the judgements are held, so the corpus may be larger than memory.
+An id is a text or an integer, a title or text may be null, a judgement is any number: above 0 a document is relevant. Any
+file may end in .gz. A pair of training is a query: its relevant documents are the positives, the others that were judged
+are hard negatives. Only texts with a judgement are held, so the corpus may be larger than memory.
 """
 
-import glob
 import logging
+from collections.abc import Container, Mapping
 from pathlib import Path
+from typing import Any
 
-import datasets
 import numpy as np
-import pandas
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from llm2enc.data.cells import titled
-from llm2enc.data.formats import Recognised
+from llm2enc.data.formats import DetectedFormat
+from llm2enc.data.lines import existing, read_number, read_records, read_table
 from llm2enc.data.rows import Pair, Rows
-from llm2enc.data.tables import label, load, reading
+from llm2enc.data.tables import label, reading
 from llm2enc.errors import DataError
 from llm2enc.recipe import FilesData
 
 _log = logging.getLogger(__name__)
 
-_COLUMNS = ("query-id", "corpus-id", "score")
+Qrels = dict[str, dict[str, float]]
+"""Query id to document id to judgement, whole numbers as int."""
 
 
-def is_beir(path: str | tuple[str, ...]) -> bool:
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def is_beir(path: str | Path | tuple[str, ...]) -> bool:
     """Whether the path is a folder with corpus, queries and judgements."""
-    if not isinstance(path, str) or not Path(path).is_dir():
+    if isinstance(path, tuple) or not Path(path).is_dir():
         return False
     folder = Path(path)
-    tables = _existing(folder, "corpus.jsonl") and _existing(folder, "queries.jsonl")
-    return bool(tables and ((folder / "qrels").is_dir() or _existing(folder, "qrels.tsv")))
+    tables = existing(folder, "corpus.jsonl") and existing(folder, "queries.jsonl")
+    return bool(tables and ((folder / "qrels").is_dir() or existing(folder, "qrels.tsv")))
 
 
-def recognise_folder(folder: Path, split: str | None = None) -> Recognised:
-    """Where the texts come from, and which judgements are used.
+def read_texts(path: Path, ids: Container[str] | None = None) -> dict[str, str]:
+    """Title and text by id, of the given ids or of all. DataError with the line for an id that comes twice."""
+    texts: dict[str, str] = {}
+    for where, record in read_records(path, {"_id": _id, "text": _text, "title": _title}):
+        name = str(record["_id"])
+        if ids is not None and name not in ids:
+            continue
+        if name in texts:
+            raise DataError(f"{where}: the id {name!r} stands on an earlier line too")
+        texts[name] = titled(record.get("title"), record["text"])
+    return texts
 
-    split   file in qrels/; by default `train`, or qrels.tsv. Other judgements are for evaluation, and only on request
-    raises  ValueError if there are no such judgements
+
+def read_qrels(path: Path) -> Qrels:
+    """The judgements of a file. DataError with the line for what is none, or has a field too many or too few."""
+    qrels: Qrels = {}
+    for where, (query, document, score) in read_table(path, ("query-id", "corpus-id", "score")):
+        qrels.setdefault(query, {})[document] = read_number(score, where)
+    return qrels
+
+
+def known_qrels(
+    path: Path, qrels: Qrels, queries: Mapping[str, str], documents: Mapping[str, str], absent: str
+) -> Qrels:
+    """The judgements of queries that are there, after a warning with the number of those that name what is not.
+
+    absent  what becomes of the judgements of absent documents, for the warning
     """
-    judged = _qrels(folder, split)
-    if judged is None:
-        there = sorted(file.name.split(".")[0] for file in folder.glob("qrels/*.tsv*"))
-        raise DataError(
-            f"{folder} has no qrels/{split or 'train'}.tsv; it has judgements for {', '.join(there) or 'nothing'}. "
-            f"To train on one of them, which can then measure nothing any more, write `split: {(there or ['...'])[0]}`"
-        )
-    roles = {"query": ("queries.jsonl text",), "positive": ("corpus.jsonl title", "text")}
-    return Recognised("beir", roles, (f"judgements of {judged.relative_to(folder)}; 0 makes a hard negative",))
+    lost = sum(query not in queries for query in qrels)
+    if lost:
+        _log.warning("%s: %d of %d judged queries are not in queries.jsonl, and left out", path, lost, len(qrels))
+    known = {query: judged for query, judged in qrels.items() if query in queries}
+    missing = [(name, gain) for judged in known.values() for name, gain in judged.items() if name not in documents]
+    if missing:
+        _log.warning(
+            "%s: %d judgements (%d of relevance) are of documents that the corpus does not hold, such as %r; %s",
+            path, len(missing), sum(gain > 0 for _, gain in missing), missing[0][0], absent,
+        )  # fmt: skip
+    return known
 
 
-def read(spec: FilesData, scores: bool = False) -> tuple[Recognised, Rows[Pair]]:
-    """The pairs of a folder, a query each; `limit` is of queries. ValueError for whatever is wrong.
+def _id(value: Any) -> str:
+    return "" if isinstance(value, str | int) and not isinstance(value, bool) else "a string or an integer"
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or isinstance(value, str) else "a string or null"
+
+
+def _title(value: Any) -> str:
+    return "" if value in (None, ...) or isinstance(value, str) else "a string, null or left out"
+
+
+# --------------------------------------------------------------------------------------------------------------- pairs
+
+
+def read(spec: FilesData, scores: bool = False) -> tuple[DetectedFormat, Rows[Pair]]:
+    """The pairs of a folder, a query each; `limit` is of queries. DataError for whatever is wrong.
 
     scores  give the pairs the judgements as the scores of their documents
     """
@@ -66,107 +108,58 @@ def read(spec: FilesData, scores: bool = False) -> tuple[Recognised, Rows[Pair]]
     if refused or spec.format not in {"auto", "beir"}:
         raise DataError(
             f"data source {label(spec)!r} is a BEIR folder, which takes no {', '.join(refused) or spec.format}; remove it "
-            "(the corpus is memory-mapped as it is)"
+            "(only the texts with a judgement are held in memory)"
         )
     with reading(spec):
-        recognised = recognise_folder(folder, spec.split)
-        return recognised, _pairs(spec, folder, _judgements(_qrels(folder, spec.split)), scores)
+        path = _training_qrels(folder, spec.split)
+        roles = {"query": ("queries.jsonl text",), "positive": ("corpus.jsonl title", "text")}
+        notes = (f"judgements of {path.relative_to(folder)}; 0 makes a hard negative",)
+        return DetectedFormat("beir", roles, notes), _pairs(spec, folder, path, scores)
 
 
-def _pairs(spec: FilesData, folder: Path, judged: pandas.DataFrame, scores: bool) -> Rows[Pair]:
-    queries, corpus = _table(folder, "queries.jsonl"), _table(folder, "corpus.jsonl")
-    judged["query"] = judged["query-id"].map(_positions(queries, judged["query-id"], folder / "queries.jsonl"))
-    judged["document"] = judged["corpus-id"].map(_positions(corpus, judged["corpus-id"], folder / "corpus.jsonl"))
-    # A query of no split in queries.jsonl is passed over, as in evaluation; a right answer that is nowhere is a fault.
-    lost = judged[(judged["score"] > 0) & judged["query"].notna() & judged["document"].isna()]
-    if len(lost):
-        raise DataError(f"document {lost['corpus-id'].iloc[0]!r} is judged relevant, but the corpus does not hold it")
-    usable = judged.dropna()
-    usable = usable[(usable["query"] >= 0) & (usable["document"] >= 0)].astype({"query": int, "document": int})
-    right, right_scores = _by_query(usable[usable["score"] > 0])
-    wrong, wrong_scores = _by_query(usable[usable["score"] <= 0])
-    asked = right.index.to_numpy()[: spec.limit]
-    dropped = judged["query-id"].nunique() - len(right)
-    _log.info("%s: %d queries, %d more have no relevant document or no text", label(spec), len(asked), dropped)
-    if not len(asked):
-        raise DataError("no query with text has a relevant document with text")
-
-    def take(chosen: np.ndarray) -> list[Pair]:
-        members = [(right[query], wrong.get(query, [])) for query in asked[chosen]]
-        wanted = sorted({document for both in members for side in both for document in side})
-        texts = dict(zip(wanted, _texts(corpus, wanted), strict=True))
-        return [
-            Pair(
-                query=query,
-                positive=texts[yes[0]],
-                negatives=tuple(texts[document] for document in no),
-                instruction=spec.instruction,
-                document_instruction=spec.instruction if spec.symmetric else "",
-                others=tuple(texts[document] for document in yes[1:]),
-                positive_scores=tuple(right_scores[row]) if scores else (),
-                negative_scores=tuple(wrong_scores.get(row, ())) if scores else (),
-            )
-            for row, query, (yes, no) in zip(
-                asked[chosen], _texts(queries, asked[chosen].tolist()), members, strict=True
-            )
-        ]
-
-    return Rows(label(spec), len(asked), take)
-
-
-def _by_query(judged: pandas.DataFrame) -> tuple[pandas.Series, pandas.Series]:
-    """Row of each query -> rows of its documents, and their scores in that order."""
-    groups = judged.groupby("query", sort=False)
-    return groups["document"].agg(list), groups["score"].agg(lambda scores: [float(score) for score in scores])
-
-
-def _judgements(path: Path) -> pandas.DataFrame:
-    table = pandas.read_csv(path, sep="\t", dtype=str, quoting=3, keep_default_na=False, encoding="utf-8-sig")
-    missing = [name for name in _COLUMNS if name not in table]
-    if missing:
-        raise DataError(f"{path} has no column {', '.join(missing)}; its header is {', '.join(table.columns)}")
-    table["score"] = pandas.to_numeric(table["score"], errors="coerce")
-    if table["score"].isna().any():
-        raise DataError(f"{path}: a score is not a number (row {int(table['score'].isna().argmax()) + 1})")
-    return table[list(_COLUMNS)].drop_duplicates(["query-id", "corpus-id"], keep="last")
-
-
-def _table(folder: Path, name: str) -> datasets.Dataset:
-    table = load([glob.escape(str(_existing(folder, name).resolve()))])
-    missing = [column for column in ("_id", "text") if column not in table.column_names]
-    if missing:
-        raise DataError(f"{folder / name} has no {', '.join(missing)}; it has {', '.join(table.column_names)}")
-    return table.select_columns([column for column in ("_id", "title", "text") if column in table.column_names])
-
-
-def _positions(table: datasets.Dataset, ids: pandas.Series, path: Path) -> dict[str, int]:
-    """Row of each id that is there; -1 if it has no text."""
-    wanted = pa.array(ids.unique(), pa.string())
-    found: dict[str, int] = {}
-    start = 0
-    for block in table.with_format("arrow").iter(10_000):
-        names = block["_id"].cast(pa.string())
-        at = np.flatnonzero(np.asarray(pc.is_in(names, value_set=wanted)))
-        for row, name, text in zip(at, names.take(at).to_pylist(), _joined(block.take(at)), strict=True):
-            if name in found:
-                raise DataError(f"{path}: the id {name!r} occurs twice")
-            found[name] = start + int(row) if text else -1
-        start += len(block)
+def _training_qrels(folder: Path, split: str | None) -> Path:
+    """`split` of qrels/; by default `train`, or qrels.tsv: other judgements are for evaluation, and only on request."""
+    found = existing(folder, f"qrels/{split or 'train'}.tsv") or (None if split else existing(folder, "qrels.tsv"))
+    if found is None:
+        there = sorted(file.name.split(".")[0] for file in folder.glob("qrels/*.tsv*"))
+        raise DataError(
+            f"{folder} has no qrels/{split or 'train'}.tsv; it has judgements for {', '.join(there) or 'nothing'}. "
+            f"To train on one of them, which can then measure nothing any more, write `split: {(there or ['...'])[0]}`"
+        )
     return found
 
 
-def _texts(table: datasets.Dataset, rows: list[int]) -> list[str]:
-    return _joined(table.with_format("arrow")[rows])
+def _pairs(spec: FilesData, folder: Path, path: Path, scores: bool) -> Rows[Pair]:
+    qrels = read_qrels(path)
+    queries = read_texts(existing(folder, "queries.jsonl") or folder / "queries.jsonl", qrels)
+    judged = {name for documents in qrels.values() for name in documents}
+    documents = read_texts(existing(folder, "corpus.jsonl") or folder / "corpus.jsonl", judged)
+    qrels = known_qrels(path, qrels, queries, documents, "left out")
+    rows = []
+    for query, gains in qrels.items():
+        usable = {name: gain for name, gain in gains.items() if documents.get(name)}
+        positives = [name for name, gain in usable.items() if gain > 0]
+        if queries[query] and positives:
+            rows.append((query, positives, [name for name, gain in usable.items() if gain <= 0]))
+    kept, dropped = rows[: spec.limit], len(qrels) - len(rows)
+    _log.info("%s: %d queries, %d more have no relevant document or no text", label(spec), len(kept), dropped)
+    if not kept:
+        raise DataError("no query with text has a relevant document with text")
 
+    def take(chosen: np.ndarray) -> list[Pair]:
+        return [pair(*kept[row]) for row in chosen.tolist()]
 
-def _joined(block: pa.Table) -> list[str]:
-    titles = block["title"].to_pylist() if "title" in block.column_names else [""] * len(block)
-    return [titled(title, text) for title, text in zip(titles, block["text"].to_pylist(), strict=True)]
+    def pair(query: str, positives: list[str], negatives: list[str]) -> Pair:
+        first, *more = (documents[name] for name in positives)
+        return Pair(
+            query=queries[query],
+            positive=first,
+            negatives=tuple(documents[name] for name in negatives),
+            instruction=spec.instruction,
+            document_instruction=spec.instruction if spec.symmetric else "",
+            extra_positives=tuple(more),
+            positive_scores=tuple(float(qrels[query][name]) for name in positives) if scores else (),
+            negative_scores=tuple(float(qrels[query][name]) for name in negatives) if scores else (),
+        )
 
-
-def _qrels(folder: Path, split: str | None) -> Path | None:
-    return _existing(folder, f"qrels/{split or 'train'}.tsv") or (None if split else _existing(folder, "qrels.tsv"))
-
-
-def _existing(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    return Rows(label(spec), len(kept), take)

@@ -1,4 +1,4 @@
-"""Formats: which columns of a table are the query, the right and the wrong documents, and how their cells read.
+"""Formats: which columns of a table are the query, the positives and the negatives, and how their cells read.
 
     columns                 query, positive, negatives | negative | negative_1 ..., instruction; the last two roles are
                             optional, positive and negatives may be lists. Any table, once `columns` names its columns.
@@ -16,21 +16,21 @@
                             (ms-swift, docs/source_en/BestPractices/Embedding.md, and the same page of v3.8)
     beir                    a folder: data/beir.py
 
-Scores, in a table of any format: pos_scores | positive_scores and neg_scores | negative_scores, a number for each right and
-each wrong document; or one list in a column of labels, the right documents' first (distillation in sentence-transformers
+Scores, in a table of any format: pos_scores | positive_scores and neg_scores | negative_scores, a number for each positive
+and negative; or one list in a column of labels, the positives' first (distillation in sentence-transformers
 and Tevatron). A number there is the score of a row of two texts (`ScoredPair`).
 
-Recognition is a pure function of the schema: it reads no file, and decides nothing that its result does not say.
+Detection is a pure function of the schema: it reads no file, and decides nothing that its result does not say.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from llm2enc.data import cells
+from llm2enc.data import cells, content
 from llm2enc.data.rows import Pair, PairKind, ScoredPair
 from llm2enc.errors import DataError
 
@@ -45,7 +45,7 @@ _REQUIRED = ("query", "positive")
 
 
 @dataclass(frozen=True)
-class Recognised:
+class DetectedFormat:
     """What a table was taken for."""
 
     format: str
@@ -121,22 +121,24 @@ FORMATS: dict[str, Format] = {
     ),
 }
 
+_NAMES = {name for form in FORMATS.values() for roles in form.variants for names in roles.values() for name in names}
 
-# ---------------------------------------------------------------------------------------------------------- recognition
+
+# ------------------------------------------------------------------------------------------------------------ detection
 
 
-def recognise(
+def detect_format(
     schema: Schema,
     format: str = "auto",
     columns: Mapping[str, str] | None = None,
     row: PairKind = Pair,
     scores: bool = False,
-) -> Recognised:
+) -> DetectedFormat:
     """The format of a table of pairs and the columns of each role.
 
     schema   column name to Arrow type, in the order of the table
     format   a name of `FORMATS`, or `auto`
-    columns  role to column as the recipe says it; goes before what is recognised
+    columns  role to column as the recipe says it; goes before what is detected
     row      the kind of row that is read
     scores   read the scores of the documents of a `Pair`, where the table has them
     raises   ValueError if no format fits, if several do, or if pairs carry scores that are not read, or scored pairs none:
@@ -154,7 +156,7 @@ def recognise(
         roles = _by_order(schema, given) if format == "sentence-transformers" else _by_name(format, schema, given)
     _check_types(format, roles, schema)
     _check_meaning(format, roles, schema, given)
-    return Recognised(format, roles, tuple(_remarks(format, roles, schema)))
+    return DetectedFormat(format, roles, tuple(_remarks(format, roles, schema)))
 
 
 def _scores(schema: Schema, given: Mapping[str, str], row: PairKind, scores: bool) -> dict[str, str]:
@@ -279,9 +281,14 @@ def _check_meaning(format: str, roles: Roles, schema: Schema, given: Mapping[str
             f"a scored pair is two texts and a number, and these rows have {', '.join(roles['negatives'])} besides; "
             "leave them out"
         )
+    query, positive = (roles[role][0] for role in _REQUIRED)
+    if query == positive:
+        raise DataError(
+            f"query and positive are one column, {query!r}, so there is nothing to learn; name two, or train on its texts "
+            "with `objective: simcse`"
+        )
     if all(role in given for role in _REQUIRED):
         return
-    query, positive = (roles[role][0] for role in _REQUIRED)
     read = {name for role in SCORES for name in roles.get(role, ())}
     label = next((name for name in schema if name.lower() in LABELS and name not in read), None)
     if label:
@@ -296,6 +303,36 @@ def _check_meaning(format: str, roles: Roles, schema: Schema, given: Mapping[str
             f"by their names {query!r} is the query and {positive!r} the positive, but sentence-transformers goes by the "
             f"order of the columns, {', '.join(order)}; say which it is: `columns: {{query: {query}, positive: "
             f"{positive}}}` or the other way round"
+        )
+
+
+def check_content(
+    detected: DetectedFormat, sample: Mapping[str, Sequence[Any]], given: Mapping[str, str], row: PairKind
+) -> None:
+    """DataError if the cells of some rows contradict what was decided, or leave a question that the names do not.
+
+    sample  cells by column
+    given   role to column as the recipe says it: what it says is no guess
+    """
+    known = _NAMES | set(given.values())
+    for role in {*_REQUIRED, "negatives"} & detected.roles.keys():
+        for column in detected.roles[role]:
+            content.check_texts(column, sample[column], guessed=role in _REQUIRED and column not in known)
+    if all(role in given for role in _REQUIRED):
+        return
+    query, positive = (detected.roles[role][0] for role in _REQUIRED)
+    if len(sample[query]) > 1 and list(sample[query]) == list(sample[positive]):
+        raise DataError(
+            f"columns {query!r} and {positive!r} hold the same texts; name those of the query and the positive"
+        )
+    graded = {name: content.grades(name, sample[name]) for name in sample if name not in detected.columns}
+    column = next((name for name, found in graded.items() if found and row is Pair), None)
+    if column is not None:
+        pair = f"query: {query}, positive: {positive}"
+        raise DataError(
+            f"column {column!r} is not read, and looks like {graded[column]}. If every row is a match all the same, write "
+            f"`columns: {{{pair}}}`. If it says how well the texts of a row match, keep the rows that do, or write "
+            f"`columns: {{{pair}, score: {column}}}` in a stage that reads scored pairs"
         )
 
 

@@ -11,7 +11,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A query, its right answers and its hard negatives: a row of contrastive training."""
+    """A query, its positives and its hard negatives: a row of contrastive training."""
 
     query: str
     positive: str
@@ -20,10 +20,10 @@ class Pair:
     """Instruction of the query; may be empty."""
     document_instruction: str
     """The same instruction if both sides are of one kind (`symmetric`), else empty."""
-    others: tuple[str, ...] = ()
-    """Further right answers; each step draws one of them or `positive`, and none is ever a negative of this row."""
+    extra_positives: tuple[str, ...] = ()
+    """Further positives; each step draws one of them or `positive`, and none is ever a negative of this row."""
     positive_scores: tuple[float, ...] = ()
-    """Teacher scores or graded labels of `positive` and `others`; empty if the row has none or they are not read."""
+    """Teacher scores or graded labels of `positive` and `extra_positives`; empty if there are none or they are not read."""
     negative_scores: tuple[float, ...] = ()
     """Those of `negatives`."""
 

@@ -1,19 +1,20 @@
 """Sources: a data specification becomes rows, checked as far as possible before training starts."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from llm2enc.data import beir, cells
+from llm2enc.data import beir, cells, content
 from llm2enc.data.docstrings.corpus import pair_view, paragraph_view, read_docstrings, sentence_view
-from llm2enc.data.formats import FORMATS, SCORES, Recognised, recognise
+from llm2enc.data.formats import FORMATS, SCORES, DetectedFormat, check_content, detect_format
 from llm2enc.data.records import to_pair, to_scored_pair
 from llm2enc.data.rows import Pair, PairKind, RowKind, Rows, ScoredPair, Stream
-from llm2enc.data.tables import Blocks, Table, label, open_table, reading
+from llm2enc.data.tables import Blocks, Table, copied, label, open_table, reading
+from llm2enc.data.types import type_in
 from llm2enc.errors import DataError
 from llm2enc.recipe import DataSpec, DocstringsData, FilesData, HubData
 
@@ -37,7 +38,7 @@ def read_texts(spec: DataSpec) -> Rows[str] | Stream[str]:
             return Stream(pairs.name, lambda: map(_both_sides, pairs.blocks()))
         return _both_sides(pairs)
     table = open_table(spec)
-    column = _text_column(spec, schema_of(table))
+    column = _text_column(spec, table)
     reader = _Reader(source_name(spec), [column], {column: cells.plain_list}, lambda record: record[column])
     return _rows(spec, table, reader)
 
@@ -68,7 +69,9 @@ def read_rows(row: RowKind, spec: DataSpec, scores: bool = False) -> Rows[Any] |
     return read_texts(spec) if row is str else examine(spec, row, scores)[1]
 
 
-def examine(spec: DataSpec, row: PairKind = Pair, scores: bool = False) -> tuple[Recognised, Rows[Any] | Stream[Any]]:
+def examine(
+    spec: DataSpec, row: PairKind = Pair, scores: bool = False
+) -> tuple[DetectedFormat, Rows[Any] | Stream[Any]]:
     """What a source of pairs was taken for, and its rows.
 
     row     the kind of row
@@ -79,7 +82,7 @@ def examine(spec: DataSpec, row: PairKind = Pair, scores: bool = False) -> tuple
             f"data source {source_name(spec)!r}: this stage reads scored pairs, two texts and a number a row"
         )
     if isinstance(spec, DocstringsData):
-        return Recognised("docstrings", {"query": ("summary",), "positive": ("body",)}), _listed(
+        return DetectedFormat("docstrings", {"query": ("summary",), "positive": ("body",)}), _listed(
             spec, [_own_pair(spec, query, body) for query, body in _docstring_pairs(spec)]
         )
     if spec.view == "texts":
@@ -87,14 +90,14 @@ def examine(spec: DataSpec, row: PairKind = Pair, scores: bool = False) -> tuple
             f"data source {source_name(spec)!r}: this stage reads pairs, `view: texts` gives texts; remove it"
         )
     if _is_beir(spec):
-        recognised, rows = beir.read(spec, scores)
+        detected, rows = beir.read(spec, scores)
     else:
         _refuse_beir(spec)
         table = open_table(spec)
-        recognised = _recognised(spec, schema_of(table), row, scores)
-        rows = _rows(spec, table, _pair_reader(spec, recognised, row))
-    _log.info("%s: %s", source_name(spec), recognised)
-    return recognised, rows
+        detected = _detected(spec, table, row, scores)
+        rows = _rows(spec, table, _pair_reader(spec, detected, row))
+    _log.info("%s: %s", source_name(spec), detected)
+    return detected, rows
 
 
 # ----------------------------------------------------------------------------------------------------------- docstrings
@@ -138,10 +141,23 @@ def _own_pair(spec: DocstringsData, query: str, body: str) -> Pair:
 def schema_of(table: Table) -> dict[str, pa.DataType]:
     """Column name to Arrow type, in the order of the table."""
     schema = table.schema if isinstance(table, Blocks) else table.features.arrow_schema
-    return {field.name: field.type for field in schema}
+    return {field.name: type_in(field) for field in schema}
 
 
-def _text_column(spec: FilesData | HubData, schema: Mapping[str, pa.DataType]) -> str:
+def head(table: Table, columns: list[str]) -> dict[str, list[Any]]:
+    """The cells of the first thousand rows, by column."""
+    if isinstance(table, Blocks) and table.sample is not None:
+        records = table.sample()
+        return {name: [record.get(name) for record in records] for name in columns}
+    if isinstance(table, Blocks):
+        block = next(table.read(columns), None)
+        return {name: block[name].to_pylist() if block is not None else [] for name in columns}
+    head = table.select_columns(columns)[:1000]
+    return {name: list(head[name]) for name in columns}
+
+
+def _text_column(spec: FilesData | HubData, table: Table) -> str:
+    schema = schema_of(table)
     _refuse_roles(spec, {"text"}, "texts")
     if spec.format != "auto":
         raise DataError(f"data source {source_name(spec)!r}: this stage reads texts, `format` is for pairs; remove it")
@@ -156,6 +172,13 @@ def _text_column(spec: FilesData | HubData, schema: Mapping[str, pa.DataType]) -
         raise DataError(
             f"data source {source_name(spec)!r}: column {column!r} (text) holds {schema[column]}, expected text"
         )
+    with reading(spec):
+        sample = head(table, [column])[column]
+    try:
+        content.check_texts(column, sample, guessed=column not in ("text", spec.columns.get("text")))
+    except ValueError as error:
+        raise DataError(f"data source {source_name(spec)!r}: {error}") from None
+    _log.info("%s: %s; text = %s", source_name(spec), getattr(table, "described", "") or "table", column)
     return column
 
 
@@ -181,9 +204,7 @@ def _refuse_beir(spec: FilesData | HubData) -> None:
         )
 
 
-def _recognised(
-    spec: FilesData | HubData, schema: Mapping[str, pa.DataType], row: PairKind, scores: bool
-) -> Recognised:
+def _detected(spec: FilesData | HubData, table: Table, row: PairKind, scores: bool) -> DetectedFormat:
     texts = {"query", "positive", "instruction"}
     if row is ScoredPair:
         _refuse_roles(spec, texts | {"score"}, "scored pairs")
@@ -191,10 +212,16 @@ def _recognised(
         _refuse_roles(spec, texts | {"negatives", *SCORES} - {"score"}, "pairs with scores")
     else:
         _refuse_roles(spec, texts | {"negatives"}, "pairs without scores")
+    schema = schema_of(table)
+    with reading(spec):
+        sample = head(table, list(schema))
     try:
-        return recognise(schema, spec.format, spec.columns, row, scores)
+        detected = detect_format(schema, spec.format, spec.columns, row, scores)
+        check_content(detected, sample, spec.columns, row)
     except ValueError as error:
         raise DataError(f"data source {source_name(spec)!r}: {error}") from None
+    described = (table.described,) if isinstance(table, Blocks) and table.described else ()
+    return replace(detected, notes=(*described, *detected.notes))
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -223,27 +250,29 @@ class _Reader(Generic[Row]):
         return np.flatnonzero(mask)
 
 
-def _pair_reader(spec: FilesData | HubData, recognised: Recognised, row: PairKind) -> _Reader[Any]:
-    form = FORMATS[recognised.format]
-    (query,), (positive,) = recognised.roles["query"], recognised.roles["positive"]
+def _pair_reader(spec: FilesData | HubData, detected: DetectedFormat, row: PairKind) -> _Reader[Any]:
+    form = FORMATS[detected.format]
+    (query,), (positive,) = detected.roles["query"], detected.roles["positive"]
     required = {query: lambda cell: [form.query(cell)]} | {positive: form.documents}
-    required |= {score: cells.numbers for score in recognised.roles.get("score", ())}
+    required |= {score: cells.numbers for score in detected.roles.get("score", ())}
     made = to_scored_pair if row is ScoredPair else to_pair
 
     def convert(record: dict[str, Any]) -> Any:
         try:
-            return made(recognised, record, spec.instruction, spec.symmetric)
+            return made(detected, record, spec.instruction, spec.symmetric)
         except ValueError as error:
             raise DataError(f"data source {source_name(spec)!r}: {error}") from None
 
-    return _Reader(source_name(spec), recognised.columns, required, convert)
+    return _Reader(source_name(spec), detected.columns, required, convert)
 
 
 def _rows(spec: FilesData | HubData, table: Table, reader: _Reader[Row]) -> Rows[Row] | Stream[Row]:
     """The rows of a table whose required columns are not empty, converted when they are read."""
-    if isinstance(table, Blocks):
+    if isinstance(table, Blocks) and spec.streaming:
         return _stream(spec, table, reader)
-    name, table = reader.name, table.select_columns(reader.columns)
+    with reading(spec):
+        table = copied(table, reader.columns) if isinstance(table, Blocks) else table.select_columns(reader.columns)
+    name = reader.name
     kept, start = [np.zeros(0, dtype=np.int64)], 0
     for block in table.select_columns(list(reader.required)).with_format("arrow").iter(10_000):
         kept.append(start + reader.kept(block))

@@ -1,25 +1,29 @@
-"""Tables: files and hub data sets as `datasets` objects. Whatever cannot be read is a ValueError with its remedy."""
+"""Tables: files and hub data sets, read in blocks or from an Arrow copy. Whatever cannot be read is a ValueError with its
+remedy."""
 
-import glob
-import io
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain, islice
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import datasets
 import fsspec
-import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llm2enc.data.files import file_type, matches
+from llm2enc.data.plain_files import PlainFiles, plain_files
+from llm2enc.data.types import schema_from
 from llm2enc.errors import DataError
 from llm2enc.recipe import FilesData, HubData
+from llm2enc.storage import add_path_to_oserror, remove_stale, replace_bytes, temp_path
 
-_BLOCK = 1000  # rows of a stream that are read at once
+_BLOCK = 1000  # rows that are read at once
+_FORMAT = 1  # of the Arrow copies: another number where the same files give other rows
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,13 @@ class Blocks:
     schema: pa.Schema
     read: Callable[[list[str]], Iterator[pa.Table]]
     """One pass over the named columns, a thousand rows at a time."""
+    files: tuple[str, ...] = ()
+    """What it is read from, if that is on this machine."""
+    described: str = ""
+    """What was decided on the files: type, separator, header."""
+    limit: int | None = None
+    sample: Callable[[], list[dict[str, Any]]] | None = None
+    """The first thousand records as they stand in the files, whatever types their cells have."""
 
     def head(self, rows: int) -> "Blocks":
         """The first rows of the table."""
@@ -40,7 +51,7 @@ class Blocks:
                 yield block.slice(0, left)
                 left -= len(block)
 
-        return Blocks(self.schema, read)
+        return replace(self, read=read, limit=rows)
 
 
 Table = datasets.Dataset | Blocks
@@ -52,12 +63,19 @@ def label(spec: FilesData | HubData) -> str:
 
 
 def open_table(spec: FilesData | HubData) -> Table:
-    """The table of a source, memory-mapped or streaming, cut to the first `spec.limit` rows."""
+    """The table of a source, cut to the first `spec.limit` rows: a downloaded one memory-mapped, others in blocks."""
     with reading(spec):
-        table = _load_files(spec) if isinstance(spec, FilesData) else _load_hub(spec)
+        if isinstance(spec, FilesData):
+            paths = [spec.path] if isinstance(spec.path, str) else spec.path
+            table: Table = open_files([file for path in paths for file in matches(path)])
+        else:
+            table = _load_hub(spec)
     if spec.limit is None:
         return table
     return table.head(spec.limit) if isinstance(table, Blocks) else table.select(range(min(spec.limit, len(table))))
+
+
+# ----------------------------------------------------------------------------------------------------------------- hub
 
 
 def _load_hub(spec: HubData) -> Table:
@@ -84,7 +102,39 @@ def _stream_blocks(table: datasets.IterableDataset) -> Blocks:
     return Blocks(first.schema, read)
 
 
-def _parquet_blocks(files: list[str]) -> Blocks:
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def open_files(files: Sequence[str]) -> Blocks:
+    """The table of files of one type; absolute paths."""
+    if file_type(files) == "parquet":
+        return _parquet_blocks(files, open)
+    plain = plain_files(files)
+    schema = _json_schema(plain) if plain.type == "json" else None
+    names = plain.layout.names if plain.layout else ("text",)
+    schema = schema or pa.schema([(name, pa.string()) for name in names])
+
+    def read(columns: list[str]) -> Iterator[pa.Table]:
+        kinds = [schema.field(name).type for name in columns]
+        records = plain.records()
+        while chunk := list(islice(records, _BLOCK)):
+            arrays = [_array(name, kind, chunk) for name, kind in zip(columns, kinds, strict=True)]
+            yield pa.Table.from_arrays(arrays, names=columns)
+
+    def sample() -> list[dict[str, Any]]:
+        return [record for _, record in islice(plain.records(), _BLOCK)]
+
+    return Blocks(schema, read, plain.files, str(plain), sample=sample)
+
+
+def _array(name: str, kind: pa.DataType, chunk: list[tuple[str, dict[str, Any]]]) -> pa.Array:
+    try:
+        return pa.array([record.get(name) for _, record in chunk], kind)
+    except (pa.ArrowException, ValueError) as error:  # half of a surrogate pair
+        raise DataError(f"{chunk[0][0]} and below: column {name!r}: {error}") from None
+
+
+def _parquet_blocks(files: Sequence[str], opened: Callable[..., Any] = fsspec.open) -> Blocks:
     """Parquet files, local or of the hub.
 
     Not by `datasets`, which reads them with `Fragment.to_batches`: a program that ends while such a pass is open, as the
@@ -93,101 +143,74 @@ def _parquet_blocks(files: list[str]) -> Blocks:
 
     def read(columns: list[str]) -> Iterator[pa.Table]:
         for file in files:
-            with fsspec.open(file, "rb") as raw, pq.ParquetFile(raw) as table:
+            with opened(file, "rb") as raw, pq.ParquetFile(raw) as table:
+                missing = [name for name in columns if name not in table.schema_arrow.names]
+                if missing:
+                    raise DataError(f"{file} has no column {', '.join(missing)}, and {files[0]} has")
                 for batch in table.iter_batches(_BLOCK, columns=columns):
-                    yield pa.Table.from_batches([batch])
+                    found = pa.Table.from_batches([batch]).select(columns)
+                    yield found.cast(pa.schema([schema.field(name) for name in columns]))
 
-    with fsspec.open(files[0], "rb") as raw, pq.ParquetFile(raw) as table:
-        return Blocks(table.schema_arrow.remove_metadata(), read)
-
-
-def _load_files(spec: FilesData) -> Table:
-    files = [file for path in ([spec.path] if isinstance(spec.path, str) else spec.path) for file in matches(path)]
-    return load(files, spec.streaming)
+    with opened(files[0], "rb") as raw, pq.ParquetFile(raw) as table:
+        schema = pa.schema([(field.name, _decoded(field.type)) for field in table.schema_arrow])
+    return Blocks(schema, read, tuple(files) if opened is open else (), "parquet")
 
 
-def load(files: list[str], streaming: bool = False) -> Table:
-    """The table of files of one type; absolute paths, escaped as for `glob`."""
-    reader = file_type(files)
-    if reader == "parquet" and streaming:
-        return _parquet_blocks([glob.glob(file)[0] for file in files])
-    options: dict[str, Any] = {}
-    if reader in {"csv", "tsv"}:
-        options, reader = _text_columns(files[0], reader), "csv"
-    elif reader == "json":
-        options = _filled_types(files)
-    table = datasets.load_dataset(reader, data_files=files, split="train", streaming=streaming, **options)
-    return _stream_blocks(table) if streaming else table
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _text_columns(file: str, reader: str) -> dict[str, Any]:
-    """Options that read every column as the text it is: guessing would turn "007" into 7 and "NA" into nothing."""
-    # Our .tsv files are unquoted: a quotation mark is part of the text.
-    style = {"sep": "\t", "quoting": 3} if reader == "tsv" else {}
-    header = pandas.read_csv(glob.glob(file)[0], nrows=0, **style)
-    features = datasets.Features({name: datasets.Value("string") for name in header.columns})
-    return {**style, "keep_default_na": False, "features": features}
+# ---------------------------------------------------------------------------------------------------------------- copies
 
 
-def _filled_types(files: list[str]) -> dict[str, Any]:
-    """Options that name the type of every column if some column starts empty.
+def copied(table: Blocks, columns: list[str]) -> datasets.Dataset:
+    """The columns of a table of files, memory-mapped from an Arrow copy, which is named by the content of the files."""
+    schema = pa.schema([table.schema.field(name).remove_metadata() for name in columns])
+    facts = f"{_FORMAT} {_digest(table.files)} {table.limit} {table.described} {schema}"
+    path = _cache(f"{hashlib.sha256(facts.encode()).hexdigest()}.arrow")
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_stale(path)
+        partial = temp_path(path)
+        try:
+            with (
+                add_path_to_oserror(path),
+                pa.OSFile(str(partial), "wb") as file,
+                pa.ipc.new_stream(file, schema) as out,
+            ):
+                for block in table.read(columns):
+                    out.write_table(block.cast(schema))
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    return datasets.Dataset.from_file(str(path))
 
-    `datasets` takes the types from the first chunk: if no row of it has negatives, the first row that has one is an
-    error. So an empty column gets the type that it has at the head of another file, that of the positives if it holds
-    negatives, or text.
-    """
-    types: dict[str, pa.DataType] = {}
-    vacant = False
-    for file in files:
-        for name, kind in _head_types(glob.glob(file)[0]).items():
-            vacant = vacant or _is_vacant(kind)
-            if name not in types or _is_vacant(types[name]):
-                types[name] = kind
-    if not types:
+
+def _json_schema(plain: PlainFiles) -> pa.Schema:
+    """Types of all rows of JSON files, which are kept beside the copies: they take a pass of their own."""
+    path = _cache(f"{_FORMAT}-{_digest(plain.files)}.schema")
+    if path.is_file():
+        return pa.ipc.read_schema(pa.py_buffer(path.read_bytes()))
+    schema = schema_from(plain.records())
+    if not schema.names:
         raise DataError("it is empty: there is no row in it")
-    for name, kind in types.items():
-        alike = name.replace("negative", "positive").replace("neg", "pos")
-        types[name] = _as_text(types.get(alike, kind) if _is_vacant(kind) and pa.types.is_list(kind) else kind)
-    return {"features": datasets.Features.from_arrow_schema(pa.schema(types))} if vacant else {}
+    with suppress(OSError):  # a disk that takes nothing: the next run reads the types again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_bytes(path, schema.serialize().to_pybytes())
+    return schema
 
 
-def _head_types(file: str) -> dict[str, pa.DataType]:
-    """Column types of the first 1000 rows of a JSON-lines file, or of a file that is one JSON array of rows."""
-    with pa.input_stream(file, compression="detect") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as text:
-        first = text.readline()
-        if first.lstrip().startswith("["):
-            rows = json.loads(first + text.read())[:1000]
-        else:
-            rows = [json.loads(line) for line in chain([first], islice(text, 999)) if line.strip()]
-    if not all(isinstance(row, dict) for row in rows):
-        raise DataError('every row must be a JSON object, such as {"text": ...}')
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: _type(name, [row.get(name) for row in rows]) for name in names}
+def _digest(files: Sequence[str]) -> str:
+    """SHA-256 of what the files hold, each by itself. Names and time stamps say nothing of it."""
+    digests = []
+    for file in files:
+        with open(file, "rb") as raw:
+            digests.append(hashlib.file_digest(raw, "sha256").hexdigest())
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
-def _type(name: str, cells: list[Any]) -> pa.DataType:
-    try:
-        return pa.array(cells).type
-    except pa.ArrowException as error:
-        raise DataError(f"column {name!r} mixes types ({error}); make all its cells of one type") from None
-    except OverflowError:
-        raise DataError(f"column {name!r} holds a number beyond 64 bits; write it as text") from None
-
-
-def _is_vacant(kind: pa.DataType) -> bool:
-    """Whether the type, or a part of it, is that of cells that are all empty."""
-    return pa.types.is_null(kind) or any(_is_vacant(kind.field(part).type) for part in range(kind.num_fields))
-
-
-def _as_text(kind: pa.DataType) -> pa.DataType:
-    """The type with text wherever it is vacant."""
-    if pa.types.is_null(kind):
-        return pa.string()
-    if pa.types.is_list(kind):
-        return pa.list_(_as_text(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([(field.name, _as_text(field.type)) for field in kind])
-    return kind
+def _cache(name: str) -> Path:
+    return Path(datasets.config.HF_DATASETS_CACHE) / "llm2enc" / name
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from llm2enc.encoding.encoder import Encoder, LoadType
 from llm2enc.encoding.options import EncodeOptions
-from llm2enc.encoding.partial_file import Facts, Unfinished
+from llm2enc.encoding.partial_file import Facts, PartialFile
 from llm2enc.encoding.quantization import calibrate, layout
 from llm2enc.encoding.to_file import encode_file, encoder_facts, text_digest
 
@@ -11,7 +11,7 @@ __all__ = [
     "Encoder",
     "Facts",
     "LoadType",
-    "Unfinished",
+    "PartialFile",
     "calibrate",
     "encode_file",
     "encoder_facts",

@@ -60,7 +60,7 @@ class Encoder(nn.Module):
         self.input_format = input_format
         self.pooling: Pooling = pooling
         self.normalize = normalize
-        # To compare readings of one model: another direction than the backbone's, another layer than the last.
+        # To compare variants of one model: another direction than the backbone's, another layer than the last.
         self.causal: bool | None = None
         self.layer: int | None = None
 
@@ -297,8 +297,8 @@ class Encoder(nn.Module):
         facts += [] if self.head is None else [self.weights_fingerprint()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
-        """How a text is read that is encoded with these keywords; equal for two calls that give equal vectors."""
+    def cache_key(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
+        """What a text becomes with these keywords, template and instruction; equal for two calls that give equal vectors."""
         role, asked = self._role(EncodeOptions(instruction, prompt_name))
         parts = self.input_format.template(asked, role)
         reads = any(part.slot == "instruction" for part in parts)

@@ -3,7 +3,7 @@
 vectors.npy.partial/
   run.json      what the vectors depend on; a run of anything else does not go on from here
   rows.npy      the file as it will be, with holes where rows are missing
-  done-R.txt    from process R, a line `first end` for every stretch of rows that is on the disk
+  done-R.txt    from process R, a line `first end` for every row range that is on the disk
   ranges.npy    of int8 and uint8
 """
 
@@ -33,7 +33,7 @@ Facts = dict[str, Any]  # with `count`, `width` and `dtype` of the rows
 _PARQUET_ROWS = 10_000  # in a row group
 
 
-class Unfinished:
+class PartialFile:
     """The folder beside `out` that holds a run until it is finished."""
 
     def __init__(self, out: Path):
@@ -122,12 +122,12 @@ class Unfinished:
         sync_one(self.folder.parent)
 
     def done(self, facts: Facts) -> list[range]:
-        """The rows that are on the disk, as stretches in order that do not touch."""
+        """The rows that are on the disk, as row ranges in order that do not touch."""
         if not self.rows.is_file():
             return []
         there = (self.rows.stat().st_size - len(_header(facts))) // _row_bytes(facts)
         found: list[range] = []
-        for first, end in sorted(pair for path in self.folder.glob("done-*.txt") for pair in _stretches(path)):
+        for first, end in sorted(pair for path in self.folder.glob("done-*.txt") for pair in _row_ranges(path)):
             if not first < end <= min(there, facts["count"]):
                 continue
             if found and first <= found[-1].stop:
@@ -138,7 +138,7 @@ class Unfinished:
 
     def missing(self, facts: Facts) -> list[range]:
         """The rows that are not."""
-        edges = [0, *(edge for stretch in self.done(facts) for edge in (stretch.start, stretch.stop)), facts["count"]]
+        edges = [0, *(edge for rows in self.done(facts) for edge in (rows.start, rows.stop)), facts["count"]]
         return [range(first, end) for first, end in zip(edges[::2], edges[1::2], strict=True) if first < end]
 
     @contextmanager
@@ -201,7 +201,7 @@ def _row_bytes(facts: Facts) -> int:
     return facts["width"] * np.dtype(facts["dtype"]).itemsize
 
 
-def _stretches(journal: Path) -> Iterator[tuple[int, int]]:
+def _row_ranges(journal: Path) -> Iterator[tuple[int, int]]:
     """The whole lines of a journal; one that a power cut tore counts for nothing, nor does a journal that is gone."""
     try:
         *lines, _ = journal.read_bytes().split(b"\n")

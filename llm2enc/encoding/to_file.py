@@ -13,7 +13,7 @@ from llm2enc.data import Rows
 from llm2enc.encoding import pipeline
 from llm2enc.encoding.encoder import Encoder
 from llm2enc.encoding.options import DEFAULT, EncodeOptions
-from llm2enc.encoding.partial_file import Facts, Unfinished
+from llm2enc.encoding.partial_file import Facts, PartialFile
 from llm2enc.encoding.quantization import layout
 from llm2enc.errors import InputError
 
@@ -41,10 +41,10 @@ def encoder_facts(encoder: Encoder, options: EncodeOptions) -> Facts:
     return {
         "format": FORMAT,
         "encoder": encoder.fingerprint(),
-        "reading": encoder.reading(instruction=options.instruction, prompt_name=options.prompt_name),
+        "cache_key": encoder.cache_key(instruction=options.instruction, prompt_name=options.prompt_name),
         "width": entries,
         "dtype": kind.newbyteorder("<").str,
-        "windows": [pipeline.CHUNK_TEXTS, pipeline.CHUNK_CHARACTERS, pipeline.BUFFER_TEXTS, pipeline.BUFFER_TOKENS],
+        "buffers": [pipeline.CHUNK_TEXTS, pipeline.CHUNK_CHARACTERS, pipeline.BUFFER_TEXTS, pipeline.BUFFER_TOKENS],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
@@ -56,39 +56,35 @@ def encoder_facts(encoder: Encoder, options: EncodeOptions) -> Facts:
 def encode_file(
     encoder: Encoder,
     texts: Rows[str],
-    unfinished: Unfinished,
+    partial: PartialFile,
     facts: Facts,
     options: EncodeOptions = DEFAULT,
 ) -> None:
     """Write the vectors of all texts: none is missing then. Under torchrun each process writes a part of them.
 
-    facts   what the vectors depend on; `unfinished.check` has allowed them
+    facts   what the vectors depend on; `partial.check` has allowed them
     raises  OSError with the file's name if it cannot be written; what is on the disk stays, and a later call goes on
     """
     if distributed.is_main():
-        unfinished.begin(facts)
+        partial.begin(facts)
     distributed.barrier()
-    stretches = unfinished.missing(facts)
+    ranges = partial.missing(facts)
     distributed.barrier()  # every process has looked before one writes
     if distributed.world_size() > 1:
-        stretches = _own(encoder.block_rows(texts, options), stretches)
-    with unfinished.writer(facts, distributed.rank()) as write:
-        for stretch in stretches:
-            first = stretch.start
-            some = Rows(texts.name, len(stretch), lambda rows, start=first: texts.take(rows + start))
+        ranges = _own(encoder.block_rows(texts, options), ranges)
+    with partial.writer(facts, distributed.rank()) as write:
+        for gap in ranges:
+            first = gap.start
+            some = Rows(texts.name, len(gap), lambda rows, start=first: texts.take(rows + start))
             for block in encoder.encode_blocks(some, options, first):
                 write(first, block)
                 first += len(block)
     distributed.barrier()
 
 
-def _own(blocks: list[range], stretches: list[range]) -> list[range]:
-    """This process's share of the blocks in the stretches, joined where they touch."""
-    todo = [
-        block
-        for block in blocks
-        if any(stretch.start <= block.start and block.stop <= stretch.stop for stretch in stretches)
-    ]
+def _own(blocks: list[range], ranges: list[range]) -> list[range]:
+    """This process's share of the blocks in the row ranges, joined where they touch."""
+    todo = [block for block in blocks if any(rows.start <= block.start and block.stop <= rows.stop for rows in ranges)]
     mine: list[range] = []
     for number in distributed.rank_slice(len(todo)):
         block = todo[number]

@@ -6,22 +6,22 @@ from llm2enc.evaluation.cache import CachedEncoder, default_cache
 from llm2enc.evaluation.docstrings import docstring_tasks
 from llm2enc.evaluation.folders import find_tasks, read_task
 from llm2enc.evaluation.metrics import Vectors, cosine, cosines
-from llm2enc.evaluation.models import Opened, open_encoder
+from llm2enc.evaluation.models import LoadedModel, open_encoder
 from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks
 from llm2enc.evaluation.run import baselines, evaluate
 from llm2enc.evaluation.scoring import score
 from llm2enc.evaluation.sources import gather, read_pairs_file
-from llm2enc.evaluation.suite import Result
+from llm2enc.evaluation.suite import Measurement
 from llm2enc.evaluation.tasks import (
     BitextTask,
     ClassificationTask,
-    Outcome,
     PairClassificationTask,
     RerankingTask,
     RetrievalTask,
     Side,
     StsTask,
     Task,
+    TaskResult,
     TextEncoder,
 )
 from llm2enc.evaluation.tfidf import Tfidf
@@ -32,16 +32,16 @@ __all__ = [
     "ClassificationTask",
     "Failure",
     "Interval",
+    "LoadedModel",
+    "Measurement",
     "MtebEncoder",
-    "Opened",
-    "Outcome",
     "PairClassificationTask",
     "RerankingTask",
-    "Result",
     "RetrievalTask",
     "Side",
     "StsTask",
     "Task",
+    "TaskResult",
     "TextEncoder",
     "Tfidf",
     "Vectors",

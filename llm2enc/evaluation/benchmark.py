@@ -10,12 +10,12 @@ from llm2enc.evaluation import cost, suite
 from llm2enc.evaluation.bootstrap import draws, interval
 from llm2enc.evaluation.cache import CachedEncoder
 from llm2enc.evaluation.docstrings import docstring_tasks
-from llm2enc.evaluation.models import Opened, find, open_encoder
+from llm2enc.evaluation.models import LoadedModel, find, open_encoder
 from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks, run_mteb
 from llm2enc.evaluation.mteb_local import local_task
 from llm2enc.evaluation.scoring import Instructions
 from llm2enc.evaluation.sources import BENCHMARKS, gather
-from llm2enc.evaluation.suite import Result
+from llm2enc.evaluation.suite import Measurement
 from llm2enc.evaluation.tasks import Task
 from llm2enc.recipe import DocstringEval
 from llm2enc.storage import check_room
@@ -28,18 +28,18 @@ LOCAL_SECONDS = 2.0  # spent on measuring how fast the encoder is, before the ti
 
 
 def plan(model: str, sources: Sequence[str]) -> list[dict[str, Any]]:
-    """The ladder with a time for each rung, as plain rows. Nothing is evaluated."""
+    """The cost estimate of each evaluation tier, as plain rows. Nothing is evaluated."""
     find(model)
     tasks, names = gather(sources)
     own = [name for name in names if name not in BENCHMARKS.values()]
     if own:
         mteb_tasks(own)  # unknown names are refused before the model is loaded
-    docstrings = docstring_tasks(DocstringEval(kind="docstrings"))
+    docstrings = docstring_tasks(DocstringEval(kind="docstrings"))  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
     local = [task for task in tasks if task.name not in {known.name for known in docstrings}]
     encoder = open_encoder(model)
     limit, speed = _speed(encoder, [*docstrings, *local])
-    rungs = [*cost.ladder(docstrings, local, limit), *(cost.mteb_rung(name, name, limit) for name in own)]
-    return cost.estimates(rungs, speed)
+    tiers = [*cost.evaluation_tiers(docstrings, local, limit), *(cost.mteb_tier(name, name, limit) for name in own)]
+    return cost.estimates(tiers, speed)
 
 
 def run(
@@ -51,7 +51,7 @@ def run(
     by_mteb: bool = False,
     report: Callable[[str], None] = print,
     show_progress: bool = True,
-) -> tuple[list[Result], list[Failure]]:
+) -> tuple[list[Measurement], list[Failure]]:
     """Results of everything that `sources` name, and the tasks of mteb that could not be run.
 
     Names, files and formats are checked before the model is loaded. Run again, finished tasks are not repeated.
@@ -60,23 +60,23 @@ def run(
     """
     find(model)  # a misspelt name shows before data is read
     tasks, names = gather(sources)
-    asked = mteb_tasks(names) if names else []
+    named = mteb_tasks(names) if names else []
     if by_mteb:
-        asked, tasks = [*(local_task(task) for task in tasks), *asked], []
+        named, tasks = [*(local_task(task) for task in tasks), *named], []
     _check_disk(model, tasks, out, cache)
     encoder = open_encoder(model)
     identity = encoder.fingerprint()
-    results: list[Result] = []
+    results: list[Measurement] = []
     failures: list[Failure] = []
     if tasks:
         limit, speed = _speed(encoder, tasks)
-        rung = cost.local_rung(cost.LOCAL, "", tasks, limit)
-        seconds = (rung.characters or 0) / speed
-        report(f"{len(tasks)} tasks, {rung.texts:,} texts: about {cost.duration(seconds)} to encode what is not cached")
+        tier = cost.local_tier(cost.LOCAL, "", tasks, limit)
+        seconds = (tier.characters or 0) / speed
+        report(f"{len(tasks)} tasks, {tier.texts:,} texts: about {cost.duration(seconds)} to encode what is not cached")
         with bar("texts", sum(len(texts) for task in tasks for _, texts in task.texts()), show_progress) as advance:
             results += suite.measure(encoder, tasks, out, cache, instructions, advance=advance, identity=identity)
-    if asked:
-        mteb_results, failures = _mteb(encoder, identity, model, asked, out, cache, instructions, report)
+    if named:
+        mteb_results, failures = _mteb(encoder, identity, model, named, out, cache, instructions, report)
         results += mteb_results
     if results:
         facts = {"model": model, "fingerprint": identity, "instructions": instructions}
@@ -96,7 +96,7 @@ def _check_disk(model: str, tasks: Sequence[Task], out: Path, cache: Path | None
         check_room(cache, texts * 4 * width)
 
 
-def _speed(encoder: Opened, tasks: Sequence[Task]) -> tuple[int, float]:
+def _speed(encoder: LoadedModel, tasks: Sequence[Task]) -> tuple[int, float]:
     """Characters of a text that the encoder reads, and characters per second."""
     texts = [text for task in tasks for _, some in task.texts() for text in some]
     limit = cost.characters_per_text(encoder, texts, encoder.max_tokens)
@@ -104,7 +104,7 @@ def _speed(encoder: Opened, tasks: Sequence[Task]) -> tuple[int, float]:
 
 
 def _mteb(
-    encoder: Opened,
+    encoder: LoadedModel,
     identity: str,
     model: str,
     tasks: "Sequence[AbsTask]",
@@ -112,11 +112,11 @@ def _mteb(
     cache: Path | None,
     instructions: Instructions,
     report: Callable[[str], None],
-) -> tuple[list[Result], list[Failure]]:
+) -> tuple[list[Measurement], list[Failure]]:
     cached = CachedEncoder(encoder, cache, identity=identity)
     name = Path(model).resolve().name if Path(model).is_dir() else model
     wrapped = MtebEncoder(cached, name, identity[:16], instructions, encoder.prompts, min(encoder.max_tokens, 2**20))
-    results: list[Result] = []
+    results: list[Measurement] = []
     failures: list[Failure] = []
     try:
         started = time.perf_counter()
@@ -127,7 +127,7 @@ def _mteb(
                 failures.append(found)
                 report(f"{number}/{len(tasks)} {found.task}: not run, {found.reason}")
             else:
-                results.append(Result(found, interval(found.score, draws(found)), seconds, False))
+                results.append(Measurement(found, interval(found.score, draws(found)), seconds, False))
                 report(f"{number}/{len(tasks)} {found.task}: {100 * found.score:.1f}")
     finally:
         cached.close()

@@ -1,4 +1,4 @@
-"""Vectors on disk, so that nothing is encoded twice: one file per encoder, one row per text and way of reading it.
+"""Vectors on disk, so that nothing is encoded twice: one file per encoder, one row per text and cache key.
 
 A file is an SQLite database, so a killed process loses at most the block it was writing, and two processes may share it. A
 row carries its checksum: what a broken disk or half a copy of the file made of it counts for nothing, and is encoded again.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm2enc.evaluation.models import Opened
+from llm2enc.evaluation.models import LoadedModel
 from llm2enc.storage import storage_error
 
 BLOCK = 2048  # texts encoded and written at a time: what an interruption can lose
@@ -35,7 +35,7 @@ class CachedEncoder:
 
     def __init__(
         self,
-        encoder: Opened,
+        encoder: LoadedModel,
         folder: Path | None,
         advance: Callable[[int], None] = lambda count: None,
         identity: str | None = None,
@@ -74,23 +74,25 @@ class CachedEncoder:
 
         raises  OSError, which names the file, if the disk is full or closed; what was written before is kept
         """
-        asked = {"instruction": instruction, "prompt_name": prompt_name}
+        kwargs = {"instruction": instruction, "prompt_name": prompt_name}
         try:
-            return self._encode(texts, asked)
+            return self._encode(texts, kwargs)
         except sqlite3.DatabaseError as error:
             if type(error) is not sqlite3.DatabaseError:  # a damaged file has no kind of its own
                 raise self._explained(error) from error
-            self._set_aside()
-            return self._encode(texts, asked)
+            self._database.close()
+            self._move()
+            self._database = self._connect()
+            return self._encode(texts, kwargs)
 
-    def _encode(self, texts: Sequence[str], asked: dict[str, str | None]) -> np.ndarray:
-        keys = self._keys(texts, self.encoder.reading(**asked))
+    def _encode(self, texts: Sequence[str], kwargs: dict[str, str | None]) -> np.ndarray:
+        keys = self._keys(texts, self.encoder.cache_key(**kwargs))
         known = dict(self._find(keys))
         self.advance(sum(key in known for key in keys))
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         for start in range(0, len(missing), BLOCK):
             block = dict(list(missing.items())[start : start + BLOCK])
-            vectors = np.ascontiguousarray(self.encoder.encode(list(block.values()), **asked), dtype=np.float32)
+            vectors = np.ascontiguousarray(self.encoder.encode(list(block.values()), **kwargs), dtype=np.float32)
             found = [(key, vector.tobytes()) for key, vector in zip(block, vectors, strict=True)]
             with self._database:
                 rows = [(key, vector + _checksum(key, vector)) for key, vector in found]
@@ -117,13 +119,8 @@ class CachedEncoder:
             raise
         return database
 
-    def _set_aside(self) -> None:
-        """Begin a new file in place of a damaged one."""
-        self._database.close()
-        self._move()
-        self._database = self._connect()
-
     def _move(self) -> None:
+        """Move a damaged file out of the way of a new one."""
         aside = f"{self._path}.damaged"
         os.replace(self._path, aside)
         for kind in ("journal", "wal", "shm"):  # they belong to the file that is gone
@@ -146,8 +143,8 @@ class CachedEncoder:
                     if row[-4:] == _checksum(key, row[:-4]):
                         yield key, row[:-4]
 
-    def _keys(self, texts: Sequence[str], reading: str) -> list[bytes]:
-        start = hashlib.blake2b(f"{len(reading)} {reading}".encode(), digest_size=16)
+    def _keys(self, texts: Sequence[str], cache_key: str) -> list[bytes]:
+        start = hashlib.blake2b(f"{len(cache_key)} {cache_key}".encode(), digest_size=16)
         keys = []
         for text in texts:
             digest = start.copy()

@@ -1,8 +1,8 @@
-"""The evaluation ladder: what can be measured, from seconds to days, with a time for each rung before anything runs.
+"""Cost estimates of the evaluation tiers, from seconds to days, before anything runs.
 
     limit = characters_per_text(encoder, texts, max_tokens)   what truncation leaves of a text
-    rungs = ladder(docstrings, folders, limit)                smoke, local, nanobeir, mteb
-    rows = estimates(rungs, measure_speed(encoder, texts, limit))
+    tiers = evaluation_tiers(docstrings, folders, limit)      smoke, local, nanobeir, mteb
+    rows = estimates(tiers, measure_speed(encoder, texts, limit))
 
 A time is characters / (characters per second): that of encoding, which is nearly all of it. Not in it: scoring
 (classifiers, k-means, ranking), downloads, the instruction before each query, and that long texts take more time per
@@ -12,18 +12,15 @@ character than short ones, as attention does. Vectors that are cached already ta
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from llm2enc.errors import InputError
-from llm2enc.evaluation.models import Opened
+from llm2enc.evaluation.models import LoadedModel
 from llm2enc.evaluation.mteb_adapter import mteb_tasks
 from llm2enc.evaluation.sources import BENCHMARKS, SMOKE
 from llm2enc.evaluation.tasks import Side, Task, TextEncoder
-
-if TYPE_CHECKING:
-    from mteb import AbsTask
 
 LOCAL = "local"
 _FIRST = 8  # texts in the first chunk that is timed; every other one has twice as many
@@ -32,8 +29,8 @@ _DRAWN = 2048  # documents that mteb's clustering tasks keep at least when they 
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One step of the ladder."""
+class Tier:
+    """What an evaluation tier holds."""
 
     name: str
     what: str
@@ -45,30 +42,30 @@ class Rung:
     note: str = ""
 
 
-def ladder(docstrings: Iterable[Task], local: Iterable[Task], limit: int) -> list[Rung]:
-    """All rungs; `local` only if there are local tasks. Nothing is downloaded.
+def evaluation_tiers(docstrings: Iterable[Task], local: Iterable[Task], limit: int) -> list[Tier]:
+    """All tiers; `local` only if there are local tasks. Nothing is downloaded.
 
     limit  characters of a text that the encoder reads, see `characters_per_text`
     """
     local = list(local)
     return [
-        local_rung(SMOKE, "docstrings of the installed packages", list(docstrings), limit),
-        *([local_rung(LOCAL, "the folders and files given", local, limit)] if local else []),
-        *(mteb_rung(name, benchmark, limit) for name, benchmark in BENCHMARKS.items()),
+        local_tier(SMOKE, "docstrings of the installed packages", list(docstrings), limit),
+        *([local_tier(LOCAL, "the folders and files given", local, limit)] if local else []),
+        *(mteb_tier(name, benchmark, limit) for name, benchmark in BENCHMARKS.items()),
     ]
 
 
-def local_rung(name: str, what: str, tasks: Sequence[Task], limit: int) -> Rung:
+def local_tier(name: str, what: str, tasks: Sequence[Task], limit: int) -> Tier:
     """Tasks in memory, counted exactly: each text once per side, also if several tasks hold it."""
     sides: dict[Side, set[str]] = {"query": set(), "document": set()}
     for task in tasks:
         for side, texts in task.texts():
             sides[side].update(texts)
     found = [text for side in sides.values() for text in side]
-    return Rung(name, what, len(tasks), len(found), sum(min(len(text), limit) for text in found))
+    return Tier(name, what, len(tasks), len(found), sum(min(len(text), limit) for text in found))
 
 
-def mteb_rung(name: str, benchmark: str, limit: int) -> Rung:
+def mteb_tier(name: str, benchmark: str, limit: int) -> Tier:
     """A benchmark of mteb, counted from the statistics that come with it.
 
     A task without statistics counts as the mean of the others, and the note says so. Statistics hold the mean length of
@@ -78,21 +75,24 @@ def mteb_rung(name: str, benchmark: str, limit: int) -> Rung:
     try:
         tasks = mteb_tasks([benchmark])
     except ValueError as error:
-        return Rung(name, what, 0, None, None, str(error))
+        return Tier(name, what, 0, None, None, str(error))
     sizes = [size for task in tasks if (size := mteb_size(task, limit)) is not None]
     missing = len(tasks) - len(sizes)
     if not sizes:
-        return Rung(name, what, len(tasks), None, None, "mteb has no statistics of its tasks")
+        return Tier(name, what, len(tasks), None, None, "mteb has no statistics of its tasks")
     texts, characters = (round(np.mean(numbers) * len(tasks)) for numbers in zip(*sizes, strict=True))
     note = f"{missing} of {len(tasks)} tasks have no statistics and count as the mean of the others" if missing else ""
-    return Rung(name, what, len(tasks), texts, characters, note)
+    return Tier(name, what, len(tasks), texts, characters, note)
 
 
 # ----------------------------------------------------------------------------------------------------- sizes of mteb's
 
 
-def mteb_size(task: "AbsTask", limit: int) -> tuple[int, int] | None:
-    """Distinct texts that a task of mteb has encoded, and their characters; None without statistics."""
+def mteb_size(task: Any, limit: int) -> tuple[int, int] | None:
+    """Distinct texts that a task of mteb has encoded, and their characters; None without statistics.
+
+    task  an `AbsTask`; its kinds have attributes of their own
+    """
     if task.is_aggregate:
         parts = [mteb_size(part, limit) for part in task.tasks]
     else:
@@ -104,7 +104,7 @@ def mteb_size(task: "AbsTask", limit: int) -> tuple[int, int] | None:
     return texts, characters
 
 
-def _size(task: "AbsTask", known: dict[str, Any], split: str, subset: str, limit: int) -> tuple[int, int] | None:
+def _size(task: Any, known: dict[str, Any], split: str, subset: str, limit: int) -> tuple[int, int] | None:
     statistics = _statistics(task, known, split, subset)
     if statistics is None:
         return None
@@ -130,7 +130,7 @@ def _size(task: "AbsTask", known: dict[str, Any], split: str, subset: str, limit
     return texts, characters
 
 
-def _statistics(task: "AbsTask", known: dict[str, Any], split: str, subset: str) -> dict[str, Any] | None:
+def _statistics(task: Any, known: dict[str, Any], split: str, subset: str) -> dict[str, Any] | None:
     found = known.get(split)
     if found is None or not task.metadata.is_multilingual:
         return found
@@ -152,7 +152,7 @@ def _characters(count: int, column: dict[str, Any], limit: int) -> int:
 # ---------------------------------------------------------------------------------------------------------------- speed
 
 
-def characters_per_text(encoder: Opened, texts: Sequence[str], max_tokens: int) -> int:
+def characters_per_text(encoder: LoadedModel, texts: Sequence[str], max_tokens: int) -> int:
     """Characters of a text that an encoder reads: `max_tokens` times the characters per token of some of `texts`.
 
     Tokens of the template count like those of the text, so it is slightly low.
@@ -206,14 +206,14 @@ def _shuffled(texts: Iterable[str]) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ estimates
 
 
-def estimates(rungs: Iterable[Rung], speed: float) -> list[dict[str, Any]]:
-    """A plain row per rung, fit for JSON: the fields of `Rung` and `seconds`, None where texts cannot be counted.
+def estimates(tiers: Iterable[Tier], speed: float) -> list[dict[str, Any]]:
+    """A plain row per tier, fit for JSON: the fields of `Tier` and `seconds`, None where texts cannot be counted.
 
     speed  characters per second
     """
     return [
-        asdict(rung) | {"seconds": None if rung.characters is None else round(rung.characters / speed, 1)}
-        for rung in rungs
+        asdict(tier) | {"seconds": None if tier.characters is None else round(tier.characters / speed, 1)}
+        for tier in tiers
     ]
 
 

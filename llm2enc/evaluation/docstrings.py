@@ -22,7 +22,7 @@ import numpy as np
 
 from llm2enc.data import pair_view, read_docstrings
 from llm2enc.errors import DataError
-from llm2enc.evaluation.tasks import Outcome, RetrievalTask, StsTask
+from llm2enc.evaluation.tasks import RetrievalTask, StsTask, TaskResult
 from llm2enc.recipe import DocstringEval
 
 PAIRS_PER_GRADE = 375  # 1,500 in all: the standard error of the correlation is below 0.03
@@ -49,7 +49,7 @@ def docstring_tasks(spec: DocstringEval) -> tuple[RetrievalTask, StsTask]:
         name=RETRIEVAL,
         queries={row: summary for row, (summary, _) in zip(ids, chosen, strict=True)},
         documents={row: body for row, (_, body) in zip(ids, chosen, strict=True)},
-        judged={row: {row: 1} for row in ids},
+        qrels={row: {row: 1} for row in ids},
     )
     graded, grades = graded_pairs([module[pair] for pair in chosen], PAIRS_PER_GRADE)
     similarity = StsTask(
@@ -61,7 +61,7 @@ def docstring_tasks(spec: DocstringEval) -> tuple[RetrievalTask, StsTask]:
     return retrieval, similarity
 
 
-def docstring_scores(retrieval: Outcome, similarity: Outcome) -> dict[str, float]:
+def docstring_scores(retrieval: TaskResult, similarity: TaskResult) -> dict[str, float]:
     """The three numbers that a run reports after every stage."""
     return {
         "docstrings/ndcg@10": retrieval.metrics["ndcg@10"],

@@ -7,25 +7,26 @@
         classification       train.jsonl, test.jsonl   {"text": ..., "label": ...}
         clustering           test.jsonl         {"text": ..., "label": ...}
         reranking            test.jsonl         {"query": ..., "positive": [...], "negative": [...]}
-        retrieval            corpus.jsonl       {"_id": ..., "title": ..., "text": ...}
-                             queries.jsonl      {"_id": ..., "text": ...}
-                             qrels.tsv          query-id  corpus-id  score, 0 = judged not relevant
+        retrieval            corpus.jsonl, queries.jsonl, qrels.tsv as in a BEIR data set: see data/beir.py
         summarization        test.jsonl         {"human_summaries": [...], "machine_summaries": [...], "relevance": [...]}
 
 Any file may end in .gz. A .tsv has one header line and no quoting. A folder without task.json that holds corpus.jsonl,
-queries.jsonl and qrels/test.tsv is a BEIR data set (arXiv 2104.08663), scored as retrieval.
+queries.jsonl and qrels/test.tsv or qrels.tsv is a BEIR data set (arXiv 2104.08663), scored as retrieval.
+
+Some retrieval sets ask with documents (ArguAna, Quora): a query is then no answer to itself, and the document with its id
+is not ranked for it. `"ignore_identical_ids": true` or `false` in task.json says so; without it the texts decide.
 """
 
 import json
+import logging
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
-from llm2enc.data import titled
+from llm2enc.data import beir, lines
 from llm2enc.errors import DataError
 from llm2enc.evaluation.tasks import (
     BitextTask,
@@ -39,7 +40,8 @@ from llm2enc.evaluation.tasks import (
     Task,
     TaskType,
 )
-from llm2enc.storage import read_unpacked
+
+_log = logging.getLogger(__name__)
 
 _BEIR_SPLITS = ("test", "dev", "train")  # the first that is there
 
@@ -82,10 +84,10 @@ def read_task(folder: Path) -> Task:
 
 
 def _sts(folder: Path, common: dict[str, str]) -> StsTask:
-    first, second, scores = _pairs(folder, "score", _number)
+    first, second, scores = _pairs(folder, "score", lines.read_number)
     if len(set(scores)) < 2:
         raise DataError(f"{_file(folder, 'test.tsv')}: every score is {scores[0]:g}, so there is nothing to rank")
-    return StsTask(**common, first=first, second=second, scores=np.array(scores))
+    return StsTask(**common, first=first, second=second, scores=np.array(scores, dtype=float))
 
 
 def _pair_classification(folder: Path, common: dict[str, str]) -> PairClassificationTask:
@@ -96,7 +98,7 @@ def _pair_classification(folder: Path, common: dict[str, str]) -> PairClassifica
 
 
 def _bitext(folder: Path, common: dict[str, str]) -> BitextTask:
-    rows = [row for _, row in _table(_file(folder, "test.tsv"), ("sentence1", "sentence2"))]
+    rows = [row for _, row in lines.read_table(_file(folder, "test.tsv"), ("sentence1", "sentence2"))]
     return BitextTask(**common, first=[row[0] for row in rows], second=[row[1] for row in rows])
 
 
@@ -121,10 +123,16 @@ def _clustering(folder: Path, common: dict[str, str]) -> ClusteringTask:
 
 def _reranking(folder: Path, common: dict[str, str]) -> RerankingTask:
     path = _file(folder, "test.jsonl")
-    fields: dict[str, Check] = {"query": _text, "positive": _texts, "negative": _texts}
-    rows = [row for _, row in _records(path, fields) if row["positive"] and row["negative"]]
+    fields: dict[str, lines.Check] = {"query": _text, "positive": _texts, "negative": _texts}
+    every = [row for _, row in lines.read_records(path, fields)]
+    rows = [row for row in every if row["positive"] and row["negative"]]
     if not rows:
         raise DataError(f"{path}: no query has both a positive and a negative candidate")
+    if len(rows) < len(every):
+        _log.warning(
+            "%s: %d of %d queries have no positive or no negative candidate, and are left out of every mean",
+            path, len(every) - len(rows), len(every),
+        )  # fmt: skip
     return RerankingTask(
         **common,
         queries=[row["query"] for row in rows],
@@ -134,27 +142,65 @@ def _reranking(folder: Path, common: dict[str, str]) -> RerankingTask:
 
 
 def _retrieval(folder: Path, common: dict[str, str]) -> RetrievalTask:
-    queries = _by_id(_file(folder, "queries.jsonl"), {"_id": _text, "text": _text})
-    documents = _by_id(_file(folder, "corpus.jsonl"), {"_id": _text, "text": _text, "title": _optional_text})
-    judged: dict[str, dict[str, int]] = {}
     path = _qrels(folder)
-    for where, (query, document, score) in _table(path, ("query-id", "corpus-id", "score")):
-        judgement = _judgement(score, where)
-        if query in queries:  # BEIR keeps the queries of all splits in one file, and qrels of one
-            if judgement > 0 and document not in documents:
-                raise DataError(f"{where}: document {document!r} is judged relevant, but the corpus does not hold it")
-            judged.setdefault(query, {})[document] = judgement
-    asked = {query: text for query, text in queries.items() if any(v > 0 for v in judged.get(query, {}).values())}
-    if not asked:
+    texts = beir.read_texts(_file(folder, "queries.jsonl"))
+    documents = beir.read_texts(_file(folder, "corpus.jsonl"))
+    kept = "they stay in the ideal ranking, as in BEIR and mteb"
+    qrels = beir.known_qrels(path, beir.read_qrels(path), texts, documents, kept)
+    queries = {query: text for query, text in texts.items() if query in qrels}  # BEIR keeps all splits in one file
+    unanswered = sum(max(qrels[query].values()) <= 0 for query in queries)
+    if unanswered == len(queries):
         raise DataError(f"{path}: no query of queries.jsonl has a relevant document")
-    return RetrievalTask(**common, queries=asked, documents=documents, judged={query: judged[query] for query in asked})
+    if unanswered:
+        _log.warning(
+            "%s: %d of %d judged queries have no relevant document; they enter every mean with 0, as in BEIR and mteb",
+            path, unanswered, len(queries),
+        )  # fmt: skip
+    _check_gains(path, qrels)
+    ignore = _description(folder).get("ignore_identical_ids")
+    if ignore is None:
+        ignore = _asks_with_documents(path, queries, documents, qrels)
+    return RetrievalTask(
+        **common,
+        queries=queries,
+        documents=documents,
+        qrels={query: qrels[query] for query in queries},
+        ignore_identical_ids=ignore,
+    )
+
+
+def _check_gains(path: Path, qrels: beir.Qrels) -> None:
+    """DataError for a judgement with more than three decimals: trec_eval counts in whole steps, and ours are thousandths."""
+    for query, judged in qrels.items():
+        for document, gain in judged.items():
+            if abs(1000 * gain - round(1000 * gain)) > 1e-6:
+                raise DataError(
+                    f"{path}: query {query!r} has {gain} for document {document!r}; round judgements to three decimals"
+                )
+
+
+def _asks_with_documents(path: Path, queries: dict[str, str], documents: dict[str, str], qrels: beir.Qrels) -> bool:
+    """Whether most documents that share a query's id are that query: equal text, and not judged to answer it."""
+    shared = [query for query in queries if query in documents]
+    same = sum(
+        bool(queries[query]) and documents[query].endswith(queries[query]) and qrels[query].get(query, 0) <= 0
+        for query in shared  # a document's text follows its title
+    )
+    ignore = 2 * same > len(shared)
+    if shared:
+        _log.info(
+            "%s: %d of %d queries share their id with a document, %d also its text: such a document is %s for its query. "
+            'task.json can say otherwise: "ignore_identical_ids": %s',
+            path, len(shared), len(queries), same, "not ranked" if ignore else "ranked", str(not ignore).lower(),
+        )  # fmt: skip
+    return ignore
 
 
 def _summarization(folder: Path, common: dict[str, str]) -> SummarizationTask:
     path = _file(folder, "test.jsonl")
-    fields: dict[str, Check] = {"human_summaries": _texts, "machine_summaries": _texts, "relevance": _numbers}
+    fields: dict[str, lines.Check] = {"human_summaries": _texts, "machine_summaries": _texts, "relevance": _numbers}
     rows = []
-    for where, row in _records(path, fields):
+    for where, row in lines.read_records(path, fields):
         human, machine, scores = (len(row[field]) for field in fields)
         if not human or not machine or machine != scores:
             raise DataError(
@@ -192,11 +238,7 @@ def _name(folder: Path) -> str:
 
 
 def _is_task(folder: Path) -> bool:
-    return (folder / "task.json").is_file() or _is_beir(folder)
-
-
-def _is_beir(folder: Path) -> bool:
-    return _existing(folder, "corpus.jsonl") is not None and (folder / "qrels").is_dir()
+    return (folder / "task.json").is_file() or beir.is_beir(folder)
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -213,33 +255,27 @@ def _description(folder: Path) -> dict[str, Any]:
     for key in ("instruction", "language"):
         if not isinstance(description.get(key, ""), str):
             raise DataError(f"{path}: {key} is {description[key]!r}, expected text")
+    if not isinstance(description.get("ignore_identical_ids", False), bool):
+        raise DataError(
+            f"{path}: ignore_identical_ids is {description['ignore_identical_ids']!r}, expected true or false"
+        )
     return description
 
 
 def _qrels(folder: Path) -> Path:
-    splits = (_existing(folder, f"qrels/{split}.tsv") for split in _BEIR_SPLITS)
-    return next((path for path in (_existing(folder, "qrels.tsv"), *splits) if path), folder / "qrels.tsv")
+    splits = (lines.existing(folder, f"qrels/{split}.tsv") for split in _BEIR_SPLITS)
+    return next((path for path in (lines.existing(folder, "qrels.tsv"), *splits) if path), folder / "qrels.tsv")
 
 
 def _file(folder: Path, name: str) -> Path:
-    return _existing(folder, name) or folder / name  # which then cannot be read, and is named
-
-
-def _existing(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    return lines.existing(folder, name) or folder / name  # which then cannot be read, and is named
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
 
-Check = Callable[[Any], str]  # what is wrong with a value, or nothing
-
 
 def _text(value: Any) -> str:
     return "" if isinstance(value, str) else "a string"
-
-
-def _optional_text(value: Any) -> str:
-    return "" if value is None or isinstance(value, str) else "a string, or left out"
 
 
 def _texts(value: Any) -> str:
@@ -256,92 +292,18 @@ def _label(value: Any) -> str:
 
 
 def _labelled(path: Path) -> tuple[list[str], list[str]]:
-    rows = [row for _, row in _records(path, {"text": _text, "label": _label})]
+    rows = [row for _, row in lines.read_records(path, {"text": _text, "label": _label})]
     return [row["text"] for row in rows], [str(row["label"]) for row in rows]
 
 
-def _by_id(path: Path, fields: dict[str, Check]) -> dict[str, str]:
-    """Title and text by id."""
-    texts: dict[str, str] = {}
-    for where, row in _records(path, fields):
-        if row["_id"] in texts:
-            raise DataError(f"{where}: the id {row['_id']!r} stands on an earlier line too")
-        texts[row["_id"]] = titled(row.get("title"), row["text"]) if "title" in fields else row["text"]
-    return texts
-
-
 def _pairs(folder: Path, value: str, number: Callable[[str, str], float]) -> tuple[list[str], list[str], list[float]]:
-    rows = list(_table(_file(folder, "test.tsv"), ("sentence1", "sentence2", value)))
+    rows = list(lines.read_table(_file(folder, "test.tsv"), ("sentence1", "sentence2", value)))
     values = [number(row[2], where) for where, row in rows]
     return [row[0] for _, row in rows], [row[1] for _, row in rows], values
 
 
-def _table(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Place and cells of each row of a .tsv, in the order of `columns`.
-
-    raises  ValueError if a column is missing, a row is ragged, or there is none
-    """
-    first, *lines = _lines(path)
-    header = first.split("\t")
-    missing = [name for name in columns if name not in header]
-    if missing or not lines:
-        what = f"no column {', '.join(missing)}; its header is {header}" if missing else "no rows"
-        raise DataError(f"{path} has {what}")
-    for number, line in enumerate(lines, start=2):
-        where, row = f"{path}, line {number}", line.split("\t")
-        if len(row) != len(header):
-            raise DataError(f"{where}: {len(row)} fields, the header has {len(header)}")
-        yield where, [row[header.index(name)] for name in columns]
-
-
-def _records(path: Path, fields: dict[str, Check]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place and object of each line of a .jsonl, with the fields and their types. ValueError if there is none."""
-    lines = [(number, line) for number, line in enumerate(_lines(path), start=1) if line.strip()]
-    if not lines:
-        raise DataError(f"{path} has no rows")
-    for number, line in lines:
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where} is not valid JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{where} must be an object such as {{{', '.join(f'{name!r}: ...' for name in fields)}}}")
-        for field, check in fields.items():
-            wanted = check(record.get(field))
-            if wanted:
-                raise DataError(f"{where}: `{field}` must be {wanted}, got {str(record)[:80]!r}")
-        yield where, record
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = read_unpacked(path).decode("utf-8-sig")  # spreadsheets put a byte order mark before the header
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    # Not splitlines: U+2028 and its like are part of a text.
-    return text.replace("\r\n", "\n").rstrip("\n").split("\n")
-
-
-def _number(text: str, where: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not np.isfinite(number):
-        raise DataError(f"{where}: {text!r} is not a number")
-    return number
-
-
 def _binary(text: str, where: str) -> float:
-    number = _number(text, where)
+    number = lines.read_number(text, where)
     if number not in (0, 1):
         raise DataError(f"{where}: the label is {text!r}, expected 0 or 1")
     return number
-
-
-def _judgement(text: str, where: str) -> int:
-    number = _number(text, where)
-    if number != int(number):
-        raise DataError(f"{where}: the judgement is {text!r}, expected a whole number")
-    return int(number)

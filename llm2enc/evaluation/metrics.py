@@ -1,6 +1,7 @@
 """Metrics of scores and judgements, by scipy, scikit-learn and pytrec_eval. No model, no files."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -8,7 +9,7 @@ from scipy import sparse
 from llm2enc.evaluation.tasks import Statistic
 
 Vectors = np.ndarray | sparse.csr_array  # (N, D)
-Judged = Mapping[str, Mapping[str, int]]  # query id -> document id -> judgement
+Qrels = Mapping[str, Mapping[str, float]]  # query id -> document id -> judgement
 
 CUTOFFS = (1, 10, 100)
 DEPTH = 1000  # documents of a ranking that are scored: what mteb and trec_eval look at
@@ -27,7 +28,7 @@ def unit(vectors: Vectors) -> Vectors:
     """
     from sklearn.preprocessing import normalize
 
-    rows = normalize(vectors.astype(np.float64), copy=False)
+    rows: Any = normalize(vectors.astype(np.float64), copy=False)
     values = rows.data if sparse.issparse(rows) else rows
     values *= _STEPS
     np.rint(values, out=values)
@@ -56,43 +57,44 @@ def cosines(first: Vectors, second: Vectors) -> np.ndarray:
 def nearest(first: Vectors, second: Vectors) -> np.ndarray:
     """Row of the second array with the highest cosine to each row of the first (N,); of equal ones the first."""
     first, second = unit(first), unit(second)
-    return np.concatenate([_products(block, second).argmax(axis=1) for block in _blocks(first, second.shape[0])])
+    return np.concatenate([_products(block, second).argmax(axis=1) for block in _blocks(first, second)])
 
 
 def _products(first: Vectors, second: Vectors) -> np.ndarray:
-    product = first @ second.T
+    product: Any = first @ second.T
     return product.toarray() if sparse.issparse(product) else product
 
 
-def _blocks(rows: Vectors, width: int) -> Iterator[Vectors]:
-    """The rows in blocks whose scores against `width` others fit into memory."""
-    size = max(1, _BLOCK // width)
+def _blocks(rows: Any, others: Any) -> Iterator[Vectors]:
+    """The rows in blocks whose scores against all others fit into memory."""
+    size = max(1, _BLOCK // others.shape[0])
     return (rows[start : start + size] for start in range(0, rows.shape[0], size))
 
 
-def statistic(kind: Statistic, items: np.ndarray) -> float:
-    """The score that items make: see `Outcome.items`."""
+def statistic(kind: Statistic, per_example: np.ndarray) -> float:
+    """The score of a task from those of its examples, see `TaskResult.per_example`."""
     if kind == "mean":
-        return float(items.mean())
-    found, wanted = items.T
+        return float(per_example.mean())
+    found, gold = per_example.T
     if kind == "spearman":
-        return spearman(found, wanted)
+        return spearman(found, gold)
     if kind == "average_precision":
         from sklearn.metrics import average_precision_score
 
-        return float(average_precision_score(wanted, found))
+        return float(average_precision_score(gold, found))
     from sklearn.metrics import v_measure_score
 
-    return float(v_measure_score(wanted, found))
+    return float(v_measure_score(gold, found))
 
 
-def spearman(scores: np.ndarray, wanted: np.ndarray) -> float:
-    """Rank correlation of scores (N,) and wanted values (N,); 0 if either are all equal, since they rank nothing."""
+def spearman(scores: np.ndarray, gold: np.ndarray) -> float:
+    """Rank correlation of scores (N,) and gold values (N,); 0 if either are all equal, since they rank nothing."""
     from scipy.stats import spearmanr
 
-    if np.ptp(scores) == 0 or np.ptp(wanted) == 0:
+    if np.ptp(scores) == 0 or np.ptp(gold) == 0:
         return 0.0
-    return float(spearmanr(scores, wanted).statistic)
+    correlation: Any = spearmanr(scores, gold)
+    return float(correlation.statistic)
 
 
 def purity(clusters: np.ndarray, labels: np.ndarray) -> float:
@@ -109,7 +111,7 @@ def search(queries: Vectors, documents: Vectors, query_ids: Sequence[str], docum
     """The DEPTH documents with the highest cosine to each query; of equal ones those with the last ids, as trec_eval."""
     order = np.array(sorted(range(len(document_ids)), key=document_ids.__getitem__, reverse=True))
     queries, documents = unit(queries), unit(documents)
-    scores = (row for block in _blocks(queries, documents.shape[0]) for row in _products(block, documents))
+    scores = (row for block in _blocks(queries, documents) for row in _products(block, documents))
     run: Run = {}
     for query, found in zip(query_ids, scores, strict=True):
         found = found.astype(np.float32)[order]  # trec_eval compares in single precision
@@ -126,21 +128,35 @@ def _highest(scores: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([above, np.flatnonzero(scores == last)[: count - len(above)]])
 
 
-def ranking_metrics(run: Run, judged: Judged) -> dict[str, np.ndarray]:
+def ranking_metrics(run: Run, qrels: Qrels, ignore_identical_ids: bool = False) -> dict[str, np.ndarray]:
     """Metrics of rankings by name, each (Q,) in the order of `run`. Equal scores: by id, descending (trec_eval).
 
     ndcg@k       normalised discounted cumulative gain, whose gain is the judgement itself
     recall@k     share of the relevant documents that are among the first k
     accuracy@k   whether a relevant document is among the first k
     map, mrr     mean average precision, and one over the rank of the first relevant document
+
+    ignore_identical_ids  take the document with a query's id out of its ranking, as BEIR and mteb do
     """
     import pytrec_eval
 
+    if ignore_identical_ids:
+        run = {query: {name: score for name, score in found.items() if name != query} for query, found in run.items()}
+
     cuts = ",".join(map(str, CUTOFFS))
     measures = {f"ndcg_cut.{cuts}", f"recall.{cuts}", f"success.{cuts}", "map", "recip_rank"}
-    evaluator = pytrec_eval.RelevanceEvaluator({query: dict(judged[query]) for query in run}, measures)
+    evaluator = pytrec_eval.RelevanceEvaluator({query: whole_gains(qrels[query]) for query in run}, measures)
     found = evaluator.evaluate(run)
     names = {"map": "map", "recip_rank": "mrr"}
     for ours, theirs in (("ndcg", "ndcg_cut"), ("recall", "recall"), ("accuracy", "success")):
         names |= {f"{theirs}_{cut}": f"{ours}@{cut}" for cut in CUTOFFS}
     return {ours: np.array([found[query][theirs] for query in run]) for theirs, ours in names.items()}
+
+
+def whole_gains(gains: Mapping[str, float]) -> dict[str, int]:
+    """The judgements of a query by document id, all times 1000 if one is a fraction.
+
+    trec_eval takes whole numbers only. What is relevant stays so, and nDCG is a ratio of gains.
+    """
+    scale = 1 if all(float(gain).is_integer() for gain in gains.values()) else 1000
+    return {document: round(scale * gain) for document, gain in gains.items()}

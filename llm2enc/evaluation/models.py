@@ -17,7 +17,7 @@ _PIECE = 1024  # texts that are tokenized at a time
 _WHENCE = ("_name_or_path", "transformers_version")  # of a configuration: says nothing of the vectors
 
 
-class Opened(TextEncoder, Protocol):
+class LoadedModel(TextEncoder, Protocol):
     """An encoder that can say what its vectors depend on."""
 
     @property
@@ -34,8 +34,8 @@ class Opened(TextEncoder, Protocol):
         """Equal for two encoders that give the same vectors."""
         ...
 
-    def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
-        """How a text is read that is encoded with these keywords; equal for two calls that give equal vectors."""
+    def cache_key(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
+        """What a text becomes with these keywords; equal for two calls that give equal vectors."""
         ...
 
     def count_tokens(
@@ -45,7 +45,7 @@ class Opened(TextEncoder, Protocol):
         ...
 
 
-def open_encoder(name: str) -> Opened:
+def open_encoder(name: str) -> LoadedModel:
     """The encoder of a directory, of a run's folder, or of a hub id.
 
     raises  ValueError if the directory holds no encoder, or sentence-transformers is needed and not installed
@@ -85,14 +85,14 @@ class SentenceTransformerEncoder:
         with explained(name, "sentence-transformers opens no such model: name another, or look at its files"):
             self.model = SentenceTransformer(name, trust_remote_code=False, model_kwargs={"use_safetensors": True})
         self.max_tokens: int = self.model.max_seq_length or 2**31
-        self.prompts: Mapping[str, str] = self.model.prompts
+        self.prompts: Mapping[str, str] = {key: prompt or "" for key, prompt in self.model.prompts.items()}
         self._routed = any(hasattr(module, "sub_modules") for module in self.model)  # other weights for queries
 
     def encode(
         self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
     ) -> np.ndarray:
-        asked = self._asked(instruction, prompt_name)
-        return self.model.encode(list(texts), **asked, convert_to_numpy=True, show_progress_bar=False)
+        kwargs = self._prompt_kwargs(instruction, prompt_name)
+        return self.model.encode(list(texts), **kwargs, convert_to_numpy=True, show_progress_bar=False)
 
     def fingerprint(self) -> str:
         import torch
@@ -106,21 +106,21 @@ class SentenceTransformerEncoder:
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def reading(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
-        return json.dumps(self._asked(instruction, prompt_name))
+    def cache_key(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
+        return json.dumps(self._prompt_kwargs(instruction, prompt_name))
 
     def count_tokens(
         self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
     ) -> int:
-        asked = self._asked(instruction, prompt_name)
-        prompt, total = asked.pop("prompt"), 0
+        kwargs = self._prompt_kwargs(instruction, prompt_name)
+        prompt, total = kwargs.pop("prompt"), 0
         for start in range(0, len(texts), _PIECE):
-            read = self.model.preprocess([prompt + text for text in texts[start : start + _PIECE]], **asked)
+            read = self.model.preprocess([prompt + text for text in texts[start : start + _PIECE]], **kwargs)
             # Static embeddings come packed, without a mask.
             total += int(read["attention_mask"].sum()) if "attention_mask" in read else read["input_ids"].numel()
         return total
 
-    def _asked(self, instruction: str | None, prompt_name: str | None) -> dict[str, str]:
+    def _prompt_kwargs(self, instruction: str | None, prompt_name: str | None) -> dict[str, Any]:
         """Keywords of the model's own `encode`: the prompt that is put before a text, and the route it takes."""
         prompt = (
             f"Instruct: {instruction}\nQuery: " if instruction else self.model.prompts.get(prompt_name or "document")
@@ -151,10 +151,10 @@ def _check_hub(name: str) -> None:
 def _facts(module: Any) -> dict[str, Any]:
     """What a module of sentence-transformers or transformers does besides its weights: its settings and tokenizer."""
     facts = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-    config = getattr(module, "config", None)
+    config: Any = getattr(module, "config", None)
     if hasattr(config, "to_dict"):
         facts = facts | {"config": {key: value for key, value in config.to_dict().items() if key not in _WHENCE}}
-    tokenizer = getattr(module, "tokenizer", None)
+    tokenizer: Any = getattr(module, "tokenizer", None)
     tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of transformers; static embeddings have it bare
     if hasattr(tokenizer, "to_str"):
         # Truncation and padding are what the last call left behind.

@@ -2,7 +2,7 @@
 
     tasks = mteb_tasks(["STS12", "NanoBEIR"])                tasks and benchmarks of mteb by name
     model = MtebEncoder(encoder, "me/my-encoder", revision)  an encoder of ours, for mteb
-    for result in run_mteb(model, tasks, folder): ...        an Outcome or a Failure of each task
+    for result in run_mteb(model, tasks, folder): ...        a TaskResult or a Failure of each task
 
 Scores, metric names and result files are mteb's own; nothing of them is computed here.
 """
@@ -19,10 +19,11 @@ import numpy as np
 
 from llm2enc.errors import InputError, require
 from llm2enc.evaluation.scoring import Instructions
-from llm2enc.evaluation.tasks import Outcome, TaskType, TextEncoder
+from llm2enc.evaluation.tasks import TaskResult, TaskType, TextEncoder
 
 if TYPE_CHECKING:
-    from mteb import AbsTask, ResultCache, TaskMetadata, TaskResult
+    from mteb import AbsTask, ResultCache, TaskMetadata
+    from mteb import TaskResult as MtebResult
     from mteb.types import PromptType
 
 TYPES: dict[str, TaskType] = {
@@ -92,7 +93,7 @@ class MtebEncoder:
         """
         texts = [text for batch in inputs for text in batch["text"]]
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        vectors = self.encoder.encode(list(place), **self._asked(task_metadata, prompt_type))
+        vectors = self.encoder.encode(list(place), **self._prompt_kwargs(task_metadata, prompt_type))
         if not np.isfinite(vectors).all():
             raise InputError("the encoder gives vectors with nan or infinity; no score means anything for it")
         return vectors if len(place) == len(texts) else vectors[[place[text] for text in texts]]
@@ -109,7 +110,7 @@ class MtebEncoder:
 
         return pairwise_cos_sim(embeddings1, embeddings2)
 
-    def _asked(self, metadata: "TaskMetadata", prompt_type: "PromptType | None") -> dict[str, str]:
+    def _prompt_kwargs(self, metadata: "TaskMetadata", prompt_type: "PromptType | None") -> dict[str, str]:
         """The keywords of `encode` for one side of a task."""
         side = "query" if prompt_type is not None and prompt_type.value == "query" else "document"
         if self.instructions == "own":
@@ -206,17 +207,17 @@ class _NoData(Exception):
     """The data set of a task cannot be loaded."""
 
 
-def run_mteb(model: MtebEncoder, tasks: Iterable["AbsTask"], folder: Path) -> Iterator[Outcome | Failure]:
+def run_mteb(model: MtebEncoder, tasks: Iterable["AbsTask"], folder: Path) -> Iterator[TaskResult | Failure]:
     """What mteb scores, task by task as they are done; one that fails does not stop the others.
 
     Results are written by mteb below `folder`/results, and read back there by a later run of the same revision. An
-    Outcome has mteb's main score, the mean over splits and subsets, as its only item: mteb keeps no scores of rows, so
-    its interval has no width and says nothing. Its language is mteb's (`eng`; `mul` for more than two).
+    A TaskResult has mteb's main score, the mean over splits and subsets, as its only example: mteb keeps no scores of rows,
+    so its interval has no width and says nothing. Its language is mteb's (`eng`; `mul` for more than two).
     """
     cache = mteb_library().ResultCache(folder)
     _remove_torn(folder / "results")
     for task in tasks:
-        yield _outcome_or_failure(model, task, cache)
+        yield _result_or_failure(model, task, cache)
 
 
 def _remove_torn(folder: Path) -> None:
@@ -228,24 +229,24 @@ def _remove_torn(folder: Path) -> None:
             path.unlink()
 
 
-def _outcome_or_failure(model: MtebEncoder, task: "AbsTask", cache: "ResultCache") -> Outcome | Failure:
+def _result_or_failure(model: MtebEncoder, task: "AbsTask", cache: "ResultCache") -> TaskResult | Failure:
     name = task.metadata.name
     if task.metadata.type not in TYPES:
         return Failure(name, f"{task.metadata.type} is none of the types that a text encoder is scored on here")
     try:
-        return _outcome(task, _result(model, task, cache))
+        return _task_result(task, _result(model, task, cache))
     except _NoData as error:
         return Failure(name, str(error))
     except Exception as error:  # whatever it is, hours of other tasks must not be lost to it
         return Failure(name, f"{type(error).__name__}: {error}")
 
 
-def _result(model: MtebEncoder, task: "AbsTask", cache: "ResultCache") -> "TaskResult":
+def _result(model: MtebEncoder, task: "AbsTask", cache: "ResultCache") -> "MtebResult":
     """mteb's result of a task, from `cache` if it is complete there and of the same data."""
     stored = cache.load_task_result(task.metadata.name, model.mteb_model_meta)
     same = stored is not None and stored.dataset_revision == task.metadata.revision
-    if not same or stored.get_missing_evaluations(task):
-        for part in task.tasks if task.is_aggregate else ():
+    if stored is None or not same or stored.get_missing_evaluations(task):
+        for part in getattr(task, "tasks", ()) if task.is_aggregate else ():
             _result(model, part, cache)
         if not task.is_aggregate:
             _load(task)
@@ -258,7 +259,8 @@ def _result(model: MtebEncoder, task: "AbsTask", cache: "ResultCache") -> "TaskR
     finally:
         if task.data_loaded:
             task.unload_data()
-    return cache.load_task_result(task.metadata.name, model.mteb_model_meta)  # rounded: as a later run will find it
+    # Rounded: as a later run will find it.
+    return cache.load_task_result(task.metadata.name, model.mteb_model_meta)  # pyright: ignore[reportReturnType]
 
 
 def _load(task: "AbsTask") -> None:
@@ -272,7 +274,7 @@ def _load(task: "AbsTask") -> None:
         ) from error
 
 
-def _outcome(task: "AbsTask", result: "TaskResult") -> Outcome:
+def _task_result(task: "AbsTask", result: "MtebResult") -> TaskResult:
     metadata = task.metadata
     subsets = {*task.hf_subsets, "default"}  # an aggregate's only entry is `default`, whatever its subsets
     entries = [
@@ -283,7 +285,7 @@ def _outcome(task: "AbsTask", result: "TaskResult") -> Outcome:
     metrics = {name: float(np.mean([entry[name] for entry in entries])) for name in names}
     metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}  # abstention has none on few rows
     language = "-".join(task.languages) if len(task.languages) <= 2 else "mul"
-    return Outcome(
+    return TaskResult(
         task=metadata.name,
         type=TYPES[metadata.type],
         language=language,
@@ -291,5 +293,5 @@ def _outcome(task: "AbsTask", result: "TaskResult") -> Outcome:
         score=score,
         metrics={**metrics, metadata.main_score: score},
         statistic="mean",
-        items=np.array([score]),
+        per_example=np.array([score]),
     )

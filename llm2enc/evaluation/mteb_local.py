@@ -6,6 +6,7 @@ mteb's own evaluators then score it, without network: the proof that our scores 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llm2enc.evaluation.metrics import whole_gains
 from llm2enc.evaluation.mteb_adapter import mteb_library
 from llm2enc.evaluation.suite import digest
 from llm2enc.evaluation.tasks import (
@@ -110,22 +111,23 @@ def _clustering(task: ClusteringTask) -> _Local:
 
 def _reranking(task: RerankingTask) -> _Local:
     queries, documents = dict(enumerate(task.queries)), {}
-    judged: dict[str, dict[str, int]] = {}
+    qrels: dict[str, dict[str, int]] = {}
     for row in queries:
         # Equal scores are ordered by id, descending: `negative` before `apositive`.
         sides = (("apositive", task.positives[row], 1), ("negative", task.negatives[row], 0))
         for word, texts, judgement in sides:
             ids = [f"{word}-{row}-{place:06d}" for place in range(len(texts))]
             documents |= zip(ids, texts, strict=True)
-            judged.setdefault(str(row), {}).update(dict.fromkeys(ids, judgement))
-    data = _rankable({str(row): text for row, text in queries.items()}, documents, judged)
-    data["top_ranked"] = {query: list(candidates) for query, candidates in judged.items()}
+            qrels.setdefault(str(row), {}).update(dict.fromkeys(ids, judgement))
+    data = _rankable({str(row): text for row, text in queries.items()}, documents, qrels)
+    data["top_ranked"] = {query: list(candidates) for query, candidates in qrels.items()}
     return "Reranking", _retrieval_class(), "map_at_1000", {"default": {"test": data}}, {}
 
 
 def _retrieval(task: RetrievalTask) -> _Local:
-    data = _rankable(task.queries, task.documents, task.judged)
-    return "Retrieval", _retrieval_class(), "ndcg_at_10", {"default": {"test": data}}, {}
+    data = _rankable(task.queries, task.documents, task.qrels)
+    rule = {"ignore_identical_ids": task.ignore_identical_ids}
+    return "Retrieval", _retrieval_class(), "ndcg_at_10", {"default": {"test": data}}, rule
 
 
 def _retrieval_class() -> type:
@@ -135,14 +137,14 @@ def _retrieval_class() -> type:
 
 
 def _rankable(
-    queries: Mapping[str, str], documents: Mapping[str, str], judged: Mapping[str, Mapping[str, int]]
+    queries: Mapping[str, str], documents: Mapping[str, str], qrels: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
     from datasets import Dataset
 
     return {
         "queries": Dataset.from_dict({"id": list(queries), "text": list(queries.values())}),
         "corpus": Dataset.from_dict({"id": list(documents), "text": list(documents.values())}),
-        "relevant_docs": {query: dict(judged[query]) for query in queries},
+        "relevant_docs": {query: whole_gains(qrels[query]) for query in queries},
         "top_ranked": None,
     }
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from llm2enc.evaluation.docstrings import docstring_scores, docstring_tasks
 from llm2enc.evaluation.folders import find_tasks, read_task
 from llm2enc.evaluation.scoring import Instructions, score
-from llm2enc.evaluation.tasks import Outcome, Task, TextEncoder
+from llm2enc.evaluation.tasks import Task, TaskResult, TextEncoder
 from llm2enc.recipe import DocstringEval, EvalSpec
 
-__all__ = ["Instructions", "Outcome", "TextEncoder", "baselines", "evaluate", "score"]
+__all__ = ["Instructions", "TaskResult", "TextEncoder", "baselines", "evaluate", "score"]
 
 
 def evaluate(encoder: TextEncoder, specs: Iterable[EvalSpec], instructions: Instructions = "own") -> dict[str, float]:
@@ -26,8 +26,8 @@ def evaluate(encoder: TextEncoder, specs: Iterable[EvalSpec], instructions: Inst
             scores |= _docstrings(spec, lambda task: score(encoder, task, instructions))
             continue
         for folder in find_tasks(Path(spec.path), spec.tasks).values():
-            outcome = score(encoder, read_task(folder), instructions)
-            scores[outcome.task] = outcome.score
+            result = score(encoder, read_task(folder), instructions)
+            scores[result.task] = result.score
     return scores
 
 
@@ -38,10 +38,10 @@ def baselines(specs: Iterable[EvalSpec]) -> dict[str, float]:
     scores: dict[str, float] = {}
     for spec in specs:
         if isinstance(spec, DocstringEval):
-            scores |= _docstrings(spec, lambda task: score(Tfidf(task), task))
+            scores |= _docstrings(spec, lambda task: score(Tfidf(task), task))  # pyright: ignore[reportArgumentType] - sparse rows will do
     return scores
 
 
-def _docstrings(spec: DocstringEval, score_of: Callable[[Task], Outcome]) -> dict[str, float]:
-    retrieval, similarity = docstring_tasks(spec)
+def _docstrings(spec: DocstringEval, score_of: Callable[[Task], TaskResult]) -> dict[str, float]:
+    retrieval, similarity = docstring_tasks(spec)  # pyright: ignore[reportArgumentType] - frozen, so it has a hash
     return docstring_scores(score_of(retrieval), score_of(similarity))

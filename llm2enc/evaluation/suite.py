@@ -1,6 +1,6 @@
 """Many tasks with one encoder: vectors from the cache, results on disk, and an interrupted run goes on where it was.
 
-OUT/tasks/<Task>.json    the outcome of one task, with its items
+OUT/tasks/<Task>.json    the result of one task, with the scores of its examples
 OUT/results.json         every metric of every task, and the means
 OUT/results.md           the same as a table
 """
@@ -17,19 +17,19 @@ import numpy as np
 
 from llm2enc.evaluation.bootstrap import Interval, draws, interval
 from llm2enc.evaluation.cache import CachedEncoder
-from llm2enc.evaluation.models import Opened
+from llm2enc.evaluation.models import LoadedModel
 from llm2enc.evaluation.scoring import Instructions, score
-from llm2enc.evaluation.tasks import Outcome, Task
+from llm2enc.evaluation.tasks import Task, TaskResult
 from llm2enc.storage import replace_text
 
 SCORING = 1  # raised when a change of scoring makes old results wrong
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """A task's outcome with its uncertainty and cost."""
+class Measurement:
+    """A task's result with its uncertainty and cost."""
 
-    outcome: Outcome
+    result: TaskResult
     interval: Interval
     seconds: float
     reused: bool
@@ -37,20 +37,20 @@ class Result:
 
 
 def measure(
-    encoder: Opened,
+    encoder: LoadedModel,
     tasks: Iterable[Task],
     out: Path,
     cache: Path | None,
     instructions: Instructions = "own",
-    report: Callable[[Result], None] = lambda result: None,
+    report: Callable[[Measurement], None] = lambda measurement: None,
     advance: Callable[[int], None] = lambda count: None,
     identity: str | None = None,
-) -> list[Result]:
+) -> list[Measurement]:
     """The results of all tasks, in their order.
 
     out      results found here for the same encoder, instructions and data are not computed again
     cache    folder of vectors; None keeps them in memory
-    report   called with each result as it comes
+    report   called with each measurement as it comes
     advance  called with the number of texts that are done, in all as many as the tasks' `texts` hold
     identity the encoder's fingerprint, where the caller has it
     """
@@ -69,19 +69,21 @@ def measure(
         for task in tasks:
             key = hashlib.sha256(f"{SCORING} {identity} {instructions} {digest(task)}".encode()).hexdigest()
             path = out / "tasks" / f"{task.name}.json"
-            result = _stored(path, key)
-            if result is None:
+            measurement = _stored(path, key)
+            if measurement is None:
                 started = time.perf_counter()
-                outcome = score(cached, task, instructions)
+                result = score(cached, task, instructions)
                 cached.forget()
-                result = Result(outcome, interval(outcome.score, draws(outcome)), time.perf_counter() - started, False)
+                measurement = Measurement(
+                    result, interval(result.score, draws(result)), time.perf_counter() - started, False
+                )
                 replace_text(
-                    path, json.dumps({"key": key, "seconds": result.seconds} | outcome_to_json(outcome), indent=1)
+                    path, json.dumps({"key": key, "seconds": measurement.seconds} | result_to_json(result), indent=1)
                 )
             total += sum(len(texts) for _, texts in task.texts())
             count(total - done)  # a text that comes twice is encoded once, and those of a stored result not at all
-            report(result)
-            results.append(result)
+            report(measurement)
+            results.append(measurement)
     finally:
         cached.close()
     return results
@@ -94,62 +96,63 @@ def digest(task: Task) -> str:
     return hashlib.sha256(json.dumps([task.type, plain], default=list).encode()).hexdigest()
 
 
-def means(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def means(results: Sequence[TaskResult]) -> dict[str, float]:
     """The mean main score of every task type, and the means `over tasks` and `over types`."""
     kinds: dict[str, list[float]] = {}
-    for outcome in outcomes:
-        kinds.setdefault(outcome.type, []).append(outcome.score)
+    for result in results:
+        kinds.setdefault(result.type, []).append(result.score)
     by_type = {kind: float(np.mean(scores)) for kind, scores in kinds.items()}
     over = {
-        "over tasks": float(np.mean([outcome.score for outcome in outcomes])),
+        "over tasks": float(np.mean([result.score for result in results])),
         "over types": float(np.mean(list(by_type.values()))),
     }
     return by_type | over
 
 
-def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    """Plain data; `outcome_from_json` gives the outcome back, bit for bit."""
-    return dataclasses.asdict(outcome) | {"items": outcome.items.tolist()}
+def result_to_json(result: TaskResult) -> dict[str, Any]:
+    """Plain data; `result_from_json` gives the result back, bit for bit. The scores of the examples are called `items`."""
+    fields = dataclasses.asdict(result)
+    return fields | {"items": fields.pop("per_example").tolist()}
 
 
-def outcome_from_json(data: dict[str, Any]) -> Outcome:
-    fields = {field.name: data[field.name] for field in dataclasses.fields(Outcome)}
-    return Outcome(**fields | {"items": np.array(fields["items"], dtype=float)})
+def result_from_json(data: dict[str, Any]) -> TaskResult:
+    names = [field.name for field in dataclasses.fields(TaskResult) if field.name != "per_example"]
+    return TaskResult(**{name: data[name] for name in names}, per_example=np.array(data["items"], dtype=float))
 
 
-def write_summary(out: Path, results: Sequence[Result], facts: dict[str, Any]) -> None:
+def write_summary(out: Path, measurements: Sequence[Measurement], facts: dict[str, Any]) -> None:
     """OUT/results.json and OUT/results.md."""
-    outcomes = [result.outcome for result in results]
+    results = [measurement.result for measurement in measurements]
     rows = [
         {
-            "task": result.outcome.task, "type": result.outcome.type, "language": result.outcome.language,
-            "metric": result.outcome.metric, "score": result.outcome.score, "interval": bounds(result),
-            "metrics": result.outcome.metrics, "seconds": round(result.seconds, 2),
+            "task": measurement.result.task, "type": measurement.result.type, "language": measurement.result.language,
+            "metric": measurement.result.metric, "score": measurement.result.score, "interval": bounds(measurement),
+            "metrics": measurement.result.metrics, "seconds": round(measurement.seconds, 2),
         }
-        for result in results
+        for measurement in measurements
     ]  # fmt: skip
-    replace_text(out / "results.json", json.dumps({**facts, "means": means(outcomes), "tasks": rows}, indent=1))
+    replace_text(out / "results.json", json.dumps({**facts, "means": means(results), "tasks": rows}, indent=1))
     lines = ["| task | type | metric | score | 95 % interval |", "| --- | --- | --- | ---: | ---: |"]
-    for row, result in zip(rows, results, strict=True):
+    for row, measurement in zip(rows, measurements, strict=True):
         lines.append(
-            f"| {row['task']} | {row['type']} | {row['metric']} | {100 * row['score']:.1f} | {points(result)} |"
+            f"| {row['task']} | {row['type']} | {row['metric']} | {100 * row['score']:.1f} | {points(measurement)} |"
         )
-    lines += [f"| mean {name} | | | {100 * value:.1f} | |" for name, value in means(outcomes).items()]
+    lines += [f"| mean {name} | | | {100 * value:.1f} | |" for name, value in means(results).items()]
     replace_text(out / "results.md", "\n".join(lines) + "\n")
 
 
-def bounds(result: Result) -> tuple[float, float] | None:
+def bounds(measurement: Measurement) -> tuple[float, float] | None:
     """The 95 % interval; None where the score has no rows to resample, as mteb's have not."""
-    return (result.interval.low, result.interval.high) if len(result.outcome.items) > 1 else None
+    return (measurement.interval.low, measurement.interval.high) if len(measurement.result.per_example) > 1 else None
 
 
-def points(result: Result) -> str:
+def points(measurement: Measurement) -> str:
     """The interval in points of 100, or nothing."""
-    found = bounds(result)
+    found = bounds(measurement)
     return "" if found is None else " to ".join(f"{round(100 * bound, 1) + 0.0:.1f}" for bound in found)  # no -0.0
 
 
-def _stored(path: Path, key: str) -> Result | None:
+def _stored(path: Path, key: str) -> Measurement | None:
     """The result of a former run, if it was computed from the same encoder and data."""
     if not path.is_file():
         return None
@@ -159,5 +162,5 @@ def _stored(path: Path, key: str) -> Result | None:
         return None
     if not isinstance(data, dict) or data.get("key") != key:
         return None
-    outcome = outcome_from_json(data)
-    return Result(outcome, interval(outcome.score, draws(outcome)), data["seconds"], True)
+    result = result_from_json(data)
+    return Measurement(result, interval(result.score, draws(result)), data["seconds"], True)

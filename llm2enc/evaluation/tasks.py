@@ -4,7 +4,7 @@ A task knows its texts and on which side each stands: a `query` asks, a `documen
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
@@ -139,11 +139,14 @@ class RetrievalTask(_Task):
     type = "retrieval"
     symmetric = False
     queries: dict[str, str]
-    """Text by id, of the queries that have a relevant document."""
+    """Text by id, of the queries with a judgement. One without a relevant document enters every mean with 0."""
     documents: dict[str, str]
     """Title and text by id."""
-    judged: dict[str, dict[str, int]]
-    """Query id to document id to judgement; 0 is judged not relevant."""
+    qrels: Mapping[str, Mapping[str, float]]
+    """Query id to document id to judgement, in thousandths at the finest; relevant above 0. A document that is not there
+    stays in the ideal ranking."""
+    ignore_identical_ids: bool = False
+    """Whether queries are documents themselves (ArguAna, Quora), so that none is ranked for the query of its id."""
 
     def texts(self) -> Iterator[tuple[Side, Sequence[str]]]:
         yield "query", list(self.queries.values())
@@ -179,8 +182,8 @@ Statistic = Literal["mean", "spearman", "average_precision", "v_measure"]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What an encoder scores on a task, with the items the score is made of, so that it can be resampled."""
+class TaskResult:
+    """What an encoder scores on a task, with the score of each example, so that it can be resampled."""
 
     task: str
     type: TaskType
@@ -192,6 +195,6 @@ class Outcome:
     metrics: dict[str, float]
     """Every metric by name, the main one among them."""
     statistic: Statistic
-    """How `items` become `score`."""
-    items: np.ndarray
-    """(N,) scores of the queries or texts for a mean; (N, 2) predicted and wanted values of the rows for the others."""
+    """How `per_example` becomes `score`."""
+    per_example: np.ndarray
+    """(N,) scores of the queries or texts for a mean; (N, 2) predicted and gold values of the rows for the others."""

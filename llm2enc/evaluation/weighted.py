@@ -12,16 +12,20 @@ import numpy as np
 from llm2enc.evaluation.tasks import Statistic
 
 
-def weighted_statistic(kind: Statistic, items: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The statistic of every resample (C,). `items` as in `Outcome.items`, `weights` (C, N): times each row was drawn."""
+def weighted_statistic(kind: Statistic, per_example: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The statistic of every resample (C,).
+
+    per_example  as in `TaskResult`
+    weights      (C, N) how often each row was drawn
+    """
     if kind == "mean":
-        return weights @ items / len(items)
-    found, wanted = items.T
+        return weights @ per_example / len(per_example)
+    found, gold = per_example.T
     if kind == "spearman":
-        return _correlation(_ranks(found, weights), _ranks(wanted, weights), weights)
+        return _correlation(_ranks(found, weights), _ranks(gold, weights), weights)
     if kind == "average_precision":
-        return _average_precision(found, wanted, weights)
-    return _v_measure(found, wanted, weights)
+        return _average_precision(found, gold, weights)
+    return _v_measure(found, gold, weights)
 
 
 def _groups(values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

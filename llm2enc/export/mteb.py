@@ -195,5 +195,5 @@ def _frameworks(folder: Path, native: bool) -> list[str]:
 
 def _reads_instructions(encoder: Encoder, metadata: Metadata) -> bool:
     """Whether a query's input is another than a document's."""
-    inputs = [encoder.reading(prompt_name=side) for side in ("query", "document")]
+    inputs = [encoder.cache_key(prompt_name=side) for side in ("query", "document")]
     return inputs[0] != inputs[1] or any(metadata.prompts.values())

@@ -60,7 +60,7 @@ def scores(
         )
         for failure in failures:
             report(f"not run: {failure.task}: {failure.reason}")
-        found.append({result.outcome.task: result.outcome for result in results})
+        found.append({measured.result.task: measured.result for measured in results})
     common = [task for task in found[0] if all(task in outcomes for outcomes in found)]
     if not common:
         raise InputError(f"no task of {', '.join(sources)} could be run with every encoder")

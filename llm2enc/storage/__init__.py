@@ -6,7 +6,6 @@ from llm2enc.storage.atomic import (
     alive,
     check_name,
     check_room,
-    read_unpacked,
     remove_stale,
     replace_bytes,
     replace_text,
@@ -16,6 +15,7 @@ from llm2enc.storage.atomic import (
     sync_one,
     temp_directory,
     temp_path,
+    unpacked_lines,
 )
 from llm2enc.storage.directory import atomic_directory, recover
 from llm2enc.storage.lock import file_lock, owner
@@ -29,7 +29,6 @@ __all__ = [
     "check_room",
     "file_lock",
     "owner",
-    "read_unpacked",
     "recover",
     "redacted",
     "remove_stale",
@@ -43,4 +42,5 @@ __all__ = [
     "sync_one",
     "temp_directory",
     "temp_path",
+    "unpacked_lines",
 ]

@@ -71,18 +71,22 @@ def check_name(name: str, what: str) -> None:
 _SMALL, _RATIO = 2**28, 200
 
 
-def read_unpacked(path: Path) -> bytes:
-    """The bytes of a file, of a .gz what it holds. ValueError for one that holds far more than text packs to."""
+def unpacked_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, of a .gz what it holds. InputError for one that holds far more than text packs to."""
     if path.suffix != ".gz":
-        return path.read_bytes()
-    limit = max(_SMALL, _RATIO * path.stat().st_size)
+        with path.open("rb") as file:
+            yield from file
+        return
+    left = max(_SMALL, _RATIO * path.stat().st_size)
     with gzip.open(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise InputError(
-            f"{path} unpacks to more than {_RATIO} times its size, as no text does; if it is to be trusted, unpack it first"
-        )
-    return data
+        while line := file.readline(left + 1):
+            left -= len(line)
+            if left < 0:
+                raise InputError(
+                    f"{path} unpacks to more than {_RATIO} times its size, as no text does; if it is to be trusted, unpack "
+                    "it first"
+                )
+            yield line
 
 
 def temp_path(place: Path, kind: str = "partial") -> Path:

@@ -157,7 +157,7 @@ class _Measure:
         self.folder, self.metadata, self.seconds = folder, metadata, seconds
         encoder.float()
         # Two prompts that read a text alike need one run; that their strings are right is seen in the files.
-        inputs = {encoder.reading(prompt_name=name): name for name in reversed(metadata.prompts)}
+        inputs = {encoder.cache_key(prompt_name=name): name for name in reversed(metadata.prompts)}
         self.prompts = list(dict.fromkeys(inputs.values()))[::-1]
         self.reference = Reference.of(encoder, texts, self.prompts) if metadata.native else None
 

@@ -131,7 +131,7 @@ def test_right_answers_among_negatives_are_found() -> None:
     rows = clean()
     rows[10] = pair(rows[10].query, rows[10].positive, "fine", rows[10].positive.upper())  # its own
     rows[20] = pair(
-        rows[20].query, rows[20].positive, "a further one", others=("a further one",)
+        rows[20].query, rows[20].positive, "a further one", extra_positives=("a further one",)
     )  # its own, a further one
     rows[30] = pair(rows[31].query, rows[30].positive, rows[31].positive)  # that of another row
     rows[40] = pair(rows[40].query, rows[40].positive, rows[40].query)  # the question
@@ -400,7 +400,7 @@ def test_a_near_text_is_found_as_sets_of_8_grams_say() -> None:
 def test_a_shared_corpus_weighs_less_than_shared_queries() -> None:
     documents = {str(n): text for n, text in enumerate(_long(40))}
     task = RetrievalTask(
-        name="r", queries={"q": "who built the old bridge"}, documents=documents, judged={"q": {"0": 1}}
+        name="r", queries={"q": "who built the old bridge"}, documents=documents, qrels={"q": {"0": 1}}
     )
     corpus = [pair(row.query, documents[str(n)]) for n, row in enumerate(clean(10))]
     assert found(look(corpus, tasks=(task,)), "evaluation-overlap").severity == "note"

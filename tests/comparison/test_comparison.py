@@ -17,11 +17,11 @@ from llm2enc.encoding import Encoder
 from llm2enc.evaluation import (
     BitextTask,
     Interval,
-    Outcome,
     PairClassificationTask,
     RerankingTask,
     RetrievalTask,
     StsTask,
+    TaskResult,
     difference,
     draws,
     gather,
@@ -200,7 +200,7 @@ def test_every_layer_at_once_equals_each_alone(model: Path) -> None:
 def test_pairs_that_belong_together_by_type() -> None:
     q, d = "query", "document"
     retrieval = RetrievalTask(
-        name="r", queries={"1": "ask"}, documents={"a": "yes", "b": "no"}, judged={"1": {"a": 2, "b": 0}}
+        name="r", queries={"1": "ask"}, documents={"a": "yes", "b": "no"}, qrels={"1": {"a": 2, "b": 0}}
     )
     assert measures.related_pairs(retrieval) == [((q, "ask"), (d, "yes"))]
     reranking = RerankingTask(name="r", queries=["ask"], positives=[["yes", "sure"]], negatives=[["no"]])
@@ -251,7 +251,7 @@ def test_layers_are_scored_on_as_many_tasks_as_fit() -> None:
 
 def candidate(name: str, items: np.ndarray, tokens: float = 10, anisotropy: float = 0.1) -> Candidate:
     """A candidate whose only task has these scores of its queries."""
-    outcome = Outcome("task", "retrieval", "en", "ndcg@10", float(items.mean()), {}, "mean", items)
+    outcome = TaskResult("task", "retrieval", "en", "ndcg@10", float(items.mean()), {}, "mean", items)
     similar = Similarities(np.array([anisotropy - 0.05, anisotropy + 0.05]), np.zeros(0))
     near = interval(outcome.score, draws(outcome))
     return Candidate(name, "", [outcome], [near], mean_interval([outcome]), tokens, 1.0, similar)
@@ -260,7 +260,7 @@ def candidate(name: str, items: np.ndarray, tokens: float = 10, anisotropy: floa
 def advice(candidates: list[Candidate], baseline=None, layers=(), order=None) -> list[str]:
     gaps = {other.name: difference(candidates[0].outcomes, other.outcomes) for other in candidates[1:]}
     order = order or [c.name for c in candidates]
-    return advise(candidates, gaps, baseline, layers, order, len(candidates[0].outcomes[0].items))
+    return advise(candidates, gaps, baseline, layers, order, len(candidates[0].outcomes[0].per_example))
 
 
 ROWS = np.random.default_rng(0).random(400)
@@ -362,7 +362,7 @@ def test_an_interrupted_comparison_goes_on(model: Path, pairs: Path, tmp_path: P
     resumed = compare([str(model)], [str(pairs)], tmp_path / "out", readings=names, layers=False, max_text_tokens=24)
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
     fresh = compare([str(model)], [str(pairs)], tmp_path / "new", readings=names, layers=False, max_text_tokens=24)
-    scores = [[(c.name, c.outcomes[0].items.tolist()) for c in found.candidates] for found in (resumed, fresh)]
+    scores = [[(c.name, c.outcomes[0].per_example.tolist()) for c in found.candidates] for found in (resumed, fresh)]
     assert scores[0] == scores[1]
 
 
@@ -430,7 +430,9 @@ def test_the_stages_of_a_run_stand_side_by_side(run: Path, pairs: Path, tmp_path
     assert sorted(c.name for c in found.candidates) == ["after mntp", "after simcse", "untrained"]
     task = gather([str(pairs)])[0][0]
     (last,) = [c for c in found.candidates if c.name == "after simcse"]
-    np.testing.assert_allclose(last.outcomes[0].items, score(Encoder.load(run / "model"), task).items, atol=1e-9)
+    np.testing.assert_allclose(
+        last.outcomes[0].per_example, score(Encoder.load(run / "model"), task).per_example, atol=1e-9
+    )
     (first,) = [c for c in found.candidates if c.name == "untrained"]
     assert np.abs(first.similarities.random - last.similarities.random).max() > 1e-4
     both = compare(

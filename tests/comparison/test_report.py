@@ -23,7 +23,7 @@ from llm2enc.comparison.drawing import SMALL, shorten, side_by_side
 from llm2enc.comparison.report import FULL, HALF, render, write_report
 from llm2enc.comparison.results import Candidate, Comparison, Difference, Layers, PrefixTest, Similarities
 from llm2enc.comparison.storage import to_json
-from llm2enc.evaluation import Interval, Outcome, difference, draws, interval, mean_interval
+from llm2enc.evaluation import Interval, TaskResult, difference, draws, interval, mean_interval
 
 COUNT = 40  # draws of an interval
 USUAL = (
@@ -81,7 +81,7 @@ def _candidate(name, level, ease, rows, generator, prefix=True, tokens=None) -> 
         items = np.clip(generator.normal(level + easier, 0.25, size=rows), 0, 1)
         type, score = task.split("-")[0], float(items.mean())
         metric = METRICS[type]
-        outcomes.append(Outcome(task, type, "en", metric, score, {metric: score, "f1": score / 2}, "mean", items))
+        outcomes.append(TaskResult(task, type, "en", metric, score, {metric: score, "f1": score / 2}, "mean", items))
     hits = (generator.random(80) < level).astype(float)
     random = np.clip(generator.normal(1 - level, 0.08, size=400), -1, 1)
     related = np.clip(generator.normal(1 - level + 0.22, 0.09, size=200), -1, 1)
@@ -399,8 +399,8 @@ def test_json_has_every_field_and_every_item_at_full_precision() -> None:
         assert list(found) == [field.name for field in dataclasses.fields(Candidate)]
         assert found["name"] == one.name and found["mean"] == dataclasses.asdict(one.mean)
         for outcome, stored in zip(one.outcomes, found["outcomes"], strict=True):
-            items = np.array(stored["items"]["values"], stored["items"]["dtype"])
-            assert items.dtype == outcome.items.dtype and np.array_equal(items, outcome.items)
+            items = np.array(stored["per_example"]["values"], stored["per_example"]["dtype"])
+            assert items.dtype == outcome.per_example.dtype and np.array_equal(items, outcome.per_example)
 
 
 def test_the_console_table_has_the_numbers_and_no_markup() -> None:

@@ -164,7 +164,7 @@ def test_faulty_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one source mixes json, text files"):
         read_texts(_files(tmp_path / "a.*"))
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
-    with pytest.raises(ValueError, match=r"broken\.jsonl' cannot be read: Expecting value"):
+    with pytest.raises(ValueError, match=r"broken\.jsonl' cannot be read: .*broken.jsonl, line 2 is not valid JSON"):
         read_texts(_files(tmp_path / "broken.jsonl"))
     with pytest.raises(ValueError, match="cannot be read"):
         read_texts(HubData(kind="hub", path=str(tmp_path / "no_directory")))
@@ -172,7 +172,10 @@ def test_faulty_paths_are_refused(tmp_path: Path) -> None:
 
 def test_mixed_cell_types_are_refused(tmp_path: Path) -> None:
     rows = [{"query": "a", "positive": "b"}, {"query": 1, "positive": "b"}]
-    with pytest.raises(ValueError, match=r"a\.jsonl' cannot be read: column 'query' mixes types"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.jsonl': column 'query' \(query\) holds string, then int64: 1 \(.*a.jsonl, line 2\), expected text",
+    ):
         list(read_rows(Pair, _files(_write(tmp_path / "a.jsonl", rows))))
 
 
@@ -307,18 +310,18 @@ def test_streamed_pairs_and_their_faults(tmp_path: Path) -> None:
 
 
 def test_blocks_are_the_joined_ids_cut_by_hand(tmp_path: Path) -> None:
-    lines = [f"line {i}" for i in range(2345)]  # three slabs
-    slabs: list[int] = []
+    lines = [f"line {i}" for i in range(2345)]  # three chunks
+    chunks: list[int] = []
 
     def tokenize(texts: list[str]) -> list[list[int]]:
-        slabs.append(len(texts))
+        chunks.append(len(texts))
         return [[*text.encode(), 0] for text in texts]
 
     joined = "\0".join([*lines, ""]).encode()
     expected = {joined[i : i + 64] for i in range(0, len(joined) - 63, 64)}
     batches = block_batches([_files(_write(tmp_path / "a.txt", lines), name="a")], tokenize, 64, 5, 0)
     epoch = list(islice(batches, len(expected) // 5))
-    assert slabs == [1000, 1000, 345]
+    assert chunks == [1000, 1000, 345]
     rows = [row for batch in epoch for row in batch.rows]
     assert {row.dtype for row in rows} == {np.dtype(np.int32)}
     found = {bytes(row.astype(np.uint8)) for row in rows}

@@ -210,7 +210,8 @@ def test_flat_files_are_read_as_they_were_meant(folder, rows, suffix, streaming)
 def test_lines_of_text_are_texts(folder, lines, end) -> None:
     path = folder / f"{next(NUMBERS)}.txt"
     path.write_bytes(end.join(lines).encode())
-    meant = [line for line in lines if line.strip()]
+    marked = [lines[0].removeprefix("\ufeff"), *lines[1:]]  # a byte order mark at the start is no part of the text
+    meant = [line for line in marked if line.strip()]
     spec = FilesData(kind="files", path=str(path))
     if meant:
         assert list(read_texts(spec)) == meant

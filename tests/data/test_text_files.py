@@ -65,10 +65,10 @@ def test_both_readers_give_the_same_texts_or_refuse(name: str, tmp_path: Path) -
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     expected = texts(read_texts, FilesData(kind="files", path=str(path)))
-    assert texts(read_text_files, str(path)) == expected
+    assert texts(read_text_files, str(path), None, True) == expected
     assert (expected is None) == (name.partition(".")[0] in {
         "latin", "empty", "blank", "two", "numbers", "mixed", "lists", "broken", "scalar", "surrogate", "nothing",
-        "scalars", "long", "open", "header",
+        "scalars", "long", "open", "header", "short", "twice",
     })  # fmt: skip
 
 
@@ -84,12 +84,17 @@ def test_globs_compression_and_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "column", "message"),
     [
-        ("a.jsonl", '{"text": "a"}\n{"text": 2}\n', "text", "row 2: column 'text' holds 2, expected text"),
+        ("a.jsonl", '{"text": "a"}\n{"text": 2}\n', "text", "line 2: column 'text' holds 2, expected text"),
         ("a.csv", "one,two\na,b\n", "text", "no column 'text'; its columns are one, two"),
         ("a.csv", "text\na\n", "say", "no column 'say'"),
         ("a.csv", 'text\n"a\n', "text", "a quotation mark is opened and never closed"),
-        ("a.csv", "text\na,b\n", "text", "row 1 has 2 cells, and the header names 1: text"),
-        ("a.txt.gz", "no gzip", "text", "cannot be read: Not a gzipped file"),
+        (
+            "a.csv",
+            "text\na,b\n",
+            "text",
+            r"line 2 has 2 fields, and the header names 1 \(text\): 'a,b'; put quotation marks",
+        ),
+        ("a.txt.gz", "no gzip", "text", r"a\.txt\.gz cannot be read: Not a gzipped file"),
         ("a.doc", "text", "text", "unknown file type"),
     ],
 )

@@ -38,18 +38,18 @@ def test_neighbours_and_batches_change_nothing(pooling: str) -> None:
     assert distances.min() > 1e-3
 
 
-@pytest.mark.parametrize("window", [3, 7])
-def test_buffers_are_joined_in_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+@pytest.mark.parametrize("size", [3, 7])
+def test_buffers_are_joined_in_order(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     instructions = [f"Task {i % 3}" for i in range(24)]
     whole = encoder.encode(TEXTS, instruction=instructions)
-    monkeypatch.setattr(module, "BUFFER_TEXTS", window)
+    monkeypatch.setattr(module, "BUFFER_TEXTS", size)
     blocks = list(encoder.encode_blocks(TEXTS, EncodeOptions(instruction=instructions)))
-    assert [len(block) for block in blocks] == [*[window] * (24 // window), *[24 % window] * (24 % window > 0)]
+    assert [len(block) for block in blocks] == [*[size] * (24 // size), *[24 % size] * (24 % size > 0)]
     assert np.abs(np.concatenate(blocks) - whole).max() < 1e-6
     assert np.array_equal(encoder.encode(TEXTS, instruction=instructions), np.concatenate(blocks))
 
 
-def test_a_window_is_bounded_in_tokens_too(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sort_buffer_is_bounded_in_tokens_too(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = encoder.encode(TEXTS)
     monkeypatch.setattr(module, "CHUNK_TEXTS", 1)
     monkeypatch.setattr(module, "BUFFER_TOKENS", 40)
@@ -80,7 +80,7 @@ def test_any_iterable_gives_the_vectors_of_the_list(encoder: Encoder, monkeypatc
     assert np.array_equal(asked, encoder.encode(TEXTS, instruction=instructions))
 
 
-def test_texts_are_read_a_window_ahead_and_not_more(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_read_a_sort_buffer_ahead_and_not_more(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUFFER_TEXTS", 4)
     monkeypatch.setattr(module, "CHUNK_TEXTS", 2)
     read = []
@@ -191,7 +191,9 @@ def test_memory_does_not_grow_with_the_number_of_texts() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-c", MEMORY, "1024"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=True)
-    assert float(done.stdout) < 5.5  # in MB; 9 with one window over all texts, 120 if they are also tokenized at once
+    assert (
+        float(done.stdout) < 5.5
+    )  # in MB; 9 with one sort buffer over all texts, 120 if they are also tokenized at once
 
 
 def test_shapes_and_types(encoder: Encoder) -> None:
@@ -397,25 +399,25 @@ def test_a_fingerprint_knows_the_adapter(encoder: Encoder) -> None:
 
 
 def test_readings_are_equal_where_texts_are_read_alike(encoder: Encoder) -> None:
-    document = encoder.reading()
-    assert document == encoder.reading(prompt_name="document") == encoder.reading(instruction="")
-    assert document == encoder.reading(prompt_name="query")  # no prompt of that name
-    asked = encoder.reading(instruction="Find the answer")
-    assert asked == encoder.reading(prompt_name="search") != document
-    assert encoder.reading(instruction="Find it") not in (asked, document)
+    document = encoder.cache_key()
+    assert document == encoder.cache_key(prompt_name="document") == encoder.cache_key(instruction="")
+    assert document == encoder.cache_key(prompt_name="query")  # no prompt of that name
+    asked = encoder.cache_key(instruction="Find the answer")
+    assert asked == encoder.cache_key(prompt_name="search") != document
+    assert encoder.cache_key(instruction="Find it") not in (asked, document)
     # Where the query template has no place for an instruction, it is another template, instruction or not.
     plain = INPUT.model_copy(update={"query": (Part(special="bos"), Part(literal="Q "), Part(slot="text", pool=True))})
     queries = make_encoder(plain)
-    assert queries.reading(prompt_name="query") != queries.reading()
+    assert queries.cache_key(prompt_name="query") != queries.cache_key()
     with pytest.raises(ValueError, match="no prompt named 'other'"):
-        encoder.reading(prompt_name="other")
+        encoder.cache_key(prompt_name="other")
 
 
 def test_an_instruction_that_no_template_reads_makes_no_other_reading() -> None:
     plain = INPUT.model_copy(update={"query": (Part(special="bos"), Part(literal="Q "), Part(slot="text", pool=True))})
     encoder = make_encoder(plain)
     assert np.array_equal(encoder.encode(TEXTS, instruction="Find it"), encoder.encode(TEXTS, prompt_name="query"))
-    assert encoder.reading(instruction="Find it") == encoder.reading(prompt_name="query")
+    assert encoder.cache_key(instruction="Find it") == encoder.cache_key(prompt_name="query")
 
 
 def test_tokens_are_counted_as_the_model_reads_them(encoder: Encoder) -> None:

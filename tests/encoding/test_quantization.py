@@ -263,7 +263,7 @@ def test_codes_of_one_range_are_compared_as_they_are() -> None:
 def test_quality_by_hand() -> None:
     """The relevant document is 0: first with float32, nDCG 1; second by bits, 1 / log2(3)."""
     task = RetrievalTask(
-        name="t", queries={"q": "q"}, documents={"a": "a", "b": "b", "c": "c"}, judged={"q": {"a": 1}}
+        name="t", queries={"q": "q"}, documents={"a": "a", "b": "b", "c": "c"}, qrels={"q": {"a": 1}}
     )  # fmt: skip
     found = qualities(task, QUERIES, DOCUMENTS)
     assert found["float32"].ndcg == 1 and found["float32"].recall == 1

@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from llm2enc import cli
 from llm2enc.data import Rows
-from llm2enc.encoding import EncodeOptions, Encoder, Unfinished
+from llm2enc.encoding import EncodeOptions, Encoder, PartialFile
 from llm2enc.encoding import to_file as encoding
 from llm2enc.evaluation import benchmark
 from llm2enc.evaluation import cache as vectors_on_disk
@@ -77,13 +77,13 @@ def test_a_file_is_the_same_wherever_the_run_broke_off(
     texts, facts = TEXTS[:24], facts_for(encoder, TEXTS[:24])
 
     def run(place: Path) -> None:
-        unfinished = Unfinished(place)
-        if unfinished.is_finished(facts):
-            unfinished.remove()
+        partial = PartialFile(place)
+        if partial.is_finished(facts):
+            partial.remove()
         else:
-            unfinished.check(facts)
-            encoding.encode_file(encoder, rows_of(texts), unfinished, facts)
-            unfinished.finish()
+            partial.check(facts)
+            encoding.encode_file(encoder, rows_of(texts), partial, facts)
+            partial.finish()
 
     whole, step = tmp_path / f"whole{suffix}", 0
     run(whole)
@@ -108,7 +108,7 @@ def test_a_file_is_the_same_wherever_the_run_broke_off(
             except _Killed:
                 step += 1
         run(broken)
-        assert broken.read_bytes() == whole.read_bytes() and not Unfinished(broken).folder.exists()
+        assert broken.read_bytes() == whole.read_bytes() and not PartialFile(broken).folder.exists()
     assert step > 15
     if suffix == ".npy":
         np.testing.assert_array_equal(np.load(whole), encoder.encode(texts))
@@ -119,37 +119,37 @@ def test_a_file_is_the_same_wherever_the_run_broke_off(
 
 
 def test_torn_lines_and_rows_that_are_not_there_do_not_count(tmp_path: Path) -> None:
-    unfinished, facts = Unfinished(tmp_path / "out.npy"), {"count": 30, "width": 2, "dtype": "<f4"}
-    unfinished.begin(facts)
-    assert unfinished.missing(facts) == [range(30)]
+    partial, facts = PartialFile(tmp_path / "out.npy"), {"count": 30, "width": 2, "dtype": "<f4"}
+    partial.begin(facts)
+    assert partial.missing(facts) == [range(30)]
     block = np.ones((5, 2), dtype=np.float32)
-    with unfinished.writer(facts, rank=0) as write:
+    with partial.writer(facts, rank=0) as write:
         write(0, block)
         write(10, block)
-    with unfinished.writer(facts, rank=1) as write:
+    with partial.writer(facts, rank=1) as write:
         write(5, block)
-    assert unfinished.done(facts) == [range(15)] and unfinished.missing(facts) == [range(15, 30)]
-    with (unfinished.folder / "done-0.txt").open("a") as journal:
+    assert partial.done(facts) == [range(15)] and partial.missing(facts) == [range(15, 30)]
+    with (partial.folder / "done-0.txt").open("a") as journal:
         journal.write("15 2")  # of `15 20`
-    assert unfinished.done(facts) == [range(15)]
-    with unfinished.writer(facts, rank=0) as write:
+    assert partial.done(facts) == [range(15)]
+    with partial.writer(facts, rank=0) as write:
         write(20, block)
-    assert unfinished.missing(facts) == [range(15, 20), range(25, 30)]
-    os.truncate(unfinished.rows, unfinished.rows.stat().st_size - 1)  # a row less than was counted
-    assert unfinished.missing(facts) == [range(15, 30)]
-    unfinished.rows.unlink()
-    assert unfinished.missing(facts) == [range(30)]
+    assert partial.missing(facts) == [range(15, 20), range(25, 30)]
+    os.truncate(partial.rows, partial.rows.stat().st_size - 1)  # a row less than was counted
+    assert partial.missing(facts) == [range(15, 30)]
+    partial.rows.unlink()
+    assert partial.missing(facts) == [range(30)]
 
 
 def test_rows_are_on_the_disk_before_they_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unfinished, facts = Unfinished(tmp_path / "out.npy"), {"count": 4, "width": 2, "dtype": "<f4"}
-    unfinished.begin(facts)
+    partial, facts = PartialFile(tmp_path / "out.npy"), {"count": 4, "width": 2, "dtype": "<f4"}
+    partial.begin(facts)
     seen, sync = [], os.fsync
-    with unfinished.writer(facts, rank=0) as write:
-        rows, journal = unfinished.rows.stat().st_ino, (unfinished.folder / "done-0.txt").stat().st_ino
+    with partial.writer(facts, rank=0) as write:
+        rows, journal = partial.rows.stat().st_ino, (partial.folder / "done-0.txt").stat().st_ino
 
         def synced(handle: int) -> None:
-            journaled = (unfinished.folder / "done-0.txt").read_text()
+            journaled = (partial.folder / "done-0.txt").read_text()
             seen.append(({rows: "rows", journal: "journal"}[os.fstat(handle).st_ino], journaled))
             sync(handle)
 
@@ -159,28 +159,28 @@ def test_rows_are_on_the_disk_before_they_are_counted(tmp_path: Path, monkeypatc
 
 
 def test_another_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    unfinished, facts = Unfinished(tmp_path / "out.npy"), {"count": 4, "width": 2, "dtype": "<f4", "texts": "abc"}
-    unfinished.begin(facts)
-    assert unfinished.check(facts | {"versions": [1]} | {"texts": "abc"}) is False  # no row yet: nothing to lose
-    with unfinished.writer(facts, rank=0) as write:
+    partial, facts = PartialFile(tmp_path / "out.npy"), {"count": 4, "width": 2, "dtype": "<f4", "texts": "abc"}
+    partial.begin(facts)
+    assert partial.check(facts | {"versions": [1]} | {"texts": "abc"}) is False  # no row yet: nothing to lose
+    with partial.writer(facts, rank=0) as write:
         write(0, np.ones((2, 2)))
-    assert unfinished.check({"texts": "abc"})
+    assert partial.check({"texts": "abc"})
     with pytest.raises(ValueError, match=r"2 of 4 vectors of another run \(texts: abc, now other\)"):
-        unfinished.check({"texts": "other"})
-    unfinished._facts.write_text("{")
+        partial.check({"texts": "other"})
+    partial._facts.write_text("{")
     with pytest.raises(ValueError, match="is damaged; remove"):
-        unfinished.check(facts)
+        partial.check(facts)
     (tmp_path / "mine.npy.partial").mkdir()
     (tmp_path / "mine.npy.partial" / "notes.txt").touch()
     with pytest.raises(ValueError, match="is in the way"):
-        Unfinished(tmp_path / "mine.npy").check(facts)
+        PartialFile(tmp_path / "mine.npy").check(facts)
 
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     with (
-        Unfinished(tmp_path / "out.npy").alone(),
+        PartialFile(tmp_path / "out.npy").alone(),
         pytest.raises(ValueError, match="is being written by process"),
-        Unfinished(tmp_path / "out.npy").alone(),
+        PartialFile(tmp_path / "out.npy").alone(),
     ):
         pass
     assert not list(tmp_path.iterdir())
@@ -201,7 +201,7 @@ def test_processes_that_share_the_work_write_the_file_of_one(model: Path, tmp_pa
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     _run(_alone, model, tmp_path, "whole.npy", 0)
     _run(_alone, model, tmp_path, "shared.npy", 30)
-    done = Unfinished(tmp_path / "shared.npy")
+    done = PartialFile(tmp_path / "shared.npy")
     assert 0 < sum(map(len, done.done(done.facts()))) < len(TEXTS)
     both = [jobs.start(_shared, place, tmp_path, model) for place in jobs.places(2)]
     for process in both:

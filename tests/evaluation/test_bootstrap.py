@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, v_measure_score
 
-from llm2enc.evaluation import Interval, Outcome, bootstrap, difference, draws, interval, mean_interval
+from llm2enc.evaluation import Interval, TaskResult, bootstrap, difference, draws, interval, mean_interval
 from llm2enc.evaluation.metrics import statistic
 from llm2enc.evaluation.tasks import Statistic
 from llm2enc.evaluation.weighted import weighted_statistic
 
 
-def outcome(items: np.ndarray, kind: Statistic = "mean", task: str = "t") -> Outcome:
+def result(items: np.ndarray, kind: Statistic = "mean", task: str = "t") -> TaskResult:
     value = statistic(kind, items)
-    return Outcome(task, "retrieval", "en", "main", value, {"main": value}, kind, items)
+    return TaskResult(task, "retrieval", "en", "main", value, {"main": value}, kind, items)
 
 
 def sample(kind: Statistic, size: int, seed: int = 0) -> np.ndarray:
@@ -39,7 +39,7 @@ KINDS: tuple[Statistic, ...] = ("mean", "spearman", "average_precision", "v_meas
 
 def test_the_interval_of_a_mean_is_the_textbook_s():
     items = sample("mean", 2000)
-    found = interval(items.mean(), draws(outcome(items)))
+    found = interval(items.mean(), draws(result(items)))
     wide = 1.96 * items.std() / np.sqrt(2000)
     # 1,000 draws place the 2.5 % points within 13 % of the half width, three standard errors.
     assert found.low == pytest.approx(items.mean() - wide, abs=0.13 * wide)
@@ -53,7 +53,7 @@ def test_the_interval_of_a_correlation_is_fisher_s():
     wanted = generator.normal(size=2000)
     items = np.stack([0.6 * wanted + 0.8 * generator.normal(size=2000), wanted], axis=1)
     correlation = spearmanr(*items.T).statistic
-    found = interval(correlation, draws(outcome(items, "spearman")))
+    found = interval(correlation, draws(result(items, "spearman")))
     # Bonett and Wright (2000): for Spearman's coefficient the variance is (1 + r^2 / 2) / (n - 3).
     wide = 1.96 * np.sqrt((1 + correlation**2 / 2) / 1997)
     assert np.arctanh(found.low) == pytest.approx(np.arctanh(correlation) - wide, abs=0.15 * wide)
@@ -86,7 +86,7 @@ def test_weights_are_rows_written_so_often(kind: Statistic, size: int, seed: int
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_surround_the_score_and_do_not_depend_on_the_block(kind: Statistic, monkeypatch: pytest.MonkeyPatch):
-    measured = outcome(sample(kind, 300), kind)
+    measured = result(sample(kind, 300), kind)
     found = draws(measured, 200)
     assert found.shape == (200,) and found.mean() == pytest.approx(measured.score, abs=1e-12)
     assert found.std() > 1e-3
@@ -98,7 +98,7 @@ def test_a_v_measure_is_not_lifted_by_rows_that_repeat():
     """20 classes at chance: drawn rows alone would say 0.06 to 0.09 more than the score."""
     generator = np.random.default_rng(0)
     items = generator.integers(20, size=(1000, 2)).astype(float)
-    measured = outcome(items, "v_measure")
+    measured = result(items, "v_measure")
     bare = np.mean([v_measure_score(*items[generator.integers(1000, size=1000)].T) for _ in range(20)])
     assert bare - measured.score > 0.04
     found = interval(measured.score, draws(measured))
@@ -107,16 +107,16 @@ def test_a_v_measure_is_not_lifted_by_rows_that_repeat():
 
 def test_two_encoders_get_the_same_draws_and_two_tasks_others():
     items = sample("mean", 50)
-    base = draws(outcome(items))
+    base = draws(result(items))
     # Twice the items and one more: with the same rows drawn, every draw is twice the former and one more.
-    np.testing.assert_allclose(draws(outcome(2 * items + 1)), 2 * base + 1, atol=1e-12)
-    assert np.array_equal(draws(outcome(items)), base)
-    assert not np.allclose(draws(outcome(items, task="other")), base)
+    np.testing.assert_allclose(draws(result(2 * items + 1)), 2 * base + 1, atol=1e-12)
+    assert np.array_equal(draws(result(items)), base)
+    assert not np.allclose(draws(result(items, task="other")), base)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_encoder_does_not_differ_from_itself(kind: Statistic):
-    measured = [outcome(sample(kind, 80), kind), outcome(sample("mean", 40), task="u")]
+    measured = [result(sample(kind, 80), kind), result(sample("mean", 40), task="u")]
     assert difference(measured, measured) == Interval(0.0, 0.0, 0.0, 0.0)
     assert not difference(measured, measured).certain
 
@@ -124,7 +124,7 @@ def test_an_encoder_does_not_differ_from_itself(kind: Statistic):
 def test_a_shifted_copy_is_certainly_better():
     """By 0.01 of scores that vary by 0.2: only in pairs can it be told."""
     items = sample("mean", 100)
-    worse, better = [outcome(items)], [outcome(items + 0.01)]
+    worse, better = [result(items)], [result(items + 0.01)]
     found = difference(better, worse)
     assert (found.value, found.low, found.high) == pytest.approx((0.01, 0.01, 0.01))
     assert found.certain and found.above_zero == 1.0
@@ -137,13 +137,13 @@ def test_chance_is_not_certain():
     """Equal encoders with independent noise: 5 of 100 differences may be called certain."""
     certain = 0
     for seed in range(100):
-        first, second = (outcome(sample("mean", 60, 2 * seed + side), task=f"task {seed}") for side in (0, 1))
+        first, second = (result(sample("mean", 60, 2 * seed + side), task=f"task {seed}") for side in (0, 1))
         certain += difference([first], [second], 200).certain
     assert 0 <= certain <= 12  # 12 or fewer of 100 with probability 0.9985
 
 
 def test_the_mean_over_tasks_moves_less_than_one_task():
-    many = [outcome(sample("mean", 100, seed), task=f"task {seed}") for seed in range(9)]
+    many = [result(sample("mean", 100, seed), task=f"task {seed}") for seed in range(9)]
     found = mean_interval(many)
     assert found.value == pytest.approx(np.mean([one.score for one in many]))
     one = interval(many[0].score, draws(many[0]))
@@ -153,16 +153,16 @@ def test_the_mean_over_tasks_moves_less_than_one_task():
 
 
 def test_other_rows_are_refused():
-    first = outcome(sample("spearman", 30), "spearman")
-    moved = first.items.copy()
+    first = result(sample("spearman", 30), "spearman")
+    moved = first.per_example.copy()
     moved[:, 0] = -moved[:, 0]
-    difference([first], [outcome(moved, "spearman")])  # other predictions on the same rows
-    other = outcome(first.items[::-1].copy(), "spearman")
+    difference([first], [result(moved, "spearman")])  # other predictions on the same rows
+    other = result(first.per_example[::-1].copy(), "spearman")
     for wrong in (
         [dataclasses.replace(first, task="u")],
         [],
         [first, first],
-        [outcome(first.items[1:], "spearman")],
+        [result(first.per_example[1:], "spearman")],
         [other],
     ):
         with pytest.raises(ValueError, match="the same rows of the same tasks"):

@@ -1,4 +1,4 @@
-"""What a rung costs: by hand, from mteb's statistics, and with an encoder whose clock is known."""
+"""What a tier costs: by hand, from mteb's statistics, and with an encoder whose clock is known."""
 
 import json
 
@@ -8,15 +8,15 @@ import pytest
 from llm2enc.cli import evaluate as evaluate_command
 from llm2enc.evaluation import RetrievalTask, StsTask
 from llm2enc.evaluation.cost import (
-    Rung,
+    Tier,
     characters_per_text,
     duration,
     estimates,
-    ladder,
-    local_rung,
+    evaluation_tiers,
+    local_tier,
     measure_speed,
-    mteb_rung,
     mteb_size,
+    mteb_tier,
 )
 from tests.support.builders import make_encoder, sentences
 
@@ -47,12 +47,12 @@ def pairs(first: list[str], second: list[str]) -> StsTask:
 
 def test_local_texts_are_counted_once_per_side_and_cut() -> None:
     search = RetrievalTask(
-        name="search", queries={"q": "abc"}, documents={"1": "abc", "2": "x" * 50}, judged={"q": {"1": 1}}
+        name="search", queries={"q": "abc"}, documents={"1": "abc", "2": "x" * 50}, qrels={"q": {"1": 1}}
     )
     # Documents: abc, de, fghi, and 10 of the 50; query: abc.
-    rung = local_rung("local", "these", [search, pairs(["abc", "de"], ["de", "fghi"])], limit=10)
-    assert rung == Rung("local", "these", tasks=2, texts=5, characters=3 + 2 + 4 + 10 + 3)
-    assert local_rung("local", "these", [search], limit=100).characters == 3 + 50 + 3
+    tier = local_tier("local", "these", [search, pairs(["abc", "de"], ["de", "fghi"])], limit=10)
+    assert tier == Tier("local", "these", tasks=2, texts=5, characters=3 + 2 + 4 + 10 + 3)
+    assert local_tier("local", "these", [search], limit=100).characters == 3 + 50 + 3
 
 
 def size(name: str, limit: int = 10**9, **filters) -> tuple[int, int] | None:
@@ -85,10 +85,10 @@ def test_an_aggregate_is_the_sum_of_its_tasks() -> None:
 
 def test_both_benchmarks_can_be_counted_whole_and_a_lower_limit_leaves_less() -> None:
     pytest.importorskip("mteb")
-    nano, full = mteb_rung("nanobeir", "NanoBEIR", 2000), mteb_rung("mteb", "MTEB(eng, v2)", 2000)
+    nano, full = mteb_tier("nanobeir", "NanoBEIR", 2000), mteb_tier("mteb", "MTEB(eng, v2)", 2000)
     assert (nano.tasks, full.tasks) == (13, 41) and not nano.note and not full.note
     assert nano.texts == 56772 and 10 * nano.characters < full.characters
-    assert mteb_rung("mteb", "MTEB(eng, v2)", 500).characters < full.characters
+    assert mteb_tier("mteb", "MTEB(eng, v2)", 500).characters < full.characters
 
 
 def test_a_task_without_statistics_counts_as_the_mean_of_the_others(monkeypatch) -> None:
@@ -98,17 +98,17 @@ def test_a_task_without_statistics_counts_as_the_mean_of_the_others(monkeypatch)
     sizes = iter([(10, 1000), None, (30, 2000)])
     monkeypatch.setattr(module, "mteb_tasks", lambda names: ["a", "b", "c"])
     monkeypatch.setattr(module, "mteb_size", lambda task, limit: next(sizes))
-    rung = mteb_rung("mteb", "some", 100)
-    assert (rung.tasks, rung.texts, rung.characters) == (3, 60, 4500)
-    assert rung.note.startswith("1 of 3 tasks have no statistics")
+    tier = mteb_tier("mteb", "some", 100)
+    assert (tier.tasks, tier.texts, tier.characters) == (3, 60, 4500)
+    assert tier.note.startswith("1 of 3 tasks have no statistics")
 
 
 def test_without_mteb_the_other_rungs_are_counted(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "mteb", None)
-    rungs = ladder([pairs(["a"], ["b"])], [], 10)
-    assert [(rung.name, rung.texts) for rung in rungs] == [("smoke", 2), ("nanobeir", None), ("mteb", None)]
-    assert all("llm2enc[mteb]" in rung.note for rung in rungs[1:])
-    assert [row["seconds"] for row in estimates(rungs, 2.0)] == [1.0, None, None]
+    tiers = evaluation_tiers([pairs(["a"], ["b"])], [], 10)
+    assert [(tier.name, tier.texts) for tier in tiers] == [("smoke", 2), ("nanobeir", None), ("mteb", None)]
+    assert all("llm2enc[mteb]" in tier.note for tier in tiers[1:])
+    assert [row["seconds"] for row in estimates(tiers, 2.0)] == [1.0, None, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------- speed
@@ -161,11 +161,11 @@ def test_a_real_encoder_has_a_speed_and_cuts_texts_where_it_says() -> None:
 
 
 def test_estimates_are_characters_over_speed_and_plain(capsys) -> None:
-    rungs = [
-        Rung("smoke", "docstrings", 2, 1000, 250_000),
-        Rung("mteb", "MTEB [eng]", 41, 1_200_000, 900_000_000, "1 of 41"),
+    tiers = [
+        Tier("smoke", "docstrings", 2, 1000, 250_000),
+        Tier("mteb", "MTEB [eng]", 41, 1_200_000, 900_000_000, "1 of 41"),
     ]
-    rows = estimates(rungs, speed=5000)
+    rows = estimates(tiers, speed=5000)
     assert [row["seconds"] for row in rows] == [50.0, 180_000.0]
     assert json.loads(json.dumps(rows)) == rows and rows[1]["note"] == "1 of 41"
     evaluate_command._print_plan(rows)

@@ -34,10 +34,17 @@ def folder_eval(folder: Path, *tasks: str) -> FolderEval:
 def test_a_folder_gives_the_main_metric_of_every_task(tmp_path: Path):
     write_task(tmp_path / "Find", "retrieval", instruction="Find it.")
     write_task(tmp_path / "Rank", "reranking")
-    vectors = {"first": [1, 0], "second": [0, 1], "Title body\u2028more": [5, 1], "bare": [1, 9], "x": [1, 1]}
+    vectors = {
+        "first": [1, 0],
+        "second": [0, 1],
+        "Title body\u2028more": [5, 1],
+        "bare": [1, 9],
+        "x": [1, 1],
+        "all 0": [1, 0],
+    }
     encoder = TableEncoder(vectors | {"q": [1, 0], "p": [1, 1], "n": [1, 0.1], "m": [0, 1]})
-    # `first` finds its document first; `second` finds `bare` before `x`. The reranked positive is second.
-    wanted = {"Find": pytest.approx((1 + 1 / LOG3) / 2), "Rank": 0.5}
+    # `first` finds its document first; `second` finds `bare` before `x`; the third has none. The reranked one is second.
+    wanted = {"Find": pytest.approx((1 + 1 / LOG3 + 0) / 3), "Rank": 0.5}
     assert evaluate(encoder, (folder_eval(tmp_path),)) == wanted
     assert evaluate(encoder, (folder_eval(tmp_path, "Rank"),)) == {"Rank": 0.5}
     encoder.calls.clear()
@@ -123,7 +130,7 @@ def test_tfidf_equals_scikit_learn():
         name="t",
         queries={"q": texts[0], "r": texts[1]},
         documents={"a": texts[2], "b": "cat and dog", "c": texts[1], "d": "!"},
-        judged={"q": {"b": 1}, "r": {"c": 1}},
+        qrels={"q": {"b": 1}, "r": {"c": 1}},
     )
     fitted = TfidfVectorizer(sublinear_tf=True).fit([texts[0], texts[1], texts[2], "cat and dog", "!"])
     found = Tfidf(task).encode([*texts, "!"], instruction="ignored")

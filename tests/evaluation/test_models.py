@@ -80,9 +80,9 @@ def test_a_default_prompt_is_not_put_before_documents(bert: Path, tmp_path: Path
 
 def test_readings_are_equal_where_vectors_are(bert: Path):
     found = open_encoder(str(bert))
-    assert found.reading() == found.reading(prompt_name="document") == found.reading(instruction="")
+    assert found.cache_key() == found.cache_key(prompt_name="document") == found.cache_key(instruction="")
     kinds = [{}, {"prompt_name": "query"}, {"prompt_name": "other"}, {"instruction": "a"}, {"instruction": "b"}]
-    assert len({found.reading(**asked) for asked in kinds}) == len(kinds)
+    assert len({found.cache_key(**asked) for asked in kinds}) == len(kinds)
 
 
 def test_tokens_are_those_the_model_reads(bert: Path, static: Path):
@@ -113,7 +113,7 @@ def test_queries_take_their_own_route():
     found._routed = True
     assert np.array_equal(found.encode(TEXTS, prompt_name="query"), found.model.encode_query(TEXTS))
     assert np.array_equal(found.encode(TEXTS), found.model.encode_document(TEXTS))
-    assert found.reading() != found.reading(prompt_name="query")
+    assert found.cache_key() != found.cache_key(prompt_name="query")
 
 
 def test_a_fingerprint_changes_with_everything_a_vector_depends_on(bert: Path, static: Path, tmp_path: Path):

@@ -12,12 +12,12 @@ import pytest
 from llm2enc.evaluation import (
     BitextTask,
     ClassificationTask,
-    Outcome,
     PairClassificationTask,
     RerankingTask,
     RetrievalTask,
     StsTask,
     Task,
+    TaskResult,
     mteb_tasks,
     score,
 )
@@ -143,7 +143,17 @@ def retrieval(copies: bool = True) -> RetrievalTask:
         | {str(generator.integers(150)): 1}
         for query in queries
     }
-    return RetrievalTask(name="search", queries=queries, documents=documents, judged=judged, instruction="Find it")
+    return RetrievalTask(name="search", queries=queries, documents=documents, qrels=judged, instruction="Find it")
+
+
+def arguments(copies: bool = True) -> RetrievalTask:
+    """Documents that ask, as in ArguAna; one with nothing but 0, one whose answers are partly, one whose are all absent."""
+    generator = random(9)
+    documents = {str(row): text for row, text in enumerate(texts(150, 5, copies))}
+    qrels = {str(row): {str(d): 1 for d in generator.choice(np.arange(30, 150), 3, replace=False)} for row in range(25)}
+    qrels |= {"0": {"31": 0}, "1": qrels["1"] | {"gone": 2}, "2": {"gone": 1, "lost": 1}}
+    queries = {query: documents[query] for query in qrels}
+    return RetrievalTask(name="arguments", queries=queries, documents=documents, qrels=qrels, ignore_identical_ids=True)
 
 
 def summarization(copies: bool = True) -> SummarizationTask:
@@ -156,7 +166,7 @@ def summarization(copies: bool = True) -> SummarizationTask:
     return SummarizationTask(name="summaries", human=human, machine=machine, relevance=relevance)
 
 
-EXACT = [sts, pair_classification, bitext, classification, reranking, retrieval, summarization]
+EXACT = [sts, pair_classification, bitext, classification, reranking, retrieval, arguments, summarization]
 
 
 def by_mteb(encoder, task: Task) -> dict[str, float]:
@@ -188,14 +198,18 @@ def test_every_shared_metric_equals_mteb(make, encoder, copies) -> None:
 
 
 @pytest.mark.parametrize(("encoder", "copies"), [(Words, False), (Signs, True)])
-@pytest.mark.parametrize(("make", "measure"), [(reranking, "map_cut_1000"), (retrieval, "ndcg_cut_10")])
+@pytest.mark.parametrize(
+    ("make", "measure"), [(reranking, "map_cut_1000"), (retrieval, "ndcg_cut_10"), (arguments, "ndcg_cut_10")]
+)
 def test_every_query_scores_what_mteb_gives_it(make, measure, encoder, copies) -> None:
     task, of_queries = make(copies), {}
     theirs = local_task(task)
     theirs.task_specific_scores = lambda scores, *_, **__: of_queries.update(scores) or {}  # mteb's hook; not rounded
     mteb.evaluate(MtebEncoder(encoder(), "test", "1"), theirs, cache=None, show_progress_bar=False)
     ids = [str(row) for row in range(len(task.queries))] if task.type == "reranking" else list(task.queries)
-    np.testing.assert_allclose(score(encoder(), task).items, [of_queries[query][measure] for query in ids], atol=1e-9)
+    np.testing.assert_allclose(
+        score(encoder(), task).per_example, [of_queries[query][measure] for query in ids], atol=1e-9
+    )
 
 
 def test_a_document_whose_summaries_can_not_be_told_apart_is_zero_for_us_and_left_out_by_mteb() -> None:
@@ -334,13 +348,13 @@ def test_vectors_that_are_not_finite_are_refused() -> None:
 def test_results_are_files_of_mteb_and_a_second_run_encodes_nothing(tmp_path: Path) -> None:
     tasks, encoder = [sts, retrieval, bitext], Words()
     first = list(run_mteb(MtebEncoder(encoder, "small", "1"), [local_task(make()) for make in tasks], tmp_path))
-    assert [type(outcome) for outcome in first] == [Outcome] * 3
-    for outcome, make in zip(first, tasks, strict=True):
+    assert [type(result) for result in first] == [TaskResult] * 3
+    for result, make in zip(first, tasks, strict=True):
         wanted = score(Words(), make())
-        assert (outcome.task, outcome.type) == (wanted.task, wanted.type)
-        assert outcome.score == outcome.items[0] == outcome.metrics[outcome.metric]
-        assert outcome.score == pytest.approx(wanted.score, abs=6e-6)
-    assert [outcome.language for outcome in first] == ["eng", "eng", "cmn-eng"]
+        assert (result.task, result.type) == (wanted.task, wanted.type)
+        assert result.score == result.per_example[0] == result.metrics[result.metric]
+        assert result.score == pytest.approx(wanted.score, abs=6e-6)
+    assert [result.language for result in first] == ["eng", "eng", "cmn-eng"]
 
     (file,) = tmp_path.rglob("search.json")
     assert mteb.TaskResult.from_disk(file).get_score() == first[1].score
@@ -350,7 +364,7 @@ def test_results_are_files_of_mteb_and_a_second_run_encodes_nothing(tmp_path: Pa
     encoder.calls.clear()
     again = list(run_mteb(MtebEncoder(encoder, "small", "1"), [local_task(make()) for make in tasks], tmp_path))
     assert not encoder.calls
-    assert [outcome.metrics for outcome in again] == [outcome.metrics for outcome in first]
+    assert [result.metrics for result in again] == [result.metrics for result in first]
 
 
 def test_other_weights_instructions_or_data_are_scored_anew(tmp_path: Path) -> None:
@@ -384,7 +398,7 @@ def test_a_data_set_that_can_not_be_loaded_is_named_and_the_others_go_on(tmp_pat
         assert word in lost.reason
     assert isinstance(failed, Failure) and failed.reason == "ZeroDivisionError: division by zero"
     assert isinstance(refused, Failure) and "ImageClassification" in refused.reason
-    assert isinstance(found, Outcome)
+    assert isinstance(found, TaskResult)
 
 
 def test_tasks_and_benchmarks_are_found_by_name_and_each_once() -> None:

@@ -33,7 +33,7 @@ def test_sts_by_hand():
     assert found.score == found.metrics["spearman"] == pytest.approx(0.5)
     # Deviations (7, 1, -8)/15 and (2.5, -2.5, 0): their product is 1, their squares 114/225 and 12.5.
     assert found.metrics["pearson"] == pytest.approx(1 / np.sqrt(114 / 225 * 12.5))
-    np.testing.assert_allclose(found.items, [[1, 5], [0.6, 0], [0, 2.5]], atol=1e-6)
+    np.testing.assert_allclose(found.per_example, [[1, 5], [0.6, 0], [0, 2.5]], atol=1e-6)
 
 
 def test_an_encoder_that_tells_nothing_apart_correlates_with_nothing():
@@ -49,7 +49,7 @@ def test_pair_classification_by_hand():
     found = scored(task)
     # By falling cosine: same, other, same. Precision where recall grows: 1/1 and 2/3.
     assert found.metrics == {"average_precision": pytest.approx((1 + 2 / 3) / 2)}
-    assert found.items[:, 1].tolist() == [1, 0, 1]
+    assert found.per_example[:, 1].tolist() == [1, 0, 1]
 
 
 def test_bitext_by_hand():
@@ -57,7 +57,7 @@ def test_bitext_by_hand():
     task = BitextTask(name="t", first=["eins", "zwei", "drei"], second=["one", "two", "three"])
     found = scored(task, vectors)
     # `one` is found for eins and zwei, `three` for drei: F1 of the rows 2 * 1/2 / (3/2), 0, 1.
-    assert found.items.tolist() == pytest.approx([2 / 3, 0, 1])
+    assert found.per_example.tolist() == pytest.approx([2 / 3, 0, 1])
     assert found.metrics == pytest.approx({"f1": 5 / 9, "accuracy": 2 / 3})
 
 
@@ -68,7 +68,7 @@ def test_classification_by_hand():
         test_texts=list("efg"), test_labels=["low", "high", "high"],
     )  # fmt: skip
     found = scored(task, {text: [x, 0] for text, x in place.items()})
-    assert found.items.tolist() == [1, 1, 0]
+    assert found.per_example.tolist() == [1, 1, 0]
     # low: precision 1/2, recall 1. high: precision 1, recall 1/2. The F1 of both is 2/3.
     assert found.metrics == pytest.approx({"accuracy": 2 / 3, "f1": 2 / 3})
 
@@ -98,7 +98,7 @@ def test_reranking_by_hand():
     )
     found = scored(task)
     # Query 1: relevant, not, relevant. Query 2: not, relevant.
-    assert found.items.tolist() == pytest.approx([(1 + 2 / 3) / 2, 1 / 2])
+    assert found.per_example.tolist() == pytest.approx([(1 + 2 / 3) / 2, 1 / 2])
     ndcg = ((1 + 1 / 2) / (1 + 1 / LOG3) + 1 / LOG3) / 2
     assert found.metrics == pytest.approx({"map": 2 / 3, "mrr": 3 / 4, "ndcg@10": ndcg})
 
@@ -115,14 +115,14 @@ def test_retrieval_by_hand():
         name="t",
         queries={"q1": "east", "q2": "west"},
         documents={"d1": "steep", "d2": "also steep", "d3": "east", "d4": "north", "d5": "west"},
-        judged={"q1": {"d1": 2, "d2": 1, "d3": 0}, "q2": {"d5": 1, "d3": 1}},
+        qrels={"q1": {"d1": 2, "d2": 1, "d3": 0}, "q2": {"d5": 1, "d3": 1}},
     )
     found = scored(task)
     # q1 ranks d3 (judged 0), then d2 before d1, for equal scores go by id, descending.
     first = (1 / LOG3 + 2 / 2) / (2 + 1 / LOG3)
     # q2 ranks d5, d4, then d2 and d1 with -0.6, and d3 last: rank 5.
     second = (1 + 1 / np.log2(6)) / (1 + 1 / LOG3)
-    assert found.metric == "ndcg@10" and found.items.tolist() == pytest.approx([first, second])
+    assert found.metric == "ndcg@10" and found.per_example.tolist() == pytest.approx([first, second])
     expected = {
         "ndcg@1": (0 + 1) / 2,
         "recall@1": (0 + 1 / 2) / 2,  # the share of the relevant documents
@@ -144,7 +144,7 @@ def test_summarization_by_hand():
     )
     found = scored(task)
     # The highest cosines are 1, 0.8 and 0 (their means would be ordered otherwise); ranks 3, 2, 1 against 3, 1, 2.
-    assert found.items.tolist() == pytest.approx([0.5])  # nothing to rank in the second document
+    assert found.per_example.tolist() == pytest.approx([0.5])  # nothing to rank in the second document
     assert found.metrics == {"spearman": pytest.approx(0.5)}
 
 
@@ -285,7 +285,7 @@ def test_equal_texts_tie_however_a_product_rounds(monkeypatch: pytest.MonkeyPatc
         name="t",
         queries={ask: ask for ask in asks},
         documents=documents,
-        judged={ask: {last[text]: 1} for ask, text in zip(asks, best, strict=True)},
+        qrels={ask: {last[text]: 1} for ask, text in zip(asks, best, strict=True)},
     )
     assert scored(task, vectors).score == 1.0
     reranking = RerankingTask(
@@ -308,7 +308,7 @@ ASYMMETRIC = RetrievalTask(
     instruction="Find it.",
     queries={"q": "east"},
     documents={"d": "steep", "e": "north"},
-    judged={"q": {"d": 1}},
+    qrels={"q": {"d": 1}},
 )
 
 

@@ -38,9 +38,9 @@ def test_pairs_of_every_format(suffix: str, tmp_path: Path):
     rows = UNTABBED if "tsv" in suffix else ROWS
     task = read_pairs_file(write_pairs(tmp_path / f"my.own{suffix}", ("ask", "say"), rows))
     assert isinstance(task, RetrievalTask) and task.name == "my.own"
-    found = [(task.queries[q], task.documents[d]) for q, judged in task.judged.items() for d in judged]
+    found = [(task.queries[q], task.documents[d]) for q, judged in task.qrels.items() for d in judged]
     assert found == rows
-    assert all(judgement == 1 for judged in task.judged.values() for judgement in judged.values())
+    assert all(judgement == 1 for judged in task.qrels.values() for judgement in judged.values())
 
 
 def test_columns_are_known_by_name_in_any_order(tmp_path: Path):
@@ -55,7 +55,7 @@ def test_repeated_queries_have_several_answers_and_answers_several_queries(tmp_p
     rows = [("q", "one"), ("q", "two"), ("r", "two"), ("q", "one"), ("", "no query"), ("no answer", "  ")]
     task = read_pairs_file(write_pairs(tmp_path / "pairs.tsv", ("query", "positive"), rows))
     texts = {
-        task.queries[query]: {task.documents[document] for document in judged} for query, judged in task.judged.items()
+        task.queries[query]: {task.documents[document] for document in judged} for query, judged in task.qrels.items()
     }
     assert texts == {"q": {"one", "two"}, "r": {"two"}}
     assert list(task.documents.values()) == ["one", "two"]

@@ -13,18 +13,26 @@ from llm2enc.encoding import Encoder
 from llm2enc.evaluation import (
     BitextTask,
     CachedEncoder,
-    Outcome,
     PairClassificationTask,
     RetrievalTask,
     StsTask,
     Task,
+    TaskResult,
     default_cache,
     draws,
     interval,
     score,
 )
 from llm2enc.evaluation import cache as module
-from llm2enc.evaluation.suite import Result, digest, means, measure, outcome_from_json, outcome_to_json, write_summary
+from llm2enc.evaluation.suite import (
+    Measurement,
+    digest,
+    means,
+    measure,
+    result_from_json,
+    result_to_json,
+    write_summary,
+)
 from tests.support import jobs
 from tests.support.builders import INPUT, make_encoder, sentences
 
@@ -45,8 +53,8 @@ class Counting:
     def fingerprint(self):
         return self.encoder.fingerprint()
 
-    def reading(self, **asked):
-        return self.encoder.reading(**asked)
+    def cache_key(self, **asked):
+        return self.encoder.cache_key(**asked)
 
     def count_tokens(self, texts, **asked):
         return self.encoder.count_tokens(texts, **asked)
@@ -146,7 +154,7 @@ class Letters:
     def fingerprint(self):
         return "letters"
 
-    def reading(self, **asked):
+    def cache_key(self, **asked):
         return ""
 
 
@@ -202,42 +210,45 @@ SAME = PairClassificationTask(
 )
 FIND = RetrievalTask(
     name="find", language="de", instruction="Find it", queries={"q": TEXTS[0], "r": TEXTS[1]},
-    documents={"a": TEXTS[2], "b": TEXTS[1], "c": TEXTS[3]}, judged={"q": {"a": 1, "b": 0}, "r": {"b": 2}},
+    documents={"a": TEXTS[2], "b": TEXTS[1], "c": TEXTS[3]}, qrels={"q": {"a": 1, "b": 0}, "r": {"b": 2}},
 )  # fmt: skip
 TASKS: list[Task] = [PAIRS, SAME, FIND]
 
 
 def test_results_are_those_of_scoring_and_are_found_again(counting: Counting, tmp_path: Path):
-    reported: list[Result] = []
+    reported: list[Measurement] = []
     done: list[int] = []
     first = measure(counting, TASKS, tmp_path, None, report=reported.append, advance=done.append)
-    assert [result.outcome.task for result in reported] == ["pairs", "same", "find"]
-    for result, task in zip(first, TASKS, strict=True):
+    assert [measurement.result.task for measurement in reported] == ["pairs", "same", "find"]
+    for measurement, task in zip(first, TASKS, strict=True):
         expected = score(counting.encoder, task)
-        assert result.outcome.score == pytest.approx(expected.score) and not result.reused
-        assert result.interval == interval(result.outcome.score, draws(result.outcome))
+        assert measurement.result.score == pytest.approx(expected.score) and not measurement.reused
+        assert measurement.interval == interval(measurement.result.score, draws(measurement.result))
     texts = sum(len(texts) for task in TASKS for _, texts in task.texts())
     assert sum(done) == texts == 21
     counting.texts.clear()
     done.clear()
     again = measure(counting, TASKS, tmp_path, None, advance=done.append)
-    assert counting.texts == [] and sum(done) == texts and all(result.reused for result in again)
+    assert counting.texts == [] and sum(done) == texts and all(measurement.reused for measurement in again)
     for old, new in zip(first, again, strict=True):
-        assert_equal(new.outcome, old.outcome)
+        assert_equal(new.result, old.result)
         assert (new.interval, new.seconds) == (old.interval, old.seconds)
 
 
-def assert_equal(found: Outcome, expected: Outcome) -> None:
+def assert_equal(found: TaskResult, expected: TaskResult) -> None:
     """Bit for bit."""
-    assert found.items.dtype == expected.items.dtype and found.items.tobytes() == expected.items.tobytes()
-    assert vars(found) | {"items": None} == vars(expected) | {"items": None}
+    assert (
+        found.per_example.dtype == expected.per_example.dtype
+        and found.per_example.tobytes() == expected.per_example.tobytes()
+    )
+    assert vars(found) | {"per_example": None} == vars(expected) | {"per_example": None}
 
 
 def test_an_outcome_survives_its_file_bit_for_bit():
     generator = np.random.default_rng(0)
     for items in (generator.random(50), generator.normal(size=(20, 2)), np.array([1 / 3, 5e-324, 0.1 + 0.2])):
-        outcome = Outcome("t", "sts", "de", "m", 1 / 3, {"m": 1 / 3, "n": -0.1}, "spearman", items)
-        assert_equal(outcome_from_json(json.loads(json.dumps(outcome_to_json(outcome)))), outcome)
+        result = TaskResult("t", "sts", "de", "m", 1 / 3, {"m": 1 / 3, "n": -0.1}, "spearman", items)
+        assert_equal(result_from_json(json.loads(json.dumps(result_to_json(result)))), result)
 
 
 @pytest.mark.parametrize("change", ["data", "instructions", "weights", "file"])
@@ -247,7 +258,7 @@ def test_what_changed_is_computed_again(change: str, counting: Counting, tmp_pat
     if change == "data":
         tasks[2] = RetrievalTask(
             **{name: getattr(FIND, name) for name in ("name", "language", "instruction", "queries", "documents")},
-            judged={"q": {"a": 1, "b": 0}, "r": {"b": 1}},
+            qrels={"q": {"a": 1, "b": 0}, "r": {"b": 1}},
         )
     elif change == "instructions":
         instructions = "task"
@@ -259,7 +270,7 @@ def test_what_changed_is_computed_again(change: str, counting: Counting, tmp_pat
         (tmp_path / "tasks" / "same.json").write_text("{")
     again = measure(counting, tasks, tmp_path, None, instructions)
     expected = {"data": [True, True, False], "file": [True, False, False]}.get(change, [False] * 3)
-    assert [result.reused for result in again] == expected
+    assert [measurement.reused for measurement in again] == expected
     assert [r.reused for r in measure(counting, tasks, tmp_path, None, instructions)] == [True] * 3
 
 
@@ -280,13 +291,13 @@ def test_a_digest_is_of_everything_a_task_holds():
 
 
 def test_an_interrupted_run_keeps_the_tasks_that_are_done(counting: Counting, tmp_path: Path):
-    def stop(result: Result) -> None:
-        if result.outcome.task == "same":
+    def stop(measurement: Measurement) -> None:
+        if measurement.result.task == "same":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         measure(counting, TASKS, tmp_path, None, report=stop)
-    assert [result.reused for result in measure(counting, TASKS, tmp_path, None)] == [True, True, False]
+    assert [measurement.reused for measurement in measure(counting, TASKS, tmp_path, None)] == [True, True, False]
     assert not list(tmp_path.glob("**/*.partial*"))
 
 
@@ -295,17 +306,19 @@ def test_tasks_share_vectors_and_the_cache_outlives_the_results(counting: Counti
     assert len(counting.texts) == len(set(counting.texts)) == 10  # queries are read as documents are
     counting.texts.clear()
     again = measure(counting, TASKS, tmp_path / "other", tmp_path / "cache")
-    assert counting.texts == [] and not any(result.reused for result in again)
+    assert counting.texts == [] and not any(measurement.reused for measurement in again)
 
 
-def _result(task: str, kind: str, value: float) -> Result:
-    outcome = Outcome(task, kind, "en", "main", value, {"main": value, "more": 0.25}, "mean", np.array([value, value]))
-    return Result(outcome, interval(value, np.linspace(value - 0.1, value + 0.1, 1001)), 1.234, False)
+def _result(task: str, kind: str, value: float) -> Measurement:
+    result = TaskResult(
+        task, kind, "en", "main", value, {"main": value, "more": 0.25}, "mean", np.array([value, value])
+    )
+    return Measurement(result, interval(value, np.linspace(value - 0.1, value + 0.1, 1001)), 1.234, False)
 
 
 def test_means_by_hand():
     results = [_result("a", "sts", 0.5), _result("b", "sts", 0.7), _result("c", "retrieval", 0.2)]
-    found = means([result.outcome for result in results])
+    found = means([measurement.result for measurement in results])
     assert found == pytest.approx({"sts": 0.6, "retrieval": 0.2, "over tasks": 1.4 / 3, "over types": 0.4})
 
 
@@ -333,7 +346,7 @@ def test_what_a_summary_says(tmp_path: Path):
 
 
 def test_a_score_without_rows_has_no_interval(tmp_path: Path):
-    outcome = Outcome("m", "sts", "eng", "main", 0.5, {"main": 0.5}, "mean", np.array([0.5]))  # as mteb gives them
-    write_summary(tmp_path, [Result(outcome, interval(0.5, np.full(10, 0.5)), 1.0, False)], {})
+    result = TaskResult("m", "sts", "eng", "main", 0.5, {"main": 0.5}, "mean", np.array([0.5]))  # as mteb gives them
+    write_summary(tmp_path, [Measurement(result, interval(0.5, np.full(10, 0.5)), 1.0, False)], {})
     assert json.loads((tmp_path / "results.json").read_text())["tasks"][0]["interval"] is None
     assert "| m | sts | main | 50.0 |  |" in (tmp_path / "results.md").read_text()

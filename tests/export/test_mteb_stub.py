@@ -43,7 +43,7 @@ def task() -> RetrievalTask:
         name="search",
         queries={f"q{number}": " ".join(texts[number].split()[:3]) for number in range(4)},
         documents={f"d{number}": text for number, text in enumerate(texts)},
-        judged={f"q{number}": {f"d{number}": 1} for number in range(4)},
+        qrels={f"q{number}": {f"d{number}": 1} for number in range(4)},
     )
 
 

@@ -99,7 +99,9 @@ def test_a_text_has_one_vector_alone_among_others_shuffled_and_repeated(encoder,
     among = encoder.encode(others, instruction=ask, batch_tokens=order.choice([1, 50, None]))
     assert np.allclose(among, vectors[places], atol=2e-6)
     assert np.allclose(encoder.encode(texts[0], instruction=ask), vectors[0], atol=2e-6)
-    assert np.array_equal(encoder.encode(texts[::-1], instruction=ask), vectors[::-1])  # the same window: to the bit
+    assert np.array_equal(
+        encoder.encode(texts[::-1], instruction=ask), vectors[::-1]
+    )  # the same sort buffer: to the bit
     spec, opened = encoder.input_format.spec, encoder.input_format.tokenizer
     read = expected(spec, opened, [(text, ask, "query") for text in texts], spec.max_tokens)
     assert encoder.count_tokens(texts, instruction=ask) == sum(len(row.ids) for row in read)

@@ -22,7 +22,9 @@ class Scores:
     def add(self, slab: Slab) -> None:
         pairs = [row for row in slab.rows if isinstance(row, Pair)]
         self._extend(
-            "positive", [s for row in pairs for s in row.positive_scores], sum(1 + len(p.others) for p in pairs)
+            "positive",
+            [s for row in pairs for s in row.positive_scores],
+            sum(1 + len(p.extra_positives) for p in pairs),
         )
         self._extend(
             "negative", [s for row in pairs for s in row.negative_scores], sum(len(p.negatives) for p in pairs)

@@ -105,11 +105,11 @@ def vectors_per_row(stage: ContrastiveStage) -> int:
 
 
 def _with_negatives(pair: Pair, count: int, generator: np.random.Generator) -> Pair:
-    """The pair with one of its right answers, and at most `count` of its hard negatives, drawn without repetition."""
-    if pair.others:
-        right = (pair.positive, *pair.others)
+    """The pair with one of its positives, and at most `count` of its hard negatives, drawn without repetition."""
+    if pair.extra_positives:
+        right = (pair.positive, *pair.extra_positives)
         drawn = int(generator.integers(len(right)))
-        pair = replace(pair, positive=right[drawn], others=right[:drawn] + right[drawn + 1 :])
+        pair = replace(pair, positive=right[drawn], extra_positives=right[:drawn] + right[drawn + 1 :])
     if len(pair.negatives) > count:
         chosen = sorted(generator.choice(len(pair.negatives), size=count, replace=False))
         pair = replace(pair, negatives=tuple(pair.negatives[i] for i in chosen))
@@ -148,9 +148,9 @@ def _pack(input_format, texts, instructions, is_query, own: range, max_tokens: i
 def _allowed(pairs: Sequence[Pair], in_batch: bool, mask_duplicates: bool) -> Tensor | None:
     """(Q, N) which documents are negatives of which query; None if all are.
 
-    No right answer of a row is a negative of it, in whatever row of the batch its text stands.
+    No positive of a row is a negative of it, in whatever row of the batch its text stands.
     """
-    several = [row for row, pair in enumerate(pairs) if pair.others]
+    several = [row for row, pair in enumerate(pairs) if pair.extra_positives]
     if in_batch and not mask_duplicates and not several:
         return None
     owners = np.array([row for row, pair in enumerate(pairs) for _ in (pair.positive, *pair.negatives)])
@@ -159,12 +159,12 @@ def _allowed(pairs: Sequence[Pair], in_batch: bool, mask_duplicates: bool) -> Te
         allowed &= owners[None, :] == np.arange(len(pairs))[:, None]
     documents = [text for pair in pairs for text in (pair.positive, *pair.negatives)]
     for row in several:
-        known = {pairs[row].positive, *pairs[row].others}
+        known = {pairs[row].positive, *pairs[row].extra_positives}
         allowed[row] &= np.array([document not in known for document in documents])
     if mask_duplicates:
         right: dict[str, set[str]] = {}
         for pair in pairs:
-            right.setdefault(pair.query, set()).update((pair.positive, *pair.others))
+            right.setdefault(pair.query, set()).update((pair.positive, *pair.extra_positives))
         for row, pair in enumerate(pairs):
             # A query is no negative of itself either: symmetric tasks list a pair in both directions.
             known = right[pair.query] | {pair.query}
