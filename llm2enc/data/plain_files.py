@@ -83,5 +83,5 @@ def _once(pairs: list[tuple[str, Any]]) -> Record:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
+        raise DataError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return found

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import datasets
 import fsspec
@@ -62,6 +62,10 @@ def label(spec: FilesData | HubData) -> str:
     return spec.name or (spec.path if isinstance(spec.path, str) else ", ".join(spec.path))
 
 
+@overload
+def open_table(spec: FilesData) -> Blocks: ...
+@overload
+def open_table(spec: FilesData | HubData) -> Table: ...
 def open_table(spec: FilesData | HubData) -> Table:
     """The table of a source, cut to the first `spec.limit` rows: a downloaded one memory-mapped, others in blocks."""
     with reading(spec):

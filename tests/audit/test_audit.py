@@ -34,8 +34,8 @@ from llm2enc.text import InputFormat
 from tests.support.builders import INPUT, make_tokenizer, sentences
 
 
-def pair(query: str, positive: str, *negatives: str, others: tuple[str, ...] = (), instruction: str = "") -> Pair:
-    return Pair(query, positive, negatives, instruction, "", others)
+def pair(query: str, positive: str, *negatives: str, extra: tuple[str, ...] = (), instruction: str = "") -> Pair:
+    return Pair(query, positive, negatives, instruction, "", extra)
 
 
 def clean(count: int = 120) -> list[Pair]:
@@ -130,9 +130,7 @@ def test_repeated_rows_and_texts_are_counted_once_each() -> None:
 def test_right_answers_among_negatives_are_found() -> None:
     rows = clean()
     rows[10] = pair(rows[10].query, rows[10].positive, "fine", rows[10].positive.upper())  # its own
-    rows[20] = pair(
-        rows[20].query, rows[20].positive, "a further one", extra_positives=("a further one",)
-    )  # its own, a further one
+    rows[20] = pair(rows[20].query, rows[20].positive, "one more", extra=("one more",))  # its own, a further one
     rows[30] = pair(rows[31].query, rows[30].positive, rows[31].positive)  # that of another row
     rows[40] = pair(rows[40].query, rows[40].positive, rows[40].query)  # the question
     rows[50] = pair(rows[50].query, rows[50].query)

@@ -130,7 +130,7 @@ def test_a_key_that_occurs_twice_is_refused(tmp_path: Path) -> None:
         ),
         ("a.csv", "id,text\n1,fine\n2,Hello, world\n", r"line 3 has 3 fields, and the header names 2 \(id, text\)"),
         ("a.csv", "id,text\n1\n", "line 2 has 1 fields"),
-        ("a.tsv", "sentence1\tsentence2\na b\tc d\t5.0\n", r"line 2 has 3 fields, and the header names 2"),
+        ("a.tsv", "text\tother\na b\tc d\t5.0\n", r"line 2 has 3 fields, and the header names 2"),
         ("a.csv", "text,text\na,b\n", "'text' occurs twice"),
         (
             "a.csv",
@@ -174,7 +174,8 @@ def test_what_was_decided_on_pairs_is_one_line(tmp_path: Path, caplog: pytest.Lo
     path = put(tmp_path / "a.tsv", "query\tpositive\tid\na b\tc d\t7\n")
     with caplog.at_level("INFO", "llm2enc.data"):
         pairs(path)
-    line = "format columns (query = query, positive = positive); tsv, separator tab, header query, positive, id; not read: id"
+    roles = "format columns (query = query, positive = positive)"
+    line = f"{roles}; tsv, separator tab, header query, positive, id; not read: id"
     assert line in caplog.text
 
 
@@ -209,7 +210,7 @@ def test_a_guess_that_the_cells_contradict_is_refused_and_a_name_is_not(tmp_path
 
 def test_query_and_positive_are_two_columns_with_two_texts(tmp_path: Path) -> None:
     path = put(tmp_path / "a.csv", "query,positive\na b,a b\nc d,c d\n")
-    with pytest.raises(DataError, match="are one column, 'query', .* `objective: simcse`"):
+    with pytest.raises(DataError, match=r"are one column, 'query', .* `objective: simcse`"):
         pairs(path, columns={"query": "query", "positive": "query"})
     with pytest.raises(DataError, match="columns 'query' and 'positive' hold the same texts"):
         pairs(path)

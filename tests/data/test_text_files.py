@@ -92,7 +92,7 @@ def test_globs_compression_and_columns(tmp_path: Path) -> None:
             "a.csv",
             "text\na,b\n",
             "text",
-            r"line 2 has 2 fields, and the header names 1 \(text\): 'a,b'; put quotation marks",
+            r"line 2 has 2 fields, and the header names 1 \(text\): 'a,b'; put",
         ),
         ("a.txt.gz", "no gzip", "text", r"a\.txt\.gz cannot be read: Not a gzipped file"),
         ("a.doc", "text", "text", "unknown file type"),
