@@ -10,9 +10,7 @@ import numpy as np
 import torch
 
 from llm2enc.encoding import Encoder
-from llm2enc.planning import here, plan
 from llm2enc.recipe import LoraSpec, Recipe, load_recipe
-from llm2enc.training import OBJECTIVES, prepare
 from tools.gpu import machine, shapes
 from tools.gpu.peer import Peer
 from tools.gpu.rows import FAILED, OK, Row, attempt
@@ -141,7 +139,7 @@ def contrastive_recipe(model: str, data: str, pairs: int, longest: int, mini_bat
     document = [part.model_dump(exclude_defaults=True) for part in shapes.DOCUMENT]
     stage = {
         "objective": "contrastive", "data": [{"kind": "files", "path": data}], "steps": 10, "batch_size": pairs,
-        "lr": 1e-4, "temperature": 0.02, "micro_batch_tokens": mini_batch * longest,
+        "lr": 1e-4, "temperature": 0.05, "micro_batch_tokens": mini_batch * longest,
     }  # fmt: skip
     return load_recipe({
         "name": "contrastive", "model": {"name": model, "weights": "random", "dtype": "bfloat16"}, "pooling": "mean",
@@ -151,6 +149,8 @@ def contrastive_recipe(model: str, data: str, pairs: int, longest: int, mini_bat
 
 def our_step(encoder: Encoder, recipe: Recipe) -> Callable[[], float]:
     """A training step of the recipe's first stage on its first batch, which returns the loss."""
+    from llm2enc.training import OBJECTIVES, prepare
+
     stage = recipe.stages[0]
     objective, device = OBJECTIVES[stage.objective], encoder.device.type
     prepare(encoder, stage, recipe.seed)
@@ -170,6 +170,8 @@ def our_step(encoder: Encoder, recipe: Recipe) -> Callable[[], float]:
 
 def stage_plan(recipe: Recipe) -> Any:
     """What the planner says of the first stage on this device."""
+    from llm2enc.planning import here, plan  # like training it needs pyarrow, which encoding does not
+
     if recipe.model.name not in _plans:
         _plans[recipe.model.name] = plan(recipe, here()).stages[0]
     return _plans[recipe.model.name]
@@ -218,8 +220,9 @@ def _contrastive(
     if context.device == "cuda":
         values["share of their memory"] = memory["ours"].extra / max(1, memory["theirs"].extra)
         fast = fast and values["share of their memory"] <= MEMORY
-    # Dropout of 5 % in adapters that are still zero changes nothing, so only rounding may differ.
-    good = abs(losses[0] - losses[1]) <= 0.05 * abs(losses[1])
+    # Adapters that are still zero change nothing, so only rounding may differ: each tool's cosines are off by 2^-8 or so,
+    # and a loss is the difference of two.
+    good = abs(losses[0] - losses[1]) <= 4 * 2**-8 / stage.temperature
     return Row(
         name, OK if good else FAILED, values, f"{CONTRASTIVE} x at {MEMORY} of the memory", reached(fast, context),
         "" if good else "the losses differ by more than rounding",
