@@ -78,7 +78,7 @@ def _recipe(model: Path, data: Path, steps: int, context: Context) -> Recipe:
     stage["data"] = [source | rows for source in stage["data"] if Path(source["path"]).is_file()]
     stage |= {"steps": steps, "warmup_steps": min(100, steps // 10), "save_every": 10 * steps}
     if context.rehearse:
-        stage |= {"batch_size": 4, "block_tokens": 32, "log_every": 1}
+        stage |= {"batch_size": 4, "block_tokens": 16, "log_every": 1}
     else:
         stage |= {"batch_size": 128, "micro_batch_tokens": 32768, "logit_rows": 16384, "precision": "bfloat16"}
     return load_recipe(values)

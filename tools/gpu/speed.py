@@ -140,6 +140,7 @@ def contrastive_recipe(model: str, data: str, pairs: int, longest: int, mini_bat
     stage = {
         "objective": "contrastive", "data": [{"kind": "files", "path": data}], "steps": 10, "batch_size": pairs,
         "lr": 1e-4, "temperature": 0.05, "micro_batch_tokens": mini_batch * longest,
+        "rng_shards": max(1, min(8, pairs // 8)),
     }  # fmt: skip
     return load_recipe({
         "name": "contrastive", "model": {"name": model, "weights": "random", "dtype": "bfloat16"}, "pooling": "mean",
