@@ -148,10 +148,11 @@ def validation_loss(encoder: Encoder, recipe: Recipe, path: Path) -> float:
     with evaluating(encoder):
         for _ in range(20):
             batch = objective.collate(next(rows), stage, encoder.input_format, 0)
-            states = encoder.backbone.hidden(batch.tokens, causal=True)
-            wanted = batch.targets != -100
+            states = encoder.backbone.hidden(batch.tokens.to(encoder.device), causal=True)
+            targets = batch.targets.to(encoder.device)
+            wanted = targets != -100
             logits = encoder.backbone.logits(states[wanted]).float()
-            total += torch.nn.functional.cross_entropy(logits, batch.targets[wanted], reduction="sum").item()
+            total += torch.nn.functional.cross_entropy(logits, targets[wanted], reduction="sum").item()
             count += int(wanted.sum())
     return total / count
 

@@ -26,7 +26,7 @@ block-diagonal one.
 import contextvars
 import importlib.util
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -278,9 +278,15 @@ def _kernel(device: str, dtype: torch.dtype, dropout: bool, special: bool):
     if not dropout and importlib.util.find_spec("torch.nn.attention.varlen") is not None:
         from torch.nn.attention.varlen import varlen_attn
 
-        if {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys():  # older ones lack them
+        if {"scale", "window_size"} <= _parameters(varlen_attn):  # older ones lack them
             return _varlen
     return None
+
+
+@lru_cache
+def _parameters(function: Callable) -> frozenset[str]:
+    """Names of what a function takes."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _window(causal: bool, window: int | None) -> tuple[int, int]:
@@ -303,8 +309,11 @@ def _flash(query, key, value, packing: Packing, dropout, scaling, window) -> Ten
 def _varlen(query, key, value, packing: Packing, dropout, scaling, window) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    borders, longest = packing.cumulative, packing.longest
+    borders, longest, groups = packing.cumulative, packing.longest, query.size(1) // key.size(1)
+    grouped = {"enable_gqa": groups > 1} if "enable_gqa" in _parameters(varlen_attn) else {}
+    if groups > 1 and not grouped:  # torch before 2.12 promises equal heads only
+        key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
     return varlen_attn(
         query, key, value, borders, borders, longest, longest,
-        scale=scaling, window_size=_window(packing.causal, window), enable_gqa=query.size(1) != key.size(1),
+        scale=scaling, window_size=_window(packing.causal, window), **grouped,
     )  # fmt: skip

@@ -294,6 +294,15 @@ def emulated_varlen(
     return varlen(query, key, value, cu_seq_q, scale, window_size == (-1, 0), window_size)
 
 
+def varlen_of_equal_heads(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)
+):
+    """The same before torch 2.12: no word on GQA."""
+    return emulated_varlen(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size
+    )  # fmt: skip
+
+
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> dict:
     """The two kernels of CUDA, on stand-ins for the libraries."""
@@ -313,6 +322,16 @@ def test_both_kernels_are_called_so_that_they_equal_the_groups(kernels, kernel, 
     query, key, value = (part[0].transpose(0, 1).detach() for part in states(14, *heads))
     ours = kernels[kernel](query, key, value, pack, 0.0, 0.3, window)
     groups = attention._by_group(query, key, value, pack, 0.0, 0.3, window, None, None)
+    torch.testing.assert_close(ours, groups, atol=2e-6, rtol=2e-5)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_torch_s_kernel_without_gqa_gets_equal_heads(kernels, monkeypatch, heads) -> None:
+    monkeypatch.setattr(sys.modules["torch.nn.attention.varlen"], "varlen_attn", varlen_of_equal_heads)
+    pack = packing([4, 1, 5, 4], True)
+    query, key, value = (part[0].transpose(0, 1).detach() for part in states(14, *heads))
+    ours = kernels["varlen"](query, key, value, pack, 0.0, 0.3, 2)
+    groups = attention._by_group(query, key, value, pack, 0.0, 0.3, 2, None, None)
     torch.testing.assert_close(ours, groups, atol=2e-6, rtol=2e-5)
 
 
