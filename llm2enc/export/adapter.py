@@ -293,11 +293,14 @@ def _write_form(
 
 
 def _facts(recipe: Recipe, folders: list[Path], rank: int) -> dict[str, Any]:
+    from llm2enc.model import load_config, text_config
+
     return {
         "base": card.base_model([recipe.model_dump(mode="json")]) or "",
         "revision": recipe.model.revision,
         "dtype": recipe.model.dtype,
         "attention": recipe.model.attention,
+        "base_is_causal": getattr(text_config(load_config(recipe.model)), "is_causal", None) is not False,
         "parent": _finished(folders[0])["parent"],
         "result": _finished(folders[-1])["result"],
         "stages": [folder.name for folder in folders],
@@ -311,13 +314,14 @@ def _readme(form: str, facts: dict[str, Any]) -> str:
     head = f"---\nlibrary_name: peft\n{f'base_model: {base}' + chr(10) if base else ''}tags: [llm2enc, lora]\n---\n"
     name, model = base or "path/to/the/base", "AutoModel" if form == DECODER else "AutoModelForCausalLM"
     inside = f".{facts['inside']}" if facts.get("inside") else ""
-    switch = "config.get_text_config().is_causal = False\n" if facts["attention"] == "bidirectional" else ""
+    switched = facts["attention"] == "bidirectional" and facts["base_is_causal"]
+    switch = "config.get_text_config().is_causal = False\n" if switched else ""
     warning = (
         "The base must read in **both directions**. PEFT's files cannot say so: opened without the line "
         "that sets `is_causal`, or by an engine that ignores it, this adapter gives other vectors and no error. "
         "transformers 5.2 or newer is needed."
         if switch
-        else "The base stays causal; nothing has to be switched."
+        else f"The base stays {facts['attention']}; nothing has to be switched."
     )
     return f"""{head}
 # LoRA adapter of a text encoder
