@@ -43,7 +43,8 @@ def read(folder: Path, inputs: int, spec: HeadSpec) -> Projection:
             f"{folder} has a head, by its llm2enc.json, but no {DENSE}/{WEIGHTS}; copy the whole directory"
         )
     bias = {"linear.bias": (spec.dimensions,)} if spec.bias else {}
-    check_tensors(path, {"linear.weight": (spec.dimensions, inputs), **bias}, "the head that llm2enc.json describes")
+    own = {"linear.weight": (spec.dimensions, inputs), **bias}
+    check_tensors(path, own, "the head that llm2enc.json describes", "write the directory again")
     projection = Projection(inputs, spec)
     projection.load_state_dict(load_file(path))
     return projection

@@ -260,7 +260,8 @@ class Backbone(nn.Module):
 
         path = folder / "adapter_model.safetensors"
         own = get_peft_model_state_dict(self._peft[0], save_embedding_layers=False)
-        check_tensors(path, {name: tuple(tensor.shape) for name, tensor in own.items()}, "this model's adapter")
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        check_tensors(path, shapes, "this model's adapter", "it was trained with another LoRA shape or another model")
         set_peft_model_state_dict(self._peft[0], load_file(path))
 
     # ---- several processes

@@ -67,7 +67,7 @@ def load_model(
             f"the weights of {name} do not become those of {config.model_type} ({' '.join(str(error).split())[:300]}); "
             "get its files again"
         ) from error
-    return _complete(model, config, found, name)
+    return _complete(model, found, name, revision)
 
 
 def check_no_adapter(name: str, revision: str | None = None) -> None:
@@ -180,8 +180,8 @@ def _renamed(files: Iterable[Path], names: Mapping[str, str]) -> dict[str, torch
 # ------------------------------------------------------------------------------------------------------------- tensors
 
 
-def check_tensors(path: Path, own: Mapping[str, tuple[int, ...]], whose: str) -> None:
-    """InputError unless a safetensors file holds the tensors `own`, by name and shape, whole; `whose` they are."""
+def check_tensors(path: Path, own: Mapping[str, tuple[int, ...]], whose: str, remedy: str) -> None:
+    """InputError unless a safetensors file is whole and holds the tensors `own`, by name and shape; `whose` they are."""
     found = tensor_shapes(path)
     _refuse(
         path,
@@ -189,20 +189,21 @@ def check_tensors(path: Path, own: Mapping[str, tuple[int, ...]], whose: str) ->
         sorted(own.keys() - found.keys()),
         sorted(found.keys() - own.keys()),
         [(name, found[name], own[name]) for name in sorted(own.keys() & found.keys()) if own[name] != found[name]],
+        remedy,
     )
 
 
-def _complete(
-    model: "PreTrainedModel", config: "PretrainedConfig", found: Mapping[str, Any], name: str
-) -> "PreTrainedModel":
+def _complete(model: "PreTrainedModel", found: Mapping[str, Any], name: str, revision: str | None) -> "PreTrainedModel":
     """The model, or its decoder where only that is whole. `found`: what transformers says of the loading."""
     decoder = decoder_of(model)
     within = {f"{path}." if path else "" for path, module in model.named_modules() if module is decoder}
     missing = sorted(tensor for tensor in found["missing_keys"] if tensor.startswith(tuple(within)))
-    unneeded = _not_in(model, config) if found["unexpected_keys"] else set()
-    left_out = {tensor for tensor in found["unexpected_keys"] if unneeded & set(tensor.split("."))}
+    unneeded = _not_in(model, name, revision) if found["unexpected_keys"] else set()
+    left_out = {key for key in found["unexpected_keys"] if any(f".{path}." in f".{key}" for path in unneeded)}
     others = sorted(found["unexpected_keys"] - left_out)
-    _refuse(name, f"a {type(model).__name__}", missing, others, sorted(found["mismatched_keys"]))
+    unmerged = any(".lora_" in tensor or ".base_layer." in tensor for tensor in others)
+    remedy = "merge its adapter before saving it (merge_and_unload)" if unmerged else "get or write its files again"
+    _refuse(name, f"a {type(model).__name__}", missing, others, sorted(found["mismatched_keys"]), remedy)
     if left_out:
         _log.info("%s: left out, as an encoder has no use for them: %s", name, _named(sorted(left_out)))
     if found["missing_keys"]:
@@ -211,10 +212,11 @@ def _complete(
     return model
 
 
-def _not_in(model: "PreTrainedModel", config: "PretrainedConfig") -> set[str]:
-    """Names of the outermost modules of the architecture that config.json names which the model does not have."""
+def _not_in(model: "PreTrainedModel", name: str, revision: str | None) -> set[str]:
+    """Paths of the outermost modules that the architecture of config.json has and the model does not."""
     import transformers
 
+    config = transformers.AutoConfig.from_pretrained(name, revision=revision)
     names = getattr(config, "architectures", None) or [""]
     kind = getattr(transformers, names[0], None)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
@@ -222,7 +224,7 @@ def _not_in(model: "PreTrainedModel", config: "PretrainedConfig") -> set[str]:
     with torch.device("meta"):
         declared = _paths(kind(config))
     own = _paths(model) | {""}
-    return {last for parent, _, last in (path.rpartition(".") for path in declared - own) if parent in own}
+    return {path for path in declared - own if path.rpartition(".")[0] in own}
 
 
 def _paths(model: "PreTrainedModel") -> set[str]:
@@ -232,15 +234,18 @@ def _paths(model: "PreTrainedModel") -> set[str]:
 
 
 def _refuse(
-    what: str | Path, whose: str, missing: list[str], unexpected: list[str], reshaped: list[tuple[str, Any, Any]]
+    what: str | Path,
+    whose: str,
+    missing: list[str],
+    unexpected: list[str],
+    reshaped: list[tuple[str, Any, Any]],
+    remedy: str,
 ) -> None:
     """InputError that names the first of each, and how many there are."""
     shapes = [f"{name} {tuple(theirs)}, not {tuple(ours)}" for name, theirs, ours in reshaped]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     said = "; ".join(f"{len(names)} {kind} ({_named(names)})" for kind, names in faults.items() if names)
     if said:
-        unmerged = any(".lora_" in name or ".base_layer." in name for name in unexpected)
-        remedy = "merge its adapter before saving it (merge_and_unload)" if unmerged else "get or write its files again"
         raise InputError(f"the tensors of {what} are not those of {whose}: {said}; {remedy}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, Gemma3ForConditionalGeneration
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
 from llm2enc.errors import InputError
 from llm2enc.model import Backbone, load_backbone, load_model
@@ -145,6 +145,19 @@ def test_a_head_that_is_not_needed_is_left_out_and_said(base: Path, caplog: pyte
     assert torch.equal(model.norm.weight, make_model().model.norm.weight)
 
 
+def test_layers_that_are_not_asked_for_are_left_out_and_said(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = AutoConfig.from_pretrained(base, num_hidden_layers=1)
+    with caplog.at_level(logging.INFO):
+        model = load_model(AutoModelForCausalLM, str(base), config)
+    assert (
+        len(model.model.layers) == 1 and "left out, as an encoder has no use for them: model.layers.1." in caplog.text
+    )
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))  # by mistake: not asked for
+    with pytest.raises(InputError, match=r"9 unexpected \(model\.layers\.1\."):
+        load(base)
+
+
 def test_a_decoder_without_a_head_is_used_alone_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_model().model.save_pretrained(tmp_path)
     with caplog.at_level(logging.INFO):
@@ -204,11 +217,11 @@ def test_shapes_are_those_of_the_file(base: Path) -> None:
 
 def test_a_file_of_other_tensors_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2), "b": torch.ones(3)}, tmp_path / "x.safetensors")
-    check_tensors(tmp_path / "x.safetensors", {"a": (2,), "b": (3,)}, "me")
+    check_tensors(tmp_path / "x.safetensors", {"a": (2,), "b": (3,)}, "me", "go")
     with pytest.raises(
         InputError, match=r"1 missing \(c\); 1 unexpected \(a\); 1 of another shape \(b \(3,\), not \(4,\)"
     ):
-        check_tensors(tmp_path / "x.safetensors", {"c": (2,), "b": (4,)}, "me")
+        check_tensors(tmp_path / "x.safetensors", {"c": (2,), "b": (4,)}, "me", "go")
 
 
 # ------------------------------------------------------------------------------------------------------------- adapters
