@@ -100,6 +100,7 @@ def write(run: Path, folder: Path) -> list[Path]:
     if unknown:
         raise InputError(f"{run}: the base model {recipe.model.name} has no modules {unknown[:3]}; it has changed")
     facts = _facts(recipe, folders, rank=len(next(iter(tensors.values()))[0]))
+    facts["bidirectional_base"] = names.bidirectional
     files = _write_form(folder / DECODER, tensors, names.decoder, "", facts | {"inside": names.inside})
     return files + _write_form(folder / CAUSAL_LM, tensors, names.model, names.prefix, facts)
 
@@ -227,24 +228,26 @@ class _Names(NamedTuple):
     """What stands before the decoder's names there."""
     inside: str
     """Attribute of what AutoModel opens that is the decoder; empty where it opens just that (not so with vision)."""
+    bidirectional: bool
+    """Whether transformers reads the base in both directions by its own files."""
 
 
 def _names(recipe: Recipe) -> _Names:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from llm2enc.model import Backbone, load_config
+    from llm2enc.model import Backbone, load_config, text_config
 
+    config = load_config(recipe.model)
+    bidirectional = getattr(text_config(config), "is_causal", None) is False
     with torch.device("meta"):  # names alone: no weight is read or made
-        model = AutoModelForCausalLM.from_config(
-            load_config(recipe.model), trust_remote_code=recipe.model.trust_remote_code
-        )
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
     decoder = Backbone(model, bidirectional=recipe.model.attention == "bidirectional").decoder
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     inner = next((name for name, module in model.base_model.named_modules() if module is decoder), "")
     own = {name for name, _ in decoder.named_modules()}
     whole = {name for name, _ in model.named_modules()}
-    return _Names(own, whole, f"{prefix}.", "" if inner == prefix else inner)
+    return _Names(own, whole, f"{prefix}.", "" if inner == prefix else inner, bidirectional)
 
 
 def _targets(modules: set[str], names: set[str]) -> list[str]:
@@ -293,14 +296,11 @@ def _write_form(
 
 
 def _facts(recipe: Recipe, folders: list[Path], rank: int) -> dict[str, Any]:
-    from llm2enc.model import load_config, text_config
-
     return {
         "base": card.base_model([recipe.model_dump(mode="json")]) or "",
         "revision": recipe.model.revision,
         "dtype": recipe.model.dtype,
         "attention": recipe.model.attention,
-        "base_is_causal": getattr(text_config(load_config(recipe.model)), "is_causal", None) is not False,
         "parent": _finished(folders[0])["parent"],
         "result": _finished(folders[-1])["result"],
         "stages": [folder.name for folder in folders],
@@ -314,7 +314,7 @@ def _readme(form: str, facts: dict[str, Any]) -> str:
     head = f"---\nlibrary_name: peft\n{f'base_model: {base}' + chr(10) if base else ''}tags: [llm2enc, lora]\n---\n"
     name, model = base or "path/to/the/base", "AutoModel" if form == DECODER else "AutoModelForCausalLM"
     inside = f".{facts['inside']}" if facts.get("inside") else ""
-    switched = facts["attention"] == "bidirectional" and facts["base_is_causal"]
+    switched = facts["attention"] == "bidirectional" and not facts.get("bidirectional_base")
     switch = "config.get_text_config().is_causal = False\n" if switched else ""
     warning = (
         "The base must read in **both directions**. PEFT's files cannot say so: opened without the line "
