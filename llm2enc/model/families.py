@@ -55,7 +55,7 @@ def decoder_of(model: "PreTrainedModel") -> "PreTrainedModel":
     """The text model without its head."""
     if text_config(model.config) is not model.config:
         return model.get_decoder()
-    base = model.base_model
+    base: Any = model.base_model
     if base is model and model.get_output_embeddings() is not None:  # Llama 4 misnames its decoder
         return model.model
     return base

@@ -14,6 +14,7 @@ from llm2enc.model.backbone import Backbone
 from llm2enc.model.families import causal_by_config, config_notes, families, text_config, with_common_direction
 from llm2enc.model.loading import resolve
 from llm2enc.model.proof_record import Route
+from llm2enc.model.weights import check_no_adapter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,6 +142,8 @@ def _config(name: str, revision: str | None) -> "PretrainedConfig":
 
 def _fields(name: str, revision: str | None) -> dict[str, Any]:
     path = Path(resolve(name))
+    if path.is_dir():
+        check_no_adapter(str(path))
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         path = _from_hub(name, revision)

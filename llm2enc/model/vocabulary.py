@@ -2,7 +2,7 @@
 
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm2enc.errors import InputError
 
@@ -63,7 +63,8 @@ def _without(tokenizer: "PreTrainedTokenizerBase", names: set[str]) -> "PreTrain
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    whole: Any = tokenizer.backend_tokenizer
+    backend = json.loads(whole.to_str())
     backend["added_tokens"] = [token for token in backend["added_tokens"] if token["content"] not in names]
     roles = {role: token for role, token in tokenizer.special_tokens_map.items() if token not in names}
     return PreTrainedTokenizerFast(

@@ -79,21 +79,24 @@ def check_no_adapter(name: str, revision: str | None = None) -> None:
         base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} is no adapter's configuration ({error}); take it away, or get it again") from None
+    weights = _file(name, "adapter_model.safetensors", revision)
+    bare = weights is not None and any(key.startswith("base_model.model.layers.") for key in tensor_shapes(weights))
+    auto = "AutoModel" if bare else "AutoModelForCausalLM"  # PEFT passes over an adapter whose names do not fit
     if _file(name, "config.json", revision) is None:
         raise InputError(
             f"{name} holds an adapter, not a model: it was trained on {base}. Merge it into that, and give the result: "
-            f"{_merging(base or 'BASE', name)}"
+            f"{_merging(base or 'BASE', name, auto)}"
         )
     raise InputError(
         f"{name} holds an adapter ({ADAPTER_CONFIG}) beside its weights, and it is not said whether the model is meant with "
         "it or without. Move the adapter's files to a folder of their own, and give the weights alone, or the result of "
-        f"merging both: {_merging(name, 'ADAPTER')}"
+        f"merging both: {_merging(name, 'ADAPTER', auto)}"
     )
 
 
-def _merging(base: str, adapter: str) -> str:
+def _merging(base: str, adapter: str, auto: str) -> str:
     code = (
-        "from peft import PeftModel; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"from peft import PeftModel; from transformers import {auto} as M, AutoTokenizer as T; "
         f"PeftModel.from_pretrained(M.from_pretrained({base!r}), {adapter!r}).merge_and_unload()"
         f".save_pretrained('merged'); T.from_pretrained({base!r}).save_pretrained('merged')"
     )
@@ -105,7 +108,7 @@ def _merging(base: str, adapter: str) -> str:
 
 def _file(name: str, file: str, revision: str | None = None) -> Path | None:
     """The path of a file of a directory or hub repository; None if it has none, or cannot be reached."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     if Path(name).is_dir():
         return Path(name, file) if Path(name, file).is_file() else None
@@ -216,11 +219,12 @@ def _not_in(model: "PreTrainedModel", name: str, revision: str | None) -> set[st
     """Paths of the outermost modules that the architecture of config.json has and the model does not."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(name, revision=revision)
-    names = getattr(config, "architectures", None) or [""]
-    kind = getattr(transformers, names[0], None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        return set()
+    path = _file(name, "config.json", revision)
+    names = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path else None
+    kind = getattr(transformers, names[0], None) if names else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and kind.config_class):
+        return set()  # an architecture of the repository's own code, or none
+    config = kind.config_class.from_pretrained(name, revision=revision)
     with torch.device("meta"):
         declared = _paths(kind(config))
     own = _paths(model) | {""}

@@ -160,8 +160,9 @@ def test_a_stage_that_predicts_tokens_is_refused_on_a_base_without_a_head(
 ) -> None:
     make_model("llama", tmp_path / "base", has_bos=True)
     convert(conversion.training_free(str(tmp_path / "base")), tmp_path / "free")
-    stage = f'{{"objective": "{objective}", "data": {tiny_data[objective]}, "steps": 1, "batch_size": 2, "lr": 0.001}}'
-    changes = [f"model.name={tmp_path / 'free' / 'model'}", "model.revision=null", f"stages=[{stage}]"]
+    stage = {"objective": objective, "data": json.loads(tiny_data[objective]), "steps": 1, "batch_size": 2, "lr": 0.001}
+    masks = {"mask_rate": 0.2, "mask_policy": "all"} if objective == "mntp" else {}
+    changes = [f"model.name={tmp_path / 'free' / 'model'}", f"stages={json.dumps([stage | masks])}"]
     recipe = load_recipe("pocket", changes)
     with pytest.raises(
         ValueError, match=rf"{objective} stage predicts tokens, but this model has no language-model head"

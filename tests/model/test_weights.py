@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, Gemma3ForConditionalGeneration
 
 from llm2enc.errors import InputError
-from llm2enc.model import Backbone, load_backbone, load_model
+from llm2enc.model import Backbone, inspect, load_backbone, load_model, load_tokenizer
 from llm2enc.model.weights import check_tensors, tensor_shapes, unwrapped
 from llm2enc.recipe import LoraSpec, ModelSpec
 from tests.model.test_backbone import states
@@ -227,6 +228,14 @@ def test_a_file_of_other_tensors_is_refused(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- adapters
 
 
+def run_line(message: str, **places: Path) -> None:
+    """What a user would do: paste the command of the message."""
+    code = shlex.split(message.partition("python -c ")[2])[0]
+    for name, place in places.items():
+        code = code.replace(f"'{name}'", repr(str(place)))
+    exec(code, {})
+
+
 @pytest.fixture
 def adapter(base: Path, tmp_path: Path) -> Path:
     backbone = Backbone(make_model(), bidirectional=False)
@@ -248,5 +257,25 @@ def test_an_adapter_beside_the_weights_is_refused(base: Path, adapter: Path) -> 
 
 
 def test_an_adapter_alone_is_refused_with_its_base_and_the_command(base: Path, adapter: Path) -> None:
-    with pytest.raises(InputError, match=rf"holds an adapter, not a model: it was trained on {base}.*python -c"):
+    for loading in (load, inspect, lambda folder: load_tokenizer(ModelSpec(name=str(folder)))):
+        with pytest.raises(InputError, match=rf"holds an adapter, not a model: it was trained on {base}.*python -c"):
+            loading(adapter)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_command_makes_the_merged_model(causal: bool, base: Path, adapter: Path, tmp_path: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    weights = {name: tensor + 0.1 for name, tensor in load_file(path).items()}
+    save_file(weights, path)
+    expected = load(base)
+    expected.add_lora(LoraSpec(r=2, alpha=4, dropout=0.0), seed=0)
+    expected.load_adapter(adapter)
+    expected.merge_lora()
+    if causal:  # the names that an adapter of the model with its head has
+        save_file({name.replace("model.layers", "model.model.layers"): t for name, t in weights.items()}, path)
+    with pytest.raises(InputError) as refused:
         load(adapter)
+    run_line(str(refused.value), merged=tmp_path / "merged")
+    assert load(tmp_path / "merged").has_head == causal
+    assert torch.allclose(states(load(tmp_path / "merged")), states(expected), atol=1e-5)
+    assert (states(expected) - states(load(base))).abs().max() > 0.1
