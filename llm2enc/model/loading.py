@@ -21,7 +21,7 @@ from llm2enc.model.families import (
     with_common_direction,
 )
 from llm2enc.model.vocabulary import check_config, with_rows
-from llm2enc.model.weights import check_no_adapter, load_model
+from llm2enc.model.weights import check_no_adapter, find_file, load_model
 from llm2enc.recipe import ModelSpec
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     folder = resolve(spec.name)
-    config = load_config(spec)
+    check_no_adapter(folder, spec.revision)
     with naming_untrusted_code(spec.name):
         try:
             tokenizer = AutoTokenizer.from_pretrained(
@@ -59,7 +59,9 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
                 f"the tokenizer of {folder} cannot be opened: {type(error).__name__}: {error}; look at its tokenizer.json "
                 "and tokenizer_config.json"
             ) from error
-    return with_rows(tokenizer, text_config(config), spec.name)
+    if find_file(folder, "config.json", spec.revision) is None:  # a tokenizer of no model, to look at data with
+        return tokenizer
+    return with_rows(tokenizer, text_config(load_config(spec)), spec.name)
 
 
 def load_config(spec: ModelSpec) -> "PretrainedConfig":

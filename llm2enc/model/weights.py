@@ -72,17 +72,17 @@ def load_model(
 
 def check_no_adapter(name: str, revision: str | None = None) -> None:
     """InputError, with the lines that merge it, if there is an adapter in the place of a model or beside its weights."""
-    path = _file(name, ADAPTER_CONFIG, revision)
+    path = find_file(name, ADAPTER_CONFIG, revision)
     if path is None:
         return
     try:
         base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} is no adapter's configuration ({error}); take it away, or get it again") from None
-    weights = _file(name, "adapter_model.safetensors", revision)
+    weights = find_file(name, "adapter_model.safetensors", revision)
     bare = weights is not None and any(key.startswith("base_model.model.layers.") for key in tensor_shapes(weights))
     auto = "AutoModel" if bare else "AutoModelForCausalLM"  # PEFT passes over an adapter whose names do not fit
-    if _file(name, "config.json", revision) is None:
+    if find_file(name, "config.json", revision) is None:
         raise InputError(
             f"{name} holds an adapter, not a model: it was trained on {base}. Merge it into that, and give the result: "
             f"{_merging(base or 'BASE', name, auto)}"
@@ -106,7 +106,7 @@ def _merging(base: str, adapter: str, auto: str) -> str:
 # --------------------------------------------------------------------------------------------------------------- files
 
 
-def _file(name: str, file: str, revision: str | None = None) -> Path | None:
+def find_file(name: str, file: str, revision: str | None = None) -> Path | None:
     """The path of a file of a directory or hub repository; None if it has none, or cannot be reached."""
     from transformers.utils.hub import cached_file
 
@@ -119,17 +119,17 @@ def _file(name: str, file: str, revision: str | None = None) -> Path | None:
 
 def _weight_files(name: str, revision: str | None) -> list[Path]:
     """The safetensors files that transformers would read; none where it has to say itself what is wrong."""
-    whole = _file(name, _WEIGHTS, revision)
+    whole = find_file(name, _WEIGHTS, revision)
     if whole is not None:
         return [whole]
-    index = _file(name, _INDEX, revision)
+    index = find_file(name, _INDEX, revision)
     if index is None:
         return []
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{index} is no index of weights ({type(error).__name__}: {error}); get it again") from None
-    files = {shard: _file(name, shard, revision) for shard in sorted(shards)}
+    files = {shard: find_file(name, shard, revision) for shard in sorted(shards)}
     absent = [shard for shard, path in files.items() if path is None]
     if absent:
         raise InputError(f"{name} lacks {_named(absent)} of its weights, by {_INDEX}; get the files again")
@@ -219,7 +219,7 @@ def _not_in(model: "PreTrainedModel", name: str, revision: str | None) -> set[st
     """Paths of the outermost modules that the architecture of config.json has and the model does not."""
     import transformers
 
-    path = _file(name, "config.json", revision)
+    path = find_file(name, "config.json", revision)
     names = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path else None
     kind = getattr(transformers, names[0], None) if names else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and kind.config_class):
