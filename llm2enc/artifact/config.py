@@ -63,19 +63,15 @@ def write(parts: "Parts", folder: Path, dtype: str | None) -> list[str]:
 def read(folder: Path) -> "PretrainedConfig":
     """The configuration of a directory, with which our own code opens its decoder by AutoModel.from_pretrained.
 
-    Gemma 3 has the switch of all other families, is_causal, in place of the key that engines read (`_attention_keys`):
-    both together would widen the window by one, and the mask that the key makes is of functions that cannot be traced.
+    Direction and window are said as every family says them, not as `_attention_keys` writes them for engines.
     """
     from transformers import AutoConfig
 
-    from llm2enc.model import naming_untrusted_code, without_kernels
+    from llm2enc.model import naming_untrusted_code, with_common_direction, without_kernels
 
     with naming_untrusted_code(folder):
-        config = without_kernels(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    if is_gemma3(config.model_type) and config.use_bidirectional_attention:
-        config.use_bidirectional_attention, config.is_causal = False, False
-        config.sliding_window -= 1  # transformers has halved what the file says, and counted exclusively
-    return config
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return with_common_direction(without_kernels(config))
 
 
 def model_args(parts: "Parts") -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from llm2enc.artifact.files import write_json
 from llm2enc.errors import InputError
-from llm2enc.model import Projection
+from llm2enc.model import Projection, check_tensors
 from llm2enc.recipe import HeadSpec
 
 DENSE = "2_Dense"
@@ -33,8 +33,8 @@ def write(head: Projection, folder: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, place / WEIGHTS)
 
 
-def read(folder: Path, spec: HeadSpec) -> Projection:
-    """The projection that `write` wrote. ValueError if its weights are not of the shape that llm2enc.json says."""
+def read(folder: Path, inputs: int, spec: HeadSpec) -> Projection:
+    """The projection from width `inputs` that `write` wrote. ValueError if its weights are not those of the spec."""
     from safetensors.torch import load_file
 
     path = folder / DENSE / WEIGHTS
@@ -42,12 +42,9 @@ def read(folder: Path, spec: HeadSpec) -> Projection:
         raise InputError(
             f"{folder} has a head, by its llm2enc.json, but no {DENSE}/{WEIGHTS}; copy the whole directory"
         )
-    state = load_file(path)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    inputs = shapes.get("linear.weight", (0, 0))[-1]
-    expected = {"linear.weight": (spec.dimensions, inputs)} | ({"linear.bias": (spec.dimensions,)} if spec.bias else {})
-    if shapes != expected:
-        raise InputError(f"{path} holds {shapes}, llm2enc.json says {expected}; write the directory again")
+    bias = {"linear.bias": (spec.dimensions,)} if spec.bias else {}
+    own = {"linear.weight": (spec.dimensions, inputs), **bias}
+    check_tensors(path, own, "the head that llm2enc.json describes", "write the directory again")
     projection = Projection(inputs, spec)
-    projection.load_state_dict(state)
+    projection.load_state_dict(load_file(path))
     return projection

@@ -25,7 +25,7 @@ from llm2enc.artifact import dense
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact import tokenizer as exported
 from llm2enc.artifact.files import check_target, write_json
-from llm2enc.artifact.integrity import changed, check_golden, check_weights, digests, unproven
+from llm2enc.artifact.integrity import changed, check_fingerprint, check_golden, check_weights, digests, unproven
 from llm2enc.artifact.metadata import (
     FORMAT,
     Difference,
@@ -135,6 +135,8 @@ def read(folder: Path, dtype: str = "auto", full_proof: bool = False) -> Parts:
     other = [] if full_proof else changed(folder, metadata)
     parts = _open(folder, metadata, dtype, other)
     reason = "" if full_proof else unproven(metadata, other)
+    if not full_proof and metadata.files is None and dtype == "auto":  # an early release: no file's digest to compare
+        check_fingerprint(parts, metadata, folder)
     if full_proof or reason:
         prove(parts.backbone)
     else:
@@ -152,25 +154,25 @@ def _open(folder: Path, metadata: Metadata, dtype: str = "auto", other: Sequence
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
-    from llm2enc.model import Backbone, limits, naming_untrusted_code
+    from llm2enc.model import Backbone, check_config, limits, load_model, naming_untrusted_code, with_rows
     from llm2enc.text import InputFormat
 
     config = decoder_config.read(folder)
     limits.check_lengths(config, {"input.max_tokens": metadata.input.max_tokens})
+    check_config(config, str(folder))
     check_weights(folder, other)
     with naming_untrusted_code(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = with_rows(tokenizer, config, str(folder))
     if metadata.tokenizer:
         tokenizer = rules.restore(tokenizer, metadata.tokenizer)
     input_format = InputFormat(metadata.input, tokenizer)
     with explained(f"the weights of {folder}", "write or download the directory again", (ValueError, SafetensorError)):
-        model = AutoModel.from_pretrained(
-            folder, config=config, use_safetensors=True, trust_remote_code=False, dtype=dtype
-        )
+        model = load_model(AutoModel, str(folder), config, trust_remote_code=False, dtype=dtype)
     backbone = Backbone(model, bidirectional=metadata.attention == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")
-    head = dense.read(folder, metadata.head).to(backbone.device) if metadata.head else None
+    head = dense.read(folder, backbone.width, metadata.head).to(backbone.device) if metadata.head else None
     return Parts(backbone, input_format, metadata.pooling, metadata.normalize, head)
 
 

@@ -17,7 +17,7 @@ from llm2enc.artifact.files import METADATA_FILE
 from llm2enc.artifact.metadata import Metadata
 from llm2enc.artifact.parts import Parts
 from llm2enc.errors import InputError
-from llm2enc.model import POOLERS, TOLERANCE, installed, spot_check
+from llm2enc.model import POOLERS, TOLERANCE, installed, spot_check, weights_fingerprint
 
 MIB = 2**20
 WHOLE = 32 * MIB  # bytes up to which a file is hashed whole
@@ -76,6 +76,16 @@ def unproven(metadata: Metadata, changed: list[str]) -> str:
         if here[name] != known
     ]
     return "; ".join([f"{name} is not the file that was written" for name in changed] + other)
+
+
+def check_fingerprint(parts: Parts, metadata: Metadata, folder: Path) -> None:
+    """InputError unless the weights, held as they are stored, are those that were written."""
+    found = weights_fingerprint(parts.backbone, parts.head)
+    if found != metadata.fingerprint:
+        raise InputError(
+            f"the weights of {folder} are {found[:12]}, llm2enc.json says {metadata.fingerprint[:12]}: take them from where "
+            f"the directory was written; `llm2enc verify {folder}` says how far its vectors are"
+        )
 
 
 def check_golden(parts: Parts, metadata: Metadata, folder: Path) -> None:

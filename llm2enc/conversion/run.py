@@ -27,7 +27,7 @@ from llm2enc.model import limits, load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.storage import add_path_to_oserror, recover, remove_stale, replace_text
 from llm2enc.text import for_tokenizer, plain_marks, surrounding
-from llm2enc.training import checkpoint, train
+from llm2enc.training import check_head, checkpoint, train
 from llm2enc.verification import AT_THE_END_OF_A_CONVERSION, Parity, verify
 
 _log = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         with run_directory.opened(recipe, out, resume, overwrite):
             # A model that cannot be converted is refused before anything is written.
             encoder = Encoder.from_recipe(recipe)
+            for stage in recipe.stages:
+                check_head(encoder.backbone, stage)
             run_directory.begin(recipe, out, overwrite)
             try:
                 return _run(recipe, out, encoder)

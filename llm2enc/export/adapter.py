@@ -100,6 +100,7 @@ def write(run: Path, folder: Path) -> list[Path]:
     if unknown:
         raise InputError(f"{run}: the base model {recipe.model.name} has no modules {unknown[:3]}; it has changed")
     metadata = _metadata(recipe, folders, rank=len(next(iter(tensors.values()))[0]))
+    metadata["bidirectional_base"] = names.bidirectional
     files = _write_adapter(folder / DECODER, tensors, names.decoder, "", metadata | {"inside": names.inside})
     return files + _write_adapter(folder / CAUSAL_LM, tensors, names.model, names.prefix, metadata)
 
@@ -233,24 +234,26 @@ class _Names(NamedTuple):
     """What stands before the decoder's names there."""
     inside: str
     """Attribute of what AutoModel opens that is the decoder; empty where it opens just that (not so with vision)."""
+    bidirectional: bool
+    """Whether transformers reads the base in both directions by its own files."""
 
 
 def _names(recipe: Recipe) -> _Names:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from llm2enc.model import Backbone, load_config
+    from llm2enc.model import Backbone, load_config, text_config
 
+    config = load_config(recipe.model)
+    bidirectional = getattr(text_config(config), "is_causal", None) is False
     with torch.device("meta"):  # names alone: no weight is read or made
-        model = AutoModelForCausalLM.from_config(
-            load_config(recipe.model), trust_remote_code=recipe.model.trust_remote_code
-        )
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=recipe.model.trust_remote_code)
     decoder = Backbone(model, bidirectional=recipe.model.attention == "bidirectional").decoder
     prefix = next(name for name, module in model.named_modules() if module is decoder)
     inner = next((name for name, module in model.base_model.named_modules() if module is decoder), "")
     own = {name for name, _ in decoder.named_modules()}
     whole = {name for name, _ in model.named_modules()}
-    return _Names(own, whole, f"{prefix}.", "" if inner == prefix else inner)
+    return _Names(own, whole, f"{prefix}.", "" if inner == prefix else inner, bidirectional)
 
 
 def _targets(modules: set[str], names: set[str]) -> list[str]:
@@ -313,13 +316,14 @@ def _readme(kind: str, metadata: dict[str, Any]) -> str:
     head = f"---\nlibrary_name: peft\n{f'base_model: {base}' + chr(10) if base else ''}tags: [llm2enc, lora]\n---\n"
     name, model = base or "path/to/the/base", "AutoModel" if kind == DECODER else "AutoModelForCausalLM"
     inside = f".{metadata['inside']}" if metadata.get("inside") else ""
-    switch = "config.get_text_config().is_causal = False\n" if metadata["attention"] == "bidirectional" else ""
+    switched = metadata["attention"] == "bidirectional" and not metadata.get("bidirectional_base")
+    switch = "config.get_text_config().is_causal = False\n" if switched else ""
     warning = (
         "The base must read in **both directions**. PEFT's files cannot say so: opened without the line "
         "that sets `is_causal`, or by an engine that ignores it, this adapter gives other vectors and no error. "
         "transformers 5.2 or newer is needed."
         if switch
-        else "The base stays causal; nothing has to be switched."
+        else f"The base stays {facts['attention']}; nothing has to be switched."
     )
     return f"""{head}
 # LoRA adapter of a text encoder

@@ -29,7 +29,7 @@ from llm2enc.artifact import Metadata, asked, dense
 from llm2enc.artifact import config as decoder_config
 from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotExport, InputError, require
-from llm2enc.model import POOLERS
+from llm2enc.model import POOLERS, load_model
 from llm2enc.recipe import Pooling
 from llm2enc.storage import add_path_to_oserror, sync, temp_directory
 
@@ -75,11 +75,11 @@ def open_graph(folder: Path, metadata: Metadata) -> Graph:
     """The graph of a directory, in float32 and evaluation mode, on the CPU."""
     from transformers import AutoModel
 
-    decoder = AutoModel.from_pretrained(
-        folder, config=decoder_config.read(folder), use_safetensors=True, trust_remote_code=False, dtype=torch.float32,
+    decoder = load_model(
+        AutoModel, str(folder), decoder_config.read(folder), trust_remote_code=False, dtype=torch.float32,
         attn_implementation="eager",
     )  # fmt: skip
-    head = dense.read(folder, metadata.head) if metadata.head else None
+    head = dense.read(folder, decoder.config.hidden_size, metadata.head) if metadata.head else None
     return Graph(decoder, metadata.pooling, metadata.normalize, head).eval()
 
 

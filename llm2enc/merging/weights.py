@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from llm2enc.errors import InputError, explained
+from llm2enc.model import tensor_shapes
 from llm2enc.storage import check_name
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -24,13 +25,14 @@ class Weights:
             if (folder / INDEX).is_file():
                 self.files = dict(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
             elif (folder / WEIGHTS).is_file():
-                with safe_open(folder / WEIGHTS, "pt") as file:
-                    self.files = dict.fromkeys(file.keys(), WEIGHTS)
+                self.files = dict.fromkeys(tensor_shapes(folder / WEIGHTS), WEIGHTS)
             else:
                 raise InputError(f"{folder} holds no {WEIGHTS} and no {INDEX}; weights are read from safetensors only")
         self.folder = folder
         for file in set(self.files.values()):
             check_name(file, f"a file of {folder / INDEX}")
+            if (folder / file).is_file():
+                tensor_shapes(folder / file)  # which refuses one that was cut, with its sizes
 
     @cached_property
     def headers(self) -> dict[str, tuple[tuple[int, ...], str]]:

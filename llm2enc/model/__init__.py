@@ -2,6 +2,7 @@
 
 from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone, evaluating
+from llm2enc.model.families import is_bidirectional, with_common_direction
 from llm2enc.model.heads import Projection, weights_fingerprint
 from llm2enc.model.hooks import decoder_layers, emulated
 from llm2enc.model.inspection import inspect
@@ -18,6 +19,8 @@ from llm2enc.model.loading import (
 )
 from llm2enc.model.pooling import POOLERS, Pooler, pooled_edges
 from llm2enc.model.proof import TOLERANCE, Proof, installed, prove, proven, spot_check
+from llm2enc.model.vocabulary import check_config, with_rows
+from llm2enc.model.weights import check_tensors, load_model, tensor_shapes
 
 __all__ = [
     "POOLERS",
@@ -26,14 +29,18 @@ __all__ = [
     "Pooler",
     "Projection",
     "Proof",
+    "check_config",
+    "check_tensors",
     "decoder_layers",
     "emulated",
     "evaluating",
     "inspect",
     "installed",
+    "is_bidirectional",
     "limits",
     "load_backbone",
     "load_config",
+    "load_model",
     "load_tokenizer",
     "naming_untrusted_code",
     "pooled_edges",
@@ -43,7 +50,10 @@ __all__ = [
     "resolve",
     "skeleton",
     "spot_check",
+    "tensor_shapes",
     "text_config",
     "weights_fingerprint",
+    "with_common_direction",
+    "with_rows",
     "without_kernels",
 ]

@@ -24,9 +24,10 @@ from llm2enc import distributed
 from llm2enc.errors import InputError
 from llm2enc.model import attention
 from llm2enc.model.attention import NAME, Packing, allowed, packed_call
-from llm2enc.model.families import causal_by_config, families, text_config
+from llm2enc.model.families import causal_by_config, decoder_of, families, text_config
 from llm2enc.model.hooks import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
 from llm2enc.model.proof_record import Proof, Route
+from llm2enc.model.weights import check_tensors
 from llm2enc.recipe import LoraSpec
 from llm2enc.storage import replace_text
 from llm2enc.text import Tokens
@@ -65,12 +66,7 @@ class Backbone(nn.Module):
     @property
     def decoder(self) -> "PreTrainedModel":
         """The text model without its head; what is exported and what adapters live in."""
-        if text_config(self.model.config) is not self.model.config:
-            return self.model.get_decoder()
-        base = self.model.base_model
-        if base is self.model and self.model.get_output_embeddings() is not None:  # Llama 4 misnames its decoder
-            return self.model.model
-        return base
+        return decoder_of(self.model)
 
     @property
     def config(self) -> "PretrainedConfig":
@@ -262,17 +258,11 @@ class Backbone(nn.Module):
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        saved = load_file(folder / "adapter_model.safetensors")
+        path = folder / "adapter_model.safetensors"
         own = get_peft_model_state_dict(self._peft[0], save_embedding_layers=False)
-        missing, unexpected = own.keys() - saved.keys(), saved.keys() - own.keys()
-        other = {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape}
-        if missing or unexpected or other:
-            raise InputError(
-                f"{folder} does not fit this model's adapter: missing {sorted(missing)[:3]}, unexpected "
-                f"{sorted(unexpected)[:3]}, of another shape {sorted(other)[:3]}; it was trained with another LoRA "
-                "shape or another model"
-            )
-        set_peft_model_state_dict(self._peft[0], saved)
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        check_tensors(path, shapes, "this model's adapter", "it was trained with another LoRA shape or another model")
+        set_peft_model_state_dict(self._peft[0], load_file(path))
 
     # ---- several processes
 

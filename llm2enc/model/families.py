@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llm2enc.model import limits
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @lru_cache
@@ -49,3 +49,40 @@ def unsupported_reason(model_type: str, reason: str) -> str:
 def text_config(config: "PretrainedConfig") -> "PretrainedConfig":
     """The configuration of the text decoder: of a composite model (Gemma 3 with vision) only this one is obeyed."""
     return config.get_text_config(decoder=True)
+
+
+def decoder_of(model: "PreTrainedModel") -> "PreTrainedModel":
+    """The text model without its head."""
+    if text_config(model.config) is not model.config:
+        return model.get_decoder()
+    base: Any = model.base_model
+    if base is model and model.get_output_embeddings() is not None:  # Llama 4 misnames its decoder
+        return model.model
+    return base
+
+
+# Families whose configuration holds half of the window that the file says, plus one, once this key is set. What is set.
+_HALVING = {"gemma3_text": True, "gemma4_text": "all", "gemma4_unified_text": "all"}
+
+
+def with_common_direction(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The configuration with the direction and the window of its text decoder said as every family says them.
+
+    That is `is_causal` alone, and a window W of which a token reads i - j < W, or |i - j| <= W in both directions. Gemma 3
+    and 4 have a key of their own beside it, under which transformers halves the window of the file and counts it
+    exclusively: read with `is_causal` too, it would be one token wider, and the mask that the key makes is of functions
+    that cannot be traced.
+    """
+    text = text_config(config)
+    said = getattr(text, "use_bidirectional_attention", None)
+    if said and said == _HALVING.get(text.model_type):
+        text.use_bidirectional_attention, text.is_causal = None, False
+        text.sliding_window -= 1
+    return config
+
+
+def is_bidirectional(config: "PretrainedConfig") -> bool:
+    """Whether the files say that the text decoder reads in both directions already."""
+    text = text_config(config)
+    said = getattr(text, "use_bidirectional_attention", None)
+    return getattr(text, "is_causal", None) is False or said in (True, "all")

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from llm2enc.errors import CannotConvert, InputError
 from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone
-from llm2enc.model.families import causal_by_config, config_notes, families, text_config
+from llm2enc.model.families import causal_by_config, config_notes, families, text_config, with_common_direction
 from llm2enc.model.loading import resolve
 from llm2enc.model.proof_record import Route
+from llm2enc.model.weights import check_no_adapter
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,7 +133,7 @@ def _config(name: str, revision: str | None) -> "PretrainedConfig":
         advice = "it brings its own code, which is never run to look at it" if remote else "a newer release may know it"
         raise InputError(f"{name}: transformers {transformers.__version__} has no model_type {model_type!r}; {advice}")
     try:
-        config = text_config(CONFIG_MAPPING[model_type].from_dict(fields))
+        config = text_config(with_common_direction(CONFIG_MAPPING[model_type].from_dict(fields)))
     except Exception as error:  # each family checks its fields in its own way and raises what it likes
         raise InputError(f"{name}: not a usable {model_type} configuration: {_short(error)}") from error
     _check_sizes(name, config.to_dict())
@@ -141,6 +142,8 @@ def _config(name: str, revision: str | None) -> "PretrainedConfig":
 
 def _fields(name: str, revision: str | None) -> dict[str, Any]:
     path = Path(resolve(name))
+    if path.is_dir():
+        check_no_adapter(str(path))
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         path = _from_hub(name, revision)

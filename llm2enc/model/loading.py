@@ -13,7 +13,15 @@ from safetensors import SafetensorError
 from llm2enc.errors import CannotConvert, InputError, explained
 from llm2enc.model import attention, limits
 from llm2enc.model.backbone import Backbone
-from llm2enc.model.families import causal_by_config, text_config, unsupported_reason
+from llm2enc.model.families import (
+    causal_by_config,
+    is_bidirectional,
+    text_config,
+    unsupported_reason,
+    with_common_direction,
+)
+from llm2enc.model.vocabulary import check_config, with_rows
+from llm2enc.model.weights import check_no_adapter, find_file, load_model
 from llm2enc.recipe import ModelSpec
 
 if TYPE_CHECKING:
@@ -30,16 +38,18 @@ def resolve(name: str) -> str:
 
 
 def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer.
+    """The model's tokenizer, of which every token has a row in the embedding.
 
-    raises  ValueError if it brings code of its own and the recipe does not trust it, or if its files hold no tokenizer
+    raises  ValueError if it brings code of its own and the recipe does not trust it, if its files hold no tokenizer, or
+            one with tokens that the model does not have (see `vocabulary`)
     """
     from transformers import AutoTokenizer
 
     folder = resolve(spec.name)
+    check_no_adapter(folder, spec.revision)
     with naming_untrusted_code(spec.name):
         try:
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 folder, revision=spec.revision, trust_remote_code=spec.trust_remote_code
             )
         except (OSError, ImportError):  # not found, or a package is missing: both say what to do
@@ -49,17 +59,24 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
                 f"the tokenizer of {folder} cannot be opened: {type(error).__name__}: {error}; look at its tokenizer.json "
                 "and tokenizer_config.json"
             ) from error
+    if find_file(folder, "config.json", spec.revision) is None:  # a tokenizer of no model, to look at data with
+        return tokenizer
+    return with_rows(tokenizer, text_config(load_config(spec)), spec.name)
 
 
 def load_config(spec: ModelSpec) -> "PretrainedConfig":
-    """The model's configuration. ValueError if it brings code of its own and the recipe does not trust it."""
+    """The model's configuration, its direction and window said as every family says them.
+
+    raises  ValueError if it brings code of its own and the recipe does not trust it, or for an adapter in its place
+    """
     from transformers import AutoConfig
 
+    check_no_adapter(resolve(spec.name), spec.revision)
     with naming_untrusted_code(spec.name):
         config = AutoConfig.from_pretrained(
             resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
-    return without_kernels(config)
+    return with_common_direction(without_kernels(config))
 
 
 @contextmanager
@@ -95,7 +112,8 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
     seed     for `random` weights
     lengths  tokens of the longest inputs, by the key that asks for them
     raises   before any weight is read: CannotConvert for a known family that cannot be converted, ValueError for inputs
-             that are too long for the model
+             that are too long for the model, for a bidirectional model that is to be causal, and for ids beyond the
+             embedding; ValueError for weights that are not whole (see `load_model`)
     """
     from transformers import AutoModelForCausalLM
 
@@ -103,7 +121,13 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
     reason = causal_by_config(text_config(config)) if spec.attention == "bidirectional" else ""
     if reason:
         raise CannotConvert(unsupported_reason(text_config(config).model_type, reason))
+    if spec.attention == "causal" and is_bidirectional(config):
+        raise InputError(
+            f"{spec.name} is bidirectional already, by its config.json, and a recipe with `model.attention: causal` would "
+            "read it in one direction: set `model.attention: bidirectional`, or give the causal model that it was made of"
+        )
     limits.check_lengths(text_config(config), lengths or {})
+    check_config(text_config(config), spec.name)
     attention.register()
     kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
     with explained(spec.name, _REMEDY, (ValueError, SafetensorError)):
@@ -112,9 +136,7 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
                 torch.manual_seed(seed)
                 model = AutoModelForCausalLM.from_config(config, **kwargs)
         else:
-            model = AutoModelForCausalLM.from_pretrained(
-                resolve(spec.name), config=config, revision=spec.revision, use_safetensors=True, **kwargs
-            )
+            model = load_model(AutoModelForCausalLM, resolve(spec.name), config, spec.revision, **kwargs)
     return Backbone(model, bidirectional=spec.attention == "bidirectional")
 
 

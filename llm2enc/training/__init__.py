@@ -5,12 +5,13 @@ from llm2enc.training.gradcache import kept_activations
 from llm2enc.training.microbatch import BatchPartition, idle
 from llm2enc.training.objectives import OBJECTIVES
 from llm2enc.training.objectives.token_loss import head_gradient
-from llm2enc.training.prepare import prepare, prepare_backbone
+from llm2enc.training.prepare import check_head, prepare, prepare_backbone
 from llm2enc.training.trainer import train
 
 __all__ = [
     "OBJECTIVES",
     "BatchPartition",
+    "check_head",
     "checkpoint",
     "head_gradient",
     "idle",

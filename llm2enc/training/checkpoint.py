@@ -27,7 +27,7 @@ from llm2enc import distributed
 from llm2enc.distributed import Zero
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
-from llm2enc.model import Backbone
+from llm2enc.model import Backbone, check_tensors, tensor_shapes
 from llm2enc.recipe import LoraSpec, Stage
 from llm2enc.storage import atomic_directory, recover, remove_stale, replace_text, sync, sync_one
 
@@ -151,10 +151,13 @@ def load_finished(folder: Path, encoder: Encoder, stage: Stage, seed: int, keep_
             "an earlier stage has changed. Use the base it belongs to, or train the stage again"
         )
     if (folder / FULL).exists():
-        state = load_file(folder / FULL)
         parameters = dict(backbone.named_parameters())
+        written = tensor_shapes(folder / FULL)
+        decoder = {id(parameter) for parameter in backbone.decoder.parameters()}  # the head's may be among them
+        own = {name: tuple(p.shape) for name, p in parameters.items() if id(p) in decoder or name in written}
+        check_tensors(folder / FULL, own, "this model", "train the stage again")
         with torch.no_grad():
-            for name, tensor in state.items():
+            for name, tensor in load_file(folder / FULL).items():
                 parameters[name].copy_(tensor)
     else:
         put_adapter(backbone, stage, seed)
@@ -162,6 +165,8 @@ def load_finished(folder: Path, encoder: Encoder, stage: Stage, seed: int, keep_
         if not keep_adapter:
             backbone.merge_lora()
     if (folder / HEAD).exists():
+        own = {name: tuple(tensor.shape) for name, tensor in encoder.head.state_dict().items()}
+        check_tensors(folder / HEAD, own, "this encoder's head", "train the stage again")
         encoder.head.load_state_dict(load_file(folder / HEAD))
     encoder.requires_grad_(False)
     if encoder.weights_fingerprint() != facts["result"]:

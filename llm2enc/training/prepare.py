@@ -51,14 +51,19 @@ def prepare_backbone(backbone: Backbone, stage: Stage, seed: int) -> None:
         backbone.train_everything(head=objective.trains_head)
     else:
         put_adapter(backbone, stage, seed)
-    if objective.predicts_tokens and not backbone.has_head:
+    check_head(backbone, stage)
+    backbone.set_attention_dropout(stage.attention_dropout)
+    backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
+    backbone.train()
+
+
+def check_head(backbone: Backbone, stage: Stage) -> None:
+    """ValueError for a stage that needs a language-model head where the model's files hold none."""
+    if OBJECTIVES[stage.objective].predicts_tokens and not backbone.has_head:
         raise InputError(
             f"a {stage.objective} stage predicts tokens, but this model has no language-model head; start from the causal "
             "LM instead of an exported encoder"
         )
-    backbone.set_attention_dropout(stage.attention_dropout)
-    backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
-    backbone.train()
 
 
 def restore(encoder: Encoder) -> None:

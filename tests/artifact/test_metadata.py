@@ -39,7 +39,15 @@ def test_what_was_read_is_written_back_byte_for_byte(copy: Path) -> None:
 def test_an_encoder_saved_again_has_the_keys_of_its_format(tmp_path: Path) -> None:
     Encoder.load(FORMAT_1).save(tmp_path / "again")
     ours, theirs = (json.loads((folder / METADATA_FILE).read_text()) for folder in (tmp_path / "again", FORMAT_1))
-    differing = {"proof", "files", "versions", "history", "recipe", "golden", "reason"}  # how it was made, rounding, prose
+    differing = {
+        "proof",
+        "files",
+        "versions",
+        "history",
+        "recipe",
+        "golden",
+        "reason",
+    }  # how it was made, rounding, prose
     assert [key for key in ours if key != "files"] == [key for key in theirs if key != "verification"]
     assert {key: ours[key] for key in ours.keys() - differing} == {key: theirs[key] for key in ours.keys() - differing}
 

@@ -152,3 +152,20 @@ def test_a_folder_of_someone_else_is_left_alone(tiny_data: dict[str, str], tmp_p
         with pytest.raises(ValueError, match="no run of llm2enc"):
             convert(load_recipe("pocket"), tmp_path, **how)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("objective", ["mntp", "clm"])
+def test_a_stage_that_predicts_tokens_is_refused_on_a_base_without_a_head(
+    objective: str, tiny_data: dict[str, str], tmp_path: Path
+) -> None:
+    make_model("llama", tmp_path / "base", has_bos=True)
+    convert(conversion.training_free(str(tmp_path / "base")), tmp_path / "free")
+    stage = {"objective": objective, "data": json.loads(tiny_data[objective]), "steps": 1, "batch_size": 2, "lr": 0.001}
+    masks = {"mask_rate": 0.2, "mask_policy": "all"} if objective == "mntp" else {}
+    changes = [f"model.name={tmp_path / 'free' / 'model'}", f"stages={json.dumps([stage | masks])}"]
+    recipe = load_recipe("pocket", changes)
+    with pytest.raises(
+        ValueError, match=rf"{objective} stage predicts tokens, but this model has no language-model head"
+    ):
+        convert(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -310,5 +310,7 @@ def test_the_readme_says_how_to_open_it_and_a_hub_id_is_named(tmp_path: Path) ->
     recipe = load_recipe(str(run / "recipe.yaml"), ["model.name=someone/llama-1b", "model.attention=causal"])
     metadata = adapter._metadata(recipe, [run / "0-clm"], rank=2)
     assert metadata["base"] == "someone/llama-1b"
+    both = adapter._readme(adapter.DECODER, metadata | {"attention": "bidirectional", "bidirectional_base": True})
+    assert "is_causal" not in both and "stays bidirectional; nothing has to be switched" in both
     text = adapter._readme(adapter.CAUSAL_LM, metadata)
     assert "base_model: someone/llama-1b" in text and "is_causal" not in text and "AutoModelForCausalLM" in text

@@ -472,3 +472,15 @@ def test_the_table_names_the_best_parent_and_the_gain() -> None:
     lines = table([row], ["runs/a/model", "runs/b"]).splitlines()
     assert lines[0] == "| task | metric | 0: a | 1: b | merged | best parent | gain |"
     assert lines[2] == "| sts | spearman | 50.0 | 75.0 | 70.0 | 1 | -5.0 |"
+
+
+def test_a_parent_or_base_whose_file_was_cut_is_named_with_both_sizes(parents: list[Path], tmp_path: Path) -> None:
+    cut = Path(shutil.copytree(parents[1], tmp_path / "cut"))
+    whole = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(whole[:-10])
+    words = f"has {len(whole) - 10} bytes, but its header describes {len(whole)}"
+    with pytest.raises(ValueError, match=words):
+        merge([parents[0], cut], tmp_path / "out")
+    with pytest.raises(ValueError, match=words):
+        merge([parents[0]], tmp_path / "out", base=cut, towards=0.5)
+    assert not (tmp_path / "out").exists()

@@ -228,7 +228,7 @@ def test_damage_to_the_weights_of_a_head_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"2_Dense/model\.safetensors is not the file that was written"):
         Encoder.load(tmp_path / "model")
     save_file({"linear.weight": state["linear.weight"][:5]}, path)
-    with pytest.raises(ValueError, match=r"llm2enc\.json says"):
+    with pytest.raises(ValueError, match=r"not those of the head that llm2enc\.json describes"):
         Encoder.load(tmp_path / "model", full_proof=True)
     path.unlink()
     with pytest.raises(ValueError, match="copy the whole directory"):

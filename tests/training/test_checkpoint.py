@@ -196,3 +196,40 @@ def test_finished_says_so_last(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "finished.json"]
     facts = json.loads((tmp_path / "finished.json").read_text())
     assert facts == {"steps": 1, "parent": parent, "result": again.backbone.fingerprint()}
+
+
+def without_the_first(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return dict(sorted(state.items())[1:])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without_the_first, r"1 missing \("),
+        (lambda state: state | {"extra": torch.ones(2)}, r"1 unexpected \(extra\)"),
+        (lambda state: {name: tensor[:1] for name, tensor in state.items()}, r"of another shape \("),
+    ],
+    ids=["missing", "unexpected", "shape"],
+)
+@STAGES
+def test_a_stage_with_other_tensors_is_refused_by_their_names(
+    stage: ClmStage, change: Callable, words: str, tmp_path: Path
+) -> None:
+    finished(stage, tmp_path)
+    path = tmp_path / (checkpoint.FULL if stage is FULL else "adapter/adapter_model.safetensors")
+    state = {name: tensor for name, tensor in load_file(path).items() if "lm_head" not in name}
+    save_file(change(state), path)
+    with pytest.raises(ValueError, match=words):
+        checkpoint.load_finished(tmp_path, make_encoder(), stage, seed=0)
+
+
+@STAGES
+def test_a_stage_whose_file_was_cut_is_refused_with_both_sizes(stage: ClmStage, tmp_path: Path) -> None:
+    finished(stage, tmp_path)
+    path = tmp_path / (checkpoint.FULL if stage is FULL else "adapter/adapter_model.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.raises(
+        ValueError, match=rf"{path.name} has {len(whole) - 10} bytes, but its header describes {len(whole)}"
+    ):
+        checkpoint.load_finished(tmp_path, make_encoder(), stage, seed=0)
