@@ -323,7 +323,7 @@ def _readme(kind: str, metadata: dict[str, Any]) -> str:
         "that sets `is_causal`, or by an engine that ignores it, this adapter gives other vectors and no error. "
         "transformers 5.2 or newer is needed."
         if switch
-        else f"The base stays {facts['attention']}; nothing has to be switched."
+        else f"The base stays {metadata['attention']}; nothing has to be switched."
     )
     return f"""{head}
 # LoRA adapter of a text encoder
