@@ -109,13 +109,14 @@ Run = dict[str, dict[str, float]]  # query id -> document id -> score
 
 def search(queries: Vectors, documents: Vectors, query_ids: Sequence[str], document_ids: Sequence[str]) -> Run:
     """The DEPTH documents with the highest cosine to each query; of equal ones those with the last ids, as trec_eval."""
-    order = np.array(sorted(range(len(document_ids)), key=document_ids.__getitem__, reverse=True))
+    order = sorted(range(len(document_ids)), key=document_ids.__getitem__, reverse=True)
+    ids, columns = [document_ids[column] for column in order], np.array(order)
     queries, documents = unit(queries), unit(documents)
     scores = (row for block in _blocks(queries, documents) for row in _products(block, documents))
     run: Run = {}
     for query, found in zip(query_ids, scores, strict=True):
-        found = found.astype(np.float32)[order]  # trec_eval compares in single precision
-        run[query] = {document_ids[order[place]]: float(found[place]) for place in _highest(found, DEPTH).tolist()}
+        found = found.astype(np.float32)[columns]  # trec_eval compares in single precision
+        run[query] = {ids[place]: float(found[place]) for place in _highest(found, DEPTH).tolist()}
     return run
 
 
