@@ -224,7 +224,7 @@ def _not_in(model: "PreTrainedModel", name: str, revision: str | None) -> set[st
     kind = getattr(transformers, names[0], None) if names else None
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and kind.config_class):
         return set()  # an architecture of the repository's own code, or none
-    config = kind.config_class.from_pretrained(name, revision=revision)
+    config = kind.config_class.from_pretrained(name, revision=revision, trust_remote_code=False)
     with torch.device("meta"):
         declared = _paths(kind(config))
     own = _paths(model) | {""}
