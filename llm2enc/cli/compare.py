@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llm2enc.cli.messages import quiet
+from llm2enc.cli.messages import quiet, say
 from llm2enc.cli.options import Json, NoCache, cache, check_choice, label
 from llm2enc.errors import require
 from llm2enc.terminal import counter, line
@@ -23,15 +23,16 @@ def compare(
             "--data", help="A file of pairs, a folder of tasks, or `smoke` (docstrings, the default). Repeatable."
         ),
     ] = None,
-    readings: Annotated[
+    variants: Annotated[
         list[str] | None,
         typer.Option(
-            "--readings", help="causal-mean, echo-last, bidirectional-mean@6, ...; eight by default. Repeatable."
+            "--variants", help="causal-mean, echo-last, bidirectional-mean@6, ...; eight by default. Repeatable."
         ),
     ] = None,
+    readings: Annotated[list[str] | None, typer.Option("--readings", hidden=True)] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Report; runs/compare/NAME by default.")] = None,
-    layers: Annotated[bool, typer.Option(help="Also score every layer of the mean-pooled readings.")] = True,
-    max_text_tokens: Annotated[int, typer.Option(min=2, help="Longest text in tokens, for every reading alike.")] = 256,
+    layers: Annotated[bool, typer.Option(help="Also score every layer of the mean-pooled variants.")] = True,
+    max_text_tokens: Annotated[int, typer.Option(min=2, help="Longest text in tokens, for every variant alike.")] = 256,
     dtype: Annotated[
         str, typer.Option(help="auto (float32 on a CPU, bfloat16 on a GPU), float32, bfloat16 or float16.")
     ] = "auto",
@@ -42,13 +43,16 @@ def compare(
     check_choice("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     require("matplotlib", "jinja2", extra="report")
     quiet()
+    if readings:
+        say("warning: --readings is called --variants now; the old name goes with release 0.2")
+        variants = [*(variants or ()), *readings]
     from llm2enc.comparison import compare as run
     from llm2enc.comparison import save
 
     folder = out or Path("runs") / "compare" / "-".join(map(label, models))
     with counter("opening the model", "texts", sys.stderr.isatty()) as advance:
         found = run(
-            models, data or ["smoke"], folder, readings=readings, layers=layers, max_text_tokens=max_text_tokens,
+            models, data or ["smoke"], folder, variants=variants, layers=layers, max_text_tokens=max_text_tokens,
             dtype=dtype, cache=cache(no_cache), advance=advance,
         )  # fmt: skip
     save(found, folder)

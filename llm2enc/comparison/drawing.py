@@ -33,7 +33,7 @@ RC = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a candidate looks in every figure."""
+    """How a system looks in every figure."""
 
     colour: str
     marker: str
@@ -60,7 +60,7 @@ def columns(width: float, size: float = TEXT) -> int:
 
 
 def shorten(text: str, columns: int) -> str:
-    """The text in so many terminal columns: its middle is left out, since the ends of names tell candidates apart."""
+    """The text in so many terminal columns: its middle is left out, since systems differ in the ends of their names."""
     text = plain(text)
     short, keep = text, len(text)
     while cell_len(short) > columns and keep > 2:
@@ -70,7 +70,7 @@ def shorten(text: str, columns: int) -> str:
 
 
 def marker(style: Style, hollow: bool = False) -> dict:
-    """What `Line2D` takes to draw a candidate's point."""
+    """What `Line2D` takes to draw a system's point."""
     edge = style.colour if hollow or style.marker == "x" else "white"
     return {
         "marker": style.marker, "markersize": 8, "linestyle": "", "color": "white" if hollow else style.colour,

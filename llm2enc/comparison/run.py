@@ -1,4 +1,4 @@
-"""Comparison: readings of models side by side on one's own data, and which of them to use.
+"""Comparison: variants of models side by side on one's own data, and which of them to use.
 
     found = compare(["pocket"], ["smoke"], "runs/compare")
     found.advice[0]
@@ -7,7 +7,7 @@
 runs/compare/
   compare.json     everything that was measured, item by item
   report.html      the same to look at; one file, opens anywhere
-  work/            results by candidate and task: an interrupted comparison goes on from here
+  work/            results by system and task: an interrupted comparison goes on from here
 """
 
 import hashlib
@@ -22,8 +22,8 @@ import numpy as np
 
 from llm2enc.comparison import measures
 from llm2enc.comparison.advice import advise
-from llm2enc.comparison.results import Candidate, Comparison, Difference, Layers
-from llm2enc.comparison.systems import Subject, check, subjects
+from llm2enc.comparison.results import Comparison, Difference, Layers, SystemResult
+from llm2enc.comparison.systems import System, check, systems_of
 from llm2enc.encoding import Encoder, LoadType
 from llm2enc.errors import InputError
 from llm2enc.evaluation import (
@@ -41,7 +41,7 @@ from llm2enc.evaluation import (
 )
 from llm2enc.storage import check_room, replace_text
 
-__all__ = ["Candidate", "Comparison", "compare", "save"]
+__all__ = ["Comparison", "SystemResult", "compare", "save"]
 
 LAYER_TEXTS = 5000  # texts whose states of every layer are held in memory
 MAX_TEXT_TOKENS = 256
@@ -52,28 +52,28 @@ def compare(
     sources: Sequence[str] = ("smoke",),
     out: str | Path = "runs/compare",
     *,
-    readings: Sequence[str] | None = None,
+    variants: Sequence[str] | None = None,
     layers: bool = True,
     documents: int = 1000,
     max_text_tokens: int = MAX_TEXT_TOKENS,
     dtype: LoadType = "auto",
     cache: Path | None = None,
-    report: Callable[[Candidate], None] = lambda candidate: None,
+    report: Callable[[SystemResult], None] = lambda system: None,
     advance: Callable[[str, int], None] = lambda name, count: None,
 ) -> Comparison:
-    """Measure every reading of every model on the same texts. Called again, it goes on where it was interrupted.
+    """Measure every variant of every model on the same texts. Called again, it goes on where it was interrupted.
 
     models           causal language models (`pocket`, directories, hub ids), folders of runs, directories of encoders
     sources          `smoke`, files of pairs, folders of tasks (evaluation/sources.py)
-    readings         e.g. `causal-mean`, `echo-last`, `bidirectional-mean@6`; by default eight of them
-    layers           also score the mean-pooled readings at every layer
-    max_text_tokens  longest text in tokens: the same words for every reading
+    variants         e.g. `causal-mean`, `echo-last`, `bidirectional-mean@6`; by default eight of them
+    layers           also score the mean-pooled variants at every layer
+    max_text_tokens  longest text in tokens: the same words for every variant
     cache            folder of vectors; None keeps them in memory
-    report           called with each candidate as it comes, `advance` with the number of texts that are done
-    raises           ValueError for models, readings or data that cannot be used, before any weight is loaded;
-                     CannotConvert if nothing but bidirectional readings was asked of a model that stays causal
+    report           called with each system as it comes, `advance` with the number of texts that are done
+    raises           ValueError for models, variants or data that cannot be used, before any weight is loaded;
+                     CannotConvert if nothing but bidirectional variants was asked of a model that stays causal
     """
-    check(models, readings, max_text_tokens, dtype)  # first: to gather the docstrings takes half a minute
+    check(models, variants, max_text_tokens, dtype)  # first: to gather the docstrings takes half a minute
     tasks, names = gather(sources, documents)
     if names or not tasks:
         raise InputError(f"{', '.join(names)}: a comparison runs on local data; `llm2enc evaluate` runs tasks of mteb")
@@ -81,38 +81,38 @@ def compare(
     for place in (out, *([cache] if cache else [])):
         check_room(place)
     notes: list[str] = []
-    candidates: list[Candidate] = []
+    systems: list[SystemResult] = []
     found_layers: list[Layers] = []
     few = measures.few_texts(tasks, LAYER_TEXTS)
     short = _short(models)
     for model in models:
         owner = f"{short[model]} " if len(models) > 1 else ""
-        for subject in subjects(model, readings, max_text_tokens, dtype, notes):
-            name = f"{owner}{subject.name}"
+        for system in systems_of(model, variants, max_text_tokens, dtype, notes):
+            name = f"{owner}{system.name}"
             folder = out / "work" / _slug(name)
-            candidate = _measure(name, subject, tasks, folder, cache, lambda count, name=name: advance(name, count))
-            candidates.append(candidate)
-            report(candidate)
-            if layers and isinstance(subject.encoder, Encoder) and _has_layers(subject.encoder):
-                found_layers += _layers(name, subject.encoder, few, notes)
+            measured = _measure(name, system, tasks, folder, cache, lambda count, name=name: advance(name, count))
+            systems.append(measured)
+            report(measured)
+            if layers and isinstance(system.encoder, Encoder) and _has_layers(system.encoder):
+                found_layers += _layers(name, system.encoder, few, notes)
     if found_layers and len(few) < len(tasks):
         notes.append(f"Layers are scored on {_list_tasks(few)} only, whose vectors of all layers fit into memory.")
-    order = [candidate.name for candidate in candidates]
-    candidates.sort(key=lambda candidate: -candidate.mean.value)
-    gaps = {other.name: difference(candidates[0].outcomes, other.outcomes) for other in candidates[1:]}
+    order = [system.name for system in systems]
+    systems.sort(key=lambda system: -system.mean.value)
+    gaps = {other.name: difference(systems[0].outcomes, other.outcomes) for other in systems[1:]}
     baseline = _baseline(tasks)
-    rows = sum(len(outcome.items) for outcome in candidates[0].outcomes)
+    rows = sum(len(outcome.items) for outcome in systems[0].outcomes)
     return Comparison(
         title=f"{', '.join(models)}: how to read {'it' if len(models) == 1 else 'them'} as an encoder",
         models=list(models),
         data=_data(tasks, rows),
-        candidates=candidates,
-        differences=[Difference(candidates[0].name, name, gap) for name, gap in gaps.items()],
-        advice=advise(candidates, gaps, baseline, found_layers, order, rows),
+        systems=systems,
+        differences=[Difference(systems[0].name, name, gap) for name, gap in gaps.items()],
+        advice=advise(systems, gaps, baseline, found_layers, order, rows),
         layers=found_layers,
         baseline=baseline,
         notes=list(dict.fromkeys(notes)),
-        facts=_facts(models, sources, readings, max_text_tokens, documents),
+        facts=_facts(models, sources, variants, max_text_tokens, documents),
     )
 
 
@@ -126,9 +126,9 @@ def save(found: Comparison, folder: str | Path) -> None:
 
 
 def _measure(
-    name: str, subject: Subject, tasks: Sequence[Task], folder: Path, cache: Path | None, advance: Callable[[int], None]
-) -> Candidate:
-    encoder = subject.encoder
+    name: str, system: System, tasks: Sequence[Task], folder: Path, cache: Path | None, advance: Callable[[int], None]
+) -> SystemResult:
+    encoder = system.encoder
     identity = encoder.fingerprint()
     results = suite.measure(encoder, tasks, folder, cache, advance=advance, identity=identity)
     cached = CachedEncoder(encoder, cache, identity=identity)
@@ -138,9 +138,9 @@ def _measure(
         cached.close()
     tokens, seconds = measures.cost(encoder, tasks)
     outcomes = [result.outcome for result in results]
-    return Candidate(
+    return SystemResult(
         name=name,
-        description=subject.description,
+        description=system.description,
         outcomes=outcomes,
         intervals=[result.interval for result in results],
         mean=mean_interval(outcomes),
@@ -168,7 +168,7 @@ def _layers(name: str, encoder: Encoder, tasks: Sequence[Task], notes: list[str]
     return [Layers(name, scores, gain)]
 
 
-def _baseline(tasks: Sequence[Task]) -> Candidate:
+def _baseline(tasks: Sequence[Task]) -> SystemResult:
     outcomes: list[Outcome] = []
     parts = []
     for task in tasks:
@@ -176,7 +176,7 @@ def _baseline(tasks: Sequence[Task]) -> Candidate:
         outcomes.append(score(encoder, task))
         parts.append(measures.similarities(encoder, [task]))
     similar = measures.Similarities(*(np.concatenate([getattr(part, name) for part in parts]) for name in _COSINES))
-    return Candidate(
+    return SystemResult(
         name="TF-IDF",
         description="word counts, rare words weighing more; no model",
         outcomes=outcomes,
@@ -192,13 +192,13 @@ _COSINES = ("random", "related")
 
 
 def _short(models: Sequence[str]) -> dict[str, str]:
-    """The last part of each model's name, if that tells all of them apart."""
+    """The last part of each model's name, if all of them differ; else the whole names."""
     last = [Path(model).name for model in models]
     return dict(zip(models, models if len(set(last)) < len(last) else last, strict=True))
 
 
 def _slug(name: str) -> str:
-    """A folder name of its own for every candidate."""
+    """A folder name of its own for every system."""
     safe = "".join(letter if letter.isalnum() or letter in "-@" else "-" for letter in name)
     return f"{safe[-60:].strip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -214,19 +214,19 @@ def _list_tasks(tasks: Sequence[Task]) -> str:
 
 
 def _facts(
-    models: Sequence[str], sources: Sequence[str], readings: Sequence[str] | None, max_text_tokens: int, documents: int
+    models: Sequence[str], sources: Sequence[str], variants: Sequence[str] | None, max_text_tokens: int, documents: int
 ) -> dict[str, str]:
     import torch
 
     command = ["llm2enc compare", *models, *(f"--data {source}" for source in sources)]
-    command += [f"--readings {reading}" for reading in readings or ()]
+    command += [f"--variants {variant}" for variant in variants or ()]
     command += [] if max_text_tokens == MAX_TEXT_TOKENS else [f"--max-text-tokens {max_text_tokens}"]
     return {
         "command": " ".join(command),
         "docstrings": f"at most {documents} held-out ones of the installed packages"
         if "smoke" in sources
         else "not used",
-        "texts": f"cut after {max_text_tokens} tokens, for every reading alike; encoders and stages cut as they always do",
+        "texts": f"cut after {max_text_tokens} tokens, for every variant alike; encoders and stages cut as they always do",
         "versions": ", ".join(f"{name} {version(name)}" for name in ("llm2enc", "torch", "transformers")),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
         + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"),

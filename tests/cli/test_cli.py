@@ -350,7 +350,9 @@ def test_compare_leaves_a_report(encoder_folder: Path, pairs: Path, tmp_path: Pa
     assert json.loads(answer) == json.loads((folder / "compare.json").read_text())
     for arguments, message in (
         ((tmp_path / "nothing",), "no such directory"),
-        (("pocket", "--readings", "sideways"), "no reading 'sideways'"),
+        (("pocket", "--variants", "sideways"), "no variant 'sideways'"),
+        (("pocket", "--readings", "sideways"), "warning: --readings is called --variants now"),
+        (("pocket", "--readings", "sideways"), "no variant 'sideways'"),
         (("pocket", "--dtype", "int8"), "expected one of auto, float32"),
     ):
         code, _, said = call(capsys, "compare", *arguments)
