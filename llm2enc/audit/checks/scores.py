@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llm2enc.audit.checks.quality import plural
-from llm2enc.audit.chunks import Slab
+from llm2enc.audit.chunks import Chunk
 from llm2enc.audit.report import Finding, graded
 from llm2enc.data import Pair, ScoredPair
 
@@ -15,19 +15,19 @@ class Scores:
     """Scores by side: positive (further right answers included), negative, or pair."""
 
     parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """Side -> float64 scores of each slab."""
+    """Side -> float64 scores of each chunk."""
     texts: dict[str, int] = field(default_factory=dict)
     """Side -> texts that could have a score."""
 
-    def add(self, slab: Slab) -> None:
-        pairs = [row for row in slab.rows if isinstance(row, Pair)]
+    def add(self, chunk: Chunk) -> None:
+        pairs = [row for row in chunk.rows if isinstance(row, Pair)]
         self._extend(
             "positive", [s for row in pairs for s in row.positive_scores], sum(1 + len(p.others) for p in pairs)
         )
         self._extend(
             "negative", [s for row in pairs for s in row.negative_scores], sum(len(p.negatives) for p in pairs)
         )
-        scored = [row.score for row in slab.rows if isinstance(row, ScoredPair)]
+        scored = [row.score for row in chunk.rows if isinstance(row, ScoredPair)]
         self._extend("pair", scored, len(scored))
 
     def _extend(self, side: str, scores: list[float], texts: int) -> None:
