@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llm2enc.comparison.sampling import Sample
 from llm2enc.evaluation import Interval, Outcome
 
 
@@ -54,7 +55,7 @@ class SystemResult:
     tokens: float
     """Tokens that the model reads per text, on average: what a vector costs."""
     seconds: float
-    """To encode 1,000 texts, measured on a sample on the machine that made the report."""
+    """To encode 1,000 texts, by the speed of its forward pass on a sample, on the machine that made the report."""
     similarities: Similarities
     prefix: PrefixTest | None = None
     """None for an encoder whose single token states cannot be read, and for a variant that pools no text."""
@@ -97,6 +98,8 @@ class Comparison:
     layers: list[Layers] = field(default_factory=list)
     baseline: SystemResult | None = None
     """TF-IDF on the same texts: what words alone score."""
+    sample: list[Sample] = field(default_factory=list)
+    """What was kept of each task."""
     notes: list[str] = field(default_factory=list)
     """What was left out, and why."""
     facts: dict[str, str] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from llm2enc.comparison.variants import DEFAULT, Variant, find_variants, input_spec
@@ -66,22 +67,40 @@ def check(models: Sequence[str], names: Sequence[str] | None, max_text_tokens: i
 def systems_of(
     model: str, names: Sequence[str] | None, max_text_tokens: int, dtype: LoadType, notes: list[str]
 ) -> Iterator[System]:
-    """Everything to measure of one model. What has to be left out is said in `notes`.
+    """Everything to measure of one model, one by one. See `states_of`."""
+    for systems in states_of(model, names, max_text_tokens, dtype, notes):
+        yield from systems
+
+
+def states_of(
+    model: str, names: Sequence[str] | None, max_text_tokens: int, dtype: LoadType, notes: list[str]
+) -> Iterator[list[System]]:
+    """The systems of each state of the weights: of a run before each stage and at the end, else only one.
 
     names  variants; by default those of DEFAULT for a causal model and the recipe's own for the stages of a run
+    notes  gets what has to be left out, and why
     """
     if is_run(model):
         yield from _stages(Path(model), names, max_text_tokens, notes)
     elif is_encoder(model):
         name = model.removeprefix(SENTENCE_TRANSFORMER)
-        yield System("as saved", "an encoder, with its own input format and pooling", open_encoder(name))
+        yield [System("as saved", "an encoder, with its own input format and pooling", open_encoder(name))]
     else:
-        yield from _variants(model, find_variants(names or DEFAULT), max_text_tokens, dtype, notes)
+        yield _variants(model, find_variants(names or DEFAULT), max_text_tokens, dtype, notes)
+
+
+def count_states(model: str) -> int:
+    """How many `states_of` will yield."""
+    if not is_run(model):
+        return 1
+    stages = load_recipe(Path(model) / "recipe.yaml").stages
+    folders = (Path(model) / f"{number}-{stage.objective}" for number, stage in enumerate(stages))
+    return 1 + sum(1 for _ in takewhile(checkpoint.is_finished, folders))
 
 
 def _variants(
     model: str, variants: list[Variant], max_text_tokens: int, dtype: LoadType, notes: list[str]
-) -> Iterator[System]:
+) -> list[System]:
     spec = ModelSpec(name=model, dtype=_stored(dtype))
     first = input_spec(variants[0], load_tokenizer(spec), max_text_tokens, _positions(spec))
     try:
@@ -92,11 +111,10 @@ def _variants(
         if not variants:
             raise
         encoder = Encoder.from_causal_lm(spec.model_copy(update={"attention": "causal"}), first)
-    for variant in variants:
-        yield System(variant.name, variant.description, _encoder_of(encoder, variant, max_text_tokens))
+    return [System(one.name, one.description, _encoder_of(encoder, one, max_text_tokens)) for one in variants]
 
 
-def _stages(run: Path, names: Sequence[str] | None, max_text_tokens: int, notes: list[str]) -> Iterator[System]:
+def _stages(run: Path, names: Sequence[str] | None, max_text_tokens: int, notes: list[str]) -> Iterator[list[System]]:
     recipe = load_recipe(run / "recipe.yaml")
     encoder = Encoder.from_recipe(recipe)
     own = f"{recipe.model.attention} attention, {recipe.pooling} pooling, template of the recipe"
@@ -106,21 +124,20 @@ def _stages(run: Path, names: Sequence[str] | None, max_text_tokens: int, notes:
     if len(variants) < len(names or ()):
         notes.append(f"{run}: its recipe keeps the model causal, so the bidirectional variants are left out")
 
-    def of(stage: str) -> Iterator[System]:
+    def of(stage: str) -> list[System]:
         if not names:
-            yield System(stage, f"{stage}: {own}", encoder.variant())
-        for variant in variants:
-            read = _encoder_of(encoder, variant, max_text_tokens)
-            yield System(f"{stage} {variant.name}", f"{stage}: {variant.description}", read)
+            return [System(stage, f"{stage}: {own}", encoder.variant())]
+        read = [(one, _encoder_of(encoder, one, max_text_tokens)) for one in variants]
+        return [System(f"{stage} {one.name}", f"{stage}: {one.description}", variant) for one, variant in read]
 
-    yield from of("untrained")
+    yield of("untrained")
     for index, stage in enumerate(recipe.stages):
         folder = run / f"{index}-{stage.objective}"
         if not checkpoint.is_finished(folder):
             notes.append(f"{run}: stage {folder.name} and what follows is not finished, so it is left out")
             return
         checkpoint.load_finished(folder, encoder, stage, recipe.seed, recipe.adapter_goes_on(index))
-        yield from of(f"after {stage.objective}")
+        yield of(f"after {stage.objective}")
 
 
 def _encoder_of(encoder: Encoder, variant: Variant, max_text_tokens: int) -> Encoder:

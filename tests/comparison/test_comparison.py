@@ -1,6 +1,5 @@
 """Comparisons: variants against transformers' own states, measures by hand, advice that follows from the numbers."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from llm2enc.comparison.variants import DEFAULT, VARIANTS, at_layer, find_varian
 from llm2enc.encoding import Encoder
 from llm2enc.evaluation import (
     BitextTask,
+    ClusteringTask,
     Interval,
     Outcome,
     PairClassificationTask,
@@ -30,39 +30,12 @@ from llm2enc.evaluation import (
     read_pairs_file,
     score,
 )
-from llm2enc.evaluation.tasks import ClusteringTask
 from llm2enc.text import InputFormat
+from tests.comparison.conftest import save_model
 from tests.support.builders import make_encoder, make_model, make_tokenizer, sentences
 from tests.support.tiny import tiny_model
 
 TEXTS = ["the old river", "a bridge of stone and salt", "boats bring wool"]
-
-
-def save_model(folder: Path, model=None) -> Path:
-    """A causal language model as the hub would give it: its tokenizer puts <s> before a text and </s> behind it."""
-    from tokenizers.processors import TemplateProcessing
-
-    (model or make_model()).save_pretrained(folder)
-    tokenizer = make_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("causal"), make_model(max_position_embeddings=1024))
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    """Two columns, nothing else: what a user has."""
-    rows = [{"q": text, "a": " ".join(reversed(text.split()))} for text in sentences(20)]
-    path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def variants_of(model: Path, *names: str) -> dict[str, Encoder]:
@@ -161,9 +134,8 @@ def test_the_prefix_test_pools_exactly_the_beginnings(model: Path) -> None:
     for name in ("causal-mean", "echo-mean", "bidirectional-last"):
         encoder = variants_of(model, name)[name]
         encoder = encoder.variant(input=input_spec(VARIANTS[name], encoder.input_format.tokenizer, 60, 1000))
-        starts = [start for start, *_ in TRIPLES[:4]]
-        whole = encoder.input_format.pack([f"{start} {end}" for start, end, *_ in TRIPLES[:4]])
-        tokens = measures._pooling_only_beginnings(whole, encoder.input_format.pack(starts))
+        starts = [start for start, *_ in TRIPLES for _ in range(3)]
+        tokens = measures._beginnings(encoder)
         rows = zip(tokens.ids.split(tokens.lengths.tolist()), tokens.pool.split(tokens.lengths.tolist()), strict=True)
         pooled = [encoder.input_format.tokenizer.decode(ids[pool].tolist()) for ids, pool in rows]
         assert pooled == starts
@@ -171,7 +143,7 @@ def test_the_prefix_test_pools_exactly_the_beginnings(model: Path) -> None:
 
 def test_a_causal_model_can_not_know_the_end_and_the_others_can(model: Path) -> None:
     found = {
-        name: measures.prefix_test(encoder)
+        name: measures.prefix_tests([encoder])[0]
         for name, encoder in variants_of(model, "causal-mean", "bidirectional-mean", "echo-mean").items()
     }
     assert found["causal-mean"].accuracy == Interval(0.5, 0.5, 0.5, 1.0)
@@ -183,18 +155,7 @@ def test_a_causal_model_can_not_know_the_end_and_the_others_can(model: Path) -> 
 
 def test_a_vector_that_does_not_pool_the_text_has_no_prefix_test(model: Path) -> None:
     (encoder,) = variants_of(model, "prompt-last").values()
-    assert measures.prefix_test(encoder) is None
-
-
-def test_every_layer_at_once_equals_each_alone(model: Path) -> None:
-    (encoder,) = variants_of(model, "bidirectional-mean").values()
-    every = measures.EveryLayer(encoder)
-    assert every.depth == 2
-    for layer in range(3):
-        found = every.layer(layer).encode([*TEXTS, TEXTS[0]], prompt_name="document")
-        wanted = encoder.variant(layer=layer).encode([*TEXTS, TEXTS[0]])
-        np.testing.assert_allclose(found / np.linalg.norm(found, axis=1, keepdims=True), wanted, atol=1e-5)
-    np.testing.assert_allclose(wanted, encoder.encode([*TEXTS, TEXTS[0]]), atol=1e-6)
+    assert measures.prefix_tests([encoder]) == [None]
 
 
 def test_pairs_that_belong_together_by_type() -> None:
@@ -232,11 +193,12 @@ def test_similarities_by_hand() -> None:
 def test_cost_counts_what_the_model_reads(model: Path) -> None:
     found = variants_of(model, "causal-mean", "echo-mean")
     task = BitextTask(name="b", first=TEXTS, second=TEXTS)
-    tokens, seconds = measures.cost(found["causal-mean"], [task])
     own = make_tokenizer()
-    assert tokens == np.mean([len(own(text)["input_ids"]) + 2 for text in TEXTS]) and seconds > 0
+    alone = measures.tokens_per_text(found["causal-mean"], [task])
+    assert alone == np.mean([len(own(text)["input_ids"]) + 2 for text in TEXTS])
     echo = [f"Rewrite the following paragraph: {text}. The rewritten paragraph: {text}" for text in TEXTS]
-    assert measures.cost(found["echo-mean"], [task])[0] == np.mean([len(own(text)["input_ids"]) + 2 for text in echo])
+    twice = measures.tokens_per_text(found["echo-mean"], [task])
+    assert twice == np.mean([len(own(text)["input_ids"]) + 2 for text in echo])
 
 
 def test_layers_are_scored_on_as_many_tasks_as_fit() -> None:
