@@ -121,7 +121,7 @@ def _no_layers(encoder: Encoder) -> str:
     """Why the layers of a model cannot be read; empty if they can."""
     try:
         with evaluating(encoder):
-            encoder.backbone.layers(encoder.pack(["text"]).to(encoder.device), encoder.causal)
+            encoder.backbone.layers(encoder.pack(["one", "another"]).to(encoder.device), encoder.causal)
     except ValueError as error:  # layers that hand on more than one row of states
         return str(error)
     return ""

@@ -320,7 +320,7 @@ def test_an_interrupted_comparison_goes_on(model: Path, pairs: Path, tmp_path: P
     monkeypatch.setattr(Encoder, "encode", encode)
     assert stopped == names[:2]
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "work").rglob("*.json")}
-    assert len(kept) == 2
+    assert len(kept) == 3  # the plan, and a result of each system
     resumed = compare([str(model)], [str(pairs)], tmp_path / "out", variants=names, layers=False, max_text_tokens=24)
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
     fresh = compare([str(model)], [str(pairs)], tmp_path / "new", variants=names, layers=False, max_text_tokens=24)

@@ -110,7 +110,7 @@ def test_a_comparison_reads_the_texts_once_for_each_group(
     encoders = [system.encoder for group in groups(model, *names) for system in group]
     texts = [text for _, some in task.texts() for text in some]
     tested = encoders[:3]  # whose layers are scored and whose beginnings are pooled
-    looks = sum(len(one.pack(["text"]).ids) + len(measures._beginnings(one).ids) for one in tested)
+    looks = sum(len(one.pack(["one", "another"]).ids) + len(measures._beginnings(one).ids) for one in tested)
     assert read == sum(one.count_tokens(texts) for one in encoders) + looks
     by_name = {layers.name: layers.scores for layers in found.layers}
     for encoder, name in zip(tested, names, strict=False):
