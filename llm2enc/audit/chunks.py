@@ -70,7 +70,7 @@ def chunk_of(rows: Sequence[Row], first: int = 1) -> Chunk:
     """Rows by side. A cell that is no text counts as empty and is remembered."""
     not_text: list[int] = []
 
-    def column(cells: list[tuple[int, object]]) -> Column:
+    def column(cells: Sequence[tuple[int, object]]) -> Column:
         not_text.extend(number for number, cell in cells if not isinstance(cell, str))
         return Column(
             [cell if isinstance(cell, str) else "" for _, cell in cells],

@@ -42,10 +42,13 @@ def examine(
     advance     hears the name of the source and how many more of its rows were read
     raises      ValueError if the path cannot be read; an unreadable source of a recipe is in the report
     """
-    if path is None and recipe is None:
-        raise DataError("nothing to look at: give a path of data, or a recipe")
     require("py3langid", extra="audit")
-    sources = of_path(path, recipe, model) if path is not None else of_recipe(recipe)
+    if path is not None:
+        sources = of_path(path, recipe, model)
+    elif recipe is not None:
+        sources = of_recipe(recipe)
+    else:
+        raise DataError("nothing to look at: give a path of data, or a recipe")
     tasks = evaluation_texts(tasks_of(recipe, evaluation))
     report = Report(evaluation=tasks.counts)
     read: list[tuple[DataSource, SourceReport]] = []
@@ -57,7 +60,7 @@ def examine(
                 raise
             report.unreadable[name_of(source)] = str(error)
     report.sources = [examined for _, examined in read]
-    if path is None:
+    if path is None and recipe is not None:
         _compare_sources(recipe, read)
     return report
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llm2enc import data
 from llm2enc.audit.checks.duplicates import Batching
 from llm2enc.audit.checks.lengths import InputView
-from llm2enc.audit.chunks import Row
 from llm2enc.data import Pair, Rows, ScoredPair, Stream, open_table, schema_of, source_name
 from llm2enc.errors import DataError
 from llm2enc.evaluation import Task, docstring_tasks, find_tasks, read_task
@@ -49,7 +49,7 @@ class DataSource:
 class OpenedSource:
     """A source that can be read."""
 
-    rows: Rows[Row] | Stream[Row]
+    rows: Rows[Any] | Stream[Any]
     recognised: dict[str, str]
     dropped: int
     """Rows without a query, a positive or a text, which training leaves out; of a stream they are not counted."""
@@ -127,7 +127,7 @@ def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:
     given = [*(recipe.evaluation if recipe else ()), *folders]
     for spec in given:
         if isinstance(spec, DocstringEval):
-            tasks: Iterable[Task] = docstring_tasks(spec)
+            tasks: Iterable[Task] = docstring_tasks(spec)  # pyright: ignore[reportArgumentType]: frozen, so it has a hash
         else:
             path, names = (spec, None) if isinstance(spec, str) else (spec.path, spec.tasks)
             if not Path(path).is_dir():
@@ -139,7 +139,8 @@ def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:
                 yield task
 
 
-def _of_stage(stage: Stage, input_format: InputFormat, recipe: str) -> tuple[Batching, InputView]:
+def _of_stage(stage: Any, input_format: InputFormat, recipe: str) -> tuple[Batching, InputView]:
+    """What a stage asks of its rows, by the fields that its objective has."""
     described = f"template and tokenizer of recipe {recipe}"
     if OBJECTIVES[stage.objective].row == "block":
         words = f"tokenizer of recipe {recipe}; texts are joined and cut into blocks of {stage.block_tokens} tokens"
@@ -181,7 +182,7 @@ def _is_one_column(spec: DataSpec) -> bool:
     return "text" in names or len(names) == 1
 
 
-def _dropped(rows: Rows[Row] | Stream[Row]) -> int:
+def _dropped(rows: Rows[Any] | Stream[Any]) -> int:
     return 0 if isinstance(rows, Stream) else rows.dropped
 
 

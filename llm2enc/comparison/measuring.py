@@ -55,8 +55,9 @@ def measure(
     advance  hears how many more texts of a task, by its name, are done
     """
     identities = [system.encoder.fingerprint() for system in systems]
+    encoders = _ours(systems)
     deep = [has_layers(system.encoder) and bool(where.few) for system in systems]
-    if any(deep) and (why := _no_layers(systems[deep.index(True)].encoder)):
+    if any(deep) and (why := _no_layers(encoders[0])):
         notes += [f"{name}: {why}" for name in compress(names, deep)]
         deep = [False] * len(systems)
     results: list[list[Result]] = [[] for _ in systems]
@@ -72,7 +73,6 @@ def measure(
         for found, rest, last in zip(layers, others, own, strict=False):
             found.append([*(score(one, task) for one in rest), last])
     similar = _similarities(systems, where, identities)
-    encoders = [system.encoder for system in systems if isinstance(system.encoder, Encoder)]
     prefixes = measures.prefix_tests(encoders) or [None]
     measured = [
         SystemResult(
@@ -95,9 +95,9 @@ def _members(
     systems: Sequence[System], wide: Sequence[bool], advance: Callable[[float], None]
 ) -> tuple[list[Opened], list[list[Opened]]]:
     """Encoders that share their forward passes: the systems' own, and by wide system those of its layers but the last."""
-    encoders = [system.encoder for system in systems]
-    if len(encoders) == 1 and not wide[0]:  # alone, the last layer may skip states that are not pooled
-        return encoders, []
+    if len(systems) == 1 and not wide[0]:  # alone, the last layer may skip states that are not pooled
+        return [systems[0].encoder], []
+    encoders = _ours(systems)
     deep = [[one.variant(layer=n) for n in range(one.backbone.depth)] for one in compress(encoders, wide)]
     shared = iter(SharedPass([*encoders, *chain.from_iterable(deep)], advance).members())
     return [next(shared) for _ in encoders], [[next(shared) for _ in every] for every in deep]
@@ -110,6 +110,11 @@ def _similarities(systems: Sequence[System], where: Where, identities: Sequence[
         with closing(CachedEncoder(member, where.cache, identity=identity)) as cached:
             found.append(measures.similarities(cached, where.tasks))
     return found
+
+
+def _ours(systems: Sequence[System]) -> list[Encoder]:
+    """The encoders; none of a system that another library runs, which shares its passes with nothing."""
+    return [system.encoder for system in systems if isinstance(system.encoder, Encoder)]
 
 
 def has_layers(encoder: Opened) -> bool:

@@ -6,7 +6,7 @@ each kind of system; systems of one kind differ by their marker.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -198,14 +198,15 @@ def layers(comparison: Comparison, width: int = WIDE) -> Figure:
 
 def prefix(comparison: Comparison, width: int = WIDE) -> Figure:
     """Prefix test: how often a beginning knows its ending, and how far its vector moves with it."""
-    shown = [system for system in comparison.systems if system.prefix]
-    _need(shown, "prefix test")
-    moved = [Score(c.prefix.moved, c.prefix.moved, c.prefix.moved) for c in shown]
+    tests = {system.name: system.prefix for system in comparison.systems if system.prefix}
+    _need(tests, "prefix test")
+    moved = [Score(test.moved, test.moved, test.moved) for test in tests.values()]
+    accuracies = [test.accuracy for test in tests.values()]
     panels = [
-        _Panel("accuracy", "share of beginnings\n(dashed: chance)", [c.prefix.accuracy for c in shown], line=0.5),
+        _Panel("accuracy", "share of beginnings\n(dashed: chance)", accuracies, line=0.5),
         _Panel("movement", "mean of 1 − cosine", moved, line=0.0),
     ]
-    return _rows("Prefix test", [c.name for c in shown], panels, styles(comparison), width)
+    return _rows("Prefix test", list(tests), panels, styles(comparison), width)
 
 
 def differences(comparison: Comparison, width: int = WIDE) -> Figure:
@@ -228,7 +229,7 @@ class _Panel:
 
     title: str
     axis: str
-    points: list[Score | Interval | None]
+    points: Sequence[Score | Interval | None]
     line: float | None = None
     hollow: list[bool] = field(default_factory=list)
 
@@ -299,6 +300,6 @@ def _look(look: dict[str, Style], name: str) -> Style:
     return look.get(name, Style(COLOURS[kind(name)], "o"))
 
 
-def _need(found: Sequence, what: str) -> None:
+def _need(found: Sized, what: str) -> None:
     if not found:
         raise InputError(f"this comparison has no {what}: there is nothing to draw")

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import Literal
 
 from llm2enc.comparison.variants import DEFAULT, Variant, find_variants, input_spec
 from llm2enc.encoding import Encoder, LoadType
@@ -154,7 +155,7 @@ def _limit(config) -> int:
     return 2**31 if limit is None else limit.tokens
 
 
-def _stored(dtype: LoadType) -> str:
+def _stored(dtype: LoadType) -> Literal["float32", "bfloat16", "float16"]:
     """What weights are held in where the user does not say: float32 on a CPU, for exactness; bfloat16 on a GPU."""
     import torch
 

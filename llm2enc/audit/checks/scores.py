@@ -52,7 +52,7 @@ class Scores:
         found = []
         summary = self.summary()
         for side, of in summary.items():
-            total, missing = self.texts[side], self.texts[side] - of["scores"]
+            total, missing = self.texts[side], self.texts[side] - int(of["scores"])
             if missing:
                 what = f"{missing:,} of {total:,} {plural(side)} have no score, the others do"
                 remedy = "give each row a score for every document, or none"
