@@ -1,7 +1,7 @@
 """Fewer rows of a task, so that a comparison fits a time: the same rows for every system, drawn by seed.
 
-`sampled(task, share)` keeps about that share of the rows, at least MIN_ROWS. A larger share keeps all that a smaller one
-does. By type:
+`sampled(task, share)` keeps about that share of the rows, at least MIN_ROWS, of retrieval MIN_QUERIES. A larger share keeps
+all that a smaller one does. By type:
 
     sts                             pairs, stratified by tenths of the score's ranking
     pair classification             pairs, stratified by label
@@ -39,6 +39,7 @@ from llm2enc.evaluation import (
 
 SEED = 0
 MIN_ROWS = 50
+MIN_QUERIES = 10  # of retrieval, where each brings all its judged documents
 _STEPS = 1000  # a share is a multiple of one over this
 
 
@@ -90,7 +91,7 @@ def shares(tasks: Sequence[Task], characters: float, limit: int) -> list[float]:
     """The share of each task to keep, so that all their texts together have at most so many characters.
 
     Every task counts alike in a mean, so each gets the same number of characters; what small ones leave over goes to the
-    others. MIN_ROWS of each are kept in any case.
+    others. The smallest sample of each is kept in any case.
 
     limit  characters of a text that are read
     """
@@ -175,7 +176,7 @@ def spread(strata: Sequence[Hashable], generator: np.random.Generator) -> np.nda
 
 def _retrieval(task: RetrievalTask, share: float, generator: np.random.Generator) -> RetrievalTask:
     queries = list(task.queries)
-    count = min(len(queries), max(round(math.sqrt(share) * len(queries)), MIN_ROWS))
+    count = min(len(queries), max(round(math.sqrt(share) * len(queries)), MIN_QUERIES))
     chosen = {queries[row] for row in generator.permutation(len(queries))[:count]}
     kept = {document for query in chosen for document in task.judged[query]}
     others = list(task.documents)

@@ -10,7 +10,7 @@ import pytest
 
 from llm2enc.comparison import compare, planning, sampling
 from llm2enc.comparison.planning import Clock, Load, widening
-from llm2enc.comparison.sampling import MIN_ROWS, Sample, rows_of, sampled, shares, size_of, texts_of
+from llm2enc.comparison.sampling import MIN_QUERIES, MIN_ROWS, Sample, rows_of, sampled, shares, size_of, texts_of
 from llm2enc.comparison.storage import to_json
 from llm2enc.evaluation import (
     BitextTask,
@@ -64,7 +64,7 @@ def test_a_sample_is_the_same_each_time_smaller_and_inside_of_a_larger_one(name:
     assert sampled(task, 1.0) is task
     wanted = {"classification": 0.1 * 600, "retrieval": np.sqrt(0.1) * 400}.get(name, 0.1 * COUNT)
     assert rows_of(small) == round(wanted)
-    assert rows_of(sampled(task, 0.0)) == MIN_ROWS
+    assert rows_of(sampled(task, 0.0)) == (MIN_QUERIES if name == "retrieval" else MIN_ROWS)
 
 
 def test_every_row_keeps_what_belongs_to_it() -> None:
@@ -197,7 +197,7 @@ def test_a_comparison_on_a_sample_says_so_and_goes_on_with_the_same_rows(
     given = {**asked, "tell": told.append, "advance": lambda name, share: shown.append(share)}
     found = compare([str(model)], [str(path)], tmp_path / "out", minutes=0.1, **given)
     (sample,) = found.sample
-    assert MIN_ROWS <= sample.rows < sample.of == 200 and sample.texts < sample.of_texts and sample.changes_the_task
+    assert MIN_QUERIES <= sample.rows < sample.of == 200 and sample.texts < sample.of_texts and sample.changes_the_task
     assert {len(one.outcomes[0].items) for one in [*found.systems, found.baseline]} == {sample.rows}
     assert told == [found.facts["time"].rpartition("; it took")[0]] and f"{sample.rows} of 200 rows" in told[0]
     assert shown == sorted(shown) and shown[-1] == pytest.approx(1.0)
