@@ -49,11 +49,14 @@ class Plan:
     """Estimate for all rows."""
 
 
-def make(tasks: Sequence[Task], loads: Sequence[Load], limit: int, extra: int, minutes: float | None) -> Plan:
+def make(
+    tasks: Sequence[Task], loads: Sequence[Load], limit: int, extra: int, again: int, minutes: float | None
+) -> Plan:
     """The plan that takes at most so many minutes, if the smallest sample of each task does.
 
     limit    characters of a text that are read
     extra    characters that are encoded besides the tasks'
+    again    characters of the tasks at most that are encoded a second time
     minutes  None: all rows
     """
     per_character = sum(load.states / speed for load in loads for speed in load.speeds)
@@ -64,11 +67,11 @@ def make(tasks: Sequence[Task], loads: Sequence[Load], limit: int, extra: int, m
         sample = [sampled(*one) for one in zip(tasks, kept, strict=True)]
         encoded = sum(size_of(task, limit) for task in sample)
         scoring = sum(load.scored * _scoring(sample, load.dimensions) for load in loads)
-        seconds = (encoded + extra) * per_character + scoring
+        seconds = (encoded + min(again, encoded) + extra) * per_character + scoring
         if minutes is None or seconds <= 60 * minutes or not any(kept):
             break
         characters = min(characters, size) * 0.95 * 60 * minutes / seconds  # scoring takes time too
-    whole = (size + extra) * per_character + scoring * size / encoded
+    whole = (size + min(again, size) + extra) * per_character + scoring * size / encoded
     return Plan(kept, [load.speeds for load in loads], limit, seconds, whole)
 
 

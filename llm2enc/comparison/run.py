@@ -88,9 +88,7 @@ def compare(
                      CannotConvert if nothing but bidirectional variants was asked of a model that stays causal
     """
     check(models, variants, max_text_tokens, dtype)  # first: to gather the docstrings takes half a minute
-    tasks, names = gather(sources, documents)
-    if names or not tasks:
-        raise InputError(f"{', '.join(names)}: a comparison runs on local data; `llm2enc evaluate` runs tasks of mteb")
+    tasks = _local_tasks(sources, documents)
     out = Path(out)
     for place in (out, *([cache] if cache else [])):
         check_room(place)
@@ -109,7 +107,6 @@ def compare(
     gaps = {other.name: difference(systems[0].outcomes, other.outcomes) for other in systems[1:]}
     baseline = _baseline(tasks)
     rows = sum(len(outcome.items) for outcome in systems[0].outcomes)
-    notes += planning.notes(samples, systems[0])
     return Comparison(
         title=f"{', '.join(models)}: how to read {'it' if len(models) == 1 else 'them'} as an encoder",
         models=list(models),
@@ -120,9 +117,17 @@ def compare(
         layers=found_layers,
         baseline=baseline,
         sample=samples,
-        notes=list(dict.fromkeys(notes)),
+        notes=list(dict.fromkeys([*notes, *planning.notes(samples, systems[0])])),
         facts=_facts(asked, sources, documents) | {"time": f"{sentence}; it took {cost.duration(took)}"},
     )
+
+
+def _local_tasks(sources: Sequence[str], documents: int) -> list[Task]:
+    """What the sources stand for. InputError for tasks of mteb."""
+    tasks, names = gather(sources, documents)
+    if names or not tasks:
+        raise InputError(f"{', '.join(names)}: a comparison runs on local data; `llm2enc evaluate` runs tasks of mteb")
+    return tasks
 
 
 _Opened = dict[str, Iterator[list[System]]]  # `states_of` by model
@@ -168,8 +173,8 @@ def _plan(asked: _Asked, tasks: Sequence[Task], opened: _Opened, notes: list[str
         times = count_states(model)
         loads.append(Load(speeds, times, times * (len(systems) + deep), width))
     size = sum(min(len(text), limit) for text in texts) / len(texts)
-    extra = measures.PREFIX_CHARACTERS + (0 if asked.cached else round(3 * measures.SAMPLE * size))
-    return planning.make(tasks, loads, limit, extra, asked.minutes)
+    again = 0 if asked.cached else round(3 * measures.SAMPLE * size)  # for the similarities
+    return planning.make(tasks, loads, limit, measures.PREFIX_CHARACTERS, again, asked.minutes)
 
 
 def _measure(

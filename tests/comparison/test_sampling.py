@@ -128,7 +128,7 @@ def test_a_plan_keeps_to_its_time_and_says_what_all_rows_would_take(monkeypatch:
     clock = itertools.count(0.0, 0.5)
     monkeypatch.setattr(planning.time, "perf_counter", lambda: next(clock))  # scoring takes half a second
     loads = [Load([1000.0, 500.0], 2, 6, 4)]  # 6 ms a character, and 3 s of scoring
-    plan = planning.make(tasks, loads, 1000, 100, 1.0)
+    plan = planning.make(tasks, loads, 1000, 100, 0, 1.0)
     kept = [sampled(*one) for one in zip(tasks, plan.shares, strict=True)]
     size = sum(size_of(task, 1000) for task in kept)
     assert plan.seconds == pytest.approx((size + 100) * 0.006 + 3) and 50 < plan.seconds <= 60
@@ -138,10 +138,12 @@ def test_a_plan_keeps_to_its_time_and_says_what_all_rows_would_take(monkeypatch:
     assert [one.rows for one in samples] == [rows_of(task) for task in kept] and samples[0].of == COUNT
     assert [one.changes_the_task for one in samples] == [False, True]
     assert f"of 1,400 rows and queries, sampled; all of them would take about {cost.duration(plan.whole)}" in said
-    every = planning.make(tasks, loads, 1000, 100, None)
+    every = planning.make(tasks, loads, 1000, 100, 0, None)
     assert every.shares == [1.0, 1.0] and every.seconds == every.whole == pytest.approx((whole + 100) * 0.006 + 3)
     assert "all 1,400 rows and queries" in planning.describe(every, tasks, tasks, None)[1]
-    tiny = planning.make(tasks, loads, 1000, 100, 0.01)
+    twice = planning.make(tasks, loads, 1000, 100, 10**9, None)
+    assert twice.seconds == pytest.approx((2 * whole + 100) * 0.006 + 3), "no more than the tasks have"
+    tiny = planning.make(tasks, loads, 1000, 100, 0, 0.01)
     smallest = [sampled(task, 0.0) for task in tasks]
     assert tiny.shares == [0.0, 0.0] and "the smallest sample" in planning.describe(tiny, tasks, smallest, 0.01)[1]
 
