@@ -1,4 +1,4 @@
-"""The one pass over a source: rows in slabs of a thousand, each text with a key by which equal ones are found.
+"""The one pass over a source: rows in chunks of a thousand, each text with a key by which equal ones are found.
 
 What is kept of a row is numbers only: 32 bytes, and 16 for each of its negatives and further right answers (pairs.py,
 sides.py); sorting takes about three times as much for a moment. Beyond LIMIT rows a random sample is read; texts are kept
@@ -17,8 +17,8 @@ import numpy as np
 from llm2enc.data import Pair, Rows, ScoredPair, Stream
 
 LIMIT = 2_000_000  # rows: 64 MB of numbers, 290 MB with seven negatives each
-SAMPLE = 2000  # rows whose texts are tokenized and told by language: shares are right within 2 points
-SLAB = 1000
+SAMPLE = 2000  # rows whose texts are tokenized and whose language is detected: shares are right within 2 points
+CHUNK_ROWS = 1000
 
 Row = Pair | ScoredPair | str
 
@@ -43,7 +43,7 @@ def keys_of(texts: Sequence[str]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Column:
-    """The texts of one side in a slab."""
+    """The texts of one side in a chunk."""
 
     texts: list[str]
     rows: np.ndarray
@@ -55,7 +55,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Slab:
+class Chunk:
     """Some rows, by side: query, positive, other (further right answers) and negative; first and second; or text."""
 
     first: int
@@ -66,11 +66,11 @@ class Slab:
     """Numbers of rows with a cell that is no text."""
 
 
-def slab_of(rows: Sequence[Row], first: int = 1) -> Slab:
+def chunk_of(rows: Sequence[Row], first: int = 1) -> Chunk:
     """Rows by side. A cell that is no text counts as empty and is remembered."""
     not_text: list[int] = []
 
-    def column(cells: list[tuple[int, object]]) -> Column:
+    def column(cells: Sequence[tuple[int, object]]) -> Column:
         not_text.extend(number for number, cell in cells if not isinstance(cell, str))
         return Column(
             [cell if isinstance(cell, str) else "" for _, cell in cells],
@@ -94,7 +94,7 @@ def slab_of(rows: Sequence[Row], first: int = 1) -> Slab:
             "other": column([(number, text) for number, pair in pairs for text in pair.extra_positives]),
             "negative": column([(number, text) for number, pair in pairs for text in pair.negatives]),
         }
-    return Slab(first, list(rows), columns, sorted(set(not_text)))
+    return Chunk(first, list(rows), columns, sorted(set(not_text)))
 
 
 def choose(rows: "Rows[Row] | Stream[Row] | Sequence[Row]", limit: int, seed: int = 0) -> tuple[Iterator[Row], str]:
@@ -114,16 +114,16 @@ def choose(rows: "Rows[Row] | Stream[Row] | Sequence[Row]", limit: int, seed: in
 
 
 def _in_order(rows: "Rows[Row] | Sequence[Row]", positions: np.ndarray) -> Iterator[Row]:
-    for begin in range(0, len(positions), SLAB):
-        piece = positions[begin : begin + SLAB]
+    for begin in range(0, len(positions), CHUNK_ROWS):
+        piece = positions[begin : begin + CHUNK_ROWS]
         yield from rows.take(piece) if isinstance(rows, Rows) else [rows[position] for position in piece.tolist()]
 
 
-def slabs(rows: Iterator[Row], advance: Callable[[int], None] = lambda count: None) -> Iterator[Slab]:
-    """The rows in slabs; `advance` hears how many rows were read."""
+def chunks(rows: Iterator[Row], advance: Callable[[int], None] = lambda count: None) -> Iterator[Chunk]:
+    """The rows in chunks; `advance` hears how many rows were read."""
     first = 1
-    while piece := list(islice(rows, SLAB)):
-        yield slab_of(piece, first)
+    while piece := list(islice(rows, CHUNK_ROWS)):
+        yield chunk_of(piece, first)
         first += len(piece)
         advance(len(piece))
 
@@ -139,14 +139,14 @@ class Reservoir:
     def __post_init__(self) -> None:
         self._generator = np.random.default_rng(0)
 
-    def add(self, slab: Slab) -> None:
-        numbers = np.arange(slab.first, slab.first + len(slab.rows))
+    def add(self, chunk: Chunk) -> None:
+        numbers = np.arange(chunk.first, chunk.first + len(chunk.rows))
         # Row n takes a place among the first n; it stays if that place is in the sample.
         places = np.where(numbers <= self.size, numbers - 1, self._generator.integers(0, numbers))
         for index in np.flatnonzero(places < self.size):
-            self.rows[int(places[index])] = (int(numbers[index]), slab.rows[index])
+            self.rows[int(places[index])] = (int(numbers[index]), chunk.rows[index])
 
-    def slab(self) -> tuple[list[int], Slab]:
-        """The sample in the source's order: the rows' numbers, and a slab whose rows count from 0."""
+    def chunk(self) -> tuple[list[int], Chunk]:
+        """The sample in the source's order: the rows' numbers, and a chunk whose rows count from 0."""
         chosen = sorted(self.rows.values(), key=lambda item: item[0])
-        return [number for number, _ in chosen], slab_of([row for _, row in chosen], first=0)
+        return [number for number, _ in chosen], chunk_of([row for _, row in chosen], first=0)

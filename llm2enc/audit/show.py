@@ -3,31 +3,31 @@
 from collections.abc import Sequence
 from typing import Any
 
-from llm2enc.audit.checks.lengths import Reading, asked, encodable
+from llm2enc.audit.checks.lengths import InputView, encodable, prompt_of
 from llm2enc.audit.chunks import Row
 from llm2enc.data import ScoredPair
 from llm2enc.recipe import Role
 
 
-def show(rows: Sequence[Row], reading: Reading) -> list[dict[str, Any]]:
+def show(rows: Sequence[Row], view: InputView) -> list[dict[str, Any]]:
     """Each row's texts as `seen` gives them, by side."""
     return [
-        {side: [seen(text, *asked(side, row), reading) for text in texts] for side, texts in _sides(row)}
+        {side: [seen(text, *prompt_of(side, row), view) for text in texts] for side, texts in _sides(row)}
         for row in rows
     ]
 
 
-def seen(text: str, instruction: str, role: Role, reading: Reading) -> dict[str, Any]:
+def seen(text: str, instruction: str, role: Role, view: InputView) -> dict[str, Any]:
     """The pieces of an input with their pooling flags; joined, the pieces are the decoded input."""
-    if reading.block_tokens:
-        ids = reading.input_format.plain_ids([encodable(text)])[0]
+    if view.block_tokens:
+        ids = view.input_format.plain_ids([encodable(text)])[0]
         pool, truncated = [True] * len(ids), False
     else:
-        tokens = reading.input_format.pack([encodable(text)], instruction, role, reading.max_tokens)
+        tokens = view.input_format.pack([encodable(text)], instruction, role, view.max_tokens)
         ids, pool, truncated = tokens.ids.tolist(), tokens.pool.tolist(), bool(tokens.truncated[0])
     return {
         "instruction": instruction,
-        "pieces": pieces(reading.input_format.tokenizer, ids),
+        "pieces": pieces(view.input_format.tokenizer, ids),
         "pooled": pool,
         "tokens": len(ids),
         "truncated": truncated,
@@ -53,13 +53,13 @@ def pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return found
 
 
-def marked(view: dict[str, Any], most: int = 60) -> str:
+def marked(shown: dict[str, Any], most: int = 60) -> str:
     """One line: pieces between bars, runs of pooled ones in brackets, the middle of a long input left out."""
     line, pooled = "", False
-    for place, (piece, pool) in enumerate(zip(view["pieces"], view["pooled"], strict=True)):
-        if most // 2 <= place < len(view["pieces"]) - most // 2 and len(view["pieces"]) > most:
+    for place, (piece, pool) in enumerate(zip(shown["pieces"], shown["pooled"], strict=True)):
+        if most // 2 <= place < len(shown["pieces"]) - most // 2 and len(shown["pieces"]) > most:
             if place == most // 2:
-                line += f" ... {len(view['pieces']) - 2 * (most // 2)} tokens ... "
+                line += f" ... {len(shown['pieces']) - 2 * (most // 2)} tokens ... "
             continue
         if pool != pooled:
             line += "[" if pool else "]"

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from llm2enc import data
 from llm2enc.audit.checks.duplicates import Batching
-from llm2enc.audit.checks.lengths import Reading
-from llm2enc.audit.chunks import Row
+from llm2enc.audit.checks.lengths import InputView
 from llm2enc.data import Pair, Rows, ScoredPair, Stream, open_table, schema_of, source_name
 from llm2enc.errors import DataError
 from llm2enc.evaluation import Task, docstring_tasks, find_tasks, read_task
@@ -32,13 +32,13 @@ MAX_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Subject:
+class DataSource:
     """One source as one stage reads it."""
 
     spec: DataSpec
     stage: str
     batching: Batching
-    reading: Reading
+    view: InputView
     number: int = 0
     """Number of the stage in the recipe."""
     pairs: bool | None = None
@@ -46,73 +46,73 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedSource:
     """A source that can be read."""
 
-    rows: Rows[Row] | Stream[Row]
+    rows: Rows[Any] | Stream[Any]
     recognised: dict[str, str]
     dropped: int
     """Rows without a query, a positive or a text, which training leaves out; of a stream they are not counted."""
 
 
-def of_recipe(recipe: Recipe) -> list[Subject]:
+def of_recipe(recipe: Recipe) -> list[DataSource]:
     """Every source of every stage, with the recipe's own template, tokenizer and limits. No weights are read."""
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
     return [
-        Subject(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number, _reads_pairs(stage))
+        DataSource(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number, _reads_pairs(stage))
         for number, stage in enumerate(recipe.stages)
         for spec in stage.data
     ]
 
 
-def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> list[Subject]:
+def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> list[DataSource]:
     """The files that a path names: one source, or one per file of a folder that is no BEIR data set.
 
     recipe  its template and tokenizer are used; pairs are read as its contrastive stage would, texts as its first stage
     """
     specs = _specs(path)
     if recipe is None:
-        reading = _plain_reading(model)
-        return [Subject(spec, "", Batching(BATCH_SIZE), reading) for spec in specs]
+        view = _plain_view(model)
+        return [DataSource(spec, "", Batching(BATCH_SIZE), view) for spec in specs]
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
     stage = next(filter(_reads_pairs, recipe.stages), None)
     if stage is None:
-        reading = Reading(input_format, described=f"template and tokenizer of recipe {recipe.name}")
-        return [Subject(spec, "", Batching(BATCH_SIZE), reading) for spec in specs]
-    return [Subject(spec, "", *_of_stage(stage, input_format, recipe.name)) for spec in specs]
+        view = InputView(input_format, described=f"template and tokenizer of recipe {recipe.name}")
+        return [DataSource(spec, "", Batching(BATCH_SIZE), view) for spec in specs]
+    return [DataSource(spec, "", *_of_stage(stage, input_format, recipe.name)) for spec in specs]
 
 
-def opened(subject: Subject) -> tuple[Subject, Opened]:
-    """The rows of a subject; its stage is `contrastive`, `scored pairs` or `texts` where only the data can tell.
+def open_source(source: DataSource) -> tuple[DataSource, OpenedSource]:
+    """The rows of a source; its stage is `contrastive`, `scored pairs` or `texts` where only the data can tell.
 
     raises  ValueError if the source cannot be read
     """
-    if subject.pairs is None:
-        return _told_by_data(subject)
-    if not subject.pairs:
-        rows = data.read_texts(subject.spec)
-        return subject, Opened(rows, {"format": "texts"}, _dropped(rows))
-    recognised, rows = data.examine(subject.spec)
-    return subject, Opened(rows, {"format": recognised.format, "why": str(recognised)}, _dropped(rows))
+    if source.pairs is None:
+        return _detected(source)
+    if not source.pairs:
+        rows = data.read_texts(source.spec)
+        return source, OpenedSource(rows, {"format": "texts"}, _dropped(rows))
+    recognised, rows = data.examine(source.spec)
+    return source, OpenedSource(rows, {"format": recognised.format, "why": str(recognised)}, _dropped(rows))
 
 
-def _told_by_data(subject: Subject) -> tuple[Subject, Opened]:
+def _detected(source: DataSource) -> tuple[DataSource, OpenedSource]:
     """Pairs with the scores that they have, else scored pairs, else texts."""
     refusals: list[ValueError] = []
     for stage, row in (("contrastive", Pair), ("scored pairs", ScoredPair)):
         try:
-            recognised, rows = data.examine(subject.spec, row, scores=True)
+            recognised, rows = data.examine(source.spec, row, scores=True)
         except ValueError as error:
             refusals.append(error)
             continue
         why = "; ".join([str(recognised), *(f"as pairs refused: {error}" for error in refusals)])
-        given = {"format": recognised.format, "why": why, "block": block(subject.spec)}
-        return replace(subject, stage=stage), Opened(rows, given, _dropped(rows))
-    if not _is_one_column(subject.spec):
+        given = {"format": recognised.format, "why": why, "block": block(source.spec)}
+        return replace(source, stage=stage), OpenedSource(rows, given, _dropped(rows))
+    if not _is_one_column(source.spec):
         raise refusals[0]
-    texts = data.read_texts(subject.spec)
-    given = {"format": "texts", "why": "one column of text", "block": block(subject.spec)}
-    return replace(subject, stage="texts"), Opened(texts, given, _dropped(texts))
+    texts = data.read_texts(source.spec)
+    given = {"format": "texts", "why": "one column of text", "block": block(source.spec)}
+    return replace(source, stage="texts"), OpenedSource(texts, given, _dropped(texts))
 
 
 def block(spec: DataSpec) -> str:
@@ -127,7 +127,7 @@ def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:
     given = [*(recipe.evaluation if recipe else ()), *folders]
     for spec in given:
         if isinstance(spec, DocstringEval):
-            tasks: Iterable[Task] = docstring_tasks(spec)
+            tasks: Iterable[Task] = docstring_tasks(spec)  # pyright: ignore[reportArgumentType]: frozen, so it has a hash
         else:
             path, names = (spec, None) if isinstance(spec, str) else (spec.path, spec.tasks)
             if not Path(path).is_dir():
@@ -139,13 +139,14 @@ def tasks_of(recipe: Recipe | None, folders: Iterable[str]) -> Iterator[Task]:
                 yield task
 
 
-def _of_stage(stage: Stage, input_format: InputFormat, recipe: str) -> tuple[Batching, Reading]:
+def _of_stage(stage: Any, input_format: InputFormat, recipe: str) -> tuple[Batching, InputView]:
+    """What a stage asks of its rows, by the fields that its objective has."""
     described = f"template and tokenizer of recipe {recipe}"
     if OBJECTIVES[stage.objective].row == "block":
         words = f"tokenizer of recipe {recipe}; texts are joined and cut into blocks of {stage.block_tokens} tokens"
-        return Batching(1), Reading(input_format, block_tokens=stage.block_tokens, described=words)
+        return Batching(1), InputView(input_format, block_tokens=stage.block_tokens, described=words)
     mask = _reads_pairs(stage) and stage.mask_duplicates
-    return Batching(stage.batch_size, mask_duplicates=mask), Reading(
+    return Batching(stage.batch_size, mask_duplicates=mask), InputView(
         input_format, stage.max_tokens, described=described
     )
 
@@ -154,7 +155,7 @@ def _reads_pairs(stage: Stage) -> bool:
     return OBJECTIVES[stage.objective].row == "pair"
 
 
-def _plain_reading(model: str) -> Reading:
+def _plain_view(model: str) -> InputView:
     """The texts themselves, between the special tokens that the tokenizer puts around them."""
     tokenizer = load_tokenizer(ModelSpec(name=model))
     begins, ends = surrounding(tokenizer)
@@ -165,7 +166,7 @@ def _plain_reading(model: str) -> Reading:
     )
     spec = InputSpec(query=parts, document=parts, max_tokens=MAX_TOKENS)
     described = f"tokenizer of {model}, no template, {MAX_TOKENS} tokens at most; --recipe or --model for another"
-    return Reading(InputFormat(spec, tokenizer), plain=True, described=described)
+    return InputView(InputFormat(spec, tokenizer), plain=True, described=described)
 
 
 def _specs(path: str) -> list[DataSpec]:
@@ -184,7 +185,7 @@ def _is_one_column(spec: DataSpec) -> bool:
     return "text" in names or len(names) == 1
 
 
-def _dropped(rows: Rows[Row] | Stream[Row]) -> int:
+def _dropped(rows: Rows[Any] | Stream[Any]) -> int:
     return 0 if isinstance(rows, Stream) else rows.dropped
 
 
@@ -193,5 +194,5 @@ def _default(spec: DataSpec, key: str) -> object:
     return None if field.is_required() else field.get_default(call_default_factory=True)
 
 
-def name_of(subject: Subject) -> str:
-    return source_name(subject.spec)
+def name_of(source: DataSource) -> str:
+    return source_name(source.spec)

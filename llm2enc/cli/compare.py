@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from llm2enc.cli.messages import quiet
+from llm2enc.cli.messages import quiet, say
 from llm2enc.cli.options import Json, NoCache, cache, check_choice, label
 from llm2enc.errors import require
-from llm2enc.terminal import counter, line
+from llm2enc.terminal import bar, line
 
 
 def compare(
@@ -23,15 +23,20 @@ def compare(
             "--data", help="A file of pairs, a folder of tasks, or `smoke` (docstrings, the default). Repeatable."
         ),
     ] = None,
-    readings: Annotated[
+    variants: Annotated[
         list[str] | None,
         typer.Option(
-            "--readings", help="causal-mean, echo-last, bidirectional-mean@6, ...; eight by default. Repeatable."
+            "--variants", help="causal-mean, echo-last, bidirectional-mean@6, ...; eight by default. Repeatable."
         ),
     ] = None,
+    readings: Annotated[list[str] | None, typer.Option("--readings", hidden=True)] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Report; runs/compare/NAME by default.")] = None,
-    layers: Annotated[bool, typer.Option(help="Also score every layer of the mean-pooled readings.")] = True,
-    max_text_tokens: Annotated[int, typer.Option(min=2, help="Longest text in tokens, for every reading alike.")] = 256,
+    layers: Annotated[bool, typer.Option(help="Also score every layer of the mean-pooled variants.")] = True,
+    max_text_tokens: Annotated[int, typer.Option(min=2, help="Longest text in tokens, for every variant alike.")] = 256,
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Sample rows to about this time; 0: all rows. 10 on a CPU, 0 on a GPU by default."),
+    ] = None,
     dtype: Annotated[
         str, typer.Option(help="auto (float32 on a CPU, bfloat16 on a GPU), float32, bfloat16 or float16.")
     ] = "auto",
@@ -42,14 +47,18 @@ def compare(
     check_choice("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     require("matplotlib", "jinja2", extra="report")
     quiet()
+    if readings:
+        say("warning: --readings is called --variants now; the old name goes with release 0.2")
+        variants = [*(variants or ()), *readings]
     from llm2enc.comparison import compare as run
     from llm2enc.comparison import save
 
     folder = out or Path("runs") / "compare" / "-".join(map(label, models))
-    with counter("opening the model", "texts", sys.stderr.isatty()) as advance:
+    with bar("opening the model", 100, sys.stderr.isatty()) as move:
         found = run(
-            models, data or ["smoke"], folder, readings=readings, layers=layers, max_text_tokens=max_text_tokens,
-            dtype=dtype, cache=cache(no_cache), advance=advance,
+            models, data or ["smoke"], folder, variants=variants, layers=layers, max_text_tokens=max_text_tokens,
+            dtype=dtype, minutes=_limit() if minutes is None else minutes or None, cache=cache(no_cache), tell=say,
+            advance=lambda name, share: move(to=100 * share, what=name, facts="%"),
         )  # fmt: skip
     save(found, folder)
     if as_json:
@@ -57,6 +66,13 @@ def compare(
     else:
         _print_comparison(found)
         print(f"report: {folder / 'report.html'}")
+
+
+def _limit() -> float | None:
+    """Minutes that a comparison may take where the user does not say."""
+    import torch
+
+    return None if torch.cuda.is_available() else 10
 
 
 def _print_comparison(found) -> None:

@@ -2,13 +2,13 @@
 
 from llm2enc.comparison import plots
 from llm2enc.comparison.run import compare, save
-from llm2enc.comparison.systems import subjects
+from llm2enc.comparison.systems import systems_of
 from llm2enc.comparison.table import table
 
 __all__ = [
     "compare",
     "plots",
     "save",
-    "subjects",
+    "systems_of",
     "table",
 ]

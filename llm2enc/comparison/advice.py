@@ -1,39 +1,39 @@
-"""From numbers to sentences: which reading to use, and how sure that is. Every sentence carries its numbers."""
+"""From numbers to sentences: which variant to use, and with what confidence. Every sentence carries its numbers."""
 
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from llm2enc.comparison.results import Candidate, Layers
+from llm2enc.comparison.results import Layers, SystemResult
 from llm2enc.evaluation import Interval, difference
 
 
 def advise(
-    candidates: Sequence[Candidate],
+    systems: Sequence[SystemResult],
     differences: Mapping[str, Interval],
-    baseline: Candidate | None,
+    baseline: SystemResult | None,
     layers: Sequence[Layers],
     stages: Sequence[str],
     rows: int,
 ) -> list[str]:
     """Sentences, the most important first.
 
-    candidates   best first
-    differences  by name of every other candidate: how far the best lies above it
-    stages       names of the candidates in the order in which they were measured: of a run, in the order of training
+    systems   best first
+    differences  by name of every other system: how far the best lies above it
+    stages       names of the systems in the order in which they were measured: of a run, in the order of training
     rows         rows and queries that the scores were computed from
     """
-    best = candidates[0]
-    sentences = [_choice(candidates, differences)]
+    best = systems[0]
+    sentences = [_choice(systems, differences)]
     if baseline is not None:
         sentences += _useless(best, baseline)
-    by_name = {candidate.name: candidate for candidate in candidates}
+    by_name = {system.name: system for system in systems}
     sentences += _direction(by_name)
     sentences += _echo(by_name)
     sentences += _pooling(by_name)
     sentences += _training(by_name, stages)
     sentences += _layers(layers)
-    sentences += _crowding(best)
+    sentences += _anisotropy(best)
     if best.mean.high - best.mean.low > 0.1:
         sentences.append(
             f"The data is small ({rows} rows and queries): the best mean score is known to "
@@ -42,31 +42,29 @@ def advise(
     return [*sentences, "Ranges are 95 % intervals: of a difference by paired bootstrap over the same rows."]
 
 
-def _choice(candidates: Sequence[Candidate], differences: Mapping[str, Interval]) -> str:
-    """The best, or the cheapest of those that cannot be told from it."""
-    best = candidates[0]
+def _choice(systems: Sequence[SystemResult], differences: Mapping[str, Interval]) -> str:
+    """The best, or the cheapest of those without a significant difference from it."""
+    best = systems[0]
     said = f"mean score {_range(best.mean)}"
-    if len(candidates) == 1:
+    if len(systems) == 1:
         return f"{best.name}: {said}. Nothing was compared with it."
-    level = [best, *(other for other in candidates[1:] if not differences[other.name].certain)]
-    choice = min(level, key=lambda candidate: candidate.tokens)
+    level = [best, *(other for other in systems[1:] if not differences[other.name].certain)]
+    choice = min(level, key=lambda system: system.tokens)
     if choice is best and len(level) == 1:
-        runner = candidates[1]
+        runner = systems[1]
         return (
             f"Use {best.name}: {said}. It is better than the next, {runner.name}, by {_gap(differences[runner.name])}."
         )
     if choice is best:
         equals = _list([other.name for other in level[1:]])
-        return (
-            f"Use {best.name}: {said}. It cannot be told apart from {equals} on this data, and none of them is cheaper."
-        )
+        return f"Use {best.name}: {said}. No significant difference from {equals} on this data, and none of them is cheaper."
     return (
-        f"Use {choice.name}: it cannot be told apart from the best, {best.name} ({said}; difference "
+        f"Use {choice.name}: no significant difference from the best, {best.name} ({said}; difference "
         f"{_gap(differences[choice.name])}), and reads {choice.tokens:.0f} tokens per text instead of {best.tokens:.0f}."
     )
 
 
-def _useless(best: Candidate, baseline: Candidate) -> list[str]:
+def _useless(best: SystemResult, baseline: SystemResult) -> list[str]:
     gap = difference(best.outcomes, baseline.outcomes)
     if gap.low > 0:
         return [f"It beats word overlap (TF-IDF, {baseline.mean.value:.3f}) by {_gap(gap)}."]
@@ -75,17 +73,17 @@ def _useless(best: Candidate, baseline: Candidate) -> list[str]:
             f"Word overlap alone (TF-IDF) scores {baseline.mean.value:.3f}, {_gap(_turned(gap))} beside the best of these: "
             "none is good enough as it stands. Train it (llm2enc convert) or take a stronger model."
         ]
-    return [f"It cannot be told apart from word overlap (TF-IDF, {baseline.mean.value:.3f}; difference {_gap(gap)})."]
+    return [f"No significant difference from word overlap (TF-IDF, {baseline.mean.value:.3f}; difference {_gap(gap)})."]
 
 
-def _direction(by_name: Mapping[str, Candidate]) -> list[str]:
+def _direction(by_name: Mapping[str, SystemResult]) -> list[str]:
     return [
         _versus(by_name[two], by_name[one], f"Bidirectional attention without training{of}", "helps", "hurts")
         for one, two, of in _pairs(by_name, "causal-mean", "bidirectional-mean")
     ]
 
 
-def _echo(by_name: Mapping[str, Candidate]) -> list[str]:
+def _echo(by_name: Mapping[str, SystemResult]) -> list[str]:
     sentences = []
     for one, two, of in _pairs(by_name, "causal-mean", "echo-mean"):
         ratio = by_name[two].tokens / by_name[one].tokens
@@ -94,14 +92,14 @@ def _echo(by_name: Mapping[str, Candidate]) -> list[str]:
     return sentences
 
 
-def _pooling(by_name: Mapping[str, Candidate]) -> list[str]:
+def _pooling(by_name: Mapping[str, SystemResult]) -> list[str]:
     return [
         _versus(by_name[two], by_name[one], f"Mean pooling instead of the last token{of}", "helps", "hurts")
         for one, two, of in _pairs(by_name, "causal-last", "causal-mean")
     ]
 
 
-def _training(by_name: Mapping[str, Candidate], stages: Sequence[str]) -> list[str]:
+def _training(by_name: Mapping[str, SystemResult], stages: Sequence[str]) -> list[str]:
     """What each stage of a run adds to the one before."""
     runs: dict[str, list[str]] = {}
     for name in stages:
@@ -134,7 +132,7 @@ def _layers(layers: Sequence[Layers]) -> list[str]:
     return sentences
 
 
-def _crowding(best: Candidate) -> list[str]:
+def _anisotropy(best: SystemResult) -> list[str]:
     mean, spread = best.similarities.anisotropy, best.similarities.spread
     if mean < 0.5:
         return []
@@ -144,8 +142,8 @@ def _crowding(best: Candidate) -> list[str]:
     ]
 
 
-def _pairs(by_name: Mapping[str, Candidate], one: str, two: str) -> list[tuple[str, str, str]]:
-    """Candidates of one model that differ in their reading, with the words that name the model."""
+def _pairs(by_name: Mapping[str, SystemResult], one: str, two: str) -> list[tuple[str, str, str]]:
+    """Systems of one model that differ in their variant, with the words that name the model."""
     owners = [name.removesuffix(one) for name in by_name if name.endswith(one)]
     return [
         (f"{owner}{one}", f"{owner}{two}", f" of {owner.strip()}" if owner.strip() else "")
@@ -154,9 +152,9 @@ def _pairs(by_name: Mapping[str, Candidate], one: str, two: str) -> list[tuple[s
     ]
 
 
-def _versus(first: Candidate, second: Candidate, what: str, helps: str, hurts: str) -> str:
+def _versus(first: SystemResult, second: SystemResult, what: str, helps: str, hurts: str) -> str:
     gap = difference(first.outcomes, second.outcomes)
-    verdict = "makes no difference that this data can show"
+    verdict = "makes no significant difference"
     if gap.certain:
         verdict = helps if gap.low > 0 else hurts
     return f"{what} {verdict}: {second.mean.value:.3f} to {first.mean.value:.3f}, {_gap(gap)}."

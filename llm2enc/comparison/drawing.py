@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from rich.cells import cell_len
 from scipy.ndimage import gaussian_filter1d
 from sklearn.isotonic import isotonic_regression
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 INK, FAINT, RULE = "#1c1e21", "#55595e", "#d9dbde"
 TEXT, SMALL = 12, 11
 COLUMN = 0.62  # width of a terminal column over the font size: a usual letter of DejaVu Sans, half a Chinese one
-RC = {
+RC: dict[Any, Any] = {
     "text.parse_math": False,  # a dollar in a name begins no formula
     "font.size": TEXT, "text.color": INK,
     "figure.dpi": 144, "figure.facecolor": "white",
@@ -33,7 +34,7 @@ RC = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a candidate looks in every figure."""
+    """How a system looks in every figure."""
 
     colour: str
     marker: str
@@ -41,13 +42,13 @@ class Style:
 
 def new_figure(title: str, width: float, height: float) -> Figure:
     """A white figure, `width` x `height` CSS pixels large, with its title in the upper left corner."""
-    figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-    figure.get_layout_engine().set(w_pad=6 / 72, h_pad=5 / 72)
+    layout = ConstrainedLayoutEngine(w_pad=6 / 72, h_pad=5 / 72)
+    figure = Figure(figsize=(width / 72, height / 72), layout=layout)
     figure.suptitle(shorten(title, columns(width, 15 * 1.1)), x=6 / width, ha="left", size=15, weight="bold")
     return figure
 
 
-def style_ticks(axes: "Axes", axis: str, count: int, whole: bool = False) -> None:
+def style_ticks(axes: "Axes", axis: Literal["x", "y"], count: int, whole: bool = False) -> None:
     """At most `count` intervals between the labels of an axis, x or y, which are numbers as they are read."""
     axes.tick_params(axis, labelsize=SMALL, labelcolor=FAINT, color="#9a9ea3", length=3)
     axes.locator_params(axis, nbins=count, integer=whole)
@@ -60,7 +61,7 @@ def columns(width: float, size: float = TEXT) -> int:
 
 
 def shorten(text: str, columns: int) -> str:
-    """The text in so many terminal columns: its middle is left out, since the ends of names tell candidates apart."""
+    """The text in so many terminal columns: its middle is left out, since systems differ in the ends of their names."""
     text = plain(text)
     short, keep = text, len(text)
     while cell_len(short) > columns and keep > 2:
@@ -70,7 +71,7 @@ def shorten(text: str, columns: int) -> str:
 
 
 def marker(style: Style, hollow: bool = False) -> dict:
-    """What `Line2D` takes to draw a candidate's point."""
+    """What `Line2D` takes to draw a system's point."""
     edge = style.colour if hollow or style.marker == "x" else "white"
     return {
         "marker": style.marker, "markersize": 8, "linestyle": "", "color": "white" if hollow else style.colour,

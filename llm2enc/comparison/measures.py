@@ -1,14 +1,13 @@
-"""What a comparison measures besides scores: the spread of similarities, the prefix test, every layer, the cost."""
+"""What a comparison measures besides scores: the spread of similarities, tokens per text, the prefix test."""
 
-import time
 from collections.abc import Sequence
-from itertools import islice, takewhile
+from itertools import compress, islice, takewhile
 
 import numpy as np
 import torch
 from scipy import sparse
-from torch import Tensor
 
+from llm2enc.comparison.passes import pack_each, vectors
 from llm2enc.comparison.prefixes import TRIPLES
 from llm2enc.comparison.results import PrefixTest, Similarities
 from llm2enc.encoding import Encoder
@@ -29,12 +28,11 @@ from llm2enc.evaluation import (
     draws,
     interval,
 )
-from llm2enc.model import POOLERS, evaluating
 from llm2enc.text import Tokens
 
 SEED = 0
 SAMPLE = 500  # texts whose similarities are looked at
-TIMED = 256  # texts encoded to measure the time
+PREFIX_CHARACTERS = sum(len(start) + len(end) for start, *ends in TRIPLES for end in ends)
 Text = tuple[Side, str]
 
 
@@ -48,7 +46,7 @@ def related_pairs(task: Task) -> list[tuple[Text, Text]]:
             (("query", text), ("document", task.documents[document]))
             for query, text in task.queries.items()
             for document, judgement in task.qrels[query].items()
-            if judgement > 0 and document in task.documents
+            if judgement > 0
         ]
     if isinstance(task, RerankingTask):
         return [
@@ -100,41 +98,47 @@ def _vectors(encoder: TextEncoder, texts: Sequence[Text]) -> Vectors:
 # ---------------------------------------------------------------------------------------------------------------- cost
 
 
-def cost(encoder: LoadedModel, tasks: Sequence[Task]) -> tuple[float, float]:
-    """Tokens that the model reads per text, and seconds to encode 1,000 texts, both on a sample of the tasks' texts."""
+def tokens_per_text(encoder: LoadedModel, tasks: Sequence[Task]) -> float:
+    """Tokens that the model reads per text, on a sample of the tasks' texts."""
     texts = sorted({text for task in tasks for _, texts in task.texts() for text in texts})
-    rows = np.random.default_rng(SEED).permutation(len(texts))
-    tokens = encoder.count_tokens([texts[row] for row in rows[:SAMPLE]]) / len(rows[:SAMPLE])
-    timed = [texts[row] for row in rows[:TIMED]]
-    encoder.encode(timed[:8])  # the first call also fills caches and starts threads
-    started = time.perf_counter()
-    encoder.encode(timed)
-    return tokens, 1000 * (time.perf_counter() - started) / len(timed)
+    rows = np.random.default_rng(SEED).permutation(len(texts))[:SAMPLE]
+    return encoder.count_tokens([texts[row] for row in rows]) / len(rows)
 
 
 # --------------------------------------------------------------------------------------------------------- prefix test
 
 
-def prefix_test(encoder: Encoder) -> PrefixTest | None:
-    """LLM2Vec's test: only the tokens of the shared beginning are pooled, whatever follows it. None if no text is pooled.
+def prefix_tests(encoders: Sequence[Encoder]) -> list[PrefixTest | None]:
+    """LLM2Vec's test of encoders that one forward pass serves: only the tokens of the shared beginning are pooled,
+    whatever follows it. None for one that pools no text.
 
     A causal model gives one vector for a beginning whatever follows; so does mean pooling over it, and half of the
     triples are then decided by chance: equal cosines count one half.
     """
-    if not any(part.slot == "text" and part.pool for part in encoder.input_format.spec.document):
-        return None
-    texts = [f"{start} {end}" for start, *ends in TRIPLES for end in ends]
-    starts = [start for start, *_ in TRIPLES for _ in range(3)]
-    whole, alone = (encoder.input_format.pack(some) for some in (texts, starts))
-    tokens = _pooling_only_beginnings(whole, alone).to(encoder.device)
-    with evaluating(encoder):
-        vectors = encoder(tokens).cpu().numpy().reshape(len(TRIPLES), 3, -1)
+    able = [any(part.slot == "text" and part.pool for part in one.input_format.spec.document) for one in encoders]
+    if not any(able):
+        return [None] * len(encoders)
+    tested = list(compress(encoders, able))
+    every = vectors(tested, pack_each(tested, _beginnings))
+    found = map(_prefix_test, every.transpose(1, 0, 2).reshape(len(tested), len(TRIPLES), 3, -1))
+    return [next(found) if one else None for one in able]
+
+
+def _prefix_test(vectors: np.ndarray) -> PrefixTest:
+    """That of the vectors (N, 3, D) of beginnings before their three endings."""
     same, other = (cosine(vectors[:, 0], vectors[:, place]) for place in (1, 2))
     # What separates them by less than rounding is a tie.
     won = np.where(np.abs(same - other) < 1e-6, 0.5, (same > other).astype(float))
     outcome = TaskResult("prefix", "sts", "en", "accuracy", float(won.mean()), {}, "mean", won)
     moved = 1 - np.concatenate([same, other])
     return PrefixTest(interval(outcome.score, draws(outcome)), float(np.maximum(moved, 0).mean()))
+
+
+def _beginnings(encoder: Encoder) -> Tokens:
+    """The tokens of every beginning with each of its endings, pooled as far as the beginning reaches."""
+    texts = [f"{start} {end}" for start, *ends in TRIPLES for end in ends]
+    starts = [start for start, *_ in TRIPLES for _ in range(3)]
+    return _pooling_only_beginnings(*(encoder.input_format.pack(some) for some in (texts, starts)))
 
 
 def _pooling_only_beginnings(whole: Tokens, alone: Tokens) -> Tokens:
@@ -153,56 +157,6 @@ def _pooling_only_beginnings(whole: Tokens, alone: Tokens) -> Tokens:
 
 
 # -------------------------------------------------------------------------------------------------------------- layers
-
-
-class EveryLayer:
-    """The vectors of all layers of an encoder, from one pass per text."""
-
-    def __init__(self, encoder: Encoder):
-        self.encoder = encoder
-        self.depth = encoder.backbone.depth
-        self._known: dict[tuple[str, str], np.ndarray] = {}  # (L + 1, D) by text and way of reading
-
-    def layer(self, number: int) -> TextEncoder:
-        """An encoder that reads one layer: 0 the embeddings, `depth` the last."""
-        return _Layer(self, number)
-
-    def encode(self, texts: Sequence[str], asked: dict[str, str | None]) -> np.ndarray:
-        """Vectors (B, L + 1, D)."""
-        reading = self.encoder.cache_key(**asked)
-        missing = [text for text in dict.fromkeys(texts) if (reading, text) not in self._known]
-        wide = _Concatenated(self.encoder)
-        for text, vector in zip(missing, wide.encode(missing, **asked) if missing else (), strict=True):
-            self._known[reading, text] = vector.reshape(self.depth + 1, -1)
-        return np.stack([self._known[reading, text] for text in texts])
-
-
-class _Layer:
-    def __init__(self, every: EveryLayer, number: int):
-        self.every, self.number = every, number
-
-    def encode(
-        self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
-    ) -> np.ndarray:
-        return self.every.encode(texts, {"instruction": instruction, "prompt_name": prompt_name})[:, self.number]
-
-
-class _Concatenated(Encoder):
-    """An encoder whose vector is those of all layers, one behind the other, so that one pass gives them all."""
-
-    def __init__(self, encoder: Encoder):
-        super().__init__(encoder.backbone, encoder.input_format, encoder.pooling, normalize=False)
-        self.causal = encoder.causal
-        self.eval()
-
-    @property
-    def dimensions(self) -> int:
-        return (self.backbone.depth + 1) * self.backbone.width
-
-    def forward(self, tokens: Tokens) -> Tensor:
-        states = self.backbone.layers(tokens, self.causal)
-        function = POOLERS[self.pooling].function
-        return torch.cat([function(hidden, tokens.pool, tokens.lengths) for hidden in states], dim=1)
 
 
 def few_texts(tasks: Sequence[Task], limit: int) -> list[Task]:

@@ -2,11 +2,11 @@
 
 Every figure is drawn for a width in CSS pixels (72 to the inch, so that a font of 12 points is one of 12 pixels): WIDE for
 a screen, NARROW for a phone. Colours are those of Okabe and Ito (2008), which the colour-blind can tell apart: one for
-each kind of candidate; candidates of one kind differ by their marker.
+each kind of system; systems of one kind differ by their marker.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -75,9 +75,9 @@ def styles(comparison: Comparison) -> dict[str, Style]:
     """By name: the colour says the kind, the marker which one of it."""
     found: dict[str, Style] = {}
     seen: dict[str, int] = {}
-    for candidate in comparison.candidates:
-        of = kind(candidate.name)
-        found[candidate.name] = Style(COLOURS[of], MARKERS[seen.setdefault(of, 0) % len(MARKERS)])
+    for system in comparison.systems:
+        of = kind(system.name)
+        found[system.name] = Style(COLOURS[of], MARKERS[seen.setdefault(of, 0) % len(MARKERS)])
         seen[of] += 1
     if comparison.baseline:
         found[comparison.baseline.name] = Style(BASELINE, "x")
@@ -95,10 +95,10 @@ def scores(comparison: Comparison, width: int = WIDE) -> Figure:
     if len(measured) == 1:
         panels = [_Panel(measured[0].task, measured[0].metric, panels[0].points)]
     elif len(measured) <= PANELS:
-        found = [by_task(candidate) for candidate in shown]
+        found = [by_task(system) for system in shown]
         panels += [_Panel(o.task, o.metric, [one.get(o.task) for one in found]) for o in measured]
     else:
-        found = [by_type(candidate) for candidate in shown]
+        found = [by_type(system) for system in shown]
         for type in dict.fromkeys(outcome.type for outcome in measured):
             of = [outcome for outcome in measured if outcome.type == type]
             axis = f"{of[0].metric}, {count(len(of), 'task')}"
@@ -113,20 +113,20 @@ def scores(comparison: Comparison, width: int = WIDE) -> Figure:
 @matplotlib.rc_context(RC)
 def cost(comparison: Comparison, width: int = WIDE) -> Figure:
     """Mean score against tokens per text; the names are below, in order."""
-    look, shown = styles(comparison), comparison.candidates
+    look, shown = styles(comparison), comparison.systems
     figure = new_figure("Score against cost", width, 330 + 17 * len(everyone(comparison)))
     axes = figure.add_subplot(xlabel="tokens that the model reads per text", ylabel="mean score")
-    costs = [candidate.tokens for candidate in shown]
+    costs = [system.tokens for system in shown]
     # A third at least, so that a token more does not look like much; and 9 pixels to stand side by side.
     pixel = (max(*costs, 1.3 * min(costs)) - min(costs)) / (width - 180)
     beside = side_by_side(costs, pixel * min(9, 100 / len(costs)))
     axes.set_xlim(min(costs) - 62 * pixel, max(*costs, 1.3 * min(costs)) + 62 * pixel)
     key, keys = min(NAME, columns(width - 50, SMALL)), []
-    for candidate, x in zip(shown, beside, strict=True):
-        mean, style = candidate.mean, look[candidate.name]
+    for system, x in zip(shown, beside, strict=True):
+        mean, style = system.mean, look[system.name]
         axes.vlines(x, mean.low, mean.high, color=style.colour, linewidth=1.6, zorder=3)
         axes.plot([x], [mean.value], **marker(style))
-        keys.append(Line2D([], [], **marker(style), label=shorten(candidate.name, key)))
+        keys.append(Line2D([], [], **marker(style), label=shorten(system.name, key)))
     if comparison.baseline:
         value = comparison.baseline.mean.value
         line = axes.axhline(value, color=BASELINE, linewidth=1, linestyle=DASHED)
@@ -141,24 +141,24 @@ def cost(comparison: Comparison, width: int = WIDE) -> Figure:
 
 @matplotlib.rc_context(RC)
 def similarities(comparison: Comparison, width: int = WIDE) -> Figure:
-    """How the cosines of random and of related texts lie, candidate by candidate; smoothed histograms of equal height."""
+    """How the cosines of random and of related texts lie, system by system; smoothed histograms of equal height."""
     look = styles(comparison)
-    shown = [candidate for candidate in everyone(comparison) if len(candidate.similarities.random)]
+    shown = [system for system in everyone(comparison) if len(system.similarities.random)]
     _need(shown, "similarities")
     row = 52
     figure = new_figure("Cosines of pairs of texts", width, 120 + row * len(shown))
     axes = figure.add_subplot(xlabel="cosine", ylim=(row * len(shown), 0), yticks=[])
     every = np.concatenate([part for c in shown for part in (c.similarities.random, c.similarities.related)])
     axes.set_xlim(*limits([max(float(every.min()), -1.0), min(float(every.max()), 1.0)], pad=0.04))
-    for place, candidate in enumerate(shown):
-        top, base, found = row * place + 4, row * (place + 1), candidate.similarities
+    for place, system in enumerate(shown):
+        top, base, found = row * place + 4, row * (place + 1), system.similarities
         axes.axhline(base, color=RULE, linewidth=0.8, zorder=1)
         draw_hill(axes, found.random, base, row - 20, UNRELATED)
         if len(found.related):
-            draw_hill(axes, found.related, base, row - 20, look[candidate.name].colour)
-        numbers = f"{number(anisotropy(candidate), 2)} ± {number(spread(candidate), 2)}"
+            draw_hill(axes, found.related, base, row - 20, look[system.name].colour)
+        numbers = f"{number(anisotropy(system), 2)} ± {number(spread(system), 2)}"
         inside = {"va": "top", "transform": axes.get_yaxis_transform(), "zorder": 9}
-        axes.text(0, top, shorten(candidate.name, min(NAME, columns(width) - len(numbers) - 2)), **inside)
+        axes.text(0, top, shorten(system.name, min(NAME, columns(width) - len(numbers) - 2)), **inside)
         axes.text(1, top, numbers, **inside, ha="right", size=SMALL, color=FAINT)
     style_ticks(axes, "x", 5)
     axes.spines["left"].set_visible(False)
@@ -198,18 +198,19 @@ def layers(comparison: Comparison, width: int = WIDE) -> Figure:
 
 def prefix(comparison: Comparison, width: int = WIDE) -> Figure:
     """Prefix test: how often a beginning knows its ending, and how far its vector moves with it."""
-    shown = [candidate for candidate in comparison.candidates if candidate.prefix]
-    _need(shown, "prefix test")
-    moved = [Score(c.prefix.moved, c.prefix.moved, c.prefix.moved) for c in shown]
+    tests = {system.name: system.prefix for system in comparison.systems if system.prefix}
+    _need(tests, "prefix test")
+    moved = [Score(test.moved, test.moved, test.moved) for test in tests.values()]
+    accuracies = [test.accuracy for test in tests.values()]
     panels = [
-        _Panel("accuracy", "share of beginnings\n(dashed: chance)", [c.prefix.accuracy for c in shown], line=0.5),
+        _Panel("accuracy", "share of beginnings\n(dashed: chance)", accuracies, line=0.5),
         _Panel("movement", "mean of 1 − cosine", moved, line=0.0),
     ]
-    return _rows("Prefix test", [c.name for c in shown], panels, styles(comparison), width)
+    return _rows("Prefix test", list(tests), panels, styles(comparison), width)
 
 
 def differences(comparison: Comparison, width: int = WIDE) -> Figure:
-    """How far the best candidate lies above each other one; hollow where the interval holds zero."""
+    """How far the best system lies above each other one; hollow where the interval holds zero."""
     shown = comparison.differences
     _need(shown, "differences")
     points = [one.interval for one in shown]
@@ -224,18 +225,18 @@ def differences(comparison: Comparison, width: int = WIDE) -> Figure:
 
 @dataclass
 class _Panel:
-    """One column of points, a row for each candidate."""
+    """One column of points, a row for each system."""
 
     title: str
     axis: str
-    points: list[Score | Interval | None]
+    points: Sequence[Score | Interval | None]
     line: float | None = None
     hollow: list[bool] = field(default_factory=list)
 
 
 @matplotlib.rc_context(RC)
 def _rows(title: str, names: list[str], panels: list[_Panel], look: dict[str, Style], width: int) -> Figure:
-    """Panels side by side, as many in a line as there is room for, whose rows are the candidates."""
+    """Panels side by side, as many in a line as there is room for, whose rows are the systems."""
     styled = [_look(look, name) for name in names]
     names = [shorten(name, min(NAME, columns(width))) for name in names]
     left = (max(map(cell_len, names)) + 1) * COLUMN * TEXT
@@ -295,10 +296,10 @@ def _legend(figure: Figure, handles: list) -> None:
 
 
 def _look(look: dict[str, Style], name: str) -> Style:
-    """That of a candidate, or of a name that is none."""
+    """That of a system, or of a name that is none."""
     return look.get(name, Style(COLOURS[kind(name)], "o"))
 
 
-def _need(found: Sequence, what: str) -> None:
+def _need(found: Sized, what: str) -> None:
     if not found:
         raise InputError(f"this comparison has no {what}: there is nothing to draw")

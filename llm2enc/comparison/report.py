@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from llm2enc.comparison import plots
-from llm2enc.comparison.results import Candidate, Comparison
+from llm2enc.comparison.results import Comparison, SystemResult
 from llm2enc.comparison.summary import (
     NONE,
     Score,
@@ -76,15 +76,15 @@ def render(comparison: Comparison) -> str:
     shown = everyone(comparison)
     return environment.get_template("report.html.jinja").render(
         comparison=comparison,
-        candidates=_candidates(comparison),
+        systems=_systems(comparison),
         figures=_figures(comparison),
         tasks=_tasks(comparison),
         differences=_differences(comparison),
         facts=({"models": ", ".join(comparison.models)} if comparison.models else {}) | comparison.facts,
         types={outcome.type for outcome in tasks(comparison)},
         metrics={outcome.metric: words(outcome.metric) for outcome in tasks(comparison)},
-        cosines=any(len(candidate.similarities.random) for candidate in shown),
-        prefixes=any(candidate.prefix for candidate in shown),
+        cosines=any(len(system.similarities.random) for system in shown),
+        prefixes=any(system.prefix for system in shown),
     )
 
 
@@ -105,7 +105,7 @@ class Drawing(NamedTuple):
 DRAWINGS = (
     Drawing(
         plots.scores,
-        "Scores with 95 % intervals, by candidate",
+        "Scores with 95 % intervals, by system",
         "Further right is better; a line is the 95 % interval, the dashed line is the score of words alone (TF-IDF), and "
         "every panel has its own scale.",
         FULL,
@@ -115,7 +115,7 @@ DRAWINGS = (
         "Mean score against tokens per text",
         "Higher is better, further left is cheaper; a line is the 95 % interval, and points of nearly the same cost "
         "are drawn side by side.",
-        needed=lambda comparison: comparison.candidates[1:],  # one point is no comparison
+        needed=lambda comparison: comparison.systems[1:],  # one point is no comparison
     ),
     Drawing(
         plots.similarities,
@@ -126,7 +126,7 @@ DRAWINGS = (
     ),
     Drawing(
         plots.differences,
-        "How far the best candidate lies above each other one",
+        "How far the best system lies above each other one",
         "Where a line crosses zero (hollow point), the difference is not significant on these texts.",
         needed=lambda comparison: comparison.differences,
     ),
@@ -139,10 +139,10 @@ DRAWINGS = (
     ),
     Drawing(
         plots.prefix,
-        "Prefix test: accuracy and movement, by candidate",
+        "Prefix test: accuracy and movement, by system",
         "A causal model has read no ending when it reads the beginning: it is at chance and does not move; a "
         "bidirectional one does both if it makes use of what follows.",
-        needed=lambda comparison: any(candidate.prefix for candidate in comparison.candidates),
+        needed=lambda comparison: any(system.prefix for system in comparison.systems),
     ),
 )
 
@@ -179,7 +179,7 @@ def _gains(comparison: Comparison) -> str:
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
-def _candidates(comparison: Comparison) -> Table:
+def _systems(comparison: Comparison) -> Table:
     shown = everyone(comparison)
     types = list(dict.fromkeys(outcome.type for outcome in tasks(comparison)))
     columns = {"mean score": _scores([c.mean for c in shown])}
@@ -193,20 +193,20 @@ def _candidates(comparison: Comparison) -> Table:
         columns["prefix accuracy"] = _scores([c.prefix and c.prefix.accuracy for c in shown])
     rows = [
         (
-            "baseline" if candidate is comparison.baseline else "" if place else "best",
-            [_name(comparison, candidate, candidate.description), *(column[place] for column in columns.values())],
+            "baseline" if system is comparison.baseline else "" if place else "best",
+            [_name(comparison, system, system.description), *(column[place] for column in columns.values())],
         )
-        for place, candidate in enumerate(shown)
+        for place, system in enumerate(shown)
     ]
-    caption = "Best candidate first. Below a score: its 95 % interval. Bold: the highest score of its column."
+    caption = "Best system first. Below a score: its 95 % interval. Bold: the highest score of its column."
     if comparison.baseline:
         caption += f" {comparison.baseline.name}, the last row, is the baseline."
-    return Table("candidates", caption, [Cell("candidate"), *map(Cell, columns)], rows)
+    return Table("systems", caption, [Cell("system"), *map(Cell, columns)], rows)
 
 
 def _tasks(comparison: Comparison) -> Table:
     shown = everyone(comparison)
-    found = [by_task(candidate) for candidate in shown]
+    found = [by_task(system) for system in shown]
     rows: list[tuple[str, list[Cell]]] = []
     type = None
     for outcome in tasks(comparison):
@@ -218,7 +218,7 @@ def _tasks(comparison: Comparison) -> Table:
     caption = (
         "The task's main metric, and below it its 95 % interval over the task's items. Bold: the highest of its row."
     )
-    return Table("tasks", caption, [Cell("task"), *(_name(comparison, candidate) for candidate in shown)], rows)
+    return Table("tasks", caption, [Cell("task"), *(_name(comparison, system) for system in shown)], rows)
 
 
 def _differences(comparison: Comparison) -> Table:
@@ -230,8 +230,8 @@ def _differences(comparison: Comparison) -> Table:
         rows.append(
             ("", [Cell(one.better, f"above {one.worse}"), *map(Cell, (value, f"{low} to {high}", above, certain))])
         )
-    heads = ["candidates", "difference", "95 % interval", "draws above zero", "zero outside"]
-    caption = "Mean score of the best candidate less that of the other, by paired bootstrap on the same items."
+    heads = ["systems", "difference", "95 % interval", "draws above zero", "zero outside"]
+    caption = "Mean score of the best system less that of the other, by paired bootstrap on the same items."
     return Table("differences", caption, [*map(Cell, heads)], rows)
 
 
@@ -244,6 +244,6 @@ def _scores(points: Sequence[Score | Interval | None]) -> list[Cell]:
     ]
 
 
-def _name(comparison: Comparison, candidate: Candidate, small: str = "") -> Cell:
-    colour = plots.BASELINE if candidate is comparison.baseline else plots.COLOURS[kind(candidate.name)]
-    return Cell(candidate.name, small, colour=colour)
+def _name(comparison: Comparison, system: SystemResult, small: str = "") -> Cell:
+    colour = plots.BASELINE if system is comparison.baseline else plots.COLOURS[kind(system.name)]
+    return Cell(system.name, small, colour=colour)

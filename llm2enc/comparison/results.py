@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llm2enc.comparison.sampling import Sample
 from llm2enc.evaluation import Interval, TaskResult
 
 
@@ -39,7 +40,7 @@ class PrefixTest:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SystemResult:
     """One way of turning texts into vectors, measured."""
 
     name: str
@@ -54,10 +55,10 @@ class Candidate:
     tokens: float
     """Tokens that the model reads per text, on average: what a vector costs."""
     seconds: float
-    """To encode 1,000 texts, measured on a sample on the machine that made the report."""
+    """To encode 1,000 texts, by the speed of its forward pass on a sample, on the machine that made the report."""
     similarities: Similarities
     prefix: PrefixTest | None = None
-    """None for an encoder whose single token states cannot be read, and for a reading that pools no text."""
+    """None for an encoder whose single token states cannot be read, and for a variant that pools no text."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Layers:
     """The mean score over the tasks by the layer that the vector is read from."""
 
     name: str
-    """The candidate whose other layers these are."""
+    """The system whose other layers these are."""
     scores: list[float]
     """Layer 0 is the embeddings, the last one is what the model itself returns."""
     gain: Interval | None = None
@@ -74,7 +75,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much the mean score of one candidate lies above that of another, by paired bootstrap."""
+    """How much the mean score of one system lies above that of another, by paired bootstrap."""
 
     better: str
     worse: str
@@ -83,20 +84,22 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was measured, best candidate first."""
+    """Everything that was measured, best system first."""
 
     title: str
     models: list[str]
     data: str
     """One sentence: which texts, how many."""
-    candidates: list[Candidate]
+    systems: list[SystemResult]
     differences: list[Difference]
-    """Of the best candidate against every other."""
+    """Of the best system against every other."""
     advice: list[str]
     """Sentences that follow from the numbers, the most important first."""
     layers: list[Layers] = field(default_factory=list)
-    baseline: Candidate | None = None
+    baseline: SystemResult | None = None
     """TF-IDF on the same texts: what words alone score."""
+    sample: list[Sample] = field(default_factory=list)
+    """What was kept of each task."""
     notes: list[str] = field(default_factory=list)
     """What was left out, and why."""
     facts: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Comparison: readings of models side by side on one's own data, and which of them to use.
+"""Comparison: variants of models side by side on one's own data, and which of them to use.
 
     found = compare(["pocket"], ["smoke"], "runs/compare")
     found.advice[0]
@@ -7,30 +7,39 @@
 runs/compare/
   compare.json     everything that was measured, item by item
   report.html      the same to look at; one file, opens anywhere
-  work/            results by candidate and task: an interrupted comparison goes on from here
+  work/            the plan, and results by system and task: an interrupted comparison goes on from here
 """
 
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from llm2enc.comparison import measures
+from llm2enc.comparison import measures, planning
 from llm2enc.comparison.advice import advise
-from llm2enc.comparison.results import Candidate, Comparison, Difference, Layers
-from llm2enc.comparison.systems import Subject, check, subjects
+from llm2enc.comparison.measuring import Where, has_layers, measure
+from llm2enc.comparison.passes import same_pass
+from llm2enc.comparison.planning import Clock, Load, Plan
+from llm2enc.comparison.results import Comparison, Difference, Layers, Similarities, SystemResult
+from llm2enc.comparison.sampling import SEED, sampled, size_of, texts_of
+from llm2enc.comparison.systems import System, check, count_states, states_of
 from llm2enc.encoding import Encoder, LoadType
 from llm2enc.errors import InputError
 from llm2enc.evaluation import (
-    CachedEncoder,
     Task,
     TaskResult,
+    TextEncoder,
     Tfidf,
+    cost,
     difference,
     draws,
     gather,
@@ -41,9 +50,9 @@ from llm2enc.evaluation import (
 )
 from llm2enc.storage import check_room, replace_text
 
-__all__ = ["Candidate", "Comparison", "compare", "save"]
+__all__ = ["Comparison", "SystemResult", "compare", "save"]
 
-LAYER_TEXTS = 5000  # texts whose states of every layer are held in memory
+LAYER_TEXTS = 5000  # texts whose states of every layer are scored
 MAX_TEXT_TOKENS = 256
 
 
@@ -52,68 +61,160 @@ def compare(
     sources: Sequence[str] = ("smoke",),
     out: str | Path = "runs/compare",
     *,
-    readings: Sequence[str] | None = None,
+    variants: Sequence[str] | None = None,
     layers: bool = True,
     documents: int = 1000,
     max_text_tokens: int = MAX_TEXT_TOKENS,
     dtype: LoadType = "auto",
+    minutes: float | None = None,
     cache: Path | None = None,
-    report: Callable[[Candidate], None] = lambda candidate: None,
-    advance: Callable[[str, int], None] = lambda name, count: None,
+    report: Callable[[SystemResult], None] = lambda system: None,
+    tell: Callable[[str], None] = lambda sentence: None,
+    advance: Callable[[str, float], None] = lambda name, share: None,
 ) -> Comparison:
-    """Measure every reading of every model on the same texts. Called again, it goes on where it was interrupted.
+    """Measure every variant of every model on the same texts. Called again, it goes on where it was interrupted.
 
     models           causal language models (`pocket`, directories, hub ids), folders of runs, directories of encoders
     sources          `smoke`, files of pairs, folders of tasks (evaluation/sources.py)
-    readings         e.g. `causal-mean`, `echo-last`, `bidirectional-mean@6`; by default eight of them
-    layers           also score the mean-pooled readings at every layer
-    max_text_tokens  longest text in tokens: the same words for every reading
+    variants         e.g. `causal-mean`, `echo-last`, `bidirectional-mean@6`; by default eight of them
+    layers           also score the mean-pooled variants at every layer
+    max_text_tokens  longest text in tokens: the same words for every variant
+    minutes          about how long it may take: rows are sampled to fit (`comparison.sampling`); None: all rows
     cache            folder of vectors; None keeps them in memory
-    report           called with each candidate as it comes, `advance` with the number of texts that are done
-    raises           ValueError for models, readings or data that cannot be used, before any weight is loaded;
-                     CannotConvert if nothing but bidirectional readings was asked of a model that stays causal
+    report           called with each system as it comes
+    tell             hears beforehand how long it will take, and on how many rows
+    advance          hears the share of the planned time that is done, with the name of what is being measured
+    raises           ValueError for models, variants or data that cannot be used, before any weight is loaded;
+                     CannotConvert if nothing but bidirectional variants was asked of a model that stays causal
     """
-    check(models, readings, max_text_tokens, dtype)  # first: to gather the docstrings takes half a minute
-    tasks, names = gather(sources, documents)
-    if names or not tasks:
-        raise InputError(f"{', '.join(names)}: a comparison runs on local data; `llm2enc evaluate` runs tasks of mteb")
+    check(models, variants, max_text_tokens, dtype)  # first: to gather the docstrings takes half a minute
+    tasks = _local_tasks(sources, documents)
     out = Path(out)
     for place in (out, *([cache] if cache else [])):
         check_room(place)
+    asked = _Asked(tuple(models), variants, layers, max_text_tokens, dtype, minutes, cache is not None)
     notes: list[str] = []
-    candidates: list[Candidate] = []
-    found_layers: list[Layers] = []
-    few = measures.few_texts(tasks, LAYER_TEXTS)
-    short = _short(models)
-    for model in models:
-        owner = f"{short[model]} " if len(models) > 1 else ""
-        for subject in subjects(model, readings, max_text_tokens, dtype, notes):
-            name = f"{owner}{subject.name}"
-            folder = out / "work" / _slug(name)
-            candidate = _measure(name, subject, tasks, folder, cache, lambda count, name=name: advance(name, count))
-            candidates.append(candidate)
-            report(candidate)
-            if layers and isinstance(subject.encoder, Encoder) and _has_layers(subject.encoder):
-                found_layers += _layers(name, subject.encoder, few, notes)
-    if found_layers and len(few) < len(tasks):
-        notes.append(f"Layers are scored on {_list_tasks(few)} only, whose vectors of all layers fit into memory.")
-    order = [candidate.name for candidate in candidates]
-    candidates.sort(key=lambda candidate: -candidate.mean.value)
-    gaps = {other.name: difference(candidates[0].outcomes, other.outcomes) for other in candidates[1:]}
+    opened: _Opened = {}
+    plan = planning.stored(out / "work" / "plan.json", asked.key(tasks), lambda: _plan(asked, tasks, opened, notes))
+    whole, tasks = tasks, [sampled(*one) for one in zip(tasks, plan.shares, strict=True)]
+    samples, sentence = planning.describe(plan, whole, tasks, minutes)
+    tell(sentence)
+    started = time.perf_counter()
+    systems, found_layers = _measure(asked, tasks, plan, out / "work", cache, opened, notes, report, advance)
+    took = time.perf_counter() - started
+    order = [system.name for system in systems]
+    systems.sort(key=lambda system: -system.mean.value)
+    gaps = {other.name: difference(systems[0].outcomes, other.outcomes) for other in systems[1:]}
     baseline = _baseline(tasks)
-    rows = sum(len(outcome.per_example) for outcome in candidates[0].outcomes)
+    rows = sum(len(outcome.per_example) for outcome in systems[0].outcomes)
     return Comparison(
         title=f"{', '.join(models)}: how to read {'it' if len(models) == 1 else 'them'} as an encoder",
         models=list(models),
         data=_data(tasks, rows),
-        candidates=candidates,
-        differences=[Difference(candidates[0].name, name, gap) for name, gap in gaps.items()],
-        advice=advise(candidates, gaps, baseline, found_layers, order, rows),
+        systems=systems,
+        differences=[Difference(systems[0].name, name, gap) for name, gap in gaps.items()],
+        advice=advise(systems, gaps, baseline, found_layers, order, rows),
         layers=found_layers,
         baseline=baseline,
-        notes=list(dict.fromkeys(notes)),
-        facts=_facts(models, sources, readings, max_text_tokens, documents),
+        sample=samples,
+        notes=list(dict.fromkeys([*notes, *planning.notes(samples, systems[0])])),
+        facts=_facts(asked, sources, documents) | {"time": f"{sentence}; it took {cost.duration(took)}"},
     )
+
+
+def _local_tasks(sources: Sequence[str], documents: int) -> list[Task]:
+    """What the sources stand for. InputError for tasks of mteb."""
+    tasks, names = gather(sources, documents)
+    if names or not tasks:
+        raise InputError(f"{', '.join(names)}: a comparison runs on local data; `llm2enc evaluate` runs tasks of mteb")
+    return tasks
+
+
+_Opened = dict[str, Iterator[list[System]]]  # `states_of` by model
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be compared, and how."""
+
+    models: tuple[str, ...]
+    variants: Sequence[str] | None
+    layers: bool
+    max_text_tokens: int
+    dtype: LoadType
+    minutes: float | None
+    cached: bool
+    """Whether vectors are kept on disk."""
+
+    def key(self, tasks: Sequence[Task]) -> str:
+        """Equal for two comparisons of the same things."""
+        parts = [vars(self), SEED, [suite.digest(task) for task in tasks]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def states(self, model: str, notes: list[str]) -> Iterator[list[System]]:
+        return states_of(model, self.variants, self.max_text_tokens, self.dtype, notes)
+
+
+def _plan(asked: _Asked, tasks: Sequence[Task], opened: _Opened, notes: list[str]) -> Plan:
+    """The rows that fit the time, by the speed of every model. A single model stays in `opened`."""
+    texts = [text for task in tasks for _, some in task.texts() for text in some]
+    loads, limit = [], 0
+    for model in asked.models:
+        states = asked.states(model, notes)
+        systems = next(states)
+        if len(asked.models) == 1:
+            opened[model] = chain([systems], states)
+        limit = limit or cost.characters_per_text(systems[0].encoder, texts, asked.max_text_tokens)
+        passes = same_pass(systems)
+        speeds = [cost.measure_speed(group[0].encoder, texts, limit) for group in passes]
+        encoders = [system.encoder for system in systems if isinstance(system.encoder, Encoder)]
+        deep = sum(one.backbone.depth for one in encoders if asked.layers and has_layers(one))
+        width = encoders[0].dimensions if encoders else 1
+        times = count_states(model)
+        loads.append(Load(speeds, times, times * (len(systems) + deep), width))
+    size = sum(min(len(text), limit) for text in texts) / len(texts)
+    again = 0 if asked.cached else round(3 * measures.SAMPLE * size)  # for the similarities
+    return planning.make(tasks, loads, limit, measures.PREFIX_CHARACTERS, again, asked.minutes)
+
+
+def _measure(
+    asked: _Asked,
+    tasks: Sequence[Task],
+    plan: Plan,
+    work: Path,
+    cache: Path | None,
+    opened: _Opened,
+    notes: list[str],
+    report: Callable[[SystemResult], None],
+    advance: Callable[[str, float], None],
+) -> tuple[list[SystemResult], list[Layers]]:
+    """Every system of every model, in their order, and the layers."""
+    measured: list[SystemResult] = []
+    layers: list[Layers] = []
+    few = measures.few_texts(tasks, LAYER_TEXTS) if asked.layers else []
+    short = _short(asked.models)
+    sizes = {task.name: len(texts_of(task)) for task in tasks}
+    mean_size = sum(size_of(task, plan.limit) for task in tasks) / sum(sizes.values())
+    total = sum(sizes.values()) * sum(
+        count_states(model) / speed for model, speeds in zip(asked.models, plan.speeds, strict=True) for speed in speeds
+    )
+    done = 0.0
+    for model, speeds in zip(asked.models, plan.speeds, strict=True):
+        owner = f"{short[model]} " if len(asked.models) > 1 else ""
+        for systems in opened.pop(model, None) or asked.states(model, notes):
+            for group, speed in zip(same_pass(systems), speeds, strict=True):
+                names = [f"{owner}{system.name}" for system in group]
+                clock = Clock(sizes, done, 1 / speed, total, lambda share, name=names[0]: advance(name, share))
+                where = Where(tasks, few, [work / _slug(name) for name in names], cache)
+                found, of_layers = measure(names, group, where, 1000 * mean_size / speed, notes, clock)
+                done += sum(sizes.values()) / speed
+                measured += found
+                layers += of_layers
+                for one in found:
+                    report(one)
+    if layers and len(few) < len(tasks):
+        notes.append(f"Layers are scored on {_list_tasks(few)} only: more texts than {LAYER_TEXTS:,} take too long.")
+    return measured, layers
 
 
 def save(found: Comparison, folder: str | Path) -> None:
@@ -125,58 +226,15 @@ def save(found: Comparison, folder: str | Path) -> None:
     write_report(found, Path(folder) / "report.html")
 
 
-def _measure(
-    name: str, subject: Subject, tasks: Sequence[Task], folder: Path, cache: Path | None, advance: Callable[[int], None]
-) -> Candidate:
-    encoder = subject.encoder
-    identity = encoder.fingerprint()
-    results = suite.measure(encoder, tasks, folder, cache, advance=advance, identity=identity)
-    cached = CachedEncoder(encoder, cache, identity=identity)
-    try:
-        similar = measures.similarities(cached, tasks)
-    finally:
-        cached.close()
-    tokens, seconds = measures.cost(encoder, tasks)
-    outcomes = [measured.result for measured in results]
-    return Candidate(
-        name=name,
-        description=subject.description,
-        outcomes=outcomes,
-        intervals=[measured.interval for measured in results],
-        mean=mean_interval(outcomes),
-        tokens=tokens,
-        seconds=seconds,
-        similarities=similar,
-        prefix=measures.prefix_test(encoder) if isinstance(encoder, Encoder) else None,
-    )
-
-
-def _has_layers(encoder: Encoder) -> bool:
-    return encoder.pooling == "mean" and encoder.layer is None
-
-
-def _layers(name: str, encoder: Encoder, tasks: Sequence[Task], notes: list[str]) -> list[Layers]:
-    every = measures.EveryLayer(encoder)
-    try:
-        outcomes = [[score(every.layer(number), task) for task in tasks] for number in range(every.depth + 1)]
-    except ValueError as error:  # layers that hand on more than one row of states
-        notes.append(f"{name}: {error}")
-        return []
-    scores = [float(np.mean([outcome.score for outcome in found])) for found in outcomes]
-    best = int(np.argmax(scores))
-    gain = difference(outcomes[best], outcomes[-1]) if best != every.depth else None
-    return [Layers(name, scores, gain)]
-
-
-def _baseline(tasks: Sequence[Task]) -> Candidate:
+def _baseline(tasks: Sequence[Task]) -> SystemResult:
     outcomes: list[TaskResult] = []
     parts = []
     for task in tasks:
-        encoder = Tfidf(task)
+        encoder = cast(TextEncoder, Tfidf(task))  # its rows are sparse, which scoring takes too
         outcomes.append(score(encoder, task))
         parts.append(measures.similarities(encoder, [task]))
-    similar = measures.Similarities(*(np.concatenate([getattr(part, name) for part in parts]) for name in _COSINES))
-    return Candidate(
+    similar = Similarities(*(np.concatenate([getattr(part, name) for part in parts]) for name in _COSINES))
+    return SystemResult(
         name="TF-IDF",
         description="word counts, rare words weighing more; no model",
         outcomes=outcomes,
@@ -192,13 +250,13 @@ _COSINES = ("random", "related")
 
 
 def _short(models: Sequence[str]) -> dict[str, str]:
-    """The last part of each model's name, if that tells all of them apart."""
+    """The last part of each model's name, if all of them differ; else the whole names."""
     last = [Path(model).name for model in models]
     return dict(zip(models, models if len(set(last)) < len(last) else last, strict=True))
 
 
 def _slug(name: str) -> str:
-    """A folder name of its own for every candidate."""
+    """A folder name of its own for every system."""
     safe = "".join(letter if letter.isalnum() or letter in "-@" else "-" for letter in name)
     return f"{safe[-60:].strip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
@@ -213,20 +271,19 @@ def _list_tasks(tasks: Sequence[Task]) -> str:
     return f"{len(names)} tasks" if len(names) > 8 else ", ".join(names)
 
 
-def _facts(
-    models: Sequence[str], sources: Sequence[str], readings: Sequence[str] | None, max_text_tokens: int, documents: int
-) -> dict[str, str]:
+def _facts(asked: _Asked, sources: Sequence[str], documents: int) -> dict[str, str]:
     import torch
 
-    command = ["llm2enc compare", *models, *(f"--data {source}" for source in sources)]
-    command += [f"--readings {reading}" for reading in readings or ()]
-    command += [] if max_text_tokens == MAX_TEXT_TOKENS else [f"--max-text-tokens {max_text_tokens}"]
+    command = ["llm2enc compare", *asked.models, *(f"--data {source}" for source in sources)]
+    command += [f"--variants {variant}" for variant in asked.variants or ()]
+    command += [] if asked.max_text_tokens == MAX_TEXT_TOKENS else [f"--max-text-tokens {asked.max_text_tokens}"]
+    command += [] if asked.minutes is None else [f"--minutes {asked.minutes:g}"]
     return {
         "command": " ".join(command),
         "docstrings": f"at most {documents} held-out ones of the installed packages"
         if "smoke" in sources
         else "not used",
-        "texts": f"cut after {max_text_tokens} tokens, for every reading alike; encoders and stages cut as they always do",
+        "texts": f"cut after {asked.max_text_tokens} tokens, for every variant alike; encoders and stages as they always do",
         "versions": ", ".join(f"{name} {version(name)}" for name in ("llm2enc", "torch", "transformers")),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, "
         + (torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"),

@@ -7,7 +7,7 @@ import numpy as np
 
 from llm2enc.comparison.results import Comparison
 
-FORMAT = 1
+FORMAT = 2  # 1 called the systems candidates
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

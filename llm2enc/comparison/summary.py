@@ -4,7 +4,7 @@ import math
 import unicodedata
 from dataclasses import dataclass
 
-from llm2enc.comparison.results import Candidate, Comparison
+from llm2enc.comparison.results import Comparison, SystemResult
 from llm2enc.evaluation import TaskResult
 
 KINDS = ("causal", "bidirectional", "echo", "prompt")
@@ -24,7 +24,7 @@ class Score:
 
 
 def kind(name: str) -> str:
-    """What a candidate does, by its name: `bidirectional` of `bidirectional-mean` and of `MODEL bidirectional-mean`."""
+    """What a system does, by its name: `bidirectional` of `bidirectional-mean` and of `MODEL bidirectional-mean`."""
     last = name.rsplit(maxsplit=1)[-1:]
     found = last[0].split("-")[0] if last else OTHER
     return found if found in KINDS else OTHER
@@ -43,33 +43,33 @@ def words(type: str) -> str:
     return type.replace("_", " ")
 
 
-def everyone(comparison: Comparison) -> list[Candidate]:
-    """The candidates, best first, and the baseline last."""
-    return comparison.candidates + ([comparison.baseline] if comparison.baseline else [])
+def everyone(comparison: Comparison) -> list[SystemResult]:
+    """The systems, best first, and the baseline last."""
+    return comparison.systems + ([comparison.baseline] if comparison.baseline else [])
 
 
 def tasks(comparison: Comparison) -> list[TaskResult]:
     """One outcome of every task, grouped by type in the order in which types and tasks come first."""
-    found = {o.task: o for candidate in comparison.candidates for o in candidate.outcomes}
+    found = {o.task: o for system in comparison.systems for o in system.outcomes}
     types = list(dict.fromkeys(outcome.type for outcome in found.values()))
     return sorted(found.values(), key=lambda outcome: types.index(outcome.type))
 
 
-def by_task(candidate: Candidate) -> dict[str, Score]:
+def by_task(system: SystemResult) -> dict[str, Score]:
     """Each task's score and interval."""
-    pairs = zip(candidate.outcomes, candidate.intervals, strict=True)
+    pairs = zip(system.outcomes, system.intervals, strict=True)
     return {outcome.task: Score(outcome.score, near.low, near.high) for outcome, near in pairs}
 
 
-def by_type(candidate: Candidate) -> dict[str, Score]:
+def by_type(system: SystemResult) -> dict[str, Score]:
     """Each task type's mean score.
 
     Tasks are resampled independently of each other, so the half widths h_i of n intervals add in squares: the mean's is
     sqrt(sum h_i^2) / n, about the mean of their centres. Of one task it is that task's interval.
     """
-    scores = by_task(candidate)
+    scores = by_task(system)
     groups: dict[str, list[Score]] = {}
-    for outcome in candidate.outcomes:
+    for outcome in system.outcomes:
         groups.setdefault(outcome.type, []).append(scores[outcome.task])
     return {type: _mean(group) for type, group in groups.items()}
 
@@ -87,24 +87,24 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}".replace("-", "−") if value == value else NONE
 
 
-def anisotropy(candidate: Candidate) -> float:
-    """That of the candidate; nan if no random pair was looked at."""
-    return candidate.similarities.anisotropy if len(candidate.similarities.random) else float("nan")
+def anisotropy(system: SystemResult) -> float:
+    """That of the system; nan if no random pair was looked at."""
+    return system.similarities.anisotropy if len(system.similarities.random) else float("nan")
 
 
-def spread(candidate: Candidate) -> float:
-    """That of the candidate; nan if no random pair was looked at."""
-    return candidate.similarities.spread if len(candidate.similarities.random) else float("nan")
+def spread(system: SystemResult) -> float:
+    """That of the system; nan if no random pair was looked at."""
+    return system.similarities.spread if len(system.similarities.random) else float("nan")
 
 
-def tokens(candidate: Candidate) -> str:
+def tokens(system: SystemResult) -> str:
     """Tokens per text; a dash for TF-IDF, which runs no model."""
-    return number(candidate.tokens, 1) if candidate.tokens > 0 else NONE
+    return number(system.tokens, 1) if system.tokens > 0 else NONE
 
 
-def seconds(candidate: Candidate) -> str:
+def seconds(system: SystemResult) -> str:
     """Seconds for 1,000 texts; a dash for TF-IDF, whose time is not measured."""
-    return number(candidate.seconds, 1) if candidate.seconds > 0 else NONE
+    return number(system.seconds, 1) if system.seconds > 0 else NONE
 
 
 def count(number: int, noun: str) -> str:

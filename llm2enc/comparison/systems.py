@@ -1,10 +1,12 @@
-"""What is compared: the readings of a causal language model, the stages of a run, encoders that exist already."""
+"""What is compared: the variants of a causal language model, the stages of a run, encoders that exist already."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
+from typing import Literal
 
-from llm2enc.comparison.variants import DEFAULT, Reading, find_readings, input_spec
+from llm2enc.comparison.variants import DEFAULT, Variant, find_variants, input_spec
 from llm2enc.encoding import Encoder, LoadType
 from llm2enc.errors import CannotConvert, InputError
 from llm2enc.evaluation import LoadedModel, open_encoder
@@ -16,8 +18,8 @@ SENTENCE_TRANSFORMER = "st:"  # before a hub id, which could be either
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One way of making vectors, ready to be measured. The weights may change when the next subject is asked for."""
+class System:
+    """One way of making vectors, ready to be measured. The weights may change when the next system is asked for."""
 
     name: str
     description: str
@@ -35,7 +37,7 @@ def is_encoder(model: str) -> bool:
 
 def check(models: Sequence[str], names: Sequence[str] | None, max_text_tokens: int, dtype: LoadType = "auto") -> None:
     """ValueError for what can be seen to be wrong before any weight is loaded."""
-    readings = find_readings(names or ())
+    variants = find_variants(names or ())
     if len(set(models)) < len(models):
         raise InputError(f"a model is named twice: {', '.join(models)}")
     for model in models:
@@ -49,7 +51,7 @@ def check(models: Sequence[str], names: Sequence[str] | None, max_text_tokens: i
         elif is_encoder(model):
             if names:
                 raise InputError(
-                    f"{model} is an encoder and has its own reading; leave out --readings, or give its run"
+                    f"{model} is an encoder and has its own input format and pooling; leave out --variants, or give its run"
                 )
         else:
             if path.is_dir() and not (path / "config.json").is_file():
@@ -59,73 +61,89 @@ def check(models: Sequence[str], names: Sequence[str] | None, max_text_tokens: i
                 )
             spec = ModelSpec(name=model)
             tokenizer, positions = load_tokenizer(spec), _positions(spec)
-            for reading in readings or find_readings(DEFAULT):
-                input_spec(reading, tokenizer, max_text_tokens, positions)
+            for variant in variants or find_variants(DEFAULT):
+                input_spec(variant, tokenizer, max_text_tokens, positions)
 
 
-def subjects(
+def systems_of(
     model: str, names: Sequence[str] | None, max_text_tokens: int, dtype: LoadType, notes: list[str]
-) -> Iterator[Subject]:
-    """Everything to measure of one model. What has to be left out is said in `notes`.
+) -> Iterator[System]:
+    """Everything to measure of one model, one by one. See `states_of`."""
+    for systems in states_of(model, names, max_text_tokens, dtype, notes):
+        yield from systems
 
-    names  readings; by default those of DEFAULT for a causal model and the recipe's own for the stages of a run
+
+def states_of(
+    model: str, names: Sequence[str] | None, max_text_tokens: int, dtype: LoadType, notes: list[str]
+) -> Iterator[list[System]]:
+    """The systems of each state of the weights: of a run before each stage and at the end, else only one.
+
+    names  variants; by default those of DEFAULT for a causal model and the recipe's own for the stages of a run
+    notes  gets what has to be left out, and why
     """
     if is_run(model):
         yield from _stages(Path(model), names, max_text_tokens, notes)
     elif is_encoder(model):
         name = model.removeprefix(SENTENCE_TRANSFORMER)
-        yield Subject("as saved", "an encoder, with its own input format and pooling", open_encoder(name))
+        yield [System("as saved", "an encoder, with its own input format and pooling", open_encoder(name))]
     else:
-        yield from _readings(model, find_readings(names or DEFAULT), max_text_tokens, dtype, notes)
+        yield _variants(model, find_variants(names or DEFAULT), max_text_tokens, dtype, notes)
 
 
-def _readings(
-    model: str, readings: list[Reading], max_text_tokens: int, dtype: LoadType, notes: list[str]
-) -> Iterator[Subject]:
+def count_states(model: str) -> int:
+    """How many `states_of` will yield."""
+    if not is_run(model):
+        return 1
+    stages = load_recipe(Path(model) / "recipe.yaml").stages
+    folders = (Path(model) / f"{number}-{stage.objective}" for number, stage in enumerate(stages))
+    return 1 + sum(1 for _ in takewhile(checkpoint.is_finished, folders))
+
+
+def _variants(
+    model: str, variants: list[Variant], max_text_tokens: int, dtype: LoadType, notes: list[str]
+) -> list[System]:
     spec = ModelSpec(name=model, dtype=_stored(dtype))
-    first = input_spec(readings[0], load_tokenizer(spec), max_text_tokens, _positions(spec))
+    first = input_spec(variants[0], load_tokenizer(spec), max_text_tokens, _positions(spec))
     try:
         encoder = Encoder.from_causal_lm(spec, first)
     except CannotConvert as refused:
-        readings = [reading for reading in readings if reading.causal]
-        notes.append(f"{model}: the bidirectional readings are left out. {refused}")
-        if not readings:
+        variants = [variant for variant in variants if variant.causal]
+        notes.append(f"{model}: the bidirectional variants are left out. {refused}")
+        if not variants:
             raise
         encoder = Encoder.from_causal_lm(spec.model_copy(update={"attention": "causal"}), first)
-    for reading in readings:
-        yield Subject(reading.name, reading.description, _variant(encoder, reading, max_text_tokens))
+    return [System(one.name, one.description, _encoder_of(encoder, one, max_text_tokens)) for one in variants]
 
 
-def _stages(run: Path, names: Sequence[str] | None, max_text_tokens: int, notes: list[str]) -> Iterator[Subject]:
+def _stages(run: Path, names: Sequence[str] | None, max_text_tokens: int, notes: list[str]) -> Iterator[list[System]]:
     recipe = load_recipe(run / "recipe.yaml")
     encoder = Encoder.from_recipe(recipe)
     own = f"{recipe.model.attention} attention, {recipe.pooling} pooling, template of the recipe"
-    readings = [
-        reading for reading in find_readings(names or ()) if reading.causal or recipe.model.attention == "bidirectional"
+    variants = [
+        variant for variant in find_variants(names or ()) if variant.causal or recipe.model.attention == "bidirectional"
     ]
-    if len(readings) < len(names or ()):
-        notes.append(f"{run}: its recipe keeps the model causal, so the bidirectional readings are left out")
+    if len(variants) < len(names or ()):
+        notes.append(f"{run}: its recipe keeps the model causal, so the bidirectional variants are left out")
 
-    def of(stage: str) -> Iterator[Subject]:
+    def of(stage: str) -> list[System]:
         if not names:
-            yield Subject(stage, f"{stage}: {own}", encoder.variant())
-        for reading in readings:
-            variant = _variant(encoder, reading, max_text_tokens)
-            yield Subject(f"{stage} {reading.name}", f"{stage}: {reading.description}", variant)
+            return [System(stage, f"{stage}: {own}", encoder.variant())]
+        read = [(one, _encoder_of(encoder, one, max_text_tokens)) for one in variants]
+        return [System(f"{stage} {one.name}", f"{stage}: {one.description}", variant) for one, variant in read]
 
-    yield from of("untrained")
+    yield of("untrained")
     for index, stage in enumerate(recipe.stages):
         folder = run / f"{index}-{stage.objective}"
         if not checkpoint.is_finished(folder):
             notes.append(f"{run}: stage {folder.name} and what follows is not finished, so it is left out")
             return
         checkpoint.load_finished(folder, encoder, stage, recipe.seed, recipe.adapter_goes_on(index))
-        yield from of(f"after {stage.objective}")
+        yield of(f"after {stage.objective}")
 
 
-def _variant(encoder: Encoder, reading: Reading, max_text_tokens: int) -> Encoder:
-    spec = input_spec(reading, encoder.input_format.tokenizer, max_text_tokens, _limit(encoder.backbone.config))
-    return encoder.variant(causal=reading.causal, pooling=reading.pooling, layer=reading.layer, input=spec)
+def _encoder_of(encoder: Encoder, variant: Variant, max_text_tokens: int) -> Encoder:
+    spec = input_spec(variant, encoder.input_format.tokenizer, max_text_tokens, _limit(encoder.backbone.config))
+    return encoder.variant(causal=variant.causal, pooling=variant.pooling, layer=variant.layer, input=spec)
 
 
 def _positions(spec: ModelSpec) -> int:
@@ -137,7 +155,7 @@ def _limit(config) -> int:
     return 2**31 if limit is None else limit.tokens
 
 
-def _stored(dtype: LoadType) -> str:
+def _stored(dtype: LoadType) -> Literal["float32", "bfloat16", "float16"]:
     """What weights are held in where the user does not say: float32 on a CPU, for exactness; bfloat16 on a GPU."""
     import torch
 

@@ -21,7 +21,7 @@ Template = Literal["plain", "echo", "prompt"]
 
 
 @dataclass(frozen=True)
-class Reading:
+class Variant:
     """One way to read a model."""
 
     name: str
@@ -46,62 +46,62 @@ _POOLS: dict[Pooling, str] = {
 }
 
 
-def _reading(kind: str, pooling: Pooling) -> Reading:
+def _variant(kind: str, pooling: Pooling) -> Variant:
     template: Template = kind if kind in ("echo", "prompt") else "plain"
     name = f"{kind}-{pooling.replace('_', '-')}"
-    return Reading(name, kind != "bidirectional", template, pooling, f"{_PASSES[kind]}; {_POOLS[pooling]}")
+    return Variant(name, kind != "bidirectional", template, pooling, f"{_PASSES[kind]}; {_POOLS[pooling]}")
 
 
-READINGS = {
-    reading.name: reading
-    for reading in (
-        _reading("causal", "last"),
-        _reading("causal", "mean"),
-        _reading("causal", "weighted_mean"),
-        _reading("bidirectional", "mean"),
-        _reading("bidirectional", "weighted_mean"),
-        _reading("bidirectional", "last"),
-        _reading("echo", "mean"),
-        _reading("echo", "last"),
-        _reading("prompt", "last"),
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        _variant("causal", "last"),
+        _variant("causal", "mean"),
+        _variant("causal", "weighted_mean"),
+        _variant("bidirectional", "mean"),
+        _variant("bidirectional", "weighted_mean"),
+        _variant("bidirectional", "last"),
+        _variant("echo", "mean"),
+        _variant("echo", "last"),
+        _variant("prompt", "last"),
     )
 }
-DEFAULT = tuple(name for name in READINGS if name != "bidirectional-weighted-mean")
+DEFAULT = tuple(name for name in VARIANTS if name != "bidirectional-weighted-mean")
 
 
-def find_readings(names: Sequence[str]) -> list[Reading]:
-    """The readings of these names; `bidirectional-mean@6` reads the states that layer 6 hands on.
+def find_variants(names: Sequence[str]) -> list[Variant]:
+    """The variants of these names; `bidirectional-mean@6` reads the states that layer 6 hands on.
 
     raises  ValueError for an unknown name
     """
     found = []
     for name in names:
         plain, at, layer = name.partition("@")
-        if plain not in READINGS or (at and not re.fullmatch(r"\d+", layer)):
+        if plain not in VARIANTS or (at and not re.fullmatch(r"\d+", layer)):
             raise InputError(
-                f"no reading {name!r}; there are {', '.join(READINGS)}, each also as NAME@LAYER for another layer than the "
+                f"no variant {name!r}; there are {', '.join(VARIANTS)}, each also as NAME@LAYER for another layer than the "
                 "last"
             )
-        found.append(at_layer(READINGS[plain], int(layer)) if at else READINGS[plain])
+        found.append(at_layer(VARIANTS[plain], int(layer)) if at else VARIANTS[plain])
     return list(dict.fromkeys(found))
 
 
-def at_layer(reading: Reading, layer: int) -> Reading:
-    """The same reading of the states that a layer hands on; 0 are the embeddings."""
-    return Reading(
-        f"{reading.name}@{layer}", reading.causal, reading.template, reading.pooling,
-        f"{reading.description}, after layer {layer}", layer,
+def at_layer(variant: Variant, layer: int) -> Variant:
+    """The same variant, read from the states that a layer hands on; 0 are the embeddings."""
+    return Variant(
+        f"{variant.name}@{layer}", variant.causal, variant.template, variant.pooling,
+        f"{variant.description}, after layer {layer}", layer,
     )  # fmt: skip
 
 
-def input_spec(reading: Reading, tokenizer, max_text_tokens: int, max_positions: int) -> InputSpec:
-    """The input format of a reading. ValueError if the model's positions cannot hold the template and the text.
+def input_spec(variant: Variant, tokenizer, max_text_tokens: int, max_positions: int) -> InputSpec:
+    """The input format of a variant. ValueError if the model's positions cannot hold the template and the text.
 
-    max_text_tokens  longest text in tokens: the same for every reading, so that all of them read the same words
+    max_text_tokens  longest text in tokens: the same for every variant, so that all of them read the same words
     max_positions    longest input of the model
     """
     begins, ends = surrounding(tokenizer)
-    last = reading.pooling == "last"
+    last = variant.pooling == "last"
     text = Part(slot="text")
     pooled = Part(slot="text", pool=True)
     body = {
@@ -110,16 +110,16 @@ def input_spec(reading: Reading, tokenizer, max_text_tokens: int, max_positions:
             Part(literal="Rewrite the following paragraph: "), text, Part(literal=". The rewritten paragraph: "), pooled,
         ],
         "prompt": [Part(literal='This sentence : "'), text, Part(literal='" means in one word:"', pool=True)],
-    }[reading.template]  # fmt: skip
+    }[variant.template]  # fmt: skip
     template = [*([Part(special="bos")] if begins else []), *body]
-    if ends and reading.template != "prompt":  # the prompt is to be continued, not closed
+    if ends and variant.template != "prompt":  # the prompt is to be continued, not closed
         template.append(Part(special="eos", pool=last))
-    copies = 2 if reading.template == "echo" else 1
+    copies = 2 if variant.template == "echo" else 1
     literals = [tokenizer(part.literal, add_special_tokens=False)["input_ids"] for part in template if part.literal]
     needed = copies * max_text_tokens + sum(map(len, literals)) + len(template)
     if needed > max_positions:
         raise InputError(
-            f"{reading.name} needs {needed} tokens for {copies} x {max_text_tokens} of text, the model has {max_positions} "
+            f"{variant.name} needs {needed} tokens for {copies} x {max_text_tokens} of text, the model has {max_positions} "
             "positions; lower the text limit (--max-text-tokens)"
         )
     return InputSpec(

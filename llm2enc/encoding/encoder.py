@@ -187,12 +187,16 @@ class Encoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Pooled states, through the head if there is one, not normalised: (B, dimensions) float32."""
-        pooler = POOLERS[self.pooling]
         if self.layer is None:
-            hidden = self.backbone.hidden(tokens, self.causal, pooler.needed(tokens.pool, tokens.lengths))
+            needed = POOLERS[self.pooling].needed(tokens.pool, tokens.lengths)
+            hidden = self.backbone.hidden(tokens, self.causal, needed)
         else:
             hidden = self.backbone.layers(tokens, self.causal)[self.layer]
-        vectors = pooler.function(hidden, tokens.pool, tokens.lengths)
+        return self.pool(hidden, tokens)
+
+    def pool(self, hidden: Tensor, tokens: Tokens) -> Tensor:
+        """Vectors (B, dimensions) float32 of the states (T, D) that `forward` would pool, not normalised."""
+        vectors = POOLERS[self.pooling].function(hidden, tokens.pool, tokens.lengths)
         if self.head is None:
             return vectors
         with torch.autocast(self.device.type, enabled=False):  # one product a text: float32 costs nothing here
@@ -308,8 +312,12 @@ class Encoder(nn.Module):
         self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
     ) -> int:
         """Tokens that the model reads to encode the texts."""
+        return int(self.pack(texts, instruction=instruction, prompt_name=prompt_name).lengths.sum())
+
+    def pack(self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None) -> Tokens:
+        """The tokens that the model reads to encode the texts."""
         role, asked = self._role(EncodeOptions(instruction, prompt_name))
-        return int(self.input_format.pack(texts, asked, role).lengths.sum())
+        return self.input_format.pack(texts, asked, role)
 
     def _blocks(
         self,

@@ -34,7 +34,7 @@ def bar(what: str, total: int | None = None, show: bool = True, keep: bool = Fal
     with Progress(*columns, transient=not keep, refresh_per_second=2, console=console) as progress:
         task = progress.add_task(what, total=total, facts="")
 
-        def move(count: int = 0, to: int | None = None, what: str | None = None, **facts: Any) -> None:
+        def move(count: float = 0, to: float | None = None, what: str | None = None, **facts: Any) -> None:
             progress.update(task, advance=count, completed=to, description=what, **facts)
 
         yield move

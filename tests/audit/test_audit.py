@@ -1,4 +1,4 @@
-"""The data doctor: every check on a planted fault and on clean data, its numbers against counting by hand."""
+"""The data audit: every check on a planted fault and on clean data, its numbers against counting by hand."""
 
 import io
 import json
@@ -11,19 +11,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from llm2enc import audit as doctor
-from llm2enc import cli
-from llm2enc.audit import examine
-from llm2enc.audit import targets as subjects
+from llm2enc import audit, cli
+from llm2enc.audit import examine, targets
 from llm2enc.audit.checks.balance import effective
 from llm2enc.audit.checks.contamination import GRAM, NEAR, evaluation_texts, words_of
 from llm2enc.audit.checks.duplicates import Batching, collision_rate
 from llm2enc.audit.checks.languages import language_of
-from llm2enc.audit.checks.lengths import Reading
+from llm2enc.audit.checks.lengths import InputView
 from llm2enc.audit.checks.prefixes import common_prefix
 from llm2enc.audit.checks.swapped import is_question
-from llm2enc.audit.chunks import Reservoir, choose, keys_of, normalised, slabs
-from llm2enc.audit.examination import Setting, examine_rows
+from llm2enc.audit.chunks import Reservoir, choose, chunks, keys_of, normalised
+from llm2enc.audit.examination import AuditOptions, examine_rows
 from llm2enc.audit.report import Finding, SourceReport
 from llm2enc.audit.show import marked, seen
 from llm2enc.cli import data as data_command
@@ -44,13 +42,13 @@ def clean(count: int = 120) -> list[Pair]:
     return [pair(q, f"{a} and {b}", f"{w} of it") for q, a, b, w in zip(queries, first, second, wrong, strict=True)]
 
 
-def reading(spec: InputSpec = INPUT, max_tokens: int | None = None) -> Reading:
-    return Reading(InputFormat(spec, make_tokenizer()), max_tokens)
+def input_view(spec: InputSpec = INPUT, max_tokens: int | None = None) -> InputView:
+    return InputView(InputFormat(spec, make_tokenizer()), max_tokens)
 
 
-def look(rows: list, batch_size: int = 8, tasks: tuple = (), **settings) -> SourceReport:
+def look(rows: list, batch_size: int = 8, tasks: tuple = (), **options) -> SourceReport:
     evaluation = evaluation_texts(tasks) if tasks else None
-    return examine_rows(rows, Setting(Batching(batch_size), evaluation=evaluation, examples=0, **settings))
+    return examine_rows(rows, AuditOptions(Batching(batch_size), evaluation=evaluation, examples=0, **options))
 
 
 def found(report: SourceReport, check: str) -> Finding:
@@ -68,8 +66,8 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 
 def test_clean_pairs_and_texts_have_no_findings() -> None:
-    assert look(clean(), reading=reading()).findings == []
-    assert look(sentences(100), reading=reading()).findings == []
+    assert look(clean(), view=input_view()).findings == []
+    assert look(sentences(100), view=input_view()).findings == []
 
 
 # ---------------------------------------------------------------------------------------------------------------- texts
@@ -93,7 +91,7 @@ def test_clean_pairs_and_texts_have_no_findings() -> None:
 def test_a_damaged_text_is_found_with_its_row(text: str, check: str, severity: str) -> None:
     rows = clean()
     rows[41] = pair(rows[41].query, text, *rows[41].negatives)
-    finding = found(look(rows, reading=reading()), check)
+    finding = found(look(rows, view=input_view()), check)
     assert (finding.count, finding.total, finding.rows, finding.severity) == (1, 120, (42,), severity)
 
 
@@ -106,7 +104,7 @@ def test_what_only_looks_like_damage_is_left_alone(text: str) -> None:
 
 
 def test_cells_that_are_no_text_are_an_error_not_a_crash() -> None:
-    report = look([*clean(20), pair("a number", 7), pair(None, "nothing")], reading=reading())  # type: ignore[arg-type]
+    report = look([*clean(20), pair("a number", 7), pair(None, "nothing")], view=input_view())  # type: ignore[arg-type]
     assert found(report, "not-text").rows == (21, 22) and found(report, "not-text").severity == "error"
 
 
@@ -146,7 +144,7 @@ def test_shared_texts_are_graded_by_what_the_stage_does_with_them() -> None:
     rows = [*clean(), *(pair(f"a question {n} for it", "one answer for all of these rows") for n in range(12))]
     assert found(look(rows), "shared-positive").severity == "warning"
     for batching in (Batching(8, mask_duplicates=True), Batching(8, in_batch_negatives=False)):
-        finding = found(examine_rows(rows, Setting(batching)), "shared-positive")
+        finding = found(examine_rows(rows, AuditOptions(batching)), "shared-positive")
         assert finding.severity == "note" and (finding.count, finding.total) == (12, 132)
     assert "shared-query" not in checks(look(rows))
     swapped = [pair(row.positive, row.query) for row in rows]
@@ -219,8 +217,8 @@ def test_questions_are_told_from_statements() -> None:
 def test_lengths_and_truncation_are_those_of_the_packed_inputs() -> None:
     rows = [pair(q, p, instruction="find it") for q, p in zip(sentences(40), [" ".join(sentences(n)) for n in range(1, 41)],
                                                               strict=True)]  # fmt: skip
-    given = reading(max_tokens=24)
-    lengths = look(rows, reading=given).lengths
+    given = input_view(max_tokens=24)
+    lengths = look(rows, view=given).lengths
     free = InputFormat(INPUT.model_copy(update={"max_tokens": 10**6}), given.input_format.tokenizer)
     for side, role in (("query", "query"), ("positive", "document")):
         texts = [getattr(row, side) for row in rows]
@@ -237,7 +235,7 @@ def test_lengths_and_truncation_are_those_of_the_packed_inputs() -> None:
 
 def test_the_limit_that_truncation_asks_for_keeps_what_it_says() -> None:
     texts = [" ".join(sentences(n % 9 + 1)) for n in range(100)]
-    remedy = found(look(texts, reading=reading(max_tokens=30)), "truncated").remedy
+    remedy = found(look(texts, view=input_view(max_tokens=30)), "truncated").remedy
     limit, share = int(remedy.split()[1]), int(remedy.split()[4])
     wide = InputFormat(INPUT.model_copy(update={"max_tokens": limit}), make_tokenizer())
     assert limit > 30 and (~wide.pack(texts).truncated).float().mean() >= share / 100
@@ -245,7 +243,7 @@ def test_the_limit_that_truncation_asks_for_keeps_what_it_says() -> None:
 
 def test_an_instruction_that_fills_the_input_is_an_error() -> None:
     rows = [pair(row.query, row.positive, instruction="find " * 80) for row in clean(30)]
-    assert found(look(rows, reading=reading()), "no-room").severity == "error"
+    assert found(look(rows, view=input_view()), "no-room").severity == "error"
 
 
 ECHO = InputSpec(
@@ -265,7 +263,7 @@ ECHO = InputSpec(
 @pytest.mark.parametrize("spec", [INPUT, ECHO])
 @pytest.mark.parametrize("text", ["the old bridge", "naïve 日本 🙂 stone", "the mill " * 30, ""])
 def test_what_is_shown_is_what_the_model_reads(spec: InputSpec, text: str) -> None:
-    given = reading(spec)
+    given = input_view(spec)
     for instruction, role in (("find it", "query"), ("", "document")):
         tokens = given.input_format.pack([text], instruction, role)
         view = seen(text, instruction, role, given)
@@ -291,9 +289,9 @@ def test_a_prefix_is_the_longest_that_most_texts_share() -> None:
 def test_what_the_template_adds_must_not_stand_in_the_text() -> None:
     rows = [pair(f"Query: the {q}", p, instruction="find the answer") for q, p in zip(sentences(40), sentences(40, 1),
                                                                                        strict=True)]  # fmt: skip
-    assert found(look(rows, reading=reading(ECHO)), "literal-twice").severity == "error"
+    assert found(look(rows, view=input_view(ECHO)), "literal-twice").severity == "error"
     rows[5] = pair("Find the answer: the river", rows[5].positive, instruction="find the answer")
-    finding = found(look(rows, reading=reading()), "instruction-twice")
+    finding = found(look(rows, view=input_view()), "instruction-twice")
     assert (finding.count, finding.rows) == (1, (6,))
 
 
@@ -304,8 +302,8 @@ def test_instructions_out_of_proportion_and_unread_ones_are_named() -> None:
     report = look(rows)
     assert found(report, "missing-instruction").rows == (9,) and found(report, "one-instruction").count == 119
     bare = INPUT.model_copy(update={"query": INPUT.document})
-    assert found(look(rows, reading=reading(bare)), "unread-instruction").count == 119
-    assert "unread-instruction" not in checks(look(rows, reading=reading()))
+    assert found(look(rows, view=input_view(bare)), "unread-instruction").count == 119
+    assert "unread-instruction" not in checks(look(rows, view=input_view()))
 
 
 def test_class_labels_are_recognised_and_a_large_class_is_named() -> None:
@@ -351,7 +349,7 @@ def test_a_few_texts_in_another_language_and_two_languages_are_noted() -> None:
     assert "two-languages" in checks(look([pair(a, b) for a, b in zip(english, german, strict=True)]))
 
 
-# -------------------------------------------------------------------------------------------------------------- overlap
+# ------------------------------------------------------------------------------------------------------- contamination
 
 
 def _task(texts: list[str]) -> StsTask:
@@ -371,7 +369,7 @@ def test_planted_evaluation_texts_are_found_exact_and_near() -> None:
     words[12] = "changed"
     rows[70] = pair(f"{held_out[4].upper()}!", rows[70].positive)  # word for word
     rows[80] = pair(rows[80].query, f"Once upon a time {' '.join(words)} and so on")  # one word of 24 changed
-    finding = found(look(rows, tasks=(_task(held_out),)), "evaluation-overlap")
+    finding = found(look(rows, tasks=(_task(held_out),)), "contamination")
     assert (finding.count, finding.total, finding.rows) == (2, 50, (71, 81))
     assert "1 word for word, 1 by half" in finding.what and finding.severity == "warning"
 
@@ -391,7 +389,7 @@ def test_a_near_text_is_found_as_sets_of_8_grams_say() -> None:
         own = {tuple(each[i : i + GRAM]) for i in range(len(each) - GRAM + 1)}
         expected += len(each) >= 16 and len(own & grams) >= NEAR * len(own)
     task = ClassificationTask(name="c", train_texts=planted, train_labels=[], test_texts=held_out, test_labels=[])
-    finding = found(look([pair(a, "an answer") for a in planted], tasks=(task,)), "evaluation-overlap")
+    finding = found(look([pair(a, "an answer") for a in planted], tasks=(task,)), "contamination")
     assert finding.count == expected and 20 < expected < 70
 
 
@@ -401,16 +399,16 @@ def test_a_shared_corpus_weighs_less_than_shared_queries() -> None:
         name="r", queries={"q": "who built the old bridge"}, documents=documents, qrels={"q": {"0": 1}}
     )
     corpus = [pair(row.query, documents[str(n)]) for n, row in enumerate(clean(10))]
-    assert found(look(corpus, tasks=(task,)), "evaluation-overlap").severity == "note"
+    assert found(look(corpus, tasks=(task,)), "contamination").severity == "note"
     queries = [*clean(20), pair("Who built the old bridge?", "nobody knows")]
-    assert found(look(queries, tasks=(task,)), "evaluation-overlap").severity == "error"
+    assert found(look(queries, tasks=(task,)), "contamination").severity == "error"
 
 
 def test_chinese_counts_by_signs() -> None:
     text = "这座旧桥是很久以前用附近山上的石头建成的它通向市场"
     assert len(words_of(text)) == len(text)
     finding = found(
-        look([*clean(20), pair("桥", f"据说{text[:20]}的")], tasks=(_task([text, "别的"]),)), "evaluation-overlap"
+        look([*clean(20), pair("桥", f"据说{text[:20]}的")], tasks=(_task([text, "别的"]),)), "contamination"
     )
     assert finding.rows == (21,)
 
@@ -434,9 +432,9 @@ def test_the_reservoir_takes_every_row_alike() -> None:
     for seed in range(300):
         reservoir = Reservoir(20)
         reservoir._generator = np.random.default_rng(seed)
-        for slab in slabs(iter(map(str, range(1, 2501)))):
-            reservoir.add(slab)
-        numbers, sample = reservoir.slab()
+        for chunk in chunks(iter(map(str, range(1, 2501)))):
+            reservoir.add(chunk)
+        numbers, sample = reservoir.chunk()
         assert sample.columns["text"].texts == list(map(str, numbers)) and len(numbers) == 20
         drawn.update(number // 500 for number in numbers)
     # 6000 draws over five ranges of 500 rows; five standard deviations
@@ -539,7 +537,7 @@ def test_a_stream_of_texts_alone_is_told_from_pairs(tmp_path: Path, monkeypatch:
     """As a hub data set is read, whose columns are known before its rows."""
     write(tmp_path / "texts.jsonl", [{"passage": text} for text in sentences(30)])
     streamed = FilesData(kind="files", path=str(tmp_path / "texts.jsonl"), streaming=True)
-    monkeypatch.setattr(subjects, "_specs", lambda path: [streamed])
+    monkeypatch.setattr(targets, "_specs", lambda path: [streamed])
     (source,) = examine("owner/name").sources
     assert (source.stage, source.rows) == ("texts", 30)
 
@@ -562,7 +560,7 @@ def test_a_recipe_is_examined_with_its_own_template_and_evaluation(tmp_path: Pat
     recipe = load_recipe(_recipe(tmp_path, sources, evaluation=[{"kind": "folder", "path": str(task.parent)}]))
     report = examine(recipe=recipe)
     assert "expected" in report.unreadable[str(bad)] and report.evaluation == {"Pairs": 2}
-    finding = found(report.sources[0], "evaluation-overlap")
+    finding = found(report.sources[0], "contamination")
     assert (finding.count, finding.total, finding.severity) == (1, 2, "error") and report.has_errors
     assert report.sources[0].measured_with == "template and tokenizer of recipe test"
     assert report.sources[0].shown[0]["query"][0]["pooled"][0] is False  # BOS, by the recipe's template
@@ -622,5 +620,5 @@ def test_ctrl_c_ends_with_130(tmp_path: Path, monkeypatch, capsys) -> None:
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(doctor, "examine", interrupted)
+    monkeypatch.setattr(audit, "examine", interrupted)
     assert call(monkeypatch, tmp_path) == 130 and "Traceback" not in capsys.readouterr().err

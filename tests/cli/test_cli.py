@@ -346,11 +346,14 @@ def test_compare_leaves_a_report(encoder_folder: Path, pairs: Path, tmp_path: Pa
     folder = tmp_path / "runs/compare/mine"
     assert code == 0 and "as saved" in shown and "report: runs/compare/mine/report.html" in shown
     assert "<h1>" in (folder / "report.html").read_text()
-    _, answer, _ = call(capsys, "compare", encoder_folder, "--data", pairs, "--json")
+    _, answer, said = call(capsys, "compare", encoder_folder, "--data", pairs, "--json", "--minutes", "0")
     assert json.loads(answer) == json.loads((folder / "compare.json").read_text())
+    assert "this takes about" in said and "--minutes" not in json.loads(answer)["facts"]["command"]
     for arguments, message in (
         ((tmp_path / "nothing",), "no such directory"),
-        (("pocket", "--readings", "sideways"), "no reading 'sideways'"),
+        (("pocket", "--variants", "sideways"), "no variant 'sideways'"),
+        (("pocket", "--readings", "sideways"), "warning: --readings is called --variants now"),
+        (("pocket", "--readings", "sideways"), "no variant 'sideways'"),
         (("pocket", "--dtype", "int8"), "expected one of auto, float32"),
     ):
         code, _, said = call(capsys, "compare", *arguments)

@@ -1,21 +1,21 @@
-"""Comparisons: readings against transformers' own states, measures by hand, advice that follows from the numbers."""
+"""Comparisons: variants against transformers' own states, measures by hand, advice that follows from the numbers."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from llm2enc.comparison import compare, measures, subjects
+from llm2enc.comparison import compare, measures, systems_of
 from llm2enc.comparison.advice import advise
 from llm2enc.comparison.prefixes import TRIPLES
-from llm2enc.comparison.results import Candidate, Layers, Similarities
+from llm2enc.comparison.results import Layers, Similarities, SystemResult
 from llm2enc.comparison.systems import check
-from llm2enc.comparison.variants import DEFAULT, READINGS, at_layer, find_readings, input_spec
+from llm2enc.comparison.variants import DEFAULT, VARIANTS, at_layer, find_variants, input_spec
 from llm2enc.encoding import Encoder
 from llm2enc.evaluation import (
     BitextTask,
+    ClusteringTask,
     Interval,
     PairClassificationTask,
     RerankingTask,
@@ -30,47 +30,20 @@ from llm2enc.evaluation import (
     read_pairs_file,
     score,
 )
-from llm2enc.evaluation.tasks import ClusteringTask
 from llm2enc.text import InputFormat
+from tests.comparison.conftest import save_model
 from tests.support.builders import make_encoder, make_model, make_tokenizer, sentences
 from tests.support.tiny import tiny_model
 
 TEXTS = ["the old river", "a bridge of stone and salt", "boats bring wool"]
 
 
-def save_model(folder: Path, model=None) -> Path:
-    """A causal language model as the hub would give it: its tokenizer puts <s> before a text and </s> behind it."""
-    from tokenizers.processors import TemplateProcessing
-
-    (model or make_model()).save_pretrained(folder)
-    tokenizer = make_tokenizer()
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
+def variants_of(model: Path, *names: str) -> dict[str, Encoder]:
+    found = systems_of(str(model), names or None, 24, "float32", [])
+    return {system.name: system.encoder for system in found}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("causal"), make_model(max_position_embeddings=1024))
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    """Two columns, nothing else: what a user has."""
-    rows = [{"q": text, "a": " ".join(reversed(text.split()))} for text in sentences(20)]
-    path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def readings_of(model: Path, *names: str) -> dict[str, Encoder]:
-    found = subjects(str(model), names or None, 24, "float32", [])
-    return {subject.name: subject.encoder for subject in found}
-
-
-# ------------------------------------------------------------------------------------------------------------- readings
+# ------------------------------------------------------------------------------------------------------------- variants
 
 GOLDEN = {
     "causal-mean": "<s>{the old river}</s>",
@@ -84,8 +57,8 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_what_a_reading_reads_and_pools(name: str, model: Path) -> None:
-    encoder = readings_of(model, name)[name]
+def test_what_a_variant_reads_and_pools(name: str, model: Path) -> None:
+    encoder = variants_of(model, name)[name]
     tokens = encoder.input_format.pack([TEXTS[0]])
     tokenizer = encoder.input_format.tokenizer
     shown = ""
@@ -96,9 +69,9 @@ def test_what_a_reading_reads_and_pools(name: str, model: Path) -> None:
     assert shown + "}" * pool[-2] == GOLDEN[name]
 
 
-def test_only_the_text_is_cut_and_every_reading_reads_the_same_words(model: Path) -> None:
+def test_only_the_text_is_cut_and_every_variant_reads_the_same_words(model: Path) -> None:
     text = " ".join(sentences(1)[0].split()[0] for _ in range(60))
-    for name, encoder in readings_of(model).items():
+    for name, encoder in variants_of(model).items():
         tokens = encoder.input_format.pack([text])
         copies = 2 if name.startswith("echo") else 1
         kept = encoder.input_format.tokenizer.decode(tokens.ids.tolist())
@@ -109,8 +82,8 @@ def test_only_the_text_is_cut_and_every_reading_reads_the_same_words(model: Path
 
 @pytest.mark.parametrize("name", ["causal-mean", "causal-last", "echo-mean", "echo-last", "prompt-last"])
 @torch.no_grad()
-def test_causal_readings_equal_the_states_of_transformers(name: str, model: Path) -> None:
-    encoder = readings_of(model, name)[name]
+def test_causal_variants_equal_the_states_of_transformers(name: str, model: Path) -> None:
+    encoder = variants_of(model, name)[name]
     decoder = make_model().model.eval()
     for text, vector in zip(TEXTS, encoder.encode(TEXTS), strict=True):
         tokens = encoder.input_format.pack([text])
@@ -120,8 +93,8 @@ def test_causal_readings_equal_the_states_of_transformers(name: str, model: Path
         np.testing.assert_allclose(vector, (wanted / wanted.norm()).numpy(), atol=1e-5)
 
 
-def test_the_default_readings_differ_from_each_other(model: Path) -> None:
-    found = readings_of(model)
+def test_the_default_variants_differ_from_each_other(model: Path) -> None:
+    found = variants_of(model)
     assert list(found) == list(DEFAULT) and len(DEFAULT) == 8
     vectors = [encoder.encode(TEXTS) for encoder in found.values()]
     prints = {encoder.fingerprint() for encoder in found.values()}
@@ -130,15 +103,15 @@ def test_the_default_readings_differ_from_each_other(model: Path) -> None:
         assert all(np.abs(one - other).max() > 1e-3 for other in vectors[:row])
 
 
-def test_a_reading_of_another_layer_and_names_that_are_wrong(model: Path) -> None:
-    (found,) = find_readings(["causal-mean@1", "causal-mean@1"])
-    assert found == at_layer(READINGS["causal-mean"], 1) and found.layer == 1
-    assert readings_of(model, "causal-mean@1")["causal-mean@1"].layer == 1
+def test_a_variant_of_another_layer_and_names_that_are_wrong(model: Path) -> None:
+    (found,) = find_variants(["causal-mean@1", "causal-mean@1"])
+    assert found == at_layer(VARIANTS["causal-mean"], 1) and found.layer == 1
+    assert variants_of(model, "causal-mean@1")["causal-mean@1"].layer == 1
     for name in ("causal", "causal-mean@", "causal-mean@x", "mean"):
-        with pytest.raises(ValueError, match=r"no reading .*there are causal-last, causal-mean"):
-            find_readings([name])
+        with pytest.raises(ValueError, match=r"no variant .*there are causal-last, causal-mean"):
+            find_variants([name])
     with pytest.raises(ValueError, match=r"layer is 7; this model has layers 0 \(the embeddings\) to 2"):
-        readings_of(model, "causal-mean@7")
+        variants_of(model, "causal-mean@7")
 
 
 def test_a_model_with_too_few_positions_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
@@ -149,7 +122,7 @@ def test_a_model_with_too_few_positions_is_refused_before_it_is_loaded(tmp_path:
 
 
 def test_a_tokenizer_without_special_tokens_gets_none() -> None:
-    spec = input_spec(READINGS["echo-last"], make_tokenizer(), 8, 128)
+    spec = input_spec(VARIANTS["echo-last"], make_tokenizer(), 8, 128)
     assert [part.special for part in spec.query] == [None] * 4
     assert InputFormat(spec, make_tokenizer()).pack(["river"]).pool.tolist()[-1]
 
@@ -159,11 +132,10 @@ def test_a_tokenizer_without_special_tokens_gets_none() -> None:
 
 def test_the_prefix_test_pools_exactly_the_beginnings(model: Path) -> None:
     for name in ("causal-mean", "echo-mean", "bidirectional-last"):
-        encoder = readings_of(model, name)[name]
-        encoder = encoder.variant(input=input_spec(READINGS[name], encoder.input_format.tokenizer, 60, 1000))
-        starts = [start for start, *_ in TRIPLES[:4]]
-        whole = encoder.input_format.pack([f"{start} {end}" for start, end, *_ in TRIPLES[:4]])
-        tokens = measures._pooling_only_beginnings(whole, encoder.input_format.pack(starts))
+        encoder = variants_of(model, name)[name]
+        encoder = encoder.variant(input=input_spec(VARIANTS[name], encoder.input_format.tokenizer, 60, 1000))
+        starts = [start for start, *_ in TRIPLES for _ in range(3)]
+        tokens = measures._beginnings(encoder)
         rows = zip(tokens.ids.split(tokens.lengths.tolist()), tokens.pool.split(tokens.lengths.tolist()), strict=True)
         pooled = [encoder.input_format.tokenizer.decode(ids[pool].tolist()) for ids, pool in rows]
         assert pooled == starts
@@ -171,8 +143,8 @@ def test_the_prefix_test_pools_exactly_the_beginnings(model: Path) -> None:
 
 def test_a_causal_model_can_not_know_the_end_and_the_others_can(model: Path) -> None:
     found = {
-        name: measures.prefix_test(encoder)
-        for name, encoder in readings_of(model, "causal-mean", "bidirectional-mean", "echo-mean").items()
+        name: measures.prefix_tests([encoder])[0]
+        for name, encoder in variants_of(model, "causal-mean", "bidirectional-mean", "echo-mean").items()
     }
     assert found["causal-mean"].accuracy == Interval(0.5, 0.5, 0.5, 1.0)
     assert found["causal-mean"].moved < 1e-6
@@ -182,19 +154,8 @@ def test_a_causal_model_can_not_know_the_end_and_the_others_can(model: Path) -> 
 
 
 def test_a_vector_that_does_not_pool_the_text_has_no_prefix_test(model: Path) -> None:
-    (encoder,) = readings_of(model, "prompt-last").values()
-    assert measures.prefix_test(encoder) is None
-
-
-def test_every_layer_at_once_equals_each_alone(model: Path) -> None:
-    (encoder,) = readings_of(model, "bidirectional-mean").values()
-    every = measures.EveryLayer(encoder)
-    assert every.depth == 2
-    for layer in range(3):
-        found = every.layer(layer).encode([*TEXTS, TEXTS[0]], prompt_name="document")
-        wanted = encoder.variant(layer=layer).encode([*TEXTS, TEXTS[0]])
-        np.testing.assert_allclose(found / np.linalg.norm(found, axis=1, keepdims=True), wanted, atol=1e-5)
-    np.testing.assert_allclose(wanted, encoder.encode([*TEXTS, TEXTS[0]]), atol=1e-6)
+    (encoder,) = variants_of(model, "prompt-last").values()
+    assert measures.prefix_tests([encoder]) == [None]
 
 
 def test_pairs_that_belong_together_by_type() -> None:
@@ -230,13 +191,14 @@ def test_similarities_by_hand() -> None:
 
 
 def test_cost_counts_what_the_model_reads(model: Path) -> None:
-    found = readings_of(model, "causal-mean", "echo-mean")
+    found = variants_of(model, "causal-mean", "echo-mean")
     task = BitextTask(name="b", first=TEXTS, second=TEXTS)
-    tokens, seconds = measures.cost(found["causal-mean"], [task])
     own = make_tokenizer()
-    assert tokens == np.mean([len(own(text)["input_ids"]) + 2 for text in TEXTS]) and seconds > 0
+    alone = measures.tokens_per_text(found["causal-mean"], [task])
+    assert alone == np.mean([len(own(text)["input_ids"]) + 2 for text in TEXTS])
     echo = [f"Rewrite the following paragraph: {text}. The rewritten paragraph: {text}" for text in TEXTS]
-    assert measures.cost(found["echo-mean"], [task])[0] == np.mean([len(own(text)["input_ids"]) + 2 for text in echo])
+    twice = measures.tokens_per_text(found["echo-mean"], [task])
+    assert twice == np.mean([len(own(text)["input_ids"]) + 2 for text in echo])
 
 
 def test_layers_are_scored_on_as_many_tasks_as_fit() -> None:
@@ -249,55 +211,55 @@ def test_layers_are_scored_on_as_many_tasks_as_fit() -> None:
 # --------------------------------------------------------------------------------------------------------------- advice
 
 
-def candidate(name: str, items: np.ndarray, tokens: float = 10, anisotropy: float = 0.1) -> Candidate:
-    """A candidate whose only task has these scores of its queries."""
+def system(name: str, items: np.ndarray, tokens: float = 10, anisotropy: float = 0.1) -> SystemResult:
+    """A system whose only task has these scores of its queries."""
     outcome = TaskResult("task", "retrieval", "en", "ndcg@10", float(items.mean()), {}, "mean", items)
     similar = Similarities(np.array([anisotropy - 0.05, anisotropy + 0.05]), np.zeros(0))
     near = interval(outcome.score, draws(outcome))
-    return Candidate(name, "", [outcome], [near], mean_interval([outcome]), tokens, 1.0, similar)
+    return SystemResult(name, "", [outcome], [near], mean_interval([outcome]), tokens, 1.0, similar)
 
 
-def advice(candidates: list[Candidate], baseline=None, layers=(), order=None) -> list[str]:
-    gaps = {other.name: difference(candidates[0].outcomes, other.outcomes) for other in candidates[1:]}
-    order = order or [c.name for c in candidates]
-    return advise(candidates, gaps, baseline, layers, order, len(candidates[0].outcomes[0].per_example))
+def advice(systems: list[SystemResult], baseline=None, layers=(), order=None) -> list[str]:
+    gaps = {other.name: difference(systems[0].outcomes, other.outcomes) for other in systems[1:]}
+    order = order or [c.name for c in systems]
+    return advise(systems, gaps, baseline, layers, order, len(systems[0].outcomes[0].per_example))
 
 
 ROWS = np.random.default_rng(0).random(400)
 
 
 def test_advice_names_the_best_where_it_is_surely_better() -> None:
-    found = advice([candidate("echo-mean", ROWS), candidate("causal-mean", ROWS - 0.2)])
+    found = advice([system("echo-mean", ROWS), system("causal-mean", ROWS - 0.2)])
     assert found[0].startswith("Use echo-mean: mean score 0.5")
     assert "better than the next, causal-mean, by +0.200 (+0.200 to +0.200)" in found[0]
     assert any(s.startswith("Reading the text twice (Echo, 1.0 times the tokens) helps") for s in found)
 
 
-def test_advice_takes_the_cheapest_of_those_that_can_not_be_told_apart() -> None:
+def test_advice_takes_the_cheapest_of_those_without_a_significant_difference() -> None:
     noise = np.random.default_rng(1).normal(0, 0.1, 400)
     noise -= noise.mean() + 0.001
-    found = advice([candidate("echo-mean", ROWS, tokens=25), candidate("causal-mean", ROWS + noise, tokens=10)])
-    assert found[0].startswith("Use causal-mean: it cannot be told apart from the best, echo-mean")
+    found = advice([system("echo-mean", ROWS, tokens=25), system("causal-mean", ROWS + noise, tokens=10)])
+    assert found[0].startswith("Use causal-mean: no significant difference from the best, echo-mean")
     assert found[0].endswith("and reads 10 tokens per text instead of 25.")
-    assert any("makes no difference that this data can show" in sentence for sentence in found)
+    assert any("makes no significant difference" in sentence for sentence in found)
 
 
 def test_advice_says_what_hurts_what_words_alone_score_and_when_the_data_is_small() -> None:
     few = ROWS[:30]
-    best = candidate("causal-mean", few, anisotropy=0.8)
-    found = advice([best, candidate("bidirectional-mean", few - 0.3)], candidate("TF-IDF", few + 0.4))
+    best = system("causal-mean", few, anisotropy=0.8)
+    found = advice([best, system("bidirectional-mean", few - 0.3)], system("TF-IDF", few + 0.4))
     assert any(s.startswith("Bidirectional attention without training hurts") and "-0.300" in s for s in found)
     assert any(s.startswith("Word overlap alone (TF-IDF) scores") and "none is good enough" in s for s in found)
     assert any(s.startswith("The data is small (30 rows and queries)") for s in found)
     assert any("random texts have a cosine of 0.80" in s for s in found)
-    beaten = advice([candidate("causal-mean", ROWS)], candidate("TF-IDF", ROWS - 0.4))
+    beaten = advice([system("causal-mean", ROWS)], system("TF-IDF", ROWS - 0.4))
     assert beaten[0].endswith("Nothing was compared with it.")
     assert any(s.startswith("It beats word overlap") for s in beaten)
 
 
 def test_advice_follows_the_stages_of_a_run_in_their_order() -> None:
     found = advice(
-        [candidate("after mntp", ROWS), candidate("untrained", ROWS - 0.1), candidate("after simcse", ROWS - 0.2)],
+        [system("after mntp", ROWS), system("untrained", ROWS - 0.1), system("after simcse", ROWS - 0.2)],
         order=["untrained", "after mntp", "after simcse"],
     )
     training = [sentence for sentence in found if sentence.startswith("Training:")]
@@ -312,7 +274,7 @@ def test_advice_on_layers_says_whether_the_gain_is_sure() -> None:
         Layers("b", [0.3, 0.1, 0.2], unsure),
         Layers("c", [0.1, 0.2, 0.3], None),
     ]
-    found = [s for s in advice([candidate("a", ROWS)], layers=layers) if "chosen on the same data" in s]
+    found = [s for s in advice([system("a", ROWS)], layers=layers) if "chosen on the same data" in s]
     assert found[0].startswith("a: layer 1 of 2 is better than the last layer by +0.100")
     assert found[1].startswith("b: the embeddings look better, but not surely, than the last layer")
     assert len(found) == 2
@@ -323,13 +285,13 @@ def test_advice_on_layers_says_whether_the_gain_is_sure() -> None:
 
 def test_a_comparison_on_ones_own_pairs(model: Path, pairs: Path, tmp_path: Path) -> None:
     found = compare([str(model)], [str(pairs)], tmp_path / "out", max_text_tokens=24)
-    assert {candidate.name for candidate in found.candidates} == set(DEFAULT)
-    means = [candidate.mean.value for candidate in found.candidates]
+    assert {system.name for system in found.systems} == set(DEFAULT)
+    means = [system.mean.value for system in found.systems]
     assert means == sorted(means, reverse=True)
-    assert [gap.better for gap in found.differences] == [found.candidates[0].name] * 7
+    assert [gap.better for gap in found.differences] == [found.systems[0].name] * 7
     task = read_pairs_file(pairs)
-    encoder = readings_of(model, "bidirectional-mean")["bidirectional-mean"]
-    (named,) = [c for c in found.candidates if c.name == "bidirectional-mean"]
+    encoder = variants_of(model, "bidirectional-mean")["bidirectional-mean"]
+    (named,) = [c for c in found.systems if c.name == "bidirectional-mean"]
     assert named.outcomes[0].score == pytest.approx(score(encoder, task).score, abs=1e-9)
     assert named.similarities.related.size == 20
     assert [layers.name for layers in found.layers] == ["causal-mean", "bidirectional-mean", "echo-mean"]
@@ -352,25 +314,25 @@ def test_an_interrupted_comparison_goes_on(model: Path, pairs: Path, tmp_path: P
     names = ["causal-mean", "causal-last", "echo-mean"]
     with pytest.raises(KeyboardInterrupt):
         compare(
-            [str(model)], [str(pairs)], tmp_path / "out", readings=names, layers=False, max_text_tokens=24,
-            report=lambda candidate: stopped.append(candidate.name),
+            [str(model)], [str(pairs)], tmp_path / "out", variants=names, layers=False, max_text_tokens=24,
+            report=lambda system: stopped.append(system.name),
         )  # fmt: skip
     monkeypatch.setattr(Encoder, "encode", encode)
     assert stopped == names[:2]
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "work").rglob("*.json")}
-    assert len(kept) == 2
-    resumed = compare([str(model)], [str(pairs)], tmp_path / "out", readings=names, layers=False, max_text_tokens=24)
+    assert len(kept) == 3  # the plan, and a result of each system
+    resumed = compare([str(model)], [str(pairs)], tmp_path / "out", variants=names, layers=False, max_text_tokens=24)
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items())
-    fresh = compare([str(model)], [str(pairs)], tmp_path / "new", readings=names, layers=False, max_text_tokens=24)
-    scores = [[(c.name, c.outcomes[0].per_example.tolist()) for c in found.candidates] for found in (resumed, fresh)]
+    fresh = compare([str(model)], [str(pairs)], tmp_path / "new", variants=names, layers=False, max_text_tokens=24)
+    scores = [[(c.name, c.outcomes[0].per_example.tolist()) for c in found.systems] for found in (resumed, fresh)]
     assert scores[0] == scores[1]
 
 
-def test_weights_are_hashed_once_for_each_candidate(model: Path, pairs: Path, tmp_path: Path, monkeypatch) -> None:
+def test_weights_are_hashed_once_for_each_system(model: Path, pairs: Path, tmp_path: Path, monkeypatch) -> None:
     calls, fingerprint = [], Encoder.fingerprint
     monkeypatch.setattr(Encoder, "fingerprint", lambda self: calls.append(1) or fingerprint(self))
     compare(
-        [str(model)], [str(pairs)], tmp_path / "out", readings=["causal-mean", "echo-mean"], max_text_tokens=24,
+        [str(model)], [str(pairs)], tmp_path / "out", variants=["causal-mean", "echo-mean"], max_text_tokens=24,
         cache=tmp_path / "vectors",
     )  # fmt: skip
     assert len(calls) == 2 == len(list((tmp_path / "vectors").iterdir()))
@@ -381,23 +343,23 @@ def test_several_models_are_told_apart_by_name(model: Path, pairs: Path, tmp_pat
     found = compare(
         [str(tmp_path / "encoder"), str(model)], [str(pairs)], tmp_path / "out", layers=False, max_text_tokens=24
     )
-    assert len(found.candidates) == 9
-    assert {c.name.rpartition(" ")[0] for c in found.candidates} == {"encoder as", model.name}
+    assert len(found.systems) == 9
+    assert {c.name.rpartition(" ")[0] for c in found.systems} == {"encoder as", model.name}
     twins = [str(tmp_path / one / "encoder") for one in "ab"]
     for twin in twins:
         make_encoder(pooling="mean" if twin == twins[0] else "last").save(twin)
     found = compare(twins, [str(pairs)], tmp_path / "twins", layers=False)
-    assert {c.name for c in found.candidates} == {f"{twin} as saved" for twin in twins}
-    with pytest.raises(ValueError, match="has its own reading; leave out --readings"):
-        compare([str(tmp_path / "encoder")], [str(pairs)], tmp_path / "no", readings=["causal-mean"])
+    assert {c.name for c in found.systems} == {f"{twin} as saved" for twin in twins}
+    with pytest.raises(ValueError, match="has its own input format and pooling; leave out --variants"):
+        compare([str(tmp_path / "encoder")], [str(pairs)], tmp_path / "no", variants=["causal-mean"])
     assert not (tmp_path / "no").exists()
 
 
-def test_a_model_that_stays_causal_is_compared_in_its_causal_readings(pairs: Path, tmp_path: Path) -> None:
+def test_a_model_that_stays_causal_is_compared_in_its_causal_variants(pairs: Path, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "mamba", tiny_model("mamba", vocab_size=320))
     found = compare([str(folder)], [str(pairs)], tmp_path / "out", max_text_tokens=24)
-    assert {c.name for c in found.candidates} == {name for name in DEFAULT if not name.startswith("bidirectional")}
-    assert any("bidirectional readings are left out" in note and "mamba" in note for note in found.notes)
+    assert {c.name for c in found.systems} == {name for name in DEFAULT if not name.startswith("bidirectional")}
+    assert any("bidirectional variants are left out" in note and "mamba" in note for note in found.notes)
 
 
 @pytest.fixture
@@ -427,29 +389,29 @@ def run(model: Path, tmp_path: Path, in_process: None) -> Path:
 
 def test_the_stages_of_a_run_stand_side_by_side(run: Path, pairs: Path, tmp_path: Path) -> None:
     found = compare([str(run)], [str(pairs)], tmp_path / "out", layers=False)
-    assert sorted(c.name for c in found.candidates) == ["after mntp", "after simcse", "untrained"]
+    assert sorted(c.name for c in found.systems) == ["after mntp", "after simcse", "untrained"]
     task = gather([str(pairs)])[0][0]
-    (last,) = [c for c in found.candidates if c.name == "after simcse"]
+    (last,) = [c for c in found.systems if c.name == "after simcse"]
     np.testing.assert_allclose(
         last.outcomes[0].per_example, score(Encoder.load(run / "model"), task).per_example, atol=1e-9
     )
-    (first,) = [c for c in found.candidates if c.name == "untrained"]
+    (first,) = [c for c in found.systems if c.name == "untrained"]
     assert np.abs(first.similarities.random - last.similarities.random).max() > 1e-4
     both = compare(
-        [str(run)], [str(pairs)], tmp_path / "more", readings=["causal-last", "echo-mean"], layers=False,
+        [str(run)], [str(pairs)], tmp_path / "more", variants=["causal-last", "echo-mean"], layers=False,
         max_text_tokens=24,
     )  # fmt: skip
-    assert {c.name for c in both.candidates} == {
-        f"{stage} {reading}"
+    assert {c.name for c in both.systems} == {
+        f"{stage} {variant}"
         for stage in ("untrained", "after mntp", "after simcse")
-        for reading in ("causal-last", "echo-mean")
+        for variant in ("causal-last", "echo-mean")
     }
 
 
 def test_a_run_that_is_not_finished_is_compared_as_far_as_it_went(run: Path, pairs: Path, tmp_path: Path) -> None:
     (run / "1-simcse" / "finished.json").unlink()
     found = compare([str(run)], [str(pairs)], tmp_path / "out", layers=False)
-    assert sorted(c.name for c in found.candidates) == ["after mntp", "untrained"]
+    assert sorted(c.name for c in found.systems) == ["after mntp", "untrained"]
     assert any("stage 1-simcse and what follows is not finished" in note for note in found.notes)
 
 

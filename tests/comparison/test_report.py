@@ -21,7 +21,7 @@ from rich.console import Console
 from llm2enc.comparison import plots, summary, table
 from llm2enc.comparison.drawing import SMALL, shorten, side_by_side
 from llm2enc.comparison.report import FULL, HALF, render, write_report
-from llm2enc.comparison.results import Candidate, Comparison, Difference, Layers, PrefixTest, Similarities
+from llm2enc.comparison.results import Comparison, Difference, Layers, PrefixTest, Similarities, SystemResult
 from llm2enc.comparison.storage import to_json
 from llm2enc.evaluation import Interval, TaskResult, difference, draws, interval, mean_interval
 
@@ -49,15 +49,15 @@ def make(names=USUAL, types=("sts", "classification", "retrieval"), per_type=1, 
     generator = np.random.default_rng(5)
     ease = {f"{type}-{number}": generator.uniform(-0.2, 0.2) for type in types for number in range(per_type)}
     level = np.linspace(0.62, 0.5, len(names))
-    candidates = [_candidate(name, level[place], ease, rows, generator) for place, name in enumerate(names)]
-    candidates.sort(key=lambda candidate: -candidate.mean.value)
-    best = candidates[0]
+    systems = [_system_result(name, level[place], ease, rows, generator) for place, name in enumerate(names)]
+    systems.sort(key=lambda system: -system.mean.value)
+    best = systems[0]
     given = {
         "title": "What Pocket & <friends> can do",
         "models": ["pocket"],
         "data": f"{len(ease)} tasks of {rows} items each, drawn with seed 5 from public test sets.",
-        "candidates": candidates,
-        "differences": [Difference(best.name, o.name, _ahead(best, o)) for o in candidates[1:]],
+        "systems": systems,
+        "differences": [Difference(best.name, o.name, _ahead(best, o)) for o in systems[1:]],
         "advice": [
             f"Take {best.name}: it scores {best.mean.value:.3f}, and no cheaper way reaches that on these texts.",
             "Reading the text twice costs twice the tokens and gains nothing here.",
@@ -68,14 +68,14 @@ def make(names=USUAL, types=("sts", "classification", "retrieval"), per_type=1, 
                 best.name, [0.0701 + 0.04 * math.sin(layer / 5) for layer in range(13)], Interval(0.08, 0.05, 0.1, 1)
             )
         ],
-        "baseline": _candidate("TF-IDF", 0.48, ease, rows, generator, prefix=False, tokens=0.0),
+        "baseline": _system_result("TF-IDF", 0.48, ease, rows, generator, prefix=False, tokens=0.0),
         "notes": ["echo-last was left out: it needs a tokenizer with an end token.", "Rows longer than 512 were cut."],
         "facts": {"command": "llm2enc compare pocket --data <folder> -o runs/compare", "torch": "2.13.0", "seed": "42"},
     }
     return Comparison(**given | parts)
 
 
-def _candidate(name, level, ease, rows, generator, prefix=True, tokens=None) -> Candidate:
+def _system_result(name, level, ease, rows, generator, prefix=True, tokens=None) -> SystemResult:
     outcomes = []
     for task, easier in ease.items():
         items = np.clip(generator.normal(level + easier, 0.25, size=rows), 0, 1)
@@ -86,7 +86,7 @@ def _candidate(name, level, ease, rows, generator, prefix=True, tokens=None) -> 
     random = np.clip(generator.normal(1 - level, 0.08, size=400), -1, 1)
     related = np.clip(generator.normal(1 - level + 0.22, 0.09, size=200), -1, 1)
     accuracy = Interval(float(hits.mean()), float(hits.mean()) - 0.1, float(hits.mean()) + 0.1, 1.0)
-    return Candidate(
+    return SystemResult(
         name,
         "Every token reads every other one; the mean of the states of the text.",
         outcomes,
@@ -101,40 +101,40 @@ def _candidate(name, level, ease, rows, generator, prefix=True, tokens=None) -> 
     )
 
 
-def _ahead(best: Candidate, other: Candidate) -> Interval:
+def _ahead(best: SystemResult, other: SystemResult) -> Interval:
     return difference(best.outcomes, other.outcomes, COUNT)
 
 
 def usual() -> Comparison:
-    """Seven candidates on three tasks."""
+    """Seven systems on three tasks."""
     return make()
 
 
 def large() -> Comparison:
-    """Eight candidates on 34 tasks of all eight types."""
+    """Eight systems on 34 tasks of all eight types."""
     names = [f"{model} {way}" for model in ("Qwen3-0.6B", "SmolLM2-1.7B") for way in (*USUAL[:3], "causal-mean")]
     found = make(names, tuple(METRICS), 5, rows=30)
-    kept = [outcome.task for outcome in found.candidates[0].outcomes][:34]
+    kept = [outcome.task for outcome in found.systems[0].outcomes][:34]
     assert len(kept) == 34
     return dataclasses.replace(
         found,
-        candidates=[_first(candidate, 34) for candidate in found.candidates],
+        systems=[_first(system, 34) for system in found.systems],
         baseline=_first(found.baseline, 34),
         layers=[Layers(names[0], list(np.linspace(0.3, 0.5, 29))), Layers(names[4], list(np.linspace(0.5, 0.3, 25)))],
     )
 
 
-def _first(candidate: Candidate, count: int) -> Candidate:
-    cut = dataclasses.replace(candidate, outcomes=candidate.outcomes[:count], intervals=candidate.intervals[:count])
+def _first(system: SystemResult, count: int) -> SystemResult:
+    cut = dataclasses.replace(system, outcomes=system.outcomes[:count], intervals=system.intervals[:count])
     return dataclasses.replace(cut, mean=mean_interval(cut.outcomes, COUNT))
 
 
 def bare() -> Comparison:
-    """One candidate, one task, and nothing that can be left out."""
+    """One system, one task, and nothing that can be left out."""
     found = make(["causal-mean"], ("sts",))
-    one = dataclasses.replace(found.candidates[0], prefix=None)
+    one = dataclasses.replace(found.systems[0], prefix=None)
     nothing = {"baseline": None, "layers": [], "notes": [], "facts": {}, "models": [], "advice": [], "differences": []}
-    return dataclasses.replace(found, candidates=[one], **nothing)
+    return dataclasses.replace(found, systems=[one], **nothing)
 
 
 class Page(HTMLParser):
@@ -179,7 +179,7 @@ class Page(HTMLParser):
 
 
 def crowd() -> Comparison:
-    """Fifteen candidates of nearly the same cost and score."""
+    """Fifteen systems of nearly the same cost and score."""
     ways = ("causal-last", "bidirectional-weighted-mean", "prompt-eol", "bidirectional-mean@6", "echo-mean")
     return make([f"{model} {way}" for model in ("Qwen3-0.6B", "SmolLM2-1.7B", "pocket") for way in ways])
 
@@ -243,14 +243,14 @@ def test_the_page_has_one_title_every_figure_with_its_text_and_no_empty_part(bot
     assert all(heading.strip() for heading in page.texts["h2"])
     assert all(rows and all(row for row in rows) for rows in page.tables.values())
     there = {
-        "Advice": comparison.advice, "Candidates": True, "Figures": True, "Scores by task": True,
+        "Advice": comparison.advice, "Systems": True, "Figures": True, "Scores by task": True,
         "Differences": comparison.differences, "Left out, and why": comparison.notes,
         "How to repeat it": comparison.facts, "What the measures mean": True,
     }  # fmt: skip
     assert page.texts["h2"] == [name for name, content in there.items() if content]
     alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
-    counted = 6 - (not comparison.layers) - (not comparison.differences) - (len(comparison.candidates) == 1)
-    counted -= not any(candidate.prefix for candidate in comparison.candidates)
+    counted = 6 - (not comparison.layers) - (not comparison.differences) - (len(comparison.systems) == 1)
+    counted -= not any(system.prefix for system in comparison.systems)
     assert len(set(alts)) == counted and all(len(alt.split()) > 3 for alt in alts)
     assert len(images(page)) == 2 * counted, "one for screens, one for phones"
     assert sum(tag == "figcaption" for tag, _ in page.tags) == counted
@@ -259,33 +259,33 @@ def test_the_page_has_one_title_every_figure_with_its_text_and_no_empty_part(bot
 def test_every_number_of_the_tables_is_the_comparisons(both) -> None:
     comparison, text = both
     page = Page(text)
-    shown = comparison.candidates + ([comparison.baseline] if comparison.baseline else [])
+    shown = comparison.systems + ([comparison.baseline] if comparison.baseline else [])
 
     def cell(value, low, high) -> str:
         return f"{value:.3f}\n{low:.3f}–{high:.3f}".replace("-", "−")
 
-    by_name = {row[0].split("\n")[0]: row for row in page.tables["candidates"][1:]}
-    assert list(by_name) == [summary.plain(candidate.name) for candidate in shown]
-    heads = page.tables["candidates"][0]
-    for candidate in shown:
-        row = dict(zip(heads, by_name[summary.plain(candidate.name)], strict=True))
-        assert row["candidate"].endswith(candidate.description)
-        assert row["mean score"] == cell(candidate.mean.value, candidate.mean.low, candidate.mean.high)
-        assert row["tokens per text"] == (f"{candidate.tokens:.1f}" if candidate.tokens else "–")
-        assert row["seconds per 1,000"] == f"{candidate.seconds:.1f}"
-        assert row["anisotropy"] == f"{candidate.similarities.random.mean():.3f}"
-        assert row["spread"] == f"{candidate.similarities.random.std():.3f}"
-        if candidate.prefix:
-            accuracy = candidate.prefix.accuracy
+    by_name = {row[0].split("\n")[0]: row for row in page.tables["systems"][1:]}
+    assert list(by_name) == [summary.plain(system.name) for system in shown]
+    heads = page.tables["systems"][0]
+    for system in shown:
+        row = dict(zip(heads, by_name[summary.plain(system.name)], strict=True))
+        assert row["system"].endswith(system.description)
+        assert row["mean score"] == cell(system.mean.value, system.mean.low, system.mean.high)
+        assert row["tokens per text"] == (f"{system.tokens:.1f}" if system.tokens else "–")
+        assert row["seconds per 1,000"] == f"{system.seconds:.1f}"
+        assert row["anisotropy"] == f"{system.similarities.random.mean():.3f}"
+        assert row["spread"] == f"{system.similarities.random.std():.3f}"
+        if system.prefix:
+            accuracy = system.prefix.accuracy
             assert row["prefix accuracy"] == cell(accuracy.value, accuracy.low, accuracy.high)
-        for type in {outcome.type for outcome in candidate.outcomes} if len(candidate.outcomes) > 1 else ():
-            values = [outcome.score for outcome in candidate.outcomes if outcome.type == type]
+        for type in {outcome.type for outcome in system.outcomes} if len(system.outcomes) > 1 else ():
+            values = [outcome.score for outcome in system.outcomes if outcome.type == type]
             assert row[type.replace("_", " ")].startswith(f"{np.mean(values):.3f}\n")
 
     rows = {row[0].split("\n")[0]: row[1:] for row in page.tables["tasks"][1:] if len(row) > 1}
     assert len(rows) == len(shown[0].outcomes)
-    for column, candidate in enumerate(shown):
-        for outcome, near in zip(candidate.outcomes, candidate.intervals, strict=True):
+    for column, system in enumerate(shown):
+        for outcome, near in zip(system.outcomes, system.intervals, strict=True):
             assert rows[outcome.task][column] == cell(outcome.score, near.low, near.high)
 
     for row, one in zip(page.tables.get("differences", [[]])[1:], comparison.differences, strict=True):
@@ -300,10 +300,10 @@ def test_a_page_of_many_tasks_stays_small() -> None:
 
 
 def test_the_interval_of_a_type_is_that_of_resampled_means() -> None:
-    candidate = make(["echo-mean"], ("sts",), per_type=6, rows=200).candidates[0]
-    intervals = [interval(o.score, draws(o)) for o in candidate.outcomes]
-    found = summary.by_type(dataclasses.replace(candidate, intervals=intervals))["sts"]
-    wanted = mean_interval(candidate.outcomes)
+    system = make(["echo-mean"], ("sts",), per_type=6, rows=200).systems[0]
+    intervals = [interval(o.score, draws(o)) for o in system.outcomes]
+    found = summary.by_type(dataclasses.replace(system, intervals=intervals))["sts"]
+    wanted = mean_interval(system.outcomes)
     assert found.value == pytest.approx(wanted.value, abs=1e-12)
     width = wanted.high - wanted.low
     assert found.low == pytest.approx(wanted.low, abs=0.08 * width)
@@ -353,7 +353,7 @@ def test_names_are_whole_inside_the_figure_and_beside_each_other(
     name: str, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comparison = COMPARISONS[name]()
-    names = {summary.plain(candidate.name) for candidate in comparison.candidates}
+    names = {summary.plain(system.name) for system in comparison.systems}
     for draw in DRAWN:
         seen: list[tuple[str, tuple[float, ...]]] = []
         with monkeypatch.context() as patched:
@@ -395,8 +395,8 @@ def test_json_has_every_field_and_every_item_at_full_precision() -> None:
     comparison = make(HOSTILE)
     data = json.loads(json.dumps(to_json(comparison)))
     assert list(data) == ["format", *(field.name for field in dataclasses.fields(Comparison))]
-    for one, found in zip(comparison.candidates, data["candidates"], strict=True):
-        assert list(found) == [field.name for field in dataclasses.fields(Candidate)]
+    for one, found in zip(comparison.systems, data["systems"], strict=True):
+        assert list(found) == [field.name for field in dataclasses.fields(SystemResult)]
         assert found["name"] == one.name and found["mean"] == dataclasses.asdict(one.mean)
         for outcome, stored in zip(one.outcomes, found["outcomes"], strict=True):
             items = np.array(stored["per_example"]["values"], stored["per_example"]["dtype"])
@@ -408,11 +408,11 @@ def test_the_console_table_has_the_numbers_and_no_markup() -> None:
     out = io.StringIO()
     Console(file=out, width=400, color_system=None).print(table(comparison))
     lines = [line for line in out.getvalue().splitlines() if line.strip()]
-    for candidate in [*comparison.candidates, comparison.baseline]:
-        mean = candidate.mean
+    for system in [*comparison.systems, comparison.baseline]:
+        mean = system.mean
         (line,) = [line for line in lines if f"{mean.value:.3f} ±{(mean.high - mean.low) / 2:.3f}" in line]
-        assert line.lstrip().startswith(summary.plain(candidate.name)[:20]) and "\x1b" not in line
-        assert f"{candidate.similarities.random.mean():.2f}" in line
+        assert line.lstrip().startswith(summary.plain(system.name)[:20]) and "\x1b" not in line
+        assert f"{system.similarities.random.mean():.2f}" in line
     shown = table(comparison)
     assert [row.style for row in shown.rows] == ["bold", *[""] * 5, "dim"]
     assert str(shown.columns[-1].header) == "prefix" and str(table(bare()).columns[-1].header) == "random\ncosine"

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llm2enc.audit.checks.lengths import Reading
-from llm2enc.audit.chunks import Slab
+from llm2enc.audit.checks.lengths import InputView
+from llm2enc.audit.chunks import Chunk
 from llm2enc.audit.report import Finding
 from llm2enc.data import Pair, ScoredPair
 
-MOST_INSTRUCTIONS = 10_000  # different ones that are told apart; more is an instruction written into every row
+MOST_INSTRUCTIONS = 10_000  # different ones that are counted; more is an instruction written into every row
 LARGEST = 0.9
 _LABELS_AT_MOST, _ROWS_PER_LABEL = 1000, 20
 
@@ -30,16 +30,16 @@ class Balance:
     first: dict[str, int] = field(default_factory=dict)
     """Row number of each instruction's first row."""
 
-    def add(self, slab: Slab) -> None:
-        for number, row in enumerate(slab.rows, slab.first):
+    def add(self, chunk: Chunk) -> None:
+        for number, row in enumerate(chunk.rows, chunk.first):
             if isinstance(row, Pair | ScoredPair) and (
                 row.instruction in self.first or len(self.first) < MOST_INSTRUCTIONS
             ):
                 self.instructions[row.instruction] += 1
                 self.first.setdefault(row.instruction, number)
 
-    def findings(self, positive_keys: np.ndarray, reading: Reading | None) -> list[Finding]:
-        return [*self._instructions(), *self._dropped(reading), *_labels(positive_keys)]
+    def findings(self, positive_keys: np.ndarray, view: InputView | None) -> list[Finding]:
+        return [*self._instructions(), *self._dropped(view), *_labels(positive_keys)]
 
     def _instructions(self) -> list[Finding]:
         if len(self.instructions) < 2:
@@ -62,11 +62,11 @@ class Balance:
             found.append(Finding("missing-instruction", "warning", what, remedy, without, total, (self.first[""],)))
         return found
 
-    def _dropped(self, reading: Reading | None) -> list[Finding]:
+    def _dropped(self, view: InputView | None) -> list[Finding]:
         with_one = self.instructions.total() - self.instructions.get("", 0)
-        if reading is None or reading.plain or not with_one:
+        if view is None or view.plain or not with_one:
             return []
-        if any(part.slot == "instruction" for part in reading.input_format.spec.query):
+        if any(part.slot == "instruction" for part in view.input_format.spec.query):
             return []
         what = f"{with_one:,} rows carry an instruction, but the query template has no slot for it: it is not read"
         remedy = "add {slot: instruction} to input.query"

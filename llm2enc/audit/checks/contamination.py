@@ -1,4 +1,4 @@
-"""Overlap of training and evaluation texts, exact and near, in memory that depends on the evaluation alone.
+"""Contamination: evaluation texts in the training data, exact and near, in memory that depends on the evaluation alone.
 
 Texts are compared by their words: NFKC, without case, punctuation and white space; a sign of Chinese or Japanese is a word.
 
@@ -29,7 +29,7 @@ from itertools import chain
 
 import numpy as np
 
-from llm2enc.audit.chunks import Slab
+from llm2enc.audit.chunks import Chunk
 from llm2enc.audit.report import Finding, graded
 from llm2enc.evaluation import ClassificationTask, Task
 
@@ -135,8 +135,8 @@ class Search:
     whole_row: np.ndarray
     gram_row: np.ndarray
 
-    def add(self, slab: Slab) -> None:
-        for column in slab.columns.values():
+    def add(self, chunk: Chunk) -> None:
+        for column in chunk.columns.values():
             if column.texts:
                 found = shingles(column.texts)
                 _mark(self.whole_row, self.index.whole, found.whole, column.rows)
@@ -146,8 +146,8 @@ class Search:
         """One per task and side. Queries, and texts of tasks that compare like with like, weigh more than a corpus."""
         total = len(self.index.whole_of)
         exact = np.zeros(total, dtype=np.int64)
-        told = self.index.whole_of >= 0
-        exact[told] = self.whole_row[self.index.whole_of[told]]
+        long_enough = self.index.whole_of >= 0
+        exact[long_enough] = self.whole_row[self.index.whole_of[long_enough]]
         per_text = np.bincount(self.index.owner, minlength=total)
         rows = self.gram_row[self.index.grams_of]
         met = np.bincount(self.index.owner, weights=rows > 0, minlength=total)
@@ -180,7 +180,7 @@ class Search:
             if corpus
             else f"take these rows out of the training data, or do not report {side.task}"
         )
-        return [Finding("evaluation-overlap", severity, what, remedy, count, size, tuple(dict.fromkeys(examples)))]
+        return [Finding("contamination", severity, what, remedy, count, size, tuple(dict.fromkeys(examples)))]
 
 
 def _mark(first: np.ndarray, known: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> None:

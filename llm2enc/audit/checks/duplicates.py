@@ -1,14 +1,14 @@
 """How the texts of a source relate: repeated ones, and positives that stand among negatives.
 
 Only numbers are kept: 8 bytes for the key of every text, and 4 for the row of a negative or further right answer. Texts
-count as equal if they are when normalised (slabs.py).
+count as equal if they are when normalised (chunks.py).
 """
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from llm2enc.audit.chunks import Slab
+from llm2enc.audit.chunks import Chunk
 from llm2enc.audit.report import Finding, graded, percent
 
 _ODD = (np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F))
@@ -28,10 +28,10 @@ class Relations:
     """Keys of all rows, and what follows from them."""
 
     parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """Side -> keys of each slab; `negative row` and `other row` -> the row numbers of these."""
+    """Side -> keys of each chunk; `negative row` and `other row` -> the row numbers of these."""
 
-    def add(self, slab: Slab) -> None:
-        for side, column in slab.columns.items():
+    def add(self, chunk: Chunk) -> None:
+        for side, column in chunk.columns.items():
             self.parts.setdefault(side, []).append(column.keys)
             if side in ("negative", "other"):
                 self.parts.setdefault(f"{side} row", []).append(column.rows.astype(np.int32))
@@ -161,9 +161,9 @@ def _among_negatives(
     """
     if not len(negative):
         return []
-    asked = joined(query[owner], negative)
-    own = np.isin(joined(asked, owner.astype(np.uint64)), joined(answers, rows.astype(np.uint64)))
-    right = np.isin(asked, answers) & ~own
+    pairs = joined(query[owner], negative)
+    own = np.isin(joined(pairs, owner.astype(np.uint64)), joined(answers, rows.astype(np.uint64)))
+    right = np.isin(pairs, answers) & ~own
     itself = negative == query[owner]
     cases = (
         ("positive-among-negatives", own, "the row's own positive", 0.01),

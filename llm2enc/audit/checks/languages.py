@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llm2enc.audit.checks.quality import plural
-from llm2enc.audit.chunks import Slab
+from llm2enc.audit.chunks import Chunk
 from llm2enc.audit.report import Finding
 
 _UNKNOWN = ("und", "zxx")  # ISO 639-2: undetermined; no linguistic content, such as numbers and code
@@ -32,7 +32,7 @@ def language_of(text: str) -> str:
     return _detector().classify(text[:300])[0]
 
 
-def told(sample: Slab) -> dict[str, list[str]]:
+def detect(sample: Chunk) -> dict[str, list[str]]:
     """By side, the language of each text."""
     return {side: list(map(language_of, column.texts)) for side, column in sample.columns.items() if column.texts}
 
@@ -45,7 +45,7 @@ def shares(languages: dict[str, list[str]]) -> dict[str, dict[str, float]]:
     }
 
 
-def findings(numbers: list[int], sample: Slab, languages: dict[str, list[str]]) -> list[Finding]:
+def findings(numbers: list[int], sample: Chunk, languages: dict[str, list[str]]) -> list[Finding]:
     """Few texts in another language than the rest, and sides in different languages."""
     found = []
     main: dict[str, str] = {}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from llm2enc.audit.checks.quality import plural
-from llm2enc.audit.chunks import Row, Slab
+from llm2enc.audit.chunks import Chunk, Row
 from llm2enc.audit.report import Finding, graded, percent
 from llm2enc.data import ScoredPair
 from llm2enc.recipe import Role
@@ -20,7 +20,7 @@ _NO_LIMIT = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Reading:
+class InputView:
     """How a stage turns texts into tokens."""
 
     input_format: InputFormat
@@ -38,7 +38,7 @@ class Reading:
         return min(self.max_tokens or self.input_format.spec.max_tokens, self.input_format.spec.max_tokens)
 
 
-def asked(side: str, pair: Row) -> tuple[str, Role]:
+def prompt_of(side: str, pair: Row) -> tuple[str, Role]:
     """Instruction and role of a text of this side, as contrastive training gives them (objectives/contrastive.py)."""
     if isinstance(pair, str):
         return "", "document"
@@ -55,7 +55,7 @@ def encodable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
-def measure(sample: Slab, reading: Reading) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
+def measure(sample: Chunk, view: InputView) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
     """Lengths by side of the sampled texts, and what to know about them.
 
     Tokens are those of the text without template; truncated and lost are counted with it, as the model reads it.
@@ -66,21 +66,21 @@ def measure(sample: Slab, reading: Reading) -> tuple[dict[str, dict[str, Any]], 
         if not column.texts:
             continue
         texts = [encodable(text) for text in column.texts[:_MOST]]
-        alone = np.array([len(ids) for ids in _plain(reading.input_format, texts)])
+        alone = np.array([len(ids) for ids in _plain(view.input_format, texts)])
         found[side] = {
             "texts": len(texts),
             "tokens": {part: float(np.quantile(alone, share)) for part, share in QUANTILES.items()},
             "mean": float(alone.mean()),
         }
-        if reading.block_tokens:
+        if view.block_tokens:
             continue
         rows = [sample.rows[row] for row in column.rows[:_MOST].tolist()]
         try:
-            found[side] |= _truncation(texts, [asked(side, row) for row in rows], reading)
+            found[side] |= _truncation(texts, [prompt_of(side, row) for row in rows], view)
         except ValueError as error:  # the instruction alone fills the input
             findings.append(Finding("no-room", "error", f"{plural(side)}: {error}", "shorten the instruction"))
             continue
-        findings += _cut(side, found[side], reading)
+        findings += _cut(side, found[side], view)
     return found, findings
 
 
@@ -90,18 +90,18 @@ def _plain(input_format: InputFormat, texts: Sequence[str]) -> list[list[int]]:
     ]
 
 
-def _truncation(texts: list[str], asks: list[tuple[str, Role]], reading: Reading) -> dict[str, Any]:
-    spec = reading.input_format.spec.model_copy(update={"max_tokens": _NO_LIMIT, "max_text_tokens": None})
-    whole = _packed(InputFormat(spec, reading.input_format.tokenizer), texts, asks, None)[0]
+def _truncation(texts: list[str], asks: list[tuple[str, Role]], view: InputView) -> dict[str, Any]:
+    spec = view.input_format.spec.model_copy(update={"max_tokens": _NO_LIMIT, "max_text_tokens": None})
+    whole = _packed(InputFormat(spec, view.input_format.tokenizer), texts, asks, None)[0]
     kept, cut = whole.copy(), np.zeros(len(texts), dtype=bool)
     # Shorter texts cannot be cut, unless the text has a limit of its own.
-    long = np.flatnonzero((whole > reading.limit) | (reading.input_format.spec.max_text_tokens is not None)).tolist()
+    long = np.flatnonzero((whole > view.limit) | (view.input_format.spec.max_text_tokens is not None)).tolist()
     kept[long], cut[long] = _packed(
-        reading.input_format, [texts[i] for i in long], [asks[i] for i in long], reading.max_tokens
+        view.input_format, [texts[i] for i in long], [asks[i] for i in long], view.max_tokens
     )
     return {
         "with_template": dict(zip(("95%", "99%", "most"), np.quantile(whole, (0.95, 0.99, 1.0)).tolist(), strict=True)),
-        "limit": reading.limit,
+        "limit": view.limit,
         "truncated": int(cut.sum()),
         "truncated_share": float(cut.mean()),
         "tokens_lost_share": float((whole - kept).sum() / whole.sum()),
@@ -122,17 +122,17 @@ def _packed(
     return lengths, cut
 
 
-def _cut(side: str, lengths: dict[str, Any], reading: Reading) -> list[Finding]:
+def _cut(side: str, lengths: dict[str, Any], view: InputView) -> list[Finding]:
     if not lengths["truncated"]:
         return []
-    spec = reading.input_format.spec
+    spec = view.input_format.spec
     own = f" (the text alone at {spec.max_text_tokens})" if spec.max_text_tokens else ""
     what = (
-        f"{percent(lengths['truncated_share'])} of the sampled {plural(side)} are cut at {reading.limit} tokens{own}, which "
+        f"{percent(lengths['truncated_share'])} of the sampled {plural(side)} are cut at {view.limit} tokens{own}, which "
         f"loses {percent(lengths['tokens_lost_share'])} of their tokens"
     )
     # The first of 95 %, 99 % and all for which the limit would have to grow.
-    needed = [part for part, tokens in lengths["with_template"].items() if tokens > reading.limit]
+    needed = [part for part, tokens in lengths["with_template"].items() if tokens > view.limit]
     part = needed[0] if needed and not own else "95%" if own and lengths["truncated_share"] > 0.05 else "most"
     name = f"max_text_tokens {np.ceil(lengths['tokens'][part]):.0f} with max_tokens" if own else "max_tokens"
     whole = "all" if part == "most" else part.replace("%", " %")

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from llm2enc.audit.checks.lengths import Reading, asked
+from llm2enc.audit.checks.lengths import InputView, prompt_of
 from llm2enc.audit.checks.quality import plural
-from llm2enc.audit.chunks import Slab
+from llm2enc.audit.chunks import Chunk
 from llm2enc.audit.report import Finding, graded
 from llm2enc.recipe import Role
 
@@ -13,7 +13,7 @@ KNOWN = ("query:", "passage:", "document:", "search_query:", "search_document:",
          "instruct:", "represent this", "clustering:", "classification:")  # fmt: skip
 
 
-def findings(numbers: list[int], sample: Slab, reading: Reading | None) -> list[Finding]:
+def findings(numbers: list[int], sample: Chunk, view: InputView | None) -> list[Finding]:
     """Of the sampled texts."""
     found = []
     for side, column in sample.columns.items():
@@ -25,7 +25,7 @@ def findings(numbers: list[int], sample: Slab, reading: Reading | None) -> list[
             remedy = "take it out of the texts and write it into the template, if every text is to have it"
             rows = tuple(numbers[int(column.rows[i])] for i in np.flatnonzero(hit)[:2])
             found.append(Finding("shared-prefix", severity, what, remedy, int(hit.sum()), len(hit), rows))
-        found += _written_twice(numbers, sample, side, reading)
+        found += _written_twice(numbers, sample, side, view)
     return found
 
 
@@ -46,21 +46,21 @@ def common_prefix(texts: list[str], share: float = SHARED) -> str:
     return best[:cut] if len(best[:cut].strip()) >= 3 else ""
 
 
-def _written_twice(numbers: list[int], sample: Slab, side: str, reading: Reading | None) -> list[Finding]:
+def _written_twice(numbers: list[int], sample: Chunk, side: str, view: InputView | None) -> list[Finding]:
     """Texts that begin with what the template puts in front of them: the instruction, or a literal."""
     column = sample.columns[side]
     hits: dict[str, list[int]] = {"instruction": [], "literal": []}
     leads: dict[tuple[str, Role], str] = {}
     for text, row in zip(column.texts, column.rows.tolist(), strict=True):
         pair = sample.rows[row]
-        instruction, role = asked(side, pair)
+        instruction, role = prompt_of(side, pair)
         start = text.lstrip().lower()
         own = ("" if isinstance(pair, str) else pair.instruction).strip(" :.\n\t").lower()
         if len(own) >= 8 and start.startswith(own):
             hits["instruction"].append(row)
-        if reading is not None and not reading.block_tokens:
+        if view is not None and not view.block_tokens:
             if (instruction, role) not in leads:
-                leads[instruction, role] = _lead(reading, instruction, role)
+                leads[instruction, role] = _lead(view, instruction, role)
             lead = leads[instruction, role]
             if lead and start.startswith(lead):
                 hits["literal"].append(row)
@@ -89,10 +89,10 @@ def _written_twice(numbers: list[int], sample: Slab, side: str, reading: Reading
     ]
 
 
-def _lead(reading: Reading, instruction: str, role: Role) -> str:
+def _lead(view: InputView, instruction: str, role: Role) -> str:
     """The literals right in front of the text in the template, in lower case; empty below three signs."""
     lead = ""
-    for part in reading.input_format.template(instruction, role):
+    for part in view.input_format.template(instruction, role):
         if part.slot == "text":
             break
         lead = lead + part.literal if part.literal is not None else ""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from llm2enc.audit.chunks import Slab
+from llm2enc.audit.chunks import Chunk
 from llm2enc.audit.report import Finding, Severity, graded
 
 _TAG = re.compile(
@@ -100,10 +100,10 @@ class TextFaults:
     not_text: list[int] = field(default_factory=list)
     num_not_text: int = 0
 
-    def add(self, slab: Slab) -> None:
-        self.num_not_text += len(slab.not_text)
-        self.not_text = (self.not_text + slab.not_text)[:2]
-        for side, column in slab.columns.items():
+    def add(self, chunk: Chunk) -> None:
+        self.num_not_text += len(chunk.not_text)
+        self.not_text = (self.not_text + chunk.not_text)[:2]
+        for side, column in chunk.columns.items():
             self.totals[side] = self.totals.get(side, 0) + len(column.texts)
             for text, row in zip(column.texts, column.rows.tolist(), strict=True):
                 plain = text.isascii() and text.isprintable()

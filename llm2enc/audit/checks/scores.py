@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llm2enc.audit.checks.quality import plural
-from llm2enc.audit.chunks import Slab
+from llm2enc.audit.chunks import Chunk
 from llm2enc.audit.report import Finding, graded
 from llm2enc.data import Pair, ScoredPair
 
@@ -15,12 +15,12 @@ class Scores:
     """Scores by side: positive (further right answers included), negative, or pair."""
 
     parts: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """Side -> float64 scores of each slab."""
+    """Side -> float64 scores of each chunk."""
     texts: dict[str, int] = field(default_factory=dict)
     """Side -> texts that could have a score."""
 
-    def add(self, slab: Slab) -> None:
-        pairs = [row for row in slab.rows if isinstance(row, Pair)]
+    def add(self, chunk: Chunk) -> None:
+        pairs = [row for row in chunk.rows if isinstance(row, Pair)]
         self._extend(
             "positive",
             [s for row in pairs for s in row.positive_scores],
@@ -29,7 +29,7 @@ class Scores:
         self._extend(
             "negative", [s for row in pairs for s in row.negative_scores], sum(len(p.negatives) for p in pairs)
         )
-        scored = [row.score for row in slab.rows if isinstance(row, ScoredPair)]
+        scored = [row.score for row in chunk.rows if isinstance(row, ScoredPair)]
         self._extend("pair", scored, len(scored))
 
     def _extend(self, side: str, scores: list[float], texts: int) -> None:
@@ -54,7 +54,7 @@ class Scores:
         found = []
         summary = self.summary()
         for side, of in summary.items():
-            total, missing = self.texts[side], self.texts[side] - of["scores"]
+            total, missing = self.texts[side], self.texts[side] - int(of["scores"])
             if missing:
                 what = f"{missing:,} of {total:,} {plural(side)} have no score, the others do"
                 remedy = "give each row a score for every document, or none"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llm2enc.audit.chunks import Slab
+from llm2enc.audit.chunks import Chunk
 from llm2enc.audit.report import Finding
 
 MORE_QUESTIONS = 0.3
@@ -44,17 +44,17 @@ def is_question(text: str) -> bool:
 
 
 @dataclass
-class Sides:
+class SwappedColumns:
     """Lengths of all sides, and number of questions among queries and positives."""
 
     lengths: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    """Side -> characters of the texts of each slab."""
+    """Side -> characters of the texts of each chunk."""
     dense: dict[str, list[np.ndarray]] = field(default_factory=dict)
     """Side -> of these the signs that stand for more than a letter."""
     questions: dict[str, int] = field(default_factory=dict)
 
-    def add(self, slab: Slab) -> None:
-        for side, column in slab.columns.items():
+    def add(self, chunk: Chunk) -> None:
+        for side, column in chunk.columns.items():
             lengths = np.fromiter(map(len, column.texts), dtype=np.int32, count=len(column.texts))
             self.lengths.setdefault(side, []).append(lengths)
             if side in ("query", "positive"):
@@ -74,13 +74,13 @@ class Sides:
         )
         if len(query) < MIN_ROWS:
             return []
-        asked = {side: self.questions[side] / len(query) for side in ("query", "positive")}
+        asking = {side: self.questions[side] / len(query) for side in ("query", "positive")}
         longer = query > positive
         medians = float(np.median(query)), float(np.median(positive))
         signals = []
-        if asked["positive"] - asked["query"] >= MORE_QUESTIONS:
+        if asking["positive"] - asking["query"] >= MORE_QUESTIONS:
             signals.append(
-                f"{asked['positive']:.0%} of the positives but {asked['query']:.0%} of the queries are questions"
+                f"{asking['positive']:.0%} of the positives but {asking['query']:.0%} of the queries are questions"
             )
         if longer.mean() >= LONGER_SHARE and medians[0] >= LONGER_TIMES * medians[1]:
             signals.append(

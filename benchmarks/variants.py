@@ -1,6 +1,6 @@
 """Pooling x attention x stage on one set of real tasks: the controlled table of benchmarks/quality.md.
 
-    python -m benchmarks.readings RUN --data FOLDER -o runs/readings
+    python -m benchmarks.variants RUN --data FOLDER -o runs/variants
 
 RUN is a folder of `llm2enc convert pocket`, FOLDER holds task folders. Every cell reads the same words (texts cut at 64
 tokens) and is scored on the same rows. Run again after an interruption, it goes on where it was.
@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from llm2enc.comparison import compare, save
-from llm2enc.comparison.results import Candidate, Comparison
+from llm2enc.comparison.results import Comparison, SystemResult
 from llm2enc.evaluation import Interval, difference
 from llm2enc.model import quiet
 
@@ -28,7 +28,7 @@ TASKS = (
     "MED",
     "NewsroomSumm",
 )
-READINGS = (
+VARIANTS = (
     "causal-last",
     "causal-mean",
     "causal-weighted-mean",
@@ -52,32 +52,32 @@ def main() -> None:
         [arguments.run],
         [str(arguments.data / task) for task in TASKS],
         arguments.out,
-        readings=READINGS,
+        variants=VARIANTS,
         layers=False,
         max_text_tokens=TEXT_TOKENS,
         cache=arguments.out / "vectors",
-        report=lambda candidate: print(f"{candidate.name}: {100 * candidate.mean.value:.1f}", flush=True),
+        report=lambda system: print(f"{system.name}: {100 * system.mean.value:.1f}", flush=True),
     )
     save(found, arguments.out)
     text = f"{matrix(found)}\n\n{tasks(found)}\n\n{claims(found)}\n"
-    (arguments.out / "readings.md").write_text(text, encoding="utf-8")
+    (arguments.out / "variants.md").write_text(text, encoding="utf-8")
     print(text)
 
 
 def matrix(found: Comparison) -> str:
-    """A line per stage, a column per reading: the mean over the tasks in points of 100."""
-    cells = {candidate.name: candidate for candidate in found.candidates}
+    """A line per stage, a column per variant: the mean over the tasks in points of 100."""
+    cells = {system.name: system for system in found.systems}
     stages = _stages(cells)
-    lines = [["mean of 100", *READINGS], ["---", *["---:"] * len(READINGS)]]
-    lines += [[stage, *(_points(cells[f"{stage} {reading}"].mean) for reading in READINGS)] for stage in stages]
+    lines = [["mean of 100", *VARIANTS], ["---", *["---:"] * len(VARIANTS)]]
+    lines += [[stage, *(_points(cells[f"{stage} {variant}"].mean) for variant in VARIANTS)] for stage in stages]
     return _markdown(lines)
 
 
 def tasks(found: Comparison) -> str:
     """A line per cell, best first, a column per task."""
-    names = [outcome.task for outcome in found.candidates[0].outcomes]
+    names = [outcome.task for outcome in found.systems[0].outcomes]
     lines = [["", "mean", *names], ["---", *["---:"] * (len(names) + 1)]]
-    rows = [*found.candidates, *([found.baseline] if found.baseline else [])]
+    rows = [*found.systems, *([found.baseline] if found.baseline else [])]
     for row in rows:
         lines.append(
             [row.name, *(f"{100 * value:.1f}" for value in (row.mean.value, *(o.score for o in row.outcomes)))]
@@ -87,7 +87,7 @@ def tasks(found: Comparison) -> str:
 
 def claims(found: Comparison) -> str:
     """The papers' claims as differences of cells, with paired 95 % intervals."""
-    cells = {candidate.name: candidate for candidate in found.candidates}
+    cells = {system.name: system for system in found.systems}
     lines = [["claim", "difference", "95 % interval"], ["---", "---:", "---"]]
     for what, first, second in _pairs(_stages(cells)):
         gap = difference(cells[first].outcomes, cells[second].outcomes)
@@ -115,7 +115,7 @@ def _pairs(stages: Sequence[str]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _stages(cells: dict[str, Candidate]) -> list[str]:
+def _stages(cells: dict[str, SystemResult]) -> list[str]:
     """Names of the stages in the order of training."""
     order = ("untrained", "after clm", "after mntp", "after simcse", "after contrastive")
     present = {name.rpartition(" ")[0] for name in cells}
