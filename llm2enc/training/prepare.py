@@ -68,16 +68,34 @@ def restore(encoder: Encoder) -> None:
     encoder.eval()
 
 
-def make_optimizer(stage: Stage, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer | distributed.Zero:
+def make_optimizer(stage: Stage, parameters: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer | distributed.Zero:
     """AdamW by the recipe; its moments and updates spread over the processes if DeepSpeed is wanted."""
     optimizer = torch.optim.AdamW(
-        [{"params": group} for group in distributed.grouped_by_sharding(parameters)],
+        [
+            {"params": group, "weight_decay": decay}
+            for decay, alike in decay_groups(stage, parameters)
+            for group in distributed.grouped_by_sharding(alike)
+        ],
         lr=stage.lr,
         betas=stage.adam_betas,
         eps=stage.adam_eps,
-        weight_decay=stage.weight_decay,
     )
-    return distributed.Zero(parameters, optimizer, stage.max_grad_norm or math.inf) if uses_zero(stage) else optimizer
+    if uses_zero(stage):
+        return distributed.Zero(parameters.values(), optimizer, stage.max_grad_norm or math.inf)
+    return optimizer
+
+
+def decay_groups(
+    stage: Stage, parameters: dict[str, torch.nn.Parameter]
+) -> list[tuple[float, list[torch.nn.Parameter]]]:
+    """Weight decay, and the parameters that have it; norms (one dimension) and biases have none unless the stage says so."""
+    if not stage.weight_decay or stage.weight_decay_on == "all":
+        return [(stage.weight_decay, list(parameters.values()))]
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        spared = parameter.dim() < 2 or name.endswith("bias")
+        groups.setdefault(0.0 if spared else stage.weight_decay, []).append(parameter)
+    return list(groups.items())
 
 
 def uses_zero(stage: Stage) -> bool:

@@ -59,8 +59,8 @@ def train(
     check_processes(stage)
     parent = encoder.weights_fingerprint()
     prepare(encoder, stage, seed)
-    parameters = list(encoder.trained().values())
-    optimizer = make_optimizer(stage, parameters)
+    trained = encoder.trained()
+    optimizer = make_optimizer(stage, trained)
     start = checkpoint.resume(folder, encoder, optimizer)
     with (
         # A notebook's own random numbers go on as if nothing had been drawn.
@@ -69,7 +69,7 @@ def train(
         _prefetched(objective, stage, encoder, seed, start) as batches,
         open_log(folder, stage, tracking, start) as log,
     ):
-        guard = Guard(encoder.trained())
+        guard = Guard(trained)
         for step in range(start, stage.steps):
             batch = next(batches)
             if step == start:
@@ -81,7 +81,7 @@ def train(
                 with precision(stage, encoder):
                     metrics = objective.backward(encoder, batch, stage)
                 guard.check_batch(metrics, batch.source)
-                norm = distributed.reduce_gradients(optimizer, parameters, stage.max_grad_norm or math.inf)
+                norm = distributed.reduce_gradients(optimizer, trained.values(), stage.max_grad_norm or math.inf)
                 check_finite(metrics["loss"], norm, guard.trained)
                 with guard.update(rate):
                     optimizer.step()

@@ -18,6 +18,7 @@ from llm2enc.errors import Interrupted, NotFinite
 from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage, Tracking
 from llm2enc.training import OBJECTIVES, checkpoint, train, trainer
 from llm2enc.training.logging import stage_summary
+from llm2enc.training.prepare import make_optimizer
 from llm2enc.training.trainer import learning_rate
 from tests.support.builders import assert_same, make_encoder, pairs_file, texts_file
 
@@ -88,6 +89,35 @@ def test_the_last_rate_of_the_published_runs(tmp_path: Path) -> None:
     for steps, warmup, share in ((21600, 0, 0.954), (23438, 0, 0.957), (8789, 300, 0.918)):
         fields = {"steps": 1000, "schedule_steps": steps, "warmup_steps": warmup, "lr": 1.0}
         assert learning_rate(1000, make_stage("clm", tmp_path, **fields)) == pytest.approx(share, abs=6e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------- optimizer
+
+
+@pytest.mark.parametrize("on", ["matrices", "all"])
+def test_norms_and_biases_do_not_decay_unless_the_stage_says_so(on: str, tmp_path: Path) -> None:
+    """Without a gradient AdamW's step is p (1 - lr x decay) where there is decay, and nothing elsewhere."""
+    encoder = make_encoder(attention_bias=True)
+    stage = make_stage("clm", tmp_path, trainable="full", lr=0.1, weight_decay=0.5, weight_decay_on=on)
+    encoder.backbone.train_everything(head=True)
+    before = weights(encoder)
+    optimizer = make_optimizer(stage, encoder.trained())
+    for parameter in encoder.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    after = weights(encoder)
+    still = {name for name in before if torch.equal(before[name], after[name]) and before[name].any()}
+    assert_same(
+        {n: after[n] for n in before if n not in still}, {n: before[n] * 0.95 for n in before if n not in still}, 1e-6
+    )
+    assert still == ({name for name in before if "norm" in name} if on == "matrices" else set())
+
+
+def test_all_of_an_adapter_decays_alike(tmp_path: Path) -> None:
+    encoder, stage = make_encoder(), make_stage("clm", tmp_path, weight_decay=0.5)
+    encoder.backbone.add_lora(stage.lora, seed=0)
+    (group,) = make_optimizer(stage, encoder.trained()).param_groups
+    assert len(group["params"]) == 28 and group["weight_decay"] == 0.5
 
 
 # ------------------------------------------------------------------------------------------------------------- training
