@@ -14,6 +14,7 @@ from llm2enc.errors import CannotConvert, InputError, explained
 from llm2enc.model import attention, limits
 from llm2enc.model.backbone import Backbone
 from llm2enc.model.families import causal_by_config, text_config, unsupported_reason
+from llm2enc.model.quantized import quantization, quantized_reason
 from llm2enc.recipe import ModelSpec
 
 if TYPE_CHECKING:
@@ -52,13 +53,20 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
 
 
 def load_config(spec: ModelSpec) -> "PretrainedConfig":
-    """The model's configuration. ValueError if it brings code of its own and the recipe does not trust it."""
+    """The model's configuration.
+
+    raises  ValueError if it brings code of its own and the recipe does not trust it; CannotConvert if its weights are
+            quantised
+    """
     from transformers import AutoConfig
 
     with naming_untrusted_code(spec.name):
         config = AutoConfig.from_pretrained(
             resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
+    how = quantization(config.to_dict())
+    if how:
+        raise CannotConvert(f"{spec.name} cannot be a base: {quantized_reason(spec.name, how)}")
     return without_kernels(config)
 
 
