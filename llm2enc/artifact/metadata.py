@@ -79,6 +79,8 @@ class HistoryRow(_Record):
     """Fingerprint of the weights that the stage started from."""
     result: str | None = None
     """Fingerprint of the weights that it made."""
+    weights: str | None = None
+    """Of a row before training: fingerprint of the weights that were measured."""
 
 
 class Parent(_Record):

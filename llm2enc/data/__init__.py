@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from llm2enc.data.batches import RowBatch, block_batches, row_batches
     from llm2enc.data.cells import titled
     from llm2enc.data.docstrings.corpus import pair_view, read_docstrings
+    from llm2enc.data.identity import content_digest
     from llm2enc.data.sources import examine, read_texts, schema_of, source_name
     from llm2enc.data.tables import open_table
 
@@ -21,6 +22,7 @@ __all__ = [
     "ScoredPair",
     "Stream",
     "block_batches",
+    "content_digest",
     "examine",
     "open_table",
     "pair_view",
@@ -37,6 +39,7 @@ __all__ = [
 _HOMES = {
     "RowBatch": "llm2enc.data.batches",
     "block_batches": "llm2enc.data.batches",
+    "content_digest": "llm2enc.data.identity",
     "read_docstrings": "llm2enc.data.docstrings.corpus",
     "examine": "llm2enc.data.sources",
     "open_table": "llm2enc.data.tables",

@@ -164,6 +164,12 @@ def _joined(block: pa.Table) -> list[str]:
     return [titled(title, text) for title, text in zip(titles, block["text"].to_pylist(), strict=True)]
 
 
+def files(folder: Path, split: str | None) -> list[Path]:
+    """What `read` reads: corpus, queries and the judgements of the split, as far as they are there."""
+    found = (_existing(folder, "corpus.jsonl"), _existing(folder, "queries.jsonl"), _qrels(folder, split))
+    return [path for path in found if path is not None]
+
+
 def _qrels(folder: Path, split: str | None) -> Path | None:
     return _existing(folder, f"qrels/{split or 'train'}.tsv") or (None if split else _existing(folder, "qrels.tsv"))
 

@@ -169,6 +169,9 @@ class Zero:
     def step(self) -> None:
         """Clip, update the part, and hand it to the others."""
         self.engine.step()
+        # DeepSpeed 0.19.8 links the moments of all groups after the step of the first, when the others have none yet.
+        self.engine.optimizer._hp_optimizer_states_linked = False
+        self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def zero_grad(self) -> None:
         self.engine.optimizer.zero_grad()

@@ -5,6 +5,7 @@ from llm2enc.training.gradcache import kept_activations
 from llm2enc.training.microbatch import BatchPartition, idle
 from llm2enc.training.objectives import OBJECTIVES
 from llm2enc.training.objectives.token_loss import head_gradient
+from llm2enc.training.origin import origin
 from llm2enc.training.prepare import prepare, prepare_backbone
 from llm2enc.training.trainer import train
 
@@ -15,6 +16,7 @@ __all__ = [
     "head_gradient",
     "idle",
     "kept_activations",
+    "origin",
     "prepare",
     "prepare_backbone",
     "train",

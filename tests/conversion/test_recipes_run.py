@@ -146,6 +146,32 @@ def test_a_run_goes_on_where_it_stopped(more, tiny_data: dict[str, str], tmp_pat
         convert(other, tmp_path / "run", resume=True)
 
 
+def test_a_run_does_not_go_on_with_another_base_or_other_data(
+    tiny_data: dict[str, str], tmp_path: Path, monkeypatch
+) -> None:
+    """Under the names that the recipe gives; with them back in their places it goes on."""
+    monkeypatch.setattr(conversion, "AT_THE_END_OF_A_CONVERSION", ("files",))
+    base, run = tmp_path / "base", tmp_path / "run"
+    make_model("llama", base, has_bos=True)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in SENTENCES * 20))
+    small = load_recipe("pocket", shrink("pocket", base, tiny_data | {"mntp": f"[{{kind: files, path: {texts}}}]"}))
+    convert(small, run)
+    weights, rows = (base / "model.safetensors").read_bytes(), texts.read_bytes()
+
+    model = tiny_model("llama", seed=1, vocab_size=320, max_position_embeddings=2048)
+    model.save_pretrained(base)
+    with pytest.raises(ValueError, match=rf"{run} was begun with other weights of {base}.*--overwrite"):
+        convert(small, run, resume=True)
+    (base / "model.safetensors").write_bytes(weights)
+
+    texts.write_bytes(rows.replace(b"nothing", b"another"))
+    with pytest.raises(ValueError, match=r"0-mntp was begun with other contents of: data source 0 \(.*texts.jsonl\)"):
+        convert(small, run, resume=True)
+    texts.write_bytes(rows)
+    assert convert(small, run, resume=True).already
+
+
 def test_a_folder_of_someone_else_is_left_alone(tiny_data: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for how in ({}, {"resume": True}, {"overwrite": True}):
