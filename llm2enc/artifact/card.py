@@ -179,7 +179,10 @@ def _scores(history: Sequence[HistoryRow]) -> str:
         lines.append([row.stage, *scores, f"{row.seconds:.0f}"])
     lines.insert(1, ["---"] + ["---:"] * (len(metrics) + 1))
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"## Scores\n\nMeasured in the run that made this model.\n\n{table}"
+    adapters = [
+        f"\n\nThe adapter of {row.stage.removeprefix('after ')} was {row.adapter}." for row in history if row.adapter
+    ]
+    return f"## Scores\n\nMeasured in the run that made this model.\n\n{table}{''.join(adapters)}"
 
 
 def merged(record: MergeRecord) -> str:

@@ -79,6 +79,8 @@ class HistoryRow(_Record):
     """Fingerprint of the weights that the stage started from."""
     result: str | None = None
     """Fingerprint of the weights that it made."""
+    adapter: str | None = None
+    """What the stage's adapter was on, where it left matrices of the layers out."""
     weights: str | None = None
     """Of a row before training: fingerprint of the weights that were measured."""
 

@@ -27,7 +27,7 @@ from llm2enc.model import limits, load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.storage import add_path_to_oserror, recover, remove_stale, replace_text
 from llm2enc.text import for_tokenizer, plain_marks, surrounding
-from llm2enc.training import checkpoint, origin, train
+from llm2enc.training import check_stages, checkpoint, origin, train
 from llm2enc.verification import AT_THE_END_OF_A_CONVERSION, Parity, verify
 
 _log = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         with run_directory.opened(recipe, out, resume, overwrite):
             # A model that cannot be converted is refused before anything is written.
             encoder = Encoder.from_recipe(recipe)
+            check_stages(encoder, recipe.stages)
             run_directory.begin(recipe, out, overwrite)
             try:
                 return _run(recipe, out, encoder)
@@ -190,8 +191,8 @@ class _History:
             self.rows: list[Row] = json.loads(self.path.read_text()) if self.path.is_file() else []
         if any(row.get("weights", self.weights) != self.weights for row in self.rows):
             raise InputError(
-                f"{out} was begun with other weights of {recipe.model.name}: to go on would mix two runs. Put back the model "
-                "that was there, start again with --overwrite, or give another folder with -o"
+                f"{out} was begun with other weights of {recipe.model.name}: to go on would mix two runs. Put back "
+                "the model that was there, start again with --overwrite, or give another folder with -o"
             )
 
     def measure(self, name: str, encoder: Encoder, started: float, key: str = "") -> None:
@@ -205,7 +206,7 @@ class _History:
                 row["weights"] = self.weights
             else:  # the chain of parents: which weights the stage's adapter belongs to, and what it made of them
                 finished = json.loads((self.path.parent / key / "finished.json").read_text())
-                row |= {"parent": finished["parent"], "result": finished["result"]}
+                row |= {name: finished[name] for name in ("parent", "result", "adapter") if name in finished}
             self.rows.append(row)
             replace_text(self.path, json.dumps(self.rows, indent=1))
         distributed.barrier()

@@ -119,7 +119,7 @@ def finish(folder: Path, encoder: Encoder, parent: str, facts: dict, keep_adapte
     keep_adapter  leave the adapter unmerged, for the next stage to go on with
     """
     backbone, head = encoder.backbone, encoder.head
-    is_adapter = backbone.has_adapter
+    is_adapter, partial = backbone.has_adapter, backbone.adapter_leaves_out
     trains_head = head is not None and any(parameter.requires_grad for parameter in head.parameters())
     if distributed.is_main():
         if is_adapter:
@@ -137,7 +137,12 @@ def finish(folder: Path, encoder: Encoder, parent: str, facts: dict, keep_adapte
         (sync if is_adapter else sync_one)(folder / ("adapter" if is_adapter else FULL))
         if trains_head:
             sync_one(folder / HEAD)
-        facts = {**facts, "parent": parent, "result": encoder.weights_fingerprint()}
+        facts = {
+            **facts,
+            **({"adapter": partial} if partial else {}),
+            "parent": parent,
+            "result": encoder.weights_fingerprint(),
+        }
         replace_text(folder / "finished.json", json.dumps(facts, indent=1))
         tidy(folder)
     distributed.barrier()

@@ -1,6 +1,7 @@
 """What a stage trains, on how many processes, and with which optimizer."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 
@@ -8,7 +9,7 @@ from llm2enc import distributed
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.model import Backbone
-from llm2enc.recipe import Stage
+from llm2enc.recipe import LoraSpec, Stage
 from llm2enc.training.checkpoint import put_adapter
 from llm2enc.training.microbatch import idle
 from llm2enc.training.objectives import OBJECTIVES
@@ -46,19 +47,33 @@ def prepare_backbone(backbone: Backbone, stage: Stage, seed: int) -> None:
     seed    of a fresh adapter
     raises  ValueError for a stage that the model cannot train
     """
+    check_stage(backbone, stage)
+    if stage.trainable == "lora":
+        put_adapter(backbone, stage, seed)
+    backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
+    backbone.train()
+
+
+def check_stage(backbone: Backbone, stage: Stage) -> None:
+    """ValueError for a stage that the model cannot train. Sets attention dropout, and what trains if that is everything."""
     objective = OBJECTIVES[stage.objective]
     if stage.trainable == "full":
         backbone.train_everything(head=objective.trains_head)
-    else:
-        put_adapter(backbone, stage, seed)
+    elif isinstance(stage.lora, LoraSpec):
+        backbone.check_lora(stage.lora)
     if objective.predicts_tokens and not backbone.has_head:
         raise InputError(
             f"a {stage.objective} stage predicts tokens, but this model has no language-model head; start from the causal "
             "LM instead of an exported encoder"
         )
     backbone.set_attention_dropout(stage.attention_dropout)
-    backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
-    backbone.train()
+
+
+def check_stages(encoder: Encoder, stages: Iterable[Stage]) -> None:
+    """ValueError for the first of the stages that the encoder's model cannot train, before any of them runs."""
+    for stage in stages:
+        check_stage(encoder.backbone, stage)
+    restore(encoder)
 
 
 def restore(encoder: Encoder) -> None:
