@@ -132,10 +132,21 @@ model = SentenceTransformer("path/to/this/directory")
 documents = model.encode(["{EXAMPLE}"]){query}
 ```
 
-It needs {needs}. {causal}
+It needs {needs}. {causal}{_truncation(metadata)}
 
 Commands for vLLM, text-embeddings-inference and llama.cpp are in the README of llm2enc; `llm2enc verify` compares their
 vectors with these."""
+
+
+def _truncation(metadata: Metadata) -> str:
+    """How sentence-transformers cuts vectors: behind its Normalize module."""
+    if not metadata.normalize:
+        return ""
+    return (
+        "\n\nFor vectors of the first k dimensions alone write `model.encode(texts, truncate_dim=k, "
+        "normalize_embeddings=True)`, which gives `encoder.encode(texts, truncate_dim=k)`: sentence-transformers cuts what "
+        "is normalised already, and without the second argument leaves it shorter than 1."
+    )
 
 
 def _native(metadata: Metadata) -> str:
