@@ -210,8 +210,8 @@ def merged(record: MergeRecord) -> str:
         *(f"| `{parent.fingerprint[:12]}` | {parent.weight / total:.3f} |" for parent in record.parents),
     ]
     if record.base:
-        share = f"{record.towards:.3f}"
-        lines += ["", f"Then taken back towards the base model `{record.base[:12]}`, whose share is {share}."]
+        share = f"{record.base_weight:.3f}"
+        lines += ["", f"Then mixed with the base model `{record.base[:12]}`, whose share is {share}."]
     return "\n".join(lines)
 
 

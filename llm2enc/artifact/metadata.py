@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from llm2enc.artifact.files import METADATA_FILE, write_json
 from llm2enc.errors import InputError
@@ -100,8 +100,8 @@ class MergeRecord(_Record):
     parents: list[Parent]
     base: str | None
     """Fingerprint of the base's decoder; None without one."""
-    towards: float
-    """Share of the base in the result, 0 to 1."""
+    base_weight: float = Field(validation_alias=AliasChoices("base_weight", "towards"))
+    """Share of the base in the result, 0 to 1; called `towards` by release 0.1."""
 
 
 class Metadata(_Record):
