@@ -6,7 +6,7 @@ and `all-linear`, as these stacks in some families and leaves them out in others
 
 from contextlib import suppress
 from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -26,7 +26,8 @@ def lora_config(spec: LoraSpec, decoder: nn.Module) -> "LoraConfig":
     from peft import LoraConfig
 
     targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
-    config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets)
+    alpha: Any = spec.alpha  # PEFT says int, and takes any number
+    config = LoraConfig(r=spec.r, lora_alpha=alpha, lora_dropout=spec.dropout, target_modules=targets)
     if isinstance(targets, list):  # PEFT is content if one of them matches
         names = [f".{name}" for name, _ in decoder.named_modules()]
         unknown = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]
@@ -35,13 +36,14 @@ def lora_config(spec: LoraSpec, decoder: nn.Module) -> "LoraConfig":
             raise InputError(f"lora.targets {unknown} match no module of this model; it has {sorted(linear)}")
     read = _as_peft_reads_it(config, decoder)
     if read.target_parameters:
+        rest = set(read.target_modules or ())
         if isinstance(targets, list):
             raise InputError(
-                f"lora.targets {sorted(set(targets) - set(read.target_modules))} name the experts of this model, which are "
-                f"stacks of matrices that an adapter is not merged into; write {sorted(read.target_modules)}, or "
+                f"lora.targets {sorted(set(targets) - rest)} name the experts of this model, which are "
+                f"stacks of matrices that an adapter is not merged into; write {sorted(rest)}, or "
                 "`all-linear` for every layer that takes one"
             )
-        config.target_modules = read.target_modules
+        config.target_modules = sorted(rest)
     return config
 
 

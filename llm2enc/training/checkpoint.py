@@ -120,14 +120,15 @@ def finish(folder: Path, encoder: Encoder, parent: str, facts: dict, keep_adapte
     """
     backbone, head = encoder.backbone, encoder.head
     is_adapter, partial = backbone.has_adapter, backbone.adapter_leaves_out
-    trains_head = head is not None and any(parameter.requires_grad for parameter in head.parameters())
+    if head is not None and not any(parameter.requires_grad for parameter in head.parameters()):
+        head = None  # nothing of it to store
     if distributed.is_main():
         if is_adapter:
             backbone.save_adapter(folder / "adapter")
         else:
             trained = {name: p.detach().contiguous() for name, p in backbone.trained().items()}
             save_file(trained, folder / FULL)
-        if trains_head:
+        if head is not None:
             save_file(head.state_dict(), folder / HEAD)
     if is_adapter and not keep_adapter:
         backbone.merge_lora()
@@ -135,7 +136,7 @@ def finish(folder: Path, encoder: Encoder, parent: str, facts: dict, keep_adapte
     if distributed.is_main():
         # What the next line says is there must be there after a power cut too.
         (sync if is_adapter else sync_one)(folder / ("adapter" if is_adapter else FULL))
-        if trains_head:
+        if head is not None:
             sync_one(folder / HEAD)
         facts = {
             **facts,
@@ -195,7 +196,7 @@ def load_finished(
         backbone.load_adapter(folder / "adapter")
         if not keep_adapter:
             backbone.merge_lora()
-    if (folder / HEAD).exists():
+    if encoder.head is not None and (folder / HEAD).exists():
         encoder.head.load_state_dict(load_file(folder / HEAD))
     encoder.requires_grad_(False)
     if encoder.weights_fingerprint() != facts["result"]:
