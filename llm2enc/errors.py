@@ -48,7 +48,8 @@ class Locked(InputError):
 
 
 class CannotConvert(InputError):
-    """A model whose attention cannot be made bidirectional; the message names the layer and the alternative."""
+    """A model that cannot become an encoder: its attention stays causal in the layer that the message names, or its weights
+    are quantised."""
 
     exit_code = 3
 

@@ -132,10 +132,21 @@ model = SentenceTransformer("path/to/this/directory")
 documents = model.encode(["{EXAMPLE}"]){query}
 ```
 
-It needs {needs}. {causal}
+It needs {needs}. {causal}{_truncation(metadata)}
 
 Commands for vLLM, text-embeddings-inference and llama.cpp are in the README of llm2enc; `llm2enc verify` compares their
 vectors with these."""
+
+
+def _truncation(metadata: Metadata) -> str:
+    """How sentence-transformers cuts vectors: behind its Normalize module."""
+    if not metadata.normalize:
+        return ""
+    return (
+        "\n\nFor vectors of the first k dimensions alone write `model.encode(texts, truncate_dim=k, "
+        "normalize_embeddings=True)`, which gives `encoder.encode(texts, truncate_dim=k)`: sentence-transformers cuts what "
+        "is normalised already, and without the second argument leaves it shorter than 1."
+    )
 
 
 def _native(metadata: Metadata) -> str:
@@ -179,7 +190,10 @@ def _scores(history: Sequence[HistoryRow]) -> str:
         lines.append([row.stage, *scores, f"{row.seconds:.0f}"])
     lines.insert(1, ["---"] + ["---:"] * (len(metrics) + 1))
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"## Scores\n\nMeasured in the run that made this model.\n\n{table}"
+    adapters = [
+        f"\n\nThe adapter of {row.stage.removeprefix('after ')} was {row.adapter}." for row in history if row.adapter
+    ]
+    return f"## Scores\n\nMeasured in the run that made this model.\n\n{table}{''.join(adapters)}"
 
 
 def merged(record: MergeRecord) -> str:
@@ -196,8 +210,8 @@ def merged(record: MergeRecord) -> str:
         *(f"| `{parent.fingerprint[:12]}` | {parent.weight / total:.3f} |" for parent in record.parents),
     ]
     if record.base:
-        share = f"{record.towards:.3f}"
-        lines += ["", f"Then taken back towards the base model `{record.base[:12]}`, whose share is {share}."]
+        share = f"{record.base_weight:.3f}"
+        lines += ["", f"Then mixed with the base model `{record.base[:12]}`, whose share is {share}."]
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from llm2enc.artifact.files import METADATA_FILE, write_json
 from llm2enc.errors import InputError
@@ -79,6 +79,10 @@ class HistoryRow(_Record):
     """Fingerprint of the weights that the stage started from."""
     result: str | None = None
     """Fingerprint of the weights that it made."""
+    adapter: str | None = None
+    """What the stage's adapter was on, where it left matrices of the layers out."""
+    weights: str | None = None
+    """Of a row before training: fingerprint of the weights that were measured."""
 
 
 class Parent(_Record):
@@ -96,8 +100,8 @@ class MergeRecord(_Record):
     parents: list[Parent]
     base: str | None
     """Fingerprint of the base's decoder; None without one."""
-    towards: float
-    """Share of the base in the result, 0 to 1."""
+    base_weight: float = Field(validation_alias=AliasChoices("base_weight", "towards"))
+    """Share of the base in the result, 0 to 1; called `towards` by release 0.1."""
 
 
 class Metadata(_Record):

@@ -19,9 +19,10 @@ def merge(
     method: Annotated[str, typer.Option(help="average (a model soup) or slerp.")] = "average",
     weights: Annotated[str | None, typer.Option(help="One per model, e.g. 2,1,1; equal by default.")] = None,
     base: Annotated[
-        str | None, typer.Option(help="What to go back towards: an encoder, a causal LM, `pocket`.")
+        str | None, typer.Option(help="What to mix the result with: an encoder, a causal LM, `pocket`.")
     ] = None,
-    towards: Annotated[float, typer.Option(min=0, max=1, help="Share of the base in the result.")] = 0.0,
+    base_weight: Annotated[float, typer.Option(min=0, max=1, help="Share of the base in the result.")] = 0.0,
+    towards: Annotated[float | None, typer.Option(min=0, max=1, hidden=True)] = None,
     tasks: Annotated[
         list[str] | None, typer.Option("--tasks", help="Score before and after on these, as `evaluate` does.")
     ] = None,
@@ -30,7 +31,12 @@ def merge(
     no_cache: NoCache = False,
     as_json: Json = False,
 ) -> None:
-    """Merge encoders into one: weighted average or SLERP, and back towards the base."""
+    """Merge encoders into one: weighted average or SLERP, optionally mixed with their base."""
+    if towards is not None:
+        if base_weight:
+            raise InputError("--towards is the former name of --base-weight; give one of them")
+        say("--towards is called --base-weight now; the old name goes with release 0.2")
+        base_weight = towards
     shares = _numbers(weights) if weights else None
     if push:
         check_push(push)
@@ -42,7 +48,7 @@ def merge(
     folders = [Source.of(model).folder for model in models]
     if tasks:
         check_sources(tasks)
-    record = run(folders, out, method=cast(Any, method), weights=shares, base=base, towards=towards)
+    record = run(folders, out, method=cast(Any, method), weights=shares, base=base, base_weight=base_weight)
     say(f"encoder: {out}")
     rows = []
     if tasks:

@@ -21,18 +21,20 @@ from llm2enc import distributed
 from llm2enc.artifact import METADATA_FILE, HistoryRow, read_metadata
 from llm2enc.conversion import run_directory
 from llm2enc.encoding import Encoder
-from llm2enc.errors import explained
+from llm2enc.errors import InputError, explained
 from llm2enc.evaluation import baselines, evaluate
 from llm2enc.model import limits, load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.storage import add_path_to_oserror, recover, remove_stale, replace_text
 from llm2enc.text import for_tokenizer, plain_marks, surrounding
-from llm2enc.training import check_head, checkpoint, train
+from llm2enc.training import check_stages, checkpoint, origin, train
 from llm2enc.verification import AT_THE_END_OF_A_CONVERSION, Parity, verify
 
 _log = logging.getLogger(__name__)
 
-Row = dict[str, Any]  # {"stage": str, "scores": {metric: value}, "seconds": float}, of stages also parent and result
+Row = dict[
+    str, Any
+]  # {"stage": str, "scores": {metric: value}, "seconds": float}, of stages also parent and result, else weights
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         with run_directory.opened(recipe, out, resume, overwrite):
             # A model that cannot be converted is refused before anything is written.
             encoder = Encoder.from_recipe(recipe)
-            for stage in recipe.stages:
-                check_head(encoder.backbone, stage)
+            check_stages(encoder, recipe.stages)
             run_directory.begin(recipe, out, overwrite)
             try:
                 return _run(recipe, out, encoder)
@@ -90,7 +91,7 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     """Everything that is not in `out` yet."""
     if distributed.is_main():
         recover(out / "model")
-    history = _History(out, recipe)
+    history = _History(out, recipe, encoder)
     for name, causal, pooling in _starting_points(recipe):
         history.measure(name, encoder.variant(causal=causal, pooling=pooling), time.perf_counter())
     for index, stage in enumerate(recipe.stages):
@@ -98,7 +99,7 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
         started = time.perf_counter()
         keep = recipe.adapter_goes_on(index)
         if checkpoint.is_finished(place):
-            checkpoint.load_finished(place, encoder, stage, recipe.seed, keep)
+            checkpoint.load_finished(place, encoder, stage, recipe.seed, keep, origin(encoder, stage))
         else:
             train(encoder, stage, place, recipe.seed, recipe.tracking, keep)
         history.measure(f"after {stage.objective}", encoder, started, key=place.name)
@@ -178,11 +179,21 @@ def _starting_points(recipe: Recipe) -> list[tuple[str, bool, Pooling]]:
 class _History:
     """Scores by stage, kept on disk so that a resumed run measures nothing twice."""
 
-    def __init__(self, out: Path, recipe: Recipe):
+    def __init__(self, out: Path, recipe: Recipe, start: Encoder):
+        """
+        start   the untrained encoder
+        raises  InputError if other weights were measured when the run was begun
+        """
         self.path = out / "history.json"
         self.specs = recipe.evaluation
+        self.weights = start.weights_fingerprint()
         with explained(str(self.path), "delete it, to measure again"):
             self.rows: list[Row] = json.loads(self.path.read_text()) if self.path.is_file() else []
+        if any(row.get("weights", self.weights) != self.weights for row in self.rows):
+            raise InputError(
+                f"{out} was begun with other weights of {recipe.model.name}: to go on would mix two runs. Put back "
+                "the model that was there, start again with --overwrite, or give another folder with -o"
+            )
 
     def measure(self, name: str, encoder: Encoder, started: float, key: str = "") -> None:
         """Add a row unless it is there already. `key` tells two stages of one objective apart."""
@@ -191,9 +202,11 @@ class _History:
             seconds = time.perf_counter() - started
             scores = evaluate(encoder, self.specs)
             row = {"key": identity, "stage": name, "scores": scores, "seconds": round(seconds, 1)}
-            if key:  # the chain of parents: which weights the stage's adapter belongs to, and what it made of them
+            if not key:
+                row["weights"] = self.weights
+            else:  # the chain of parents: which weights the stage's adapter belongs to, and what it made of them
                 finished = json.loads((self.path.parent / key / "finished.json").read_text())
-                row |= {"parent": finished["parent"], "result": finished["result"]}
+                row |= {name: finished[name] for name in ("parent", "result", "adapter") if name in finished}
             self.rows.append(row)
             replace_text(self.path, json.dumps(self.rows, indent=1))
         distributed.barrier()

@@ -38,7 +38,7 @@ def opened(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> Iterator
     if resume and overwrite:
         raise InputError("give one of resume and overwrite: one keeps what is there, the other deletes it")
     if not distributed.is_main():
-        _see(out / LOCK, distributed.broadcast(""))
+        _wait_until_visible(out / LOCK, distributed.broadcast(""))
         distributed.barrier()
         yield
         return
@@ -88,17 +88,17 @@ def _check(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
         return
     if not resume and not overwrite:
         raise InputError(f"{out} holds a run already; add --resume to go on with it, or --overwrite")
-    if resume and _what(load_recipe(str(saved))) != _what(recipe):
+    if resume and _without_strategies(load_recipe(str(saved))) != _without_strategies(recipe):
         raise InputError(f"{out} was started with another recipe (see {saved}); give that one, or another -o")
 
 
-def _what(recipe: Recipe) -> Recipe:
+def _without_strategies(recipe: Recipe) -> Recipe:
     """The recipe without where processes keep the weights, which may change from one part of a run to the next."""
     stages = tuple(stage.model_copy(update={"strategy": "ddp"}) for stage in recipe.stages)
     return recipe.model_copy(update={"stages": stages})
 
 
-def _see(path: Path, token: str) -> None:
+def _wait_until_visible(path: Path, token: str) -> None:
     """Wait until a file that the main process has written shows here. ValueError if it does not."""
     until = time.monotonic() + PATIENCE
     while owner(path).get("token") != token:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llm2enc.data.batches import RowBatch, block_batches, row_batches
     from llm2enc.data.cells import titled
     from llm2enc.data.docstrings.corpus import pair_view, read_docstrings
+    from llm2enc.data.identity import content_digest
     from llm2enc.data.sources import examine, head, read_texts, schema_of, source_name
     from llm2enc.data.tables import open_table
 
@@ -27,6 +28,7 @@ __all__ = [
     "beir",
     "block_batches",
     "check_texts",
+    "content_digest",
     "examine",
     "grades",
     "head",
@@ -47,6 +49,7 @@ __all__ = [
 _HOMES = {
     "RowBatch": "llm2enc.data.batches",
     "block_batches": "llm2enc.data.batches",
+    "content_digest": "llm2enc.data.identity",
     "read_docstrings": "llm2enc.data.docstrings.corpus",
     "examine": "llm2enc.data.sources",
     "head": "llm2enc.data.sources",

@@ -117,9 +117,13 @@ def read(spec: FilesData, scores: bool = False) -> tuple[DetectedFormat, Rows[Pa
         return DetectedFormat("beir", roles, notes), _pairs(spec, folder, path, scores)
 
 
+def _qrels(folder: Path, split: str | None) -> Path | None:
+    return existing(folder, f"qrels/{split or 'train'}.tsv") or (None if split else existing(folder, "qrels.tsv"))
+
+
 def _training_qrels(folder: Path, split: str | None) -> Path:
     """`split` of qrels/; by default `train`, or qrels.tsv: other judgements are for evaluation, and only on request."""
-    found = existing(folder, f"qrels/{split or 'train'}.tsv") or (None if split else existing(folder, "qrels.tsv"))
+    found = _qrels(folder, split)
     if found is None:
         there = sorted(file.name.split(".")[0] for file in folder.glob("qrels/*.tsv*"))
         raise DataError(
@@ -163,3 +167,9 @@ def _pairs(spec: FilesData, folder: Path, path: Path, scores: bool) -> Rows[Pair
         )
 
     return Rows(label(spec), len(kept), take)
+
+
+def files(folder: Path, split: str | None) -> list[Path]:
+    """What `read` reads: corpus, queries and the judgements of the split, as far as they are there."""
+    found = (existing(folder, "corpus.jsonl"), existing(folder, "queries.jsonl"), _qrels(folder, split))
+    return [path for path in found if path is not None]

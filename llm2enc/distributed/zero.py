@@ -143,7 +143,7 @@ class Zero:
     def __init__(self, parameters: Iterable[nn.Parameter], optimizer: torch.optim.AdamW, largest: float):
         """
         parameters  those that train, float32, equal in all processes
-        optimizer   AdamW over them, in one group; it updates the parts from here on
+        optimizer   AdamW over them; it updates the parts from here on
         largest     norm of the whole gradient at most
         """
         self.parameters = list(parameters)
@@ -170,6 +170,9 @@ class Zero:
     def step(self) -> None:
         """Clip, update the part, and hand it to the others."""
         self.engine.step()
+        # DeepSpeed 0.19.8 links the moments of all groups after the step of the first, when the others have none yet.
+        self.engine.optimizer._hp_optimizer_states_linked = False
+        self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def zero_grad(self) -> None:
         self.engine.optimizer.zero_grad()
@@ -182,7 +185,7 @@ class Zero:
         """AdamW's state of a parameter, whole, one after the other."""
         from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]  # an extra
 
-        yield "step", self._state()["step"].clone()  # one for all, which no two files' entries may share
+        yield "step", self._states()[0]["step"].clone()  # one for all, which no two files' entries may share
         for name in ("exp_avg", "exp_avg_sq"):
             yield name, safe_get_full_optimizer_state(parameter, name)
 
@@ -190,15 +193,16 @@ class Zero:
         """Set one of them, from the whole tensor."""
         from deepspeed.utils import safe_set_full_optimizer_state  # pyright: ignore[reportMissingImports]  # an extra
 
-        if (
-            not self._state()
-        ):  # AdamW makes its moments in the first step; one at rate 0 with no gradient changes nothing
+        if not self._states()[
+            0
+        ]:  # AdamW makes its moments in the first step; one at rate 0 with no gradient changes nothing
             for group in self.param_groups:
                 group["lr"] = 0.0
             self.reduce()
             self.step()
         if name == "step":
-            self._state()["step"].copy_(value)
+            for state in self._states():
+                state["step"].copy_(value)
         else:
             safe_set_full_optimizer_state(parameter, value, name)
 
@@ -210,10 +214,10 @@ class Zero:
             for name in vars(parameter).keys() - own:  # DeepSpeed's marks, which keep all its buffers alive
                 delattr(parameter, name)
 
-    def _state(self) -> dict[str, Tensor]:
-        """AdamW's state of this process's part; empty before the first step."""
+    def _states(self) -> list[dict[str, Tensor]]:
+        """AdamW's state of this process's part of each group; empty before the first step."""
         adamw = self.engine.optimizer.optimizer
-        return adamw.state[adamw.param_groups[0]["params"][0]]
+        return [adamw.state[group["params"][0]] for group in adamw.param_groups]
 
 
 def _engine(parameters: list[nn.Parameter], optimizer: torch.optim.AdamW, largest: float) -> Any:

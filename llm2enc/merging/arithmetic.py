@@ -20,6 +20,7 @@ def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         if weight:
             part = tensor.to(torch.float64, copy=True).mul_(weight / total)
             merged = part if merged is None else merged.add_(part)
+    assert merged is not None, "no weight is above 0"
     return merged
 
 

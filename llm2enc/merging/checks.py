@@ -25,7 +25,7 @@ _CONVERTED = {
 
 
 def wrong_arguments(
-    folders: list[Path], out: Path, method: str, weights: list[float], base: str | Path | None, towards: float
+    folders: list[Path], out: Path, method: str, weights: list[float], base: str | Path | None, base_weight: float
 ) -> list[str]:
     """What is wrong with the call itself."""
     faults = []
@@ -39,10 +39,10 @@ def wrong_arguments(
         faults.append(f"the weights {weights} must be finite and add up to more than 0")
     if method == "slerp" and any(weight < 0 for weight in weights):
         faults.append(f"the weights {weights} have a negative one, which means nothing on an arc; use the average")
-    if not 0 <= towards <= 1:
-        faults.append(f"towards is {towards}; it is the share of the base, 0 to 1")
-    if (base is None) != (towards == 0):
-        faults.append(f"base is {base} and towards is {towards}: give both or neither")
+    if not 0 <= base_weight <= 1:
+        faults.append(f"base_weight is {base_weight}; it is the share of the base, 0 to 1")
+    if (base is None) != (base_weight == 0):
+        faults.append(f"base is {base} and base_weight is {base_weight}: give both or neither")
     if out.resolve() in {Path(place).resolve() for place in (*folders, *([] if base is None else [base]))}:
         faults.append(f"{out} is to be merged and to be written; choose another directory for the result")
     return faults

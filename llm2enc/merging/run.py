@@ -1,13 +1,13 @@
-"""Merging encoders: several exported directories become one, and one can be taken back towards its base.
+"""Merging encoders: several exported directories become one, and one can be mixed with its base.
 
     merge(["runs/a/model", "runs/b/model"], "runs/soup")                         the mean (a model soup)
     merge([...], "runs/soup", method="slerp", weights=[2, 1, 1])                 along the arc
-    merge(["runs/a/model"], "runs/mild", base="pocket", towards=0.3)             LM-Cocktail
+    merge(["runs/a/model"], "runs/mild", base="pocket", base_weight=0.3)         LM-Cocktail
     scores(["runs/a/model", "runs/b/model"], "runs/soup", ["smoke"], "scores")   was it worth it?
 
-    average   sum_i w_i x_i / sum_i w_i                                                       arXiv 2203.05482
-    slerp     sin((1-t)o)/sin(o) x_0 + sin(t o)/sin(o) x_1, o the angle between x_0 and x_1   arXiv 2506.05176
-    towards   (1-t) merged + t base                                                           arXiv 2311.13534
+    average       sum_i w_i x_i / sum_i w_i                                                       arXiv 2203.05482
+    slerp         sin((1-t)o)/sin(o) x_0 + sin(t o)/sin(o) x_1, o the angle between x_0 and x_1   arXiv 2506.05176
+    base_weight   (1-t) merged + t base                                                           arXiv 2311.13534
 
 Each tensor is merged by itself, flattened. SLERP takes the angle from the directions and leaves the lengths alone: it
 turns the tensors as they are, so that two of one length give a third of that length. Where no arc is defined (parallel,
@@ -42,32 +42,32 @@ def merge(
     method: Method = "average",
     weights: Sequence[float] | None = None,
     base: str | Path | None = None,
-    towards: float = 0.0,
+    base_weight: float = 0.0,
 ) -> MergeRecord:
     """How the encoder was made that is merged from the exported directories `folders` and written to `out`.
 
-    weights  one per folder, equal by default; only their ratios count
-    base     a directory with the same decoder, exported or a causal LM whose head is ignored, or `pocket`
-    towards  share of the base in the result, 0 to 1
-    raises   ValueError with everything that does not fit, before any weight is read or anything written
+    weights      one per folder, equal by default; only their ratios count
+    base         a directory with the same decoder, exported or a causal LM whose head is ignored, or `pocket`
+    base_weight  share of the base in the result, 0 to 1
+    raises       ValueError with everything that does not fit, before any weight is read or anything written
     """
     places, out = [Path(folder) for folder in folders], Path(out)
     shares = [1.0] * len(places) if weights is None else [float(weight) for weight in weights]
-    _raise(wrong_arguments(places, out, method, shares, base, towards))
+    _raise(wrong_arguments(places, out, method, shares, base, base_weight))
     check_target(out)
     metadata = [read_metadata(place) for place in places]
     parents = [Weights(place) for place in places]
-    ground = None if base is None else Weights(Path(resolve(str(base))))
+    base_tensors = None if base is None else Weights(Path(resolve(str(base))))
     faults = [fault for n in range(1, len(places)) for fault in differences(parents, metadata, n)]
     if base is not None and metadata[0].head:
         kind = metadata[0].head.kind
-        faults.append(f"{places[0]} has a {kind}, which no base has to be taken back towards; merge without a base")
-    _raise(faults + ([] if ground is None else unlike_base(parents[0], ground)))
-    names = {} if ground is None else names_in_base(parents[0], ground)
+        faults.append(f"{places[0]} has a {kind}, which no base has to be mixed with; merge without a base")
+    _raise(faults + ([] if base_tensors is None else unlike_base(parents[0], base_tensors)))
+    names = {} if base_tensors is None else names_in_base(parents[0], base_tensors)
 
     def merged(name: str) -> Tensor:
-        below = None if ground is None else ground[names[name]]
-        return _merged([parent[name] for parent in parents], shares, method, below, towards)
+        base_tensor = None if base_tensors is None else base_tensors[names[name]]
+        return _merged([parent[name] for parent in parents], shares, method, base_tensor, base_weight)
 
     size = sum((parents[0].folder / file).stat().st_size for file in set(parents[0].files.values()))
     check_room(out.absolute().parent, 2 * size)  # for a moment the weights are there twice
@@ -77,8 +77,8 @@ def merge(
             Parent(fingerprint=parent.fingerprint, weight=share, recipes=parent.recipes)
             for parent, share in zip(metadata, shares, strict=True)
         ],
-        base=None if ground is None else fingerprint(ground, names, parents[0]),
-        towards=float(towards),
+        base=None if base_tensors is None else fingerprint(base_tensors, names, parents[0]),
+        base_weight=float(base_weight),
     )
     with temp_directory(out.absolute(), "merged") as folder, add_path_to_oserror(out):
         _write_merged(parents[0], folder, merged)
@@ -95,7 +95,7 @@ def merge(
 
 
 def _merged(
-    tensors: list[Tensor], weights: list[float], method: Method, below: Tensor | None, towards: float
+    tensors: list[Tensor], weights: list[float], method: Method, base_tensor: Tensor | None, base_weight: float
 ) -> Tensor:
     """One tensor of the result, in the type of the parents. Integers (a buffer) must be the same everywhere."""
     first = tensors[0]
@@ -104,8 +104,8 @@ def _merged(
             raise InputError("the models hold different integers under one name, which have no average")
         return first
     merged = METHODS[method](tensors, weights)
-    if below is not None:
-        merged = average([merged, below], [1 - towards, towards])
+    if base_tensor is not None:
+        merged = average([merged, base_tensor], [1 - base_weight, base_weight])
     return merged.to(first.dtype)
 
 

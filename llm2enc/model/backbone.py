@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from llm2enc import distributed
 from llm2enc.errors import InputError
 from llm2enc.model import attention
+from llm2enc.model.adapters import left_out, lora_config
 from llm2enc.model.attention import NAME, Packing, allowed, packed_call
 from llm2enc.model.families import causal_by_config, decoder_of, families, text_config
 from llm2enc.model.hooks import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
@@ -197,19 +198,13 @@ class Backbone(nn.Module):
     # ---- adapters
 
     def add_lora(self, spec: LoraSpec, seed: int) -> None:
-        """A fresh adapter on the decoder; everything else is frozen. Its weights are float32."""
-        from peft import LoraConfig, get_peft_model
+        """A fresh adapter on the decoder's linear layers; everything else is frozen. Its weights are float32.
 
-        targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
-        if isinstance(targets, list):  # PEFT is content if one of them matches
-            names = [f".{name}" for name, _ in self.decoder.named_modules()]
-            unknown = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]
-            if unknown:
-                linear = {
-                    name.rpartition(".")[2] for name, m in self.decoder.named_modules() if isinstance(m, nn.Linear)
-                }
-                raise InputError(f"lora.targets {unknown} match no module of this model; it has {sorted(linear)}")
-        config = LoraConfig(r=spec.r, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=targets)
+        raises  InputError for targets that cannot be adapted
+        """
+        from peft import get_peft_model
+
+        config = lora_config(spec, self.decoder)
         self.model.requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -219,6 +214,15 @@ class Backbone(nn.Module):
             if isinstance(layer.get_base_layer(), nn.Linear):
                 layer.forward = partial(_lora_linear, layer)
         self.train(self.training)  # PEFT's new layers come in training mode, their dropout included
+
+    def check_lora(self, spec: LoraSpec) -> None:
+        """InputError for a shape that `add_lora` would refuse; nothing is changed."""
+        lora_config(spec, self.decoder)
+
+    @property
+    def adapter_leaves_out(self) -> str:
+        """The share of the layers' weights that the adapter is on, and what it is not on; empty if it is on all."""
+        return left_out(self.decoder) if self.has_adapter else ""
 
     def continue_lora(self) -> None:
         """Train the adapter that is there on; everything else is frozen. ValueError if there is none."""

@@ -14,6 +14,7 @@ from llm2enc.model.backbone import Backbone
 from llm2enc.model.families import causal_by_config, config_notes, families, text_config, with_common_direction
 from llm2enc.model.loading import resolve
 from llm2enc.model.proof_record import Route
+from llm2enc.model.quantized import quantization, quantized_reason
 from llm2enc.model.weights import check_no_adapter
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Inspection:
     """Counted on an outline without weights; None if it could not be made."""
     notes: tuple[str, ...]
     alternative: str
-    """What to do instead; empty unless refused."""
+    """What to do instead; empty unless the family is refused."""
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain data."""
@@ -84,7 +85,8 @@ def inspect(name: str | Path, revision: str | None = None) -> Inspection:
 
     raises  ValueError if there is no usable configuration
     """
-    config = _config(str(name), revision)
+    fields = _fields(str(name), revision)
+    config, quantized = _config(str(name), fields), quantization(fields)
     known = families().get(config.model_type)
     decoder, parameters, fault = _outline(config)
     if known is None:
@@ -94,6 +96,10 @@ def inspect(name: str | Path, revision: str | None = None) -> Inspection:
         verdict = "refused" if causal else known["verdict"]
         reason = causal or known["reason"]
         route = "alone" if causal else "packed" if known["packed"] else "mask"
+    alternative = ECHO if verdict == "refused" else ""
+    if quantized:
+        reasons = [reason] * (verdict == "refused") + [quantized_reason(str(name), quantized)]
+        verdict, reason = "refused", "; and ".join(reasons)
     limit = limits.longest_input(config)
     notes = [*config_notes(config), *([f"no outline: {fault}"] if fault else [])]
     return Inspection(
@@ -111,19 +117,18 @@ def inspect(name: str | Path, revision: str | None = None) -> Inspection:
         vocabulary=_size(config, "vocab_size"),
         parameters=parameters,
         notes=tuple(notes),
-        alternative=ECHO if verdict == "refused" else "",
+        alternative=alternative,
     )
 
 
 # --------------------------------------------------------------------------------------------------------------- config
 
 
-def _config(name: str, revision: str | None) -> "PretrainedConfig":
+def _config(name: str, fields: dict[str, Any]) -> "PretrainedConfig":
     """The text decoder's configuration, read as data: nothing it names is fetched or run."""
     import transformers
     from transformers import CONFIG_MAPPING
 
-    fields = _fields(name, revision)
     remote = "auto_map" in fields
     fields = _passive(fields)
     model_type = fields.get("model_type")

@@ -20,6 +20,7 @@ from llm2enc.model.families import (
     unsupported_reason,
     with_common_direction,
 )
+from llm2enc.model.quantized import quantization, quantized_reason
 from llm2enc.model.vocabulary import check_config, with_rows
 from llm2enc.model.weights import check_no_adapter, find_file, load_model
 from llm2enc.recipe import ModelSpec
@@ -67,7 +68,8 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
 def load_config(spec: ModelSpec) -> "PretrainedConfig":
     """The model's configuration, its direction and window said as every family says them.
 
-    raises  ValueError if it brings code of its own and the recipe does not trust it, or for an adapter in its place
+    raises  ValueError if it brings code of its own and the recipe does not trust it, or for an adapter in its place;
+            CannotConvert if its weights are quantised
     """
     from transformers import AutoConfig
 
@@ -76,6 +78,9 @@ def load_config(spec: ModelSpec) -> "PretrainedConfig":
         config = AutoConfig.from_pretrained(
             resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
         )
+    how = quantization(config.to_dict())
+    if how:
+        raise CannotConvert(f"{spec.name} cannot be a base: {quantized_reason(spec.name, how)}")
     return with_common_direction(without_kernels(config))
 
 

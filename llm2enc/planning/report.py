@@ -62,6 +62,7 @@ def lines(plan: Plan) -> list[str]:
         if stage.fits and stage.safe_micro_batch_tokens is not None and not stage.whole_shard:
             option = f"--set stages.{index}.micro_batch_tokens={stage.safe_micro_batch_tokens}"
             found.append(f"largest micro-batch of {stage.name}: {option}")
+        found += [f"{stage.name}: the adapter is {stage.adapter}"] if stage.adapter else []
         found += [f"{stage.name}: {stage.idle}"] if stage.idle else []
         found += [f"{stage.name} does not fit; try {remedy}" for remedy in stage.remedies]
     return [*found, *(f"note: {note}" for note in plan.notes)]

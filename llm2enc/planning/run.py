@@ -39,6 +39,8 @@ class StagePlan:
     name: str
     trained: int
     """Weights that train."""
+    adapter: str
+    """What the adapter is on, where it leaves matrices of the layers out; empty otherwise."""
     memory: dict[str, int]
     peak: int
     phase: str
@@ -147,6 +149,7 @@ class _Planner:
         prepare(encoder, stage.model_copy(update=shape), recipe.seed)
         self.size = sizes(encoder, devices.count, stage.strategy == "fsdp")
         self.trained = sum(parameter.numel() for parameter in encoder.trained().values())
+        self.adapter = backbone.adapter_leaves_out
         self.profiler = FakeProfiler(encoder)
         self.limit = int(SAFE * devices.memory)
 
@@ -164,6 +167,7 @@ class _Planner:
         return StagePlan(
             name=f"{self.index}-{self.stage.objective}",
             trained=self.trained,
+            adapter=self.adapter,
             memory=found.parts,
             peak=found.peak,
             phase=found.phase,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from llm2enc.recipe.base import PositiveInt, Rate, Strict
 from llm2enc.recipe.data import DataSpec
@@ -16,6 +16,19 @@ class LoraSpec(Strict):
     dropout: Rate = 0.05
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """`all-linear` or module names such as `q_proj`; a name that matches nothing is an error."""
+
+
+def _no_scale(value: float) -> float:
+    """The temperature. ValueError above 1, where no loss comes far below ln(batch): cosines differ by 2 at most."""
+    if value > 1:
+        raise ValueError(
+            f"cosines are divided by the temperature, and {value:g} makes all of them alike. If it is a scale, which they "
+            f"are multiplied by, write its inverse, `temperature: {1 / value:g}`"
+        )
+    return value
+
+
+Temperature = Annotated[float, Field(gt=0), AfterValidator(_no_scale)]
 
 
 def _lora_tag(value: Any) -> str:
@@ -42,6 +55,9 @@ class BaseStage(Strict):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's, of the weights that `weight_decay_on` names."""
+    weight_decay_on: Literal["matrices", "all"] = "matrices"
+    """`matrices`: no decay of norms and biases, which have no large values to lose. `all`: of every trained weight."""
     adam_betas: tuple[Rate, Rate] = (0.9, 0.999)
     adam_eps: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
@@ -117,11 +133,12 @@ class MntpStage(BaseStage):
 
 
 class SimcseStage(BaseStage):
-    """Unsupervised SimCSE (arXiv 2104.08821): two dropout passes of one text are each other's positive."""
+    """Unsupervised SimCSE (arXiv 2104.08821): two dropout passes of one text are each other's positive. A text that stands
+    in a batch more than once is no negative of itself."""
 
     row = "text"
     objective: Literal["simcse"]
-    temperature: Annotated[float, Field(gt=0)] = 0.05
+    temperature: Temperature = 0.05
 
 
 class ContrastiveStage(BaseStage):
@@ -129,7 +146,7 @@ class ContrastiveStage(BaseStage):
 
     row = "pair"
     objective: Literal["contrastive"]
-    temperature: Annotated[float, Field(gt=0)] = 0.02
+    temperature: Temperature = 0.02
     hard_negatives: Annotated[int, Field(ge=0)] = 1
     """Hard negatives per query, taken from those of the row by the recipe's seed; rows with fewer use what they have."""
     mask_duplicates: bool = False

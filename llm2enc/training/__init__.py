@@ -5,17 +5,19 @@ from llm2enc.training.gradcache import kept_activations
 from llm2enc.training.microbatch import BatchPartition, idle
 from llm2enc.training.objectives import OBJECTIVES
 from llm2enc.training.objectives.token_loss import head_gradient
-from llm2enc.training.prepare import check_head, prepare, prepare_backbone
+from llm2enc.training.origin import origin
+from llm2enc.training.prepare import check_stages, prepare, prepare_backbone
 from llm2enc.training.trainer import train
 
 __all__ = [
     "OBJECTIVES",
     "BatchPartition",
-    "check_head",
+    "check_stages",
     "checkpoint",
     "head_gradient",
     "idle",
     "kept_activations",
+    "origin",
     "prepare",
     "prepare_backbone",
     "train",

@@ -1,10 +1,10 @@
 """Stage folders on disk: checkpoints to resume from, finished stages to build on.
 
     0-mntp/
-      checkpoint/        trained weights, the optimizer's moments, step; replaced as a whole
+      checkpoint/        trained weights, the optimizer's moments, step, what it was begun with; replaced as a whole
       adapter/           the finished adapter in PEFT's layout, or full.safetensors
       head.safetensors   the weights between pooling and vector, if the stage trained any
-      finished.json      steps, fingerprints of the weights before and after; written last
+      finished.json      steps, fingerprints of the weights before and after, of template and data; written last
       metrics.jsonl      one line per logged step
 
 Everything is written beside its place and renamed into it, so a killed run leaves the former state or the new one. An
@@ -14,9 +14,10 @@ the next stage goes on with it, the adapter stays unmerged, and weights and adap
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError
@@ -30,14 +31,25 @@ from llm2enc.errors import InputError, explained
 from llm2enc.model import Backbone, check_tensors, tensor_shapes
 from llm2enc.recipe import LoraSpec, Stage
 from llm2enc.storage import atomic_directory, recover, remove_stale, replace_text, sync, sync_one
+from llm2enc.training.origin import check_origin
 
 FULL, HEAD = "full.safetensors", "head.safetensors"
 TRAINED, OPTIMIZER = "trained.safetensors", "optimizer.safetensors"
 CHECKPOINT = "checkpoint"
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
-def save(folder: Path, step: int, encoder: Encoder, optimizer: torch.optim.Optimizer | Zero) -> None:
-    """Everything that step `step` (the next to run) needs; its noise depends on its number alone."""
+def save(
+    folder: Path,
+    step: int,
+    encoder: Encoder,
+    optimizer: torch.optim.Optimizer | Zero,
+    begun: Mapping[str, str] = NOTHING,
+) -> None:
+    """Everything that step `step` (the next to run) needs; its noise depends on its number alone.
+
+    begun  digests of what the stage was begun with, by name
+    """
     trained = encoder.trained()
     moments = (
         (f"{name}.{moment}", tensor)
@@ -51,12 +63,18 @@ def save(folder: Path, step: int, encoder: Encoder, optimizer: torch.optim.Optim
                 save_file(whole, partial / file)
             del whole  # before the next ones are put together
         if partial is not None:
-            (partial / "step.json").write_text(json.dumps({"step": step}))
+            (partial / "step.json").write_text(json.dumps({"step": step, "begun": dict(begun)}))
     distributed.barrier()
 
 
-def resume(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer | Zero) -> int:
-    """The step to go on with, after restoring the checkpoint of `folder`; 0 if there is none."""
+def resume(
+    folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer | Zero, now: Mapping[str, str] = NOTHING
+) -> int:
+    """The step to go on with, after restoring the checkpoint of `folder`; 0 if there is none.
+
+    now     digests as for `save`
+    raises  InputError, before anything is changed, if one of them differs, or the checkpoint trains other weights
+    """
     source = folder / CHECKPOINT
     if distributed.is_main():
         recover(source)
@@ -65,6 +83,7 @@ def resume(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer | Ze
         return 0
     with explained(f"the checkpoint in {source}", "start again with --overwrite", (ValueError, SafetensorError)):
         facts = json.loads((source / "step.json").read_text())
+        check_origin(folder, facts.get("begun", {}), now)
         saved, moments = load_file(source / TRAINED), load_file(source / OPTIMIZER)
     trained = encoder.trained()
     if trained.keys() != saved.keys() or any(trained[n].shape != saved[n].shape for n in trained):
@@ -100,15 +119,16 @@ def finish(folder: Path, encoder: Encoder, parent: str, facts: dict, keep_adapte
     keep_adapter  leave the adapter unmerged, for the next stage to go on with
     """
     backbone, head = encoder.backbone, encoder.head
-    is_adapter = backbone.has_adapter
-    trains_head = head is not None and any(parameter.requires_grad for parameter in head.parameters())
+    is_adapter, partial = backbone.has_adapter, backbone.adapter_leaves_out
+    if head is not None and not any(parameter.requires_grad for parameter in head.parameters()):
+        head = None  # nothing of it to store
     if distributed.is_main():
         if is_adapter:
             backbone.save_adapter(folder / "adapter")
         else:
             trained = {name: p.detach().contiguous() for name, p in backbone.trained().items()}
             save_file(trained, folder / FULL)
-        if trains_head:
+        if head is not None:
             save_file(head.state_dict(), folder / HEAD)
     if is_adapter and not keep_adapter:
         backbone.merge_lora()
@@ -116,9 +136,14 @@ def finish(folder: Path, encoder: Encoder, parent: str, facts: dict, keep_adapte
     if distributed.is_main():
         # What the next line says is there must be there after a power cut too.
         (sync if is_adapter else sync_one)(folder / ("adapter" if is_adapter else FULL))
-        if trains_head:
+        if head is not None:
             sync_one(folder / HEAD)
-        facts = {**facts, "parent": parent, "result": encoder.weights_fingerprint()}
+        facts = {
+            **facts,
+            **({"adapter": partial} if partial else {}),
+            "parent": parent,
+            "result": encoder.weights_fingerprint(),
+        }
         replace_text(folder / "finished.json", json.dumps(facts, indent=1))
         tidy(folder)
     distributed.barrier()
@@ -136,14 +161,24 @@ def is_finished(folder: Path) -> bool:
     return (folder / "finished.json").is_file()
 
 
-def load_finished(folder: Path, encoder: Encoder, stage: Stage, seed: int, keep_adapter: bool = False) -> None:
+def load_finished(
+    folder: Path,
+    encoder: Encoder,
+    stage: Stage,
+    seed: int,
+    keep_adapter: bool = False,
+    now: Mapping[str, str] = NOTHING,
+) -> None:
     """Bring the encoder to the state after the finished stage of `folder`; `keep_adapter` as for `finish`.
 
-    ValueError if the weights are not those the stage was trained on, or do not become those it produced.
+    now     digests of what the stage would be begun with today
+    raises  InputError if one of them differs, or if the weights are not those the stage was trained on, or do not become
+            those it produced
     """
     backbone = encoder.backbone
     with explained(str(folder / "finished.json"), "start again with --overwrite"):
         facts = json.loads((folder / "finished.json").read_text())
+    check_origin(folder, facts.get("begun", {}), now)
     parent = encoder.weights_fingerprint()
     if parent != facts["parent"]:
         raise InputError(
@@ -164,7 +199,7 @@ def load_finished(folder: Path, encoder: Encoder, stage: Stage, seed: int, keep_
         backbone.load_adapter(folder / "adapter")
         if not keep_adapter:
             backbone.merge_lora()
-    if (folder / HEAD).exists():
+    if encoder.head is not None and (folder / HEAD).exists():
         own = {name: tuple(tensor.shape) for name, tensor in encoder.head.state_dict().items()}
         check_tensors(folder / HEAD, own, "this encoder's head", "train the stage again")
         encoder.head.load_state_dict(load_file(folder / HEAD))

@@ -53,8 +53,9 @@ def cached_backward(
     value = loss(everything)
     check_vectors(value, everything)
     value.backward()
-    mine = partition.rows()
-    gradient = everything.grad[mine.start : mine.stop]
+    mine, whole = partition.rows(), everything.grad
+    assert whole is not None
+    gradient = whole[mine.start : mine.stop]
     for number, part in enumerate(parts):
         if number >= kept:
             part.seed_dropout()

@@ -90,6 +90,7 @@ def stage_summary(encoder: Encoder, stage: Stage, batch: Batch, start: int) -> d
     passes = len(list(batch.partition.micro_batches(batch.tokens.lengths, stage.micro_batch_tokens)))
     return {
         "trained parameters": f"{trained:,} of {every:,} ({100 * trained / every:.1f} %)",
+        **({"adapter": partial} if (partial := encoder.backbone.adapter_leaves_out) else {}),
         "steps": f"{start} -> {stage.steps} (schedule {stage.schedule_steps or stage.steps})",
         "processes": f"{distributed.world_size()}{_shared(encoder, stage)}",
         "precision": stage.precision + _slow(stage, encoder.device),

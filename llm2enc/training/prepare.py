@@ -1,6 +1,7 @@
 """What a stage trains, on how many processes, and with which optimizer."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 
@@ -8,7 +9,7 @@ from llm2enc import distributed
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.model import Backbone
-from llm2enc.recipe import Stage
+from llm2enc.recipe import LoraSpec, Stage
 from llm2enc.training.checkpoint import put_adapter
 from llm2enc.training.microbatch import idle
 from llm2enc.training.objectives import OBJECTIVES
@@ -46,24 +47,33 @@ def prepare_backbone(backbone: Backbone, stage: Stage, seed: int) -> None:
     seed    of a fresh adapter
     raises  ValueError for a stage that the model cannot train
     """
-    objective = OBJECTIVES[stage.objective]
-    if stage.trainable == "full":
-        backbone.train_everything(head=objective.trains_head)
-    else:
+    check_stage(backbone, stage)
+    if stage.trainable == "lora":
         put_adapter(backbone, stage, seed)
-    check_head(backbone, stage)
-    backbone.set_attention_dropout(stage.attention_dropout)
     backbone.set_gradient_checkpointing(stage.gradient_checkpointing)
     backbone.train()
 
 
-def check_head(backbone: Backbone, stage: Stage) -> None:
-    """ValueError for a stage that needs a language-model head where the model's files hold none."""
-    if OBJECTIVES[stage.objective].predicts_tokens and not backbone.has_head:
+def check_stage(backbone: Backbone, stage: Stage) -> None:
+    """ValueError for a stage that the model cannot train. Sets attention dropout, and what trains if that is everything."""
+    objective = OBJECTIVES[stage.objective]
+    if stage.trainable == "full":
+        backbone.train_everything(head=objective.trains_head)
+    elif isinstance(stage.lora, LoraSpec):
+        backbone.check_lora(stage.lora)
+    if objective.predicts_tokens and not backbone.has_head:
         raise InputError(
             f"a {stage.objective} stage predicts tokens, but this model has no language-model head; start from the causal "
             "LM instead of an exported encoder"
         )
+    backbone.set_attention_dropout(stage.attention_dropout)
+
+
+def check_stages(encoder: Encoder, stages: Iterable[Stage]) -> None:
+    """ValueError for the first of the stages that the encoder's model cannot train, before any of them runs."""
+    for stage in stages:
+        check_stage(encoder.backbone, stage)
+    restore(encoder)
 
 
 def restore(encoder: Encoder) -> None:
@@ -73,16 +83,34 @@ def restore(encoder: Encoder) -> None:
     encoder.eval()
 
 
-def make_optimizer(stage: Stage, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer | distributed.Zero:
+def make_optimizer(stage: Stage, parameters: dict[str, torch.nn.Parameter]) -> torch.optim.Optimizer | distributed.Zero:
     """AdamW by the recipe; its moments and updates spread over the processes if DeepSpeed is wanted."""
     optimizer = torch.optim.AdamW(
-        [{"params": group} for group in distributed.grouped_by_sharding(parameters)],
+        [
+            {"params": group, "weight_decay": decay}
+            for decay, alike in decay_groups(stage, parameters)
+            for group in distributed.grouped_by_sharding(alike)
+        ],
         lr=stage.lr,
         betas=stage.adam_betas,
         eps=stage.adam_eps,
-        weight_decay=stage.weight_decay,
     )
-    return distributed.Zero(parameters, optimizer, stage.max_grad_norm or math.inf) if uses_zero(stage) else optimizer
+    if uses_zero(stage):
+        return distributed.Zero(parameters.values(), optimizer, stage.max_grad_norm or math.inf)
+    return optimizer
+
+
+def decay_groups(
+    stage: Stage, parameters: dict[str, torch.nn.Parameter]
+) -> list[tuple[float, list[torch.nn.Parameter]]]:
+    """Weight decay, and the parameters that have it; norms (one dimension) and biases have none unless the stage says so."""
+    if not stage.weight_decay or stage.weight_decay_on == "all":
+        return [(stage.weight_decay, list(parameters.values()))]
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        spared = parameter.dim() < 2 or name.endswith("bias")
+        groups.setdefault(0.0 if spared else stage.weight_decay, []).append(parameter)
+    return list(groups.items())
 
 
 def uses_zero(stage: Stage) -> bool:

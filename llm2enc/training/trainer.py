@@ -22,6 +22,7 @@ from llm2enc.training import checkpoint
 from llm2enc.training.checks import Guard, check_finite
 from llm2enc.training.logging import open_log
 from llm2enc.training.objectives import OBJECTIVES, Batch, Objective
+from llm2enc.training.origin import origin
 from llm2enc.training.prepare import check_processes, make_optimizer, prepare, restore
 from llm2enc.training.signals import interruptible, stop_requested
 
@@ -51,17 +52,18 @@ def train(
     keep_adapter  leave the adapter unmerged, for a stage with `lora: continue`
 
     A checkpoint in `folder` is resumed. Raises Interrupted, NotFinite, NothingLearnt, or ValueError for data the stage
-    cannot use.
+    cannot use and for a checkpoint that was begun with other weights, template, tokenizer or data.
     """
     distributed.start()
     folder.mkdir(parents=True, exist_ok=True)
     objective, backbone = OBJECTIVES[stage.objective], encoder.backbone
     check_processes(stage)
-    parent = encoder.weights_fingerprint()
+    parent, made_from = encoder.weights_fingerprint(), origin(encoder, stage)
+    begun = {"weights": parent, **made_from}
     prepare(encoder, stage, seed)
-    parameters = list(encoder.trained().values())
-    optimizer = make_optimizer(stage, parameters)
-    start = checkpoint.resume(folder, encoder, optimizer)
+    trained = encoder.trained()
+    optimizer = make_optimizer(stage, trained)
+    start = checkpoint.resume(folder, encoder, optimizer, begun)
     with (
         # A notebook's own random numbers go on as if nothing had been drawn.
         torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []),
@@ -69,7 +71,7 @@ def train(
         _prefetched(objective, stage, encoder, seed, start) as batches,
         open_log(folder, stage, tracking, start) as log,
     ):
-        guard = Guard(encoder.trained())
+        guard = Guard(trained)
         for step in range(start, stage.steps):
             batch = next(batches)
             if step == start:
@@ -81,17 +83,17 @@ def train(
                 with precision(stage, encoder):
                     metrics = objective.backward(encoder, batch, stage)
                 guard.check_batch(metrics, batch.source)
-                norm = distributed.reduce_gradients(optimizer, parameters, stage.max_grad_norm or math.inf)
+                norm = distributed.reduce_gradients(optimizer, trained.values(), stage.max_grad_norm or math.inf)
                 check_finite(metrics["loss"], norm, guard.trained)
                 with guard.update(rate):
                     optimizer.step()
             optimizer.zero_grad()
             log.step(step, batch, {**metrics, "grad_norm": norm}, rate)
             if stop_requested(stop, encoder.device):
-                checkpoint.save(folder, step + 1, encoder, optimizer)
+                checkpoint.save(folder, step + 1, encoder, optimizer, begun)
                 raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
             if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
-                checkpoint.save(folder, step + 1, encoder, optimizer)
+                checkpoint.save(folder, step + 1, encoder, optimizer, begun)
     if isinstance(optimizer, distributed.Zero):
         optimizer.close()
     if backbone.sharded:
@@ -99,7 +101,7 @@ def train(
     if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
         raise KeyboardInterrupt
     restore(encoder)
-    done = {"objective": stage.objective, "steps": stage.steps, "seed": seed}
+    done = {"objective": stage.objective, "steps": stage.steps, "seed": seed, "begun": made_from}
     checkpoint.finish(folder, encoder, parent, done, keep_adapter)
 
 

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 
 from llm2enc.artifact import with_engines
 from llm2enc.artifact.card import ENGINES_BEGIN, ENGINES_END, engines_section
@@ -53,6 +55,21 @@ def test_the_card_of_a_native_directory_says_how_to_open_it(tmp_path: Path) -> N
     text = (tmp_path / "out" / "README.md").read_text()
     assert "sentence-transformers gives the same vectors, without code of llm2enc:" in text
     assert "vLLM, text-embeddings-inference and llama.cpp are in the README of llm2enc" in text
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_card_says_how_to_cut_vectors_in_sentence_transformers(normalize: bool, tmp_path: Path) -> None:
+    """It cuts behind its Normalize module, and cuts 16 of 32 numbers to a length of less than 1."""
+    encoder, texts = make_encoder(), ["the old bridge", "market day", "a river runs through the town"]
+    encoder.normalize = normalize
+    encoder.save(tmp_path / "out")
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    said = "truncate_dim=k, normalize_embeddings=True" in (tmp_path / "out" / "README.md").read_text()
+    assert said == normalize
+    found = model.encode(texts, truncate_dim=16, normalize_embeddings=normalize)
+    np.testing.assert_allclose(found, encoder.encode(texts, truncate_dim=16), atol=1e-6)
+    if normalize:
+        assert (np.linalg.norm(model.encode(texts, truncate_dim=16), axis=1) < 0.95).all()
 
 
 def test_the_card_of_echo_mean_names_what_it_needs(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm2enc.artifact import METADATA_FILE, read_metadata, write_metadata
+from llm2enc.artifact import METADATA_FILE, MergeRecord, read_metadata, write_metadata
 from llm2enc.encoding import Encoder
 
 FORMAT_1 = Path(__file__).parents[1] / "fixtures" / "format-1"
@@ -79,3 +79,10 @@ def test_a_file_that_is_no_json_object_is_damaged(copy: Path, text: str) -> None
     (copy / METADATA_FILE).write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ValueError, match=r"llm2enc\.json is damaged"):
         read_metadata(copy)
+
+
+def test_a_merge_of_release_0_1_keeps_the_share_of_its_base() -> None:
+    record = {"method": "average", "parents": [], "base": "abc", "towards": 0.25}
+    found = MergeRecord.model_validate(record)
+    assert found.base_weight == 0.25 and MergeRecord.model_validate(found.model_dump()) == found
+    assert found.model_dump() == {"method": "average", "parents": [], "base": "abc", "base_weight": 0.25}

@@ -92,6 +92,26 @@ def test_recipes_lists_and_shows() -> None:
     assert shown.returncode == 0 and "seed: 7" in shown.stdout
 
 
+def test_a_quantised_base_is_refused_by_every_command_before_anything_runs(tmp_path: Path) -> None:
+    base, out = tmp_path / "base", tmp_path / "out"
+    make_model("llama", base, has_bos=True)
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "model.safetensors").unlink()
+    for arguments in (
+        ["inspect", base],
+        ["plan", "llm2vec", "--model", base],
+        ["convert", "llm2vec", "--model", base, "-o", out],
+        ["convert", base, "--training-free", "-o", out],
+        ["compare", base, "-o", out],
+    ):
+        done = run(*arguments, cwd=tmp_path)
+        said = " ".join((done.stdout + done.stderr).split())
+        assert done.returncode == 3 and "quantised (bitsandbytes, nf4)" in said, (arguments, said)
+        assert not out.exists()
+
+
 def test_unknown_names_give_two(tmp_path: Path) -> None:
     unknown = run("convert", "no-such-recipe", cwd=tmp_path)
     assert unknown.returncode == 2 and "no recipe 'no-such-recipe'" in unknown.stderr

@@ -211,7 +211,10 @@ def test_a_merge_that_can_not_be_is_refused_before_it_begins(
         ((native, other), "pooling is 'last', not 'mean'"),
         ((native,), "1 encoders to merge"),
         ((native, native, "--method", "ties"), "the method is 'ties'"),
-        ((native, native, "--towards", "0.5"), "give both or neither"),
+        ((native, native, "--base-weight", "0.5"), "give both or neither"),
+        ((native, native, "--towards", "0.5"), "--towards is called --base-weight now"),
+        ((native, native, "--towards", "0.5"), "base_weight is 0.5: give both or neither"),
+        ((native, native, "--towards", "0.5", "--base-weight", "0.2"), "give one of them"),
         ((native, tmp_path), "is neither a directory written by llm2enc nor a run"),
     ):
         code, _, said = call(capsys, "merge", *arguments, "-o", "soup")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from llm2enc import Encoder, convert, load_recipe, recipe_names
 from llm2enc.conversion import run as conversion
+from llm2enc.planning import here, plan, report
 from tests.support.tiny import tiny_model
 
 FAMILIES = {
@@ -144,6 +145,61 @@ def test_a_run_goes_on_where_it_stopped(more, tiny_data: dict[str, str], tmp_pat
     other = load_recipe("pocket", [*shrink("pocket", tmp_path / "base", tiny_data), "seed=1"])
     with pytest.raises(ValueError, match="another recipe"):
         convert(other, tmp_path / "run", resume=True)
+
+
+def test_a_mixture_of_experts_is_adapted_where_it_merges_and_the_rest_is_named(
+    tiny_data: dict[str, str], tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(conversion, "AT_THE_END_OF_A_CONVERSION", ("files",))
+    monkeypatch.setenv("COLUMNS", "200")
+    base, said = tmp_path / "base", "on 11 % of the layers' weights, not on experts, gate"
+    make_model("mixtral", base, has_bos=True)
+    small = load_recipe("llm2vec", shrink("llm2vec", base, tiny_data))
+    assert "0-mntp: the adapter is " + said in report.lines(plan(small, here()))
+    result = convert(small, tmp_path / "run")
+    assert capsys.readouterr().err.count(said) == 3  # the table before step 1 of each stage
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert card.count(f"was {said}.") == 3 and f"The adapter of contrastive was {said}." in card
+    plain = Encoder.from_recipe(small).backbone.decoder.state_dict()
+    trained = result.encoder.backbone.decoder.state_dict()
+    moved = {name.split(".")[-2] for name in plain if not plain[name].equal(trained[name])}
+    assert moved == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+def test_a_later_stage_that_cannot_be_trained_is_refused_before_the_first(
+    tiny_data: dict[str, str], tmp_path: Path
+) -> None:
+    make_model("mixtral", tmp_path / "base", has_bos=True)
+    changes = [*shrink("llm2vec", tmp_path / "base", tiny_data), "stages.2.lora.targets=[q_proj, gate]"]
+    with pytest.raises(ValueError, match=r"lora.targets \['gate'\] name the experts"):
+        convert(load_recipe("llm2vec", changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_another_base_or_other_data(
+    tiny_data: dict[str, str], tmp_path: Path, monkeypatch
+) -> None:
+    """Under the names that the recipe gives; with them back in their places it goes on."""
+    monkeypatch.setattr(conversion, "AT_THE_END_OF_A_CONVERSION", ("files",))
+    base, run = tmp_path / "base", tmp_path / "run"
+    make_model("llama", base, has_bos=True)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in SENTENCES * 20))
+    small = load_recipe("pocket", shrink("pocket", base, tiny_data | {"mntp": f"[{{kind: files, path: {texts}}}]"}))
+    convert(small, run)
+    weights, rows = (base / "model.safetensors").read_bytes(), texts.read_bytes()
+
+    model = tiny_model("llama", seed=1, vocab_size=320, max_position_embeddings=2048)
+    model.save_pretrained(base)
+    with pytest.raises(ValueError, match=rf"{run} was begun with other weights of {base}.*--overwrite"):
+        convert(small, run, resume=True)
+    (base / "model.safetensors").write_bytes(weights)
+
+    texts.write_bytes(rows.replace(b"nothing", b"another"))
+    with pytest.raises(ValueError, match=r"0-mntp was begun with other contents of: data source 0 \(.*texts.jsonl\)"):
+        convert(small, run, resume=True)
+    texts.write_bytes(rows)
+    assert convert(small, run, resume=True).already
 
 
 def test_a_folder_of_someone_else_is_left_alone(tiny_data: dict[str, str], tmp_path: Path) -> None:

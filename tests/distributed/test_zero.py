@@ -59,9 +59,13 @@ def small(passes: int) -> dict[str, Any]:
     gradients = [[torch.randn(3, *t.shape, generator=generator) for t in start] for _ in range(2)]
     ours = [torch.nn.Parameter(tensor.clone()) for tensor in start]
     theirs = [torch.nn.Parameter(tensor.clone()) for tensor in start]
-    settings = {"lr": 0.1, "weight_decay": 0.2}
-    whole, expected = torch.optim.AdamW(theirs, **settings), []
-    optimizer = distributed.Zero(ours, torch.optim.AdamW(ours, **settings), largest=1.0)
+
+    def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.AdamW:
+        groups = [{"params": parameters[0::2], "weight_decay": 0.2}, {"params": parameters[1::2], "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=0.1)
+
+    whole, expected = adamw(theirs), []
+    optimizer = distributed.Zero(ours, adamw(ours), largest=1.0)
     norms = []
     for step in range(2):
         for parameter, gradient in zip(theirs, gradients[step], strict=True):
@@ -79,7 +83,7 @@ def small(passes: int) -> dict[str, Any]:
     wanted = {f"{n} {name}": t for n, p in enumerate(theirs) for name, t in distributed.moments(whole, p)}
     ours[0].grad = torch.full_like(ours[0], torch.nan)
     bad = float(optimizer.reduce())
-    held = optimizer._state()["exp_avg"].numel() / sum(p.numel() for p in ours)
+    held = sum(state["exp_avg"].numel() for state in optimizer._states()) / sum(p.numel() for p in ours)
     optimizer.close()
     return {
         "norms": (norms, expected),

@@ -197,7 +197,7 @@ def test_the_result_is_an_encoder_with_the_merged_weights(method: Method, parent
     assert not np.allclose(
         golden, json.loads((parents[0] / "llm2enc.json").read_text())["golden"]["vectors"], atol=0.01
     )
-    assert record.method == method and record.base is None and record.towards == 0
+    assert record.method == method and record.base is None and record.base_weight == 0
     text = (tmp_path / "out" / "README.md").read_text()
     assert "## Merged" in text and all(f"`{parent.fingerprint[:12]}`" in text for parent in record.parents)
     assert "| 0.333 |" in text and ("SLERP" in text) == (method == "slerp")
@@ -209,7 +209,7 @@ def test_sixteen_bits_are_rounded_once(dtype: torch.dtype, tmp_path: Path) -> No
     folders = [make(tmp_path / name, seed, lambda encoder: encoder.to(dtype)) for seed, name in enumerate("abc")]
     model = make_model()
     model.save_pretrained(tmp_path / "base")
-    merge(folders, tmp_path / "out", base=tmp_path / "base", towards=0.25, weights=[1, 1, 2])
+    merge(folders, tmp_path / "out", base=tmp_path / "base", base_weight=0.25, weights=[1, 1, 2])
     states, base = [state(folder) for folder in folders], model.model.state_dict()
     expected = {
         name: sum(x[name].double() * w for x, w in zip(states, (0.1875, 0.1875, 0.375), strict=True))
@@ -273,28 +273,28 @@ def test_shards_are_read_as_one_file(parents: list[Path], tmp_path: Path) -> Non
 # ------------------------------------------------------------------------------------------------------------------ base
 
 
-def test_towards_one_is_the_base_and_one_half_lies_between(parents: list[Path], tmp_path: Path) -> None:
+def test_base_weight_one_is_the_base_and_one_half_lies_between(parents: list[Path], tmp_path: Path) -> None:
     model = make_model()
     model.save_pretrained(tmp_path / "base")  # names with `model.`, and a head
-    record = merge([parents[0]], tmp_path / "all", base=tmp_path / "base", towards=1)
+    record = merge([parents[0]], tmp_path / "all", base=tmp_path / "base", base_weight=1)
     base = model.model.state_dict()
     assert_same(state(tmp_path / "all"), base)
     assert record.base == Backbone(model, bidirectional=True).fingerprint()
-    merge(parents[:2], tmp_path / "half", base=tmp_path / "base", towards=0.5)
+    merge(parents[:2], tmp_path / "half", base=tmp_path / "base", base_weight=0.5)
     one, other = state(parents[0]), state(parents[1])
     expected = {name: one[name] / 4 + other[name] / 4 + base[name] / 2 for name in base}
     assert_same(state(tmp_path / "half"), expected, tolerance=1e-6)
-    assert "back towards the base model" in (tmp_path / "half" / "README.md").read_text()
+    assert "mixed with the base model" in (tmp_path / "half" / "README.md").read_text()
 
 
 def test_an_export_and_a_base_in_other_types_will_do(parents: list[Path], tmp_path: Path) -> None:
-    record = merge([parents[0]], tmp_path / "x", base=parents[1], towards=0.5)
+    record = merge([parents[0]], tmp_path / "x", base=parents[1], base_weight=0.5)
     assert record.base == json.loads((parents[1] / "llm2enc.json").read_text())["fingerprint"]
     merge(parents[:2], tmp_path / "y")
     assert_same(state(tmp_path / "x"), state(tmp_path / "y"))
     model = make_model(torch.bfloat16)
     model.save_pretrained(tmp_path / "base")
-    record = merge([parents[0]], tmp_path / "z", base=tmp_path / "base", towards=0.5)
+    record = merge([parents[0]], tmp_path / "z", base=tmp_path / "base", base_weight=0.5)
     assert record.base == Backbone(model.float(), bidirectional=True).fingerprint()
 
 
@@ -345,11 +345,11 @@ def test_all_that_is_wrong_is_said_at_once(parents: list[Path], tmp_path: Path) 
     make(tmp_path / "b", pooling="last", intermediate_size=64)
     make_model(num_attention_heads=2, num_key_value_heads=1, head_dim=16).save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError) as error:
-        merge([parents[0], tmp_path / "b"], tmp_path / "out", base=tmp_path / "base", towards=0.1)
+        merge([parents[0], tmp_path / "b"], tmp_path / "out", base=tmp_path / "base", base_weight=0.1)
     for message in ("pooling is 'last'", "(intermediate_size)", "6 tensors", "is no base of", "num_attention_heads"):
         assert message in str(error.value)
     with pytest.raises(ValueError) as error:
-        merge([parents[0]], parents[0], method="ties", weights=[-1, math.nan], towards=0.5)
+        merge([parents[0]], parents[0], method="ties", weights=[-1, math.nan], base_weight=0.5)
     for message in (
         "1 encoders to merge",
         "method is 'ties'",
@@ -367,8 +367,8 @@ def test_all_that_is_wrong_is_said_at_once(parents: list[Path], tmp_path: Path) 
         ({"weights": [1, -1]}, "add up to more than 0"),
         ({"weights": [3, -1], "method": "slerp"}, "a negative one"),
         ({"base": "pocket"}, "give both or neither"),
-        ({"base": "pocket", "towards": 1.5}, "the share of the base, 0 to 1"),
-        ({"base": "pocket", "towards": 0.5}, "under any prefix|hidden_size"),
+        ({"base": "pocket", "base_weight": 1.5}, "the share of the base, 0 to 1"),
+        ({"base": "pocket", "base_weight": 0.5}, "under any prefix|hidden_size"),
     ],
 )
 def test_what_means_nothing_is_refused(options: dict, message: str, parents: list[Path], tmp_path: Path) -> None:
@@ -382,16 +382,16 @@ def test_a_base_that_is_none_is_refused(parents: list[Path], tmp_path: Path) -> 
     tokenizer = make_tokenizer(300)
     tokenizer.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match="another vocabulary"):
-        merge(parents[:1], tmp_path / "out", base=tmp_path / "base", towards=0.5)
+        merge(parents[:1], tmp_path / "out", base=tmp_path / "base", base_weight=0.5)
     make_model(num_hidden_layers=1).save_pretrained(tmp_path / "short")
     with pytest.raises(ValueError, match="does not have the tensors of"):
-        merge(parents[:1], tmp_path / "out", base=tmp_path / "short", towards=0.5)
+        merge(parents[:1], tmp_path / "out", base=tmp_path / "short", base_weight=0.5)
     make_model(vocab_size=330).save_pretrained(tmp_path / "wide")
     with pytest.raises(ValueError, match=r"embed_tokens\.weight is F32 \(330, 32\), not F32 \(320, 32\)"):
-        merge(parents[:1], tmp_path / "out", base=tmp_path / "wide", towards=0.5)
+        merge(parents[:1], tmp_path / "out", base=tmp_path / "wide", base_weight=0.5)
     make_model(num_hidden_layers=3).save_pretrained(tmp_path / "long")
     with pytest.raises(ValueError, match="num_hidden_layers"):
-        merge(parents[:1], tmp_path / "out", base=tmp_path / "long", towards=0.5)
+        merge(parents[:1], tmp_path / "out", base=tmp_path / "long", base_weight=0.5)
 
 
 def test_places_that_hold_something_else_are_refused(parents: list[Path], tmp_path: Path) -> None:
@@ -400,7 +400,7 @@ def test_places_that_hold_something_else_are_refused(parents: list[Path], tmp_pa
     with pytest.raises(ValueError, match="not empty and no export of llm2enc"):
         merge(parents, tmp_path / "used")
     with pytest.raises(ValueError, match="is to be merged and to be written"):  # a base that would be lost
-        merge(parents[:1], parents[1], base=parents[1], towards=0.5)
+        merge(parents[:1], parents[1], base=parents[1], base_weight=0.5)
     with pytest.raises(ValueError, match="no such file or folder"):
         check_sources([str(tmp_path / "none.csv")])
     with pytest.raises(ValueError, match="is not a directory written by llm2enc"):

@@ -297,4 +297,4 @@ def test_heads_that_cannot_be_merged_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="the head is"):
             merge([one, place], tmp_path / "soup")
     with pytest.raises(ValueError, match="merge without a base"):
-        merge([one], tmp_path / "soup", base=shutil.copytree(plain, tmp_path / "base"), towards=0.5)
+        merge([one], tmp_path / "soup", base=shutil.copytree(plain, tmp_path / "base"), base_weight=0.5)

@@ -323,6 +323,17 @@ def test_all_faults_at_once_with_their_paths() -> None:
         assert [path for path in paths if path.startswith(start) and path.endswith(end)], (start, end, paths)
 
 
+@pytest.mark.parametrize("objective", ["simcse", "contrastive"])
+def test_a_scale_is_no_temperature(objective: str) -> None:
+    """At 20 all cosines are alike, and the loss stays at ln(batch)."""
+    line = fault("pocket", f"stages.{objective}.temperature=20").splitlines()[1]
+    assert (
+        f"stages.{1 + (objective == 'contrastive')}.temperature: " in line
+        and "write its inverse, `temperature: 0.05`" in line
+    )
+    assert load_recipe("pocket", [f"stages.{objective}.temperature=1"])
+
+
 @pytest.mark.parametrize(
     ("override", "where"),
     [

@@ -231,6 +231,46 @@ def test_views_without_dropout_are_refused(micro_batch_tokens: int) -> None:
         simcse_run(encoder, 0.0, micro_batch_tokens=micro_batch_tokens)
 
 
+def test_equal_texts_are_no_negatives_of_each_other() -> None:
+    """Of `one` and `two` thrice each, second views 1 0 1 0 0 1: a text has three negatives, those of the other text."""
+    stage, encoder = SimcseStage(objective="simcse", **COMMON), make_encoder()
+    batch = simcse.collate(rows(["one", "two", "one", "two", "two", "one"]), stage, encoder.input_format, 0)
+    assert batch.allowed.int().tolist() == [
+        [0, 1, 0, 1, 1, 0],
+        [1, 0, 1, 0, 0, 1],
+        [0, 1, 0, 1, 1, 0],
+        [1, 0, 1, 0, 0, 1],
+        [1, 0, 1, 0, 0, 1],
+        [0, 1, 0, 1, 1, 0],
+    ]
+    assert batch.describe() == {"negatives per query": "3"}
+    assert simcse.collate(rows(["one", "two", "three"]), stage, encoder.input_format, 0).allowed is None
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [5, 1000])
+def test_a_batch_with_repeats_has_the_loss_and_gradient_of_its_formula(micro_batch_tokens: int) -> None:
+    """log(1 + sum over other texts of exp(cos(a, b) - cos(a, a'))), the mean over rows, by a loop."""
+    texts, encoder = ["the old bridge", "market day", "the old bridge"], make_encoder()
+    encoder.backbone.train_everything(head=False)
+    encoder.backbone.set_attention_dropout(1e-9)  # draws numbers and drops nothing: both views are known
+    encoder.train()
+    stage = SimcseStage(objective="simcse", **(COMMON | {"temperature": 1.0, "micro_batch_tokens": micro_batch_tokens}))
+    batch = simcse.collate(rows(texts), stage, encoder.input_format, 0)
+    value = simcse.backward(encoder, batch, stage)["loss"]
+    found = gradients(encoder)
+    views = F.normalize(encoder(batch.tokens), dim=-1)
+    first, second = views[0::2], views[1::2]
+    losses = []
+    for row, text in enumerate(texts):
+        own = first[row] @ second[row]
+        others = [first[row] @ second[n] for n, other in enumerate(texts) if other != text]
+        losses.append(torch.log(1 + sum(torch.exp(other - own) for other in others)))
+    expected = sum(losses) / 3
+    expected.backward()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert_same(found, gradients(encoder), 1e-4)
+
+
 # ---------------------------------------------------------------------------------------------------------- token tasks
 
 

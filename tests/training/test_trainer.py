@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import struct
 import time
@@ -16,10 +17,12 @@ from safetensors.torch import load_file
 from llm2enc.encoding import Encoder
 from llm2enc.errors import Interrupted, NotFinite
 from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage, Tracking
-from llm2enc.training import OBJECTIVES, checkpoint, train, trainer
+from llm2enc.text import InputFormat
+from llm2enc.training import OBJECTIVES, checkpoint, origin, train, trainer
 from llm2enc.training.logging import stage_summary
+from llm2enc.training.prepare import make_optimizer
 from llm2enc.training.trainer import learning_rate
-from tests.support.builders import assert_same, make_encoder, pairs_file, texts_file
+from tests.support.builders import INPUT, assert_same, make_encoder, make_tokenizer, pairs_file, texts_file
 
 STAGES = {
     "clm": (ClmStage, texts_file, {"block_tokens": 16, "lr": 1e-2}),
@@ -88,6 +91,35 @@ def test_the_last_rate_of_the_published_runs(tmp_path: Path) -> None:
     for steps, warmup, share in ((21600, 0, 0.954), (23438, 0, 0.957), (8789, 300, 0.918)):
         fields = {"steps": 1000, "schedule_steps": steps, "warmup_steps": warmup, "lr": 1.0}
         assert learning_rate(1000, make_stage("clm", tmp_path, **fields)) == pytest.approx(share, abs=6e-4)
+
+
+# ----------------------------------------------------------------------------------------------------------- optimizer
+
+
+@pytest.mark.parametrize("on", ["matrices", "all"])
+def test_norms_and_biases_do_not_decay_unless_the_stage_says_so(on: str, tmp_path: Path) -> None:
+    """Without a gradient AdamW's step is p (1 - lr x decay) where there is decay, and nothing elsewhere."""
+    encoder = make_encoder(attention_bias=True)
+    stage = make_stage("clm", tmp_path, trainable="full", lr=0.1, weight_decay=0.5, weight_decay_on=on)
+    encoder.backbone.train_everything(head=True)
+    before = weights(encoder)
+    optimizer = make_optimizer(stage, encoder.trained())
+    for parameter in encoder.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    after = weights(encoder)
+    still = {name for name in before if torch.equal(before[name], after[name]) and before[name].any()}
+    assert_same(
+        {n: after[n] for n in before if n not in still}, {n: before[n] * 0.95 for n in before if n not in still}, 1e-6
+    )
+    assert still == ({name for name in before if "norm" in name} if on == "matrices" else set())
+
+
+def test_all_of_an_adapter_decays_alike(tmp_path: Path) -> None:
+    encoder, stage = make_encoder(), make_stage("clm", tmp_path, weight_decay=0.5)
+    encoder.backbone.add_lora(stage.lora, seed=0)
+    (group,) = make_optimizer(stage, encoder.trained()).param_groups
+    assert len(group["params"]) == 28 and group["weight_decay"] == 0.5
 
 
 # ------------------------------------------------------------------------------------------------------------- training
@@ -183,6 +215,87 @@ def test_resumed_is_uninterrupted(objective: str, trainable: str, tmp_path: Path
     train(parts, stage, tmp_path / "parts", seed=3)
     assert_same(weights(parts), weights(whole))
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
+
+
+def interrupted(folder: Path, stage: Stage, encoder: Encoder) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        stop_after(patch, 3, interrupt)
+        train(encoder, stage, folder, seed=3)
+
+
+def other_weights(folder: Path) -> Encoder:
+    encoder = make_encoder()
+    encoder.backbone.model.get_input_embeddings().weight.data[5] += 1
+    return encoder
+
+
+def other_template(folder: Path) -> Encoder:
+    return make_encoder(INPUT.model_copy(update={"max_tokens": 63}))
+
+
+def other_tokenizer(folder: Path) -> Encoder:
+    encoder = make_encoder()
+    encoder.input_format = InputFormat(INPUT, make_tokenizer(300))
+    return encoder
+
+
+def other_data(folder: Path) -> Encoder:
+    """As many bytes, and the time stamp of the former."""
+    path = folder / "texts.txt"
+    before = path.stat()
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    return make_encoder()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (other_weights, "weights"),
+        (other_template, "input template"),
+        (other_tokenizer, "tokenizer"),
+        (other_data, "data source 0 (texts)"),
+    ],
+)
+def test_a_stage_goes_on_with_what_it_was_begun_with_or_not_at_all(change, named: str, tmp_path: Path) -> None:
+    stage = make_stage("clm", tmp_path)
+    interrupted(tmp_path / "run", stage, make_encoder())
+    changed = change(tmp_path)
+    before = weights(changed)
+    with pytest.raises(ValueError, match=rf"begun with other contents of: {re.escape(named)}\. .*--overwrite"):
+        train(changed, stage, tmp_path / "run", seed=3)
+    after = {name: tensor for name, tensor in weights(changed).items() if "lora" not in name}
+    assert_same({name.replace(".base_layer", ""): tensor for name, tensor in after.items()}, before)
+
+
+def test_a_time_stamp_is_no_change(tmp_path: Path) -> None:
+    stage = make_stage("clm", tmp_path)
+    interrupted(tmp_path / "run", stage, make_encoder())
+    os.utime(tmp_path / "texts.txt", (1, 1))
+    train(make_encoder(), stage, tmp_path / "run", seed=3)
+    assert checkpoint.is_finished(tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", [other_template, other_tokenizer, other_data])
+def test_a_finished_stage_knows_what_it_was_trained_on(change, tmp_path: Path) -> None:
+    stage = make_stage("clm", tmp_path)
+    train(make_encoder(), stage, tmp_path / "run", seed=3)
+    again = make_encoder()
+    checkpoint.load_finished(tmp_path / "run", again, stage, 3, now=origin(again, stage))
+    changed = change(tmp_path)
+    with pytest.raises(ValueError, match="begun with other contents of"):
+        checkpoint.load_finished(tmp_path / "run", changed, stage, 3, now=origin(changed, stage))
+    checkpoint.load_finished(tmp_path / "run", make_encoder(), stage, 3)  # to look at it, as `compare` does
+
+
+def test_data_of_a_finished_stage_may_be_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stage = make_stage("clm", tmp_path)
+    train(make_encoder(), stage, tmp_path / "run", seed=3)
+    (tmp_path / "texts.txt").unlink()
+    again = make_encoder()
+    checkpoint.load_finished(tmp_path / "run", again, stage, 3, now=origin(again, stage))
+    assert "data source 0 (texts) cannot be compared" in caplog.text and "no such file" in caplog.text
 
 
 # ---------------------------------------------------------------------------------------------------- lora: continue

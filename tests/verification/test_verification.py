@@ -4,6 +4,7 @@ import ast
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,6 +65,12 @@ def test_transformers_is_opened_as_the_directory_asks(tmp_path: Path, in_process
     assert row.verdict == "agrees" and "attn_implementation='eager'" in row.note
     change(tmp_path / "out" / "sentence_bert_config.json", model_args={"allow_all_kernels": False})
     assert rows(verify(tmp_path / "out", ["transformers"]))["transformers"].verdict == "differs"
+
+
+def test_sentence_transformers_says_how_long_cut_vectors_are(good: Path, in_process: None) -> None:
+    row = rows(verify(good, ["sentence-transformers"]))["sentence-transformers"]
+    assert row.verdict == "agrees"
+    assert re.search(r"`truncate_dim=16` gives vectors of length 0\.\d\d to 0\.\d\d: add `normalize_emb", row.note)
 
 
 def test_a_good_directory_agrees_in_a_fresh_process(good: Path, tmp_path: Path, monkeypatch, capsys) -> None:

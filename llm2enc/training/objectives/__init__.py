@@ -29,6 +29,7 @@ class Batch(Protocol):
 
     def describe(self) -> dict[str, str]:
         """Rows of the table before step 1."""
+        ...
 
 
 @dataclass(frozen=True)

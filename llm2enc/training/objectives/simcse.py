@@ -5,7 +5,7 @@ and LoRA dropout. If neither is active, both views are equal and there is nothin
 here, found at the first step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def collate(rows: RowBatch, stage: SimcseStage, input_format: InputFormat, seed:
         queries=torch.arange(0, 2 * count, 2),
         documents=torch.arange(1, 2 * count, 2),
         positives=torch.arange(count),
-        allowed=None,
+        allowed=_allowed(rows.rows),
         source=rows.source,
     )
 
@@ -47,6 +47,7 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
     """Gradient of InfoNCE between the views. ValueError if nothing makes them differ."""
     metrics: dict[str, Tensor] = {}
     tokens = batch.tokens.to(encoder.device)
+    allowed = None if batch.allowed is None else batch.allowed.to(encoder.device)
     *_, last = batch.partition.micro_batches(tokens.lengths, stage.micro_batch_tokens)
 
     def loss(vectors: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
                 "`attention_dropout` (LLM2Vec: 0.3), or let `lora.targets` name layers that the vectors depend on"
             )
         metrics["view_cosine"] = cosine_similarity(first, second).mean().detach()
-        return info_nce(first, second, batch.positives.to(vectors.device), stage.temperature)
+        return info_nce(first, second, batch.positives.to(vectors.device), stage.temperature, allowed)
 
     sizes = stage.micro_batch_tokens, stage.activation_tokens
     value = cached_backward(encoder, tokens, batch.partition, loss, *sizes, together=encoder.backbone.sharded)
@@ -75,3 +76,12 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
 def vectors_per_row(stage: SimcseStage) -> int:
     """The two views of a text."""
     return 2
+
+
+def _allowed(texts: Sequence[str]) -> Tensor | None:
+    """(B, B) whether the second view of one text is a negative of another: equal texts are none. None: all are."""
+    numbers = {text: number for number, text in enumerate(texts)}
+    if len(numbers) == len(texts):
+        return None
+    own = torch.tensor([numbers[text] for text in texts])
+    return own[:, None] != own[None, :]

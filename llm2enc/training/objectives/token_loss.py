@@ -5,6 +5,7 @@ Legend: B blocks, L tokens of a block, T = B x L, R predicted positions, V vocab
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class TokenBatch:
 def blocks_of(stage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
     """Batches of token blocks: every text opens with BOS (EOS if the tokenizer has none), as language models see text."""
     tokenizer = input_format.tokenizer
-    opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    opening: Any = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     prefix = [] if opening is None else [opening]
 
     def tokenize(texts: list[str]) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import sentence_transformers
 from reference import Job, answer
 from sentence_transformers import SentenceTransformer
@@ -22,7 +23,19 @@ def main() -> None:
     def ids(text: str) -> list[int]:
         return read([text])["input_ids"][0].tolist()
 
-    answer(job, sentence_transformers.__version__, embed, ids, notes=[], normalizes=True)
+    answer(job, sentence_transformers.__version__, embed, ids, notes=truncation(model, job.texts[:8]), normalizes=True)
+
+
+def truncation(model: SentenceTransformer, texts: list[str]) -> list[str]:
+    """What to add to `truncate_dim`, which cuts behind the Normalize module; nothing for a model without one."""
+    width = len(model.encode(texts[0], show_progress_bar=False))
+    if type(model[-1]).__name__ != "Normalize" or width < 2:
+        return []
+    lengths = np.linalg.norm(model.encode(texts, truncate_dim=width // 2, show_progress_bar=False), axis=1)
+    return [
+        f"`truncate_dim={width // 2}` gives vectors of length {lengths.min():.2f} to {lengths.max():.2f}: add "
+        "`normalize_embeddings=True`"
+    ]
 
 
 main()

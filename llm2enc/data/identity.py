@@ -1,0 +1,50 @@
+"""What a source holds, as a short string: whether an interrupted run goes on with the data that it was begun with."""
+
+import glob
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+
+from llm2enc.data import beir
+from llm2enc.data.docstrings.corpus import read_docstrings
+from llm2enc.data.files import matches
+from llm2enc.data.tables import reading
+from llm2enc.recipe import DataSpec, DocstringsData, FilesData, HubData
+
+_CHUNK = 2**20  # bytes
+
+
+def content_digest(spec: DataSpec) -> str:
+    """SHA-256 of what a source is read from: the bytes of its files in order, the commit on the hub, the docstrings.
+
+    Neither names nor time stamps count. DataError if the source cannot be had.
+    """
+    found = hashlib.sha256()
+    if isinstance(spec, DocstringsData):
+        found.update(repr(read_docstrings(spec.packages, spec.split)).encode())
+    elif isinstance(spec, HubData):
+        with reading(spec):
+            builder = datasets.load_dataset_builder(spec.path, spec.config, revision=spec.revision)
+        found.update(str(builder.hash).encode())
+    else:
+        with reading(spec):
+            for file in _files(spec):
+                found.update(f"{file.stat().st_size}:".encode())
+                for chunk in _chunks(file):
+                    found.update(chunk)
+    return found.hexdigest()
+
+
+def _files(spec: FilesData) -> list[Path]:
+    if beir.is_beir(spec.path):
+        return beir.files(Path(str(spec.path)), spec.split)
+    paths = [spec.path] if isinstance(spec.path, str) else spec.path
+    return [Path(glob.glob(file)[0]) for path in paths for file in matches(path)]
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
