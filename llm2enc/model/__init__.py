@@ -2,6 +2,7 @@
 
 from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone, evaluating
+from llm2enc.model.gguf_tokenizer import SPLITS
 from llm2enc.model.heads import Projection, weights_fingerprint
 from llm2enc.model.hooks import decoder_layers, emulated
 from llm2enc.model.inspection import inspect
@@ -11,26 +12,31 @@ from llm2enc.model.loading import (
     load_tokenizer,
     naming_untrusted_code,
     quiet,
-    resolve,
     skeleton,
     text_config,
     without_kernels,
 )
 from llm2enc.model.pooling import POOLERS, Pooler, pooled_edges
 from llm2enc.model.proof import TOLERANCE, Proof, installed, prove, proven, spot_check
+from llm2enc.model.sources import choices, chosen, copy_notices, is_here, resolve
 
 __all__ = [
     "POOLERS",
+    "SPLITS",
     "TOLERANCE",
     "Backbone",
     "Pooler",
     "Projection",
     "Proof",
+    "choices",
+    "chosen",
+    "copy_notices",
     "decoder_layers",
     "emulated",
     "evaluating",
     "inspect",
     "installed",
+    "is_here",
     "limits",
     "load_backbone",
     "load_config",

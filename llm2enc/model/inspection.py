@@ -12,8 +12,9 @@ from llm2enc.errors import CannotConvert, InputError
 from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone
 from llm2enc.model.families import causal_by_config, config_notes, families, text_config
-from llm2enc.model.loading import resolve
+from llm2enc.model.layers import cut
 from llm2enc.model.proof_record import Route
+from llm2enc.model.sources import resolve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,12 +79,14 @@ class Inspection:
         return json.loads(json.dumps(asdict(self)))
 
 
-def inspect(name: str | Path, revision: str | None = None) -> Inspection:
-    """The inspection of a hub id, a directory, a config.json or `pocket`.
+def inspect(name: str | Path, revision: str | None = None, layers: int | None = None) -> Inspection:
+    """The inspection of a hub id, a directory, a config.json, a GGUF file, a package with a model or `pocket`.
+
+    layers  to keep, as `model.layers`
 
     raises  ValueError if there is no usable configuration
     """
-    config = _config(str(name), revision)
+    config = cut(_config(str(name), revision), layers)
     known = families().get(config.model_type)
     decoder, parameters, fault = _outline(config)
     if known is None:
@@ -140,7 +143,7 @@ def _config(name: str, revision: str | None) -> "PretrainedConfig":
 
 
 def _fields(name: str, revision: str | None) -> dict[str, Any]:
-    path = Path(resolve(name))
+    path = Path(resolve(name, revision, weights=False))
     path = path / "config.json" if path.is_dir() else path
     if not path.is_file():
         path = _from_hub(name, revision)

@@ -14,6 +14,8 @@ from llm2enc.errors import CannotConvert, InputError, explained
 from llm2enc.model import attention, limits
 from llm2enc.model.backbone import Backbone
 from llm2enc.model.families import causal_by_config, text_config, unsupported_reason
+from llm2enc.model.layers import cut
+from llm2enc.model.sources import chosen, resolve
 from llm2enc.recipe import ModelSpec
 
 if TYPE_CHECKING:
@@ -24,9 +26,10 @@ _BAD_FILES = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassEr
 _REMEDY = "give a causal language model whose files are whole, with weights in safetensors"
 
 
-def resolve(name: str) -> str:
-    """The directory of the packaged model for `pocket`; every other name as it is."""
-    return str(Path(__file__).parent.parent / "pocket") if name == "pocket" else name
+def _folder(spec: ModelSpec, weights: bool = False) -> str:
+    """What transformers opens for a spec."""
+    found = chosen(spec)
+    return resolve(found.source, found.revision, weights)
 
 
 def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
@@ -36,8 +39,8 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    folder = resolve(spec.name)
-    with naming_untrusted_code(spec.name):
+    folder = _folder(spec)
+    with naming_untrusted_code(spec.source):
         try:
             return AutoTokenizer.from_pretrained(
                 folder, revision=spec.revision, trust_remote_code=spec.trust_remote_code
@@ -52,14 +55,16 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
 
 
 def load_config(spec: ModelSpec) -> "PretrainedConfig":
-    """The model's configuration. ValueError if it brings code of its own and the recipe does not trust it."""
+    """The model's configuration, of the layers that are kept.
+
+    raises  ValueError if it brings code of its own and the recipe does not trust it, or cannot be cut
+    """
     from transformers import AutoConfig
 
-    with naming_untrusted_code(spec.name):
-        config = AutoConfig.from_pretrained(
-            resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
-    return without_kernels(config)
+    folder = _folder(spec)
+    with naming_untrusted_code(spec.source):
+        config = AutoConfig.from_pretrained(folder, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        return cut(without_kernels(config), spec.layers, spec.trust_remote_code)
 
 
 @contextmanager
@@ -106,14 +111,14 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
     limits.check_lengths(text_config(config), lengths or {})
     attention.register()
     kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
-    with explained(spec.name, _REMEDY, (ValueError, SafetensorError)):
+    with explained(spec.source, _REMEDY, (ValueError, SafetensorError)):
         if spec.weights == "random":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 model = AutoModelForCausalLM.from_config(config, **kwargs)
         else:
             model = AutoModelForCausalLM.from_pretrained(
-                resolve(spec.name), config=config, revision=spec.revision, use_safetensors=True, **kwargs
+                _folder(spec, weights=True), config=config, revision=spec.revision, use_safetensors=True, **kwargs
             )
     return Backbone(model, bidirectional=spec.attention == "bidirectional")
 
@@ -123,7 +128,7 @@ def skeleton(spec: ModelSpec) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     config = load_config(spec)
-    with explained(spec.name, _REMEDY), torch.device("meta"):
+    with explained(spec.source, _REMEDY), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, spec.dtype), trust_remote_code=spec.trust_remote_code
         )

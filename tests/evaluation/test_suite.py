@@ -18,13 +18,13 @@ from llm2enc.evaluation import (
     RetrievalTask,
     StsTask,
     Task,
-    default_cache,
     draws,
     interval,
     score,
 )
 from llm2enc.evaluation import cache as module
 from llm2enc.evaluation.suite import Result, digest, means, measure, outcome_from_json, outcome_to_json, write_summary
+from llm2enc.storage import default_cache
 from tests.support import jobs
 from tests.support.builders import INPUT, make_encoder, sentences
 
