@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from llm2enc.errors import InputError
+from llm2enc.errors import InputError, explained
 from llm2enc.model.families import text_config
 from llm2enc.model.hooks import decoder_layers
 
@@ -43,7 +43,8 @@ def cut(config: "PretrainedConfig", layers: int | None, trust_remote_code: bool 
         if isinstance(value, list | tuple) and len(value) == depth and not name.endswith("_token_id"):
             setattr(text_config(smaller), name, value[:layers])
     text_config(smaller).num_hidden_layers = layers
-    _check(*(_outline(one, trust_remote_code) for one in (config, smaller)), depth, layers, family)
+    with explained(f"`model.layers: {layers}` of {family}", "leave `layers` out"):
+        _check(*(_outline(one, trust_remote_code) for one in (config, smaller)), depth, layers, family)
     return smaller
 
 
@@ -69,10 +70,11 @@ def _check(whole: nn.Module, first: nn.Module, depth: int, layers: int, family: 
 
 
 def _alike(one: nn.Module, other: nn.Module, counts: tuple[int, int]) -> bool:
-    """Whether two modules have one class, equal shapes and equal plain values; either may note its number of layers."""
+    """Whether two modules have one class, equal shapes, and all plain values of the other are the one's as well.
+
+    The other may lack what the one has for kinds of layers that are gone, and each may note its own number of layers.
+    """
     shapes = [{name: p.shape for name, p in module.named_parameters(recurse=False)} for module in (one, other)]
-    values = [
-        {key: value for key, value in vars(module).items() if isinstance(value, _PLAIN)} for module in (one, other)
-    ]
-    pairs = [(values[0].get(key), values[1].get(key)) for key in values[0].keys() | values[1].keys()]
+    plain = {key: value for key, value in vars(other).items() if isinstance(value, _PLAIN)}
+    pairs = [(vars(one).get(key, ...), value) for key, value in plain.items()]
     return type(one) is type(other) and shapes[0] == shapes[1] and all(a == b or (a, b) == counts for a, b in pairs)

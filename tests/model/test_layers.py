@@ -28,7 +28,7 @@ FAMILIES = {
     "mixtral": {},
     "gpt_oss": WINDOWS,
     "gpt_neox": {},
-    "smollm3": {**WINDOWS, "no_rope_layers": [1, 0, 1, 0]},
+    "smollm3": {"no_rope_layers": [1, 0, 1, 0], "layer_types": ["full_attention"] * 4},
     "opt": {},
 }
 
@@ -84,11 +84,11 @@ def test_every_list_of_one_entry_a_layer_is_cut() -> None:
             2,
             "the last 2 layers of gemma3n_text read keys and values of layers before",
         ),
-        (lambda: tiny_config("zamba"), 2, "zamba"),
+        (lambda: tiny_config("zamba"), 2, "zamba cannot be used"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_by_name(config, layers: int, said: str) -> None:
-    with pytest.raises(InputError, match=f"`model.layers: {layers}`: .*{said}"):
+    with pytest.raises(InputError, match=f"`model.layers: {layers}`.* {said}"):
         cut(config(), layers)
 
 
