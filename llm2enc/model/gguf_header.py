@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llm2enc.errors import explained
+from llm2enc.errors import InputError, explained
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -42,17 +42,17 @@ class Header:
 def read_header(path: Path) -> Header:
     """The header of a file. InputError if it is no GGUF file, or damaged."""
     with (
-        explained(str(path), "give a whole GGUF file of version 2 or 3", (ValueError, struct.error)),
+        explained(str(path), "give a whole GGUF file of version 2 or 3", (ValueError, KeyError, struct.error)),
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
-        return _parse(_Cursor(data))
+        return _parse(_Cursor(data), path)
 
 
-def _parse(cursor: "_Cursor") -> Header:
+def _parse(cursor: "_Cursor", path: Path) -> Header:
     magic, version = cursor.take("4s"), cursor.take("I")
     if magic != b"GGUF" or version not in (2, 3):
-        raise ValueError(f"it begins with {magic!r} and version {version}")
+        raise InputError(f"{path} is no GGUF file of version 2 or 3: it begins with {magic!r} and {version}")
     count, keys = cursor.take("Q"), cursor.take("Q")
     metadata = {}
     for _ in range(keys):
@@ -91,10 +91,5 @@ class _Cursor:
             inner, count = self.take("I"), self.take("Q")
             if inner == _STRING:
                 return [self.text() for _ in range(count)]
-            return list(self.many(f"{count}{self._scalar(inner)}"))
-        return self.take(self._scalar(kind))
-
-    def _scalar(self, kind: int) -> str:
-        if kind not in _SCALARS:
-            raise ValueError(f"byte {self.place} names type {kind}, which the format does not have here")
-        return _SCALARS[kind]
+            return list(self.many(f"{count}{_SCALARS[inner]}"))
+        return self.take(_SCALARS[kind])

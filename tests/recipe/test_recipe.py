@@ -61,6 +61,7 @@ ECHO = ("<bos>Instruct:I,\nQuery:T\nQuery again:{T}{<eos>}", "<bos>Document:T\nD
 TEMPLATES = {
     "echo-mistral-7b": ECHO,
     "gemma-2-9b": GEMMA,
+    "gemma-3-270m": ("{<bos>}{I}{: }{T}", "{<bos>}{T}"),
     "llama-2-7b": INST,
     "llama-3-8b": (HEADER + "I;{ }{T}{<|eot_id|>}", HEADER + "{T}{<|eot_id|>}"),
     "llm2vec": ("<bos?>I;{ }{T}{<eos?>}", "<bos?>{T}{<eos?>}"),
@@ -71,6 +72,7 @@ TEMPLATES = {
     "qwen3-0.6b": QWEN,
     "qwen3-8b": QWEN,
     "sheared-llama-1.3b": ("<bos>I;{ }{T}", "<bos>{T}"),
+    "smollm2-135m": ("{I}{: }{T}", "{T}"),
 }
 
 
