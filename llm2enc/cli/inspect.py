@@ -11,14 +11,17 @@ from llm2enc.terminal import table
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Hub id, directory, config.json or `pocket`.")],
+    model: Annotated[
+        str, typer.Argument(help="Hub id, directory, GGUF file, package with a model, config.json or `pocket`.")
+    ],
+    layers: Annotated[int | None, typer.Option(min=1, help="Keep the first N layers, as `model.layers` does.")] = None,
     as_json: Json = False,
 ) -> None:
     """Say whether a model can be made bidirectional. It goes layer by layer and loads no weights."""
     quiet()
     from llm2enc.model import inspect as look
 
-    found = look(model)
+    found = look(model, layers=layers)
     if as_json:
         print(json.dumps(found.to_json()))
     else:

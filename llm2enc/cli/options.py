@@ -9,7 +9,9 @@ from llm2enc.cli.messages import say
 from llm2enc.errors import InputError
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the recipe.")]
-Model = Annotated[str | None, typer.Option(help="Hub id, directory or `pocket`, instead of the recipe's model.")]
+Model = Annotated[
+    str | None, typer.Option(help="Hub id, directory, GGUF file, package or `pocket`, instead of the recipe's model.")
+]
 Data = Annotated[str | None, typer.Option(help="Pairs to train on instead of the recipe's: file, folder or hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Push = Annotated[str | None, typer.Option("--push", metavar="USER/NAME", help="Send the directory to the hub.")]
@@ -24,7 +26,7 @@ def check_choice(option: str, given: str, known: tuple[str, ...]) -> None:
 
 def cache(off: bool) -> Path | None:
     """The folder of vectors, unless it is switched off."""
-    from llm2enc.evaluation import default_cache
+    from llm2enc.storage import default_cache
 
     return None if off else default_cache() / "vectors"
 

@@ -28,7 +28,7 @@ def recipes(
             "--model, --data and --set change one recipe; say which: llm2enc recipes NAME --set PATH=VALUE"
         )
     rows = [
-        (recipe.name, recipe.model.name, " -> ".join(stage.objective for stage in recipe.stages), recipe.description)
+        (recipe.name, recipe.model.source, " -> ".join(stage.objective for stage in recipe.stages), recipe.description)
         for recipe in map(load_recipe, recipe_names())
     ]
     Console().print(table(("recipe", "model", "stages", "what it does"), rows))

@@ -23,7 +23,7 @@ from llm2enc.conversion import run_directory
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
 from llm2enc.evaluation import baselines, evaluate
-from llm2enc.model import limits, load_config, load_tokenizer, text_config
+from llm2enc.model import choices, chosen, copy_notices, limits, load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.storage import add_path_to_oserror, recover, remove_stale, replace_text
 from llm2enc.text import for_tokenizer, plain_marks, surrounding
@@ -66,7 +66,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         distributed.abort_with_peers("Finished stages and the last checkpoint are kept: go on with --resume"),
         add_path_to_oserror(out),
     ):
-        recipe = _for_tokenizer(recipe)
+        recipe = _for_tokenizer(_from_one_source(recipe, out, resume))
         with run_directory.opened(recipe, out, resume, overwrite):
             # A model that cannot be converted is refused before anything is written.
             encoder = Encoder.from_recipe(recipe)
@@ -79,11 +79,22 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
                     _tidy(recipe, out)
 
 
+def _from_one_source(recipe: Recipe, out: Path, resume: bool) -> Recipe:
+    """The recipe with the one source that its model comes from: the one that a resumed run began with."""
+    model = None
+    if distributed.is_main():
+        begun = out / run_directory.RECIPE
+        model = load_recipe(str(begun)).model if resume and begun.is_file() else None
+        if model not in choices(recipe.model):
+            model = chosen(recipe.model)  # pyright: ignore[reportArgumentType]
+    return recipe.model_copy(update={"model": distributed.broadcast(model)})
+
+
 def _for_tokenizer(recipe: Recipe) -> Recipe:
     """The recipe with the templates that its model's tokenizer reads; what that reads otherwise than it looks is said."""
     tokenizer = load_tokenizer(recipe.model)
     for mark, places in plain_marks(recipe.input, tokenizer).items():
-        _log.info("%s in %s is no token of %s: it is read as plain text", mark, ", ".join(places), recipe.model.name)
+        _log.info("%s in %s is no token of %s: it is read as plain text", mark, ", ".join(places), recipe.model.source)
     return recipe.model_copy(update={"input": for_tokenizer(recipe.input, tokenizer)})
 
 
@@ -111,6 +122,7 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
         already = _is_exported(out / "model", encoder, history.rows)
         if not already:  # otherwise its other formats would be lost
             encoder.save(out / "model", recipe=recipe, history=history.rows)
+        copy_notices(recipe.model, out / "model")
         parity = verify(out / "model", AT_THE_END_OF_A_CONVERSION, encoder).rows
     distributed.barrier()
     return Result(out, encoder, history.rows, parity, scores, already)

@@ -2,7 +2,7 @@
 
 from llm2enc.evaluation import benchmark, cost, suite
 from llm2enc.evaluation.bootstrap import Interval, difference, draws, interval, mean_interval
-from llm2enc.evaluation.cache import CachedEncoder, default_cache
+from llm2enc.evaluation.cache import CachedEncoder
 from llm2enc.evaluation.docstrings import docstring_tasks
 from llm2enc.evaluation.folders import find_tasks, read_task
 from llm2enc.evaluation.metrics import Vectors, cosine, cosines
@@ -54,7 +54,6 @@ __all__ = [
     "cosine",
     "cosines",
     "cost",
-    "default_cache",
     "difference",
     "docstring_tasks",
     "draws",

@@ -24,12 +24,6 @@ BLOCK = 2048  # texts encoded and written at a time: what an interruption can lo
 _log = logging.getLogger(__name__)
 
 
-def default_cache() -> Path:
-    """Where vectors are kept: $LLM2ENC_CACHE, else `llm2enc` in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LLM2ENC_CACHE") or Path(home) / "llm2enc")
-
-
 class CachedEncoder:
     """An encoder that looks its vectors up first. It is a `TextEncoder`."""
 

@@ -64,6 +64,11 @@ def unsupported_reason(run: Path) -> str:
             f"{run} trained a {recipe.head.kind} head behind the pooling, which is no part of a LoRA adapter; share the "
             "exported directory"
         )
+    if recipe.model.layers is not None:
+        return (
+            f"{run} keeps the first {recipe.model.layers} layers of its model, and an adapter would be loaded onto all of "
+            "them; share the exported directory"
+        )
     if recipe.model.weights == "random":
         return f"{run} started from random weights, which nobody can load an adapter onto; share the model itself"
     folders = _folders(run, recipe)
@@ -98,7 +103,7 @@ def write(run: Path, folder: Path) -> list[Path]:
     names = _names(recipe)
     unknown = sorted({module for module, _ in tensors} - names.decoder)
     if unknown:
-        raise InputError(f"{run}: the base model {recipe.model.name} has no modules {unknown[:3]}; it has changed")
+        raise InputError(f"{run}: the base model {recipe.model.source} has no modules {unknown[:3]}; it has changed")
     metadata = _metadata(recipe, folders, rank=len(next(iter(tensors.values()))[0]))
     metadata["bidirectional_base"] = names.bidirectional
     files = _write_adapter(folder / DECODER, tensors, names.decoder, "", metadata | {"inside": names.inside})

@@ -3,6 +3,7 @@
 from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone, evaluating
 from llm2enc.model.families import is_bidirectional, with_common_direction
+from llm2enc.model.gguf_tokenizer import SPLITS
 from llm2enc.model.heads import Projection, weights_fingerprint
 from llm2enc.model.hooks import decoder_layers, emulated
 from llm2enc.model.inspection import inspect
@@ -12,18 +13,19 @@ from llm2enc.model.loading import (
     load_tokenizer,
     naming_untrusted_code,
     quiet,
-    resolve,
     skeleton,
     text_config,
     without_kernels,
 )
 from llm2enc.model.pooling import POOLERS, Pooler, pooled_edges
 from llm2enc.model.proof import TOLERANCE, Proof, installed, prove, proven, spot_check
+from llm2enc.model.sources import choices, chosen, copy_notices, is_here, resolve
 from llm2enc.model.vocabulary import check_config, with_rows
 from llm2enc.model.weights import check_tensors, load_model, tensor_shapes
 
 __all__ = [
     "POOLERS",
+    "SPLITS",
     "TOLERANCE",
     "Backbone",
     "Pooler",
@@ -31,12 +33,16 @@ __all__ = [
     "Proof",
     "check_config",
     "check_tensors",
+    "choices",
+    "chosen",
+    "copy_notices",
     "decoder_layers",
     "emulated",
     "evaluating",
     "inspect",
     "installed",
     "is_bidirectional",
+    "is_here",
     "limits",
     "load_backbone",
     "load_config",

@@ -27,7 +27,10 @@ def lora_config(spec: LoraSpec, decoder: nn.Module) -> "LoraConfig":
 
     targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
     alpha: Any = spec.alpha  # PEFT says int, and takes any number
-    config = LoraConfig(r=spec.r, lora_alpha=alpha, lora_dropout=spec.dropout, target_modules=targets)
+    config = LoraConfig(
+        r=spec.r, lora_alpha=alpha, lora_dropout=spec.dropout, target_modules=targets,
+        use_dora=spec.dora, use_rslora=spec.rslora,
+    )  # fmt: skip
     if isinstance(targets, list):  # PEFT is content if one of them matches
         names = [f".{name}" for name, _ in decoder.named_modules()]
         unknown = [target for target in targets if not any(name.endswith(f".{target}") for name in names)]

@@ -211,7 +211,10 @@ class Backbone(nn.Module):
             # PEFT puts its layers into the decoder itself; keeping its wrapper out of our modules keeps names clean.
             self._peft = [get_peft_model(self.decoder, config)]
         for layer in self._lora_layers():
-            if isinstance(layer.get_base_layer(), nn.Linear):
+            if spec.dora:
+                with _in_float32(layer):  # lengths that were measured in 16 bits would change the model at once
+                    layer.lora_variant[ADAPTER].init(layer, ADAPTER)
+            elif isinstance(layer.get_base_layer(), nn.Linear):
                 layer.forward = partial(_lora_linear, layer)
         self.train(self.training)  # PEFT's new layers come in training mode, their dropout included
 
@@ -242,10 +245,9 @@ class Backbone(nn.Module):
     def merge_lora(self) -> None:
         """Add the adapter to the weights under it, in float32, and remove it."""
         for layer in self._lora_layers():
-            weight = layer.get_base_layer().weight
             # One rounding, at the end: merged in bfloat16, a delta below 2**-9 of the weight would vanish.
-            merged = weight.data.float() + layer.get_delta_weight(ADAPTER).float()
-            weight.data = merged.to(weight.dtype)
+            with _in_float32(layer), torch.no_grad():
+                layer.merge(adapter_names=[ADAPTER])
         self._peft.pop().unload()
 
     def save_adapter(self, folder: Path) -> None:
@@ -412,6 +414,16 @@ def _lora_linear(layer: nn.Module, inputs: Tensor) -> Tensor:
     wide = output if autocast else output.to(low.dtype)
     total = torch.addmm(wide.flatten(0, -2), low.flatten(0, -2), factor_b.weight.T, alpha=layer.scaling[ADAPTER])
     return total.view_as(output).to(output.dtype)
+
+
+@contextmanager
+def _in_float32(layer: nn.Module) -> Iterator[None]:
+    """The weight under an adapter in float32, and in its own type afterwards."""
+    weight = layer.get_base_layer().weight
+    dtype = weight.dtype
+    weight.data = weight.data.float()
+    yield
+    weight.data = weight.data.to(dtype)
 
 
 def digest(state: dict[str, Tensor]) -> str:

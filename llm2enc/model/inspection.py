@@ -12,9 +12,10 @@ from llm2enc.errors import CannotConvert, InputError
 from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone
 from llm2enc.model.families import causal_by_config, config_notes, families, text_config, with_common_direction
-from llm2enc.model.loading import resolve
+from llm2enc.model.layers import cut
 from llm2enc.model.proof_record import Route
 from llm2enc.model.quantized import quantization, quantized_reason
+from llm2enc.model.sources import resolve
 from llm2enc.model.weights import check_no_adapter
 
 if TYPE_CHECKING:
@@ -80,13 +81,15 @@ class Inspection:
         return json.loads(json.dumps(asdict(self)))
 
 
-def inspect(name: str | Path, revision: str | None = None) -> Inspection:
-    """The inspection of a hub id, a directory, a config.json or `pocket`.
+def inspect(name: str | Path, revision: str | None = None, layers: int | None = None) -> Inspection:
+    """The inspection of a hub id, a directory, a config.json, a GGUF file, a package with a model or `pocket`.
+
+    layers  to keep, as `model.layers`
 
     raises  ValueError if there is no usable configuration
     """
     fields = _fields(str(name), revision)
-    config, quantized = _config(str(name), fields), quantization(fields)
+    config, quantized = cut(_config(str(name), fields), layers), quantization(fields)
     known = families().get(config.model_type)
     decoder, parameters, fault = _outline(config)
     if known is None:
@@ -146,7 +149,7 @@ def _config(name: str, fields: dict[str, Any]) -> "PretrainedConfig":
 
 
 def _fields(name: str, revision: str | None) -> dict[str, Any]:
-    path = Path(resolve(name))
+    path = Path(resolve(name, revision, weights=False))
     if path.is_dir():
         check_no_adapter(str(path))
     path = path / "config.json" if path.is_dir() else path

@@ -20,7 +20,9 @@ from llm2enc.model.families import (
     unsupported_reason,
     with_common_direction,
 )
+from llm2enc.model.layers import cut
 from llm2enc.model.quantized import quantization, quantized_reason
+from llm2enc.model.sources import chosen, resolve
 from llm2enc.model.vocabulary import check_config, with_rows
 from llm2enc.model.weights import check_no_adapter, find_file, load_model
 from llm2enc.recipe import ModelSpec
@@ -33,9 +35,10 @@ _BAD_FILES = (ValueError, TypeError, KeyError, AttributeError, StrictDataclassEr
 _REMEDY = "give a causal language model whose files are whole, with weights in safetensors"
 
 
-def resolve(name: str) -> str:
-    """The directory of the packaged model for `pocket`; every other name as it is."""
-    return str(Path(__file__).parent.parent / "pocket") if name == "pocket" else name
+def _folder(spec: ModelSpec, weights: bool = False) -> str:
+    """What transformers opens for a spec."""
+    found = chosen(spec)
+    return resolve(found.source, found.revision, weights)
 
 
 def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
@@ -46,9 +49,9 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    folder = resolve(spec.name)
+    folder = _folder(spec)
     check_no_adapter(folder, spec.revision)
-    with naming_untrusted_code(spec.name):
+    with naming_untrusted_code(spec.source):
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, revision=spec.revision, trust_remote_code=spec.trust_remote_code
@@ -66,22 +69,23 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
 
 
 def load_config(spec: ModelSpec) -> "PretrainedConfig":
-    """The model's configuration, its direction and window said as every family says them.
+    """The model's configuration, of the layers that are kept, its direction and window said as every family says them.
 
-    raises  ValueError if it brings code of its own and the recipe does not trust it, or for an adapter in its place;
+    raises  ValueError if it brings code of its own and the recipe does not trust it, cannot be cut, or is an adapter;
             CannotConvert if its weights are quantised
     """
     from transformers import AutoConfig
 
-    check_no_adapter(resolve(spec.name), spec.revision)
-    with naming_untrusted_code(spec.name):
-        config = AutoConfig.from_pretrained(
-            resolve(spec.name), revision=spec.revision, trust_remote_code=spec.trust_remote_code
-        )
+    folder = _folder(spec)
+    check_no_adapter(folder, spec.revision)
+    with naming_untrusted_code(spec.source):
+        config = AutoConfig.from_pretrained(folder, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     how = quantization(config.to_dict())
     if how:
-        raise CannotConvert(f"{spec.name} cannot be a base: {quantized_reason(spec.name, how)}")
-    return with_common_direction(without_kernels(config))
+        raise CannotConvert(f"{spec.source} cannot be a base: {quantized_reason(spec.source, how)}")
+    config = with_common_direction(without_kernels(config))
+    with naming_untrusted_code(spec.source):
+        return cut(config, spec.layers, spec.trust_remote_code)
 
 
 @contextmanager
@@ -135,13 +139,13 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
     check_config(text_config(config), spec.name)
     attention.register()
     kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
-    with explained(spec.name, _REMEDY, (ValueError, SafetensorError)):
+    with explained(spec.source, _REMEDY, (ValueError, SafetensorError)):
         if spec.weights == "random":
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 model = AutoModelForCausalLM.from_config(config, **kwargs)
         else:
-            model = load_model(AutoModelForCausalLM, resolve(spec.name), config, spec.revision, **kwargs)
+            model = load_model(AutoModelForCausalLM, _folder(spec, weights=True), config, spec.revision, **kwargs)
     return Backbone(model, bidirectional=spec.attention == "bidirectional")
 
 
@@ -150,7 +154,7 @@ def skeleton(spec: ModelSpec) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     config = load_config(spec)
-    with explained(spec.name, _REMEDY), torch.device("meta"):
+    with explained(spec.source, _REMEDY), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, spec.dtype), trust_remote_code=spec.trust_remote_code
         )

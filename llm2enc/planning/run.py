@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.model import Backbone, Projection, load_tokenizer, skeleton
+from llm2enc.model import Backbone, Projection, chosen, is_here, load_tokenizer, skeleton
 from llm2enc.planning import workload as workloads
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, FakeProfiler
@@ -111,6 +111,7 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     measured  folder of a run of this recipe on one such device: its tokens per second count instead of `share`
     raises    ValueError if the configuration cannot be had, or nothing was measured there
     """
+    recipe = recipe.model_copy(update={"model": chosen(recipe.model)})  # pyright: ignore[reportArgumentType]
     model = _skeleton(recipe)  # without a configuration there is no use in looking for a tokenizer
     input_format, note = _input_format(recipe)
     notes = [text for text in (devices.note, note) if text]
@@ -120,13 +121,13 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
         stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
     encoder = _encoder(recipe, Backbone(model, recipe.model.attention == "bidirectional"))
-    here = recipe.model.weights == "random" or recipe.model.name == "pocket" or Path(recipe.model.name).exists()
+    here = recipe.model.weights == "random" or is_here(recipe.model.source)
     exported = _bytes(encoder.backbone.decoder) + (_bytes(encoder.head) if encoder.head else 0)
     download = 0 if here else _bytes(model)
     checkpoints = max((2 * stage.checkpoint for stage in stages), default=0)
     return Plan(
         recipe=recipe.name,
-        model=recipe.model.name,
+        model=recipe.model.source,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         devices=devices,
         stages=tuple(stages),
@@ -273,8 +274,8 @@ def _skeleton(recipe: Recipe):
     except OSError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"no config.json for {recipe.model.name!r}: only that file is needed to plan, no weights. Give a directory with "
-            f"it, or the file itself: --set model.name=path/to/config.json ({reason})"
+            f"no config.json for {recipe.model.source!r}: only that file is needed to plan, no weights. Give a directory "
+            f"with it, or the file itself: --set model.name=path/to/config.json ({reason})"
         ) from None
 
 

@@ -15,7 +15,8 @@ _TABLES = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet"}
 def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, Any]:
     """The fields of the recipe with another model, other data, or both, named and described after them.
 
-    model   hub id, directory or `pocket`; revision and trust belong to the former model and go with it
+    model   hub id, directory, GGUF file, package or `pocket`; all but attention and dtype belonged to the former model and
+            goes with it
     data    what every stage trains on, see `sources_of`: pairs, and their queries and positives where a stage reads texts.
             The named prompts are the tasks of the former data and go with it; evaluation stays as it is
     raises  RecipeError for a folder without tables, and for texts where a stage needs pairs
@@ -23,7 +24,8 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
     fields = recipe.model_dump(mode="json")
     said = f"recipe {recipe.name}"
     if model is not None:
-        fields["model"] |= {"name": model, "revision": None, "trust_remote_code": False}
+        own = dict.fromkeys(("package", "gguf", "revision", "layers"))
+        fields["model"] |= {"name": model, "trust_remote_code": False, **own}
         fields["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{recipe.name}-{Path(model).name}")[:100]
         said += f", model {model}"
     if data is not None:

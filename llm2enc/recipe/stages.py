@@ -16,6 +16,10 @@ class LoraSpec(Strict):
     dropout: Rate = 0.05
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """`all-linear` or module names such as `q_proj`; a name that matches nothing is an error."""
+    dora: bool = False
+    """DoRA (arXiv 2402.09353): the length of every row of a weight is trained beside its direction."""
+    rslora: bool = False
+    """rsLoRA (arXiv 2312.03732): the adapter counts alpha / sqrt(r) instead of alpha / r."""
 
 
 def _no_scale(value: float) -> float:

@@ -17,6 +17,7 @@ from llm2enc.storage.atomic import (
     temp_path,
     unpacked_lines,
 )
+from llm2enc.storage.cache import default_cache
 from llm2enc.storage.directory import atomic_directory, recover
 from llm2enc.storage.lock import file_lock, owner
 from llm2enc.storage.secrets import redacted, secrets_in
@@ -27,6 +28,7 @@ __all__ = [
     "atomic_directory",
     "check_name",
     "check_room",
+    "default_cache",
     "file_lock",
     "owner",
     "recover",

@@ -17,22 +17,23 @@ _WAIT = 0.1  # seconds: a second look at a file that its holder is just removing
 
 
 @contextmanager
-def file_lock(path: Path, what: Path, token: str = "") -> Iterator[None]:
+def file_lock(path: Path, what: Path, token: str = "", patience: float = _WAIT) -> Iterator[None]:
     """Hold the lock file `path`, which is gone in the end; `PATH.soft` too where the file system has no locks.
 
-    token   what `owner` tells others about the holder, beside process and machine
-    raises  Locked, which names `what`, if another process that lives holds it
+    token     what `owner` tells others about the holder, beside process and machine
+    patience  seconds to wait for another process that holds it
+    raises    Locked, which names `what`, if that still holds it then, and lives
     """
-    lock, remedy = UnixFileLock(path, _WAIT, fallback_to_soft=False), ""
+    lock, remedy = UnixFileLock(path, fallback_to_soft=False), ""
     try:
         try:
-            lock.acquire()
+            lock.acquire(timeout=patience)
         except (OSError, NotImplementedError) as error:  # filelock's own fallback knows ENOSYS only
             if getattr(error, "errno", errno.ENOSYS) not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            lock = SoftFileLock(f"{path}.soft", _WAIT)
+            lock = SoftFileLock(f"{path}.soft")
             remedy = f". If that is no longer running, delete {path}.soft: this file system has no locks"
-            lock.acquire()
+            lock.acquire(timeout=patience)
     except Timeout:
         holder = owner(path)
         who = f"process {holder['pid']} on {holder['host']}" if holder else "another process"

@@ -1,10 +1,12 @@
 """Texts as tokens: packed rows of several texts, and the templates that make them."""
 
 from llm2enc.text.own_tokens import for_tokenizer, plain_marks, surrounding
+from llm2enc.text.probes import PROBES
 from llm2enc.text.template import InputFormat
 from llm2enc.text.tokens import Tokens, concatenate, micro_batches
 
 __all__ = [
+    "PROBES",
     "InputFormat",
     "Tokens",
     "concatenate",

@@ -22,8 +22,8 @@ import numpy as np
 from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotConvert, InputError
 from llm2enc.evaluation import open_encoder
+from llm2enc.text import PROBES
 from llm2enc.verification.probe import MOVED, PADDING, TEXT, Probe
-from llm2enc.verification.probe_texts import TEXTS
 from llm2enc.verification.run import engine_rules
 
 Level = Literal["fine", "mind", "problem", "unknown"]
@@ -203,7 +203,7 @@ def _padding(probe: Probe) -> Iterator[Check]:
 
 def _batches(model: Any) -> Check:
     """Does a vector depend on the texts beside it, or their order?"""
-    texts = list(TEXTS.values())
+    texts = list(PROBES.values())
     alone = np.stack([_encode(model, [text])[0] for text in texts])
     together = {
         "a batch of all": _encode(model, texts),
@@ -214,7 +214,7 @@ def _batches(model: Any) -> Check:
     far = {}
     for name, vectors in together.items():
         shift = np.linalg.norm(vectors - alone, axis=1) / np.linalg.norm(alone, axis=1).clip(1e-12)
-        far[name] = (float(shift.max()), list(TEXTS)[int(shift.argmax())])
+        far[name] = (float(shift.max()), list(PROBES)[int(shift.argmax())])
     bad = {name: found for name, found in far.items() if found[0] > SAME}
     if not bad:
         largest = max(found[0] for found in far.values())
@@ -225,7 +225,7 @@ def _batches(model: Any) -> Check:
 
 
 def _lengths(model: Any) -> Check:
-    lengths = np.linalg.norm(_encode(model, list(TEXTS.values())), axis=1)
+    lengths = np.linalg.norm(_encode(model, list(PROBES.values())), axis=1)
     if abs(lengths - 1).max() <= SAME:
         return Check("length", "fine", "vectors have length 1: dot product and cosine are the same")
     seen = f"vectors are {lengths.min():.3g} to {lengths.max():.3g} long; its similarity is {model.similarity_fn_name}"

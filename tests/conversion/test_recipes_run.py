@@ -27,6 +27,8 @@ FAMILIES = {
     "qwen3-0.6b": "qwen3",
     "qwen3-8b": "qwen3",
     "gemma-2-9b": "gemma2",
+    "gemma-3-270m": "gemma3_text",
+    "smollm2-135m": "llama",
     "echo-mistral-7b": "mistral",
     "pocket": "llama",
     "pocket-echo": "llama",

@@ -18,7 +18,6 @@ from llm2enc.evaluation import (
     StsTask,
     Task,
     TaskResult,
-    default_cache,
     draws,
     interval,
     score,
@@ -33,6 +32,7 @@ from llm2enc.evaluation.suite import (
     result_to_json,
     write_summary,
 )
+from llm2enc.storage import default_cache
 from tests.support import jobs
 from tests.support.builders import INPUT, make_encoder, sentences
 

@@ -314,3 +314,12 @@ def test_the_readme_says_how_to_open_it_and_a_hub_id_is_named(tmp_path: Path) ->
     assert "is_causal" not in both and "stays bidirectional; nothing has to be switched" in both
     text = adapter._readme(adapter.CAUSAL_LM, metadata)
     assert "base_model: someone/llama-1b" in text and "is_causal" not in text and "AutoModelForCausalLM" in text
+
+
+def test_an_adapter_of_the_first_layers_is_refused(tmp_path: Path) -> None:
+    stage = {"objective": "simcse", "data": [{"kind": "docstrings"}], "steps": 1, "batch_size": 2, "lr": 1e-4}
+    text = [{"slot": "text", "pool": True}]
+    fields = {"name": "run", "pooling": "mean", "input": {"query": text, "document": text}, "stages": [stage]}
+    recipe = load_recipe({**fields, "model": {"name": "pocket", "layers": 2}})
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert "keeps the first 2 layers of its model" in adapter.unsupported_reason(tmp_path)

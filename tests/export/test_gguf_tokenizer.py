@@ -17,7 +17,7 @@ from tests.support.builders import sentences
 
 def byte_level(name: str) -> Tokenizer:
     """A trained byte-level tokenizer that cuts texts as `name` stands for."""
-    expressions = {pre: (expression, skips) for (expression, skips), pre in vocabulary._SPLITS.items()}
+    expressions = {pre: (expression, skips) for (expression, skips), pre in vocabulary.SPLITS.items()}
     expression, skips = expressions.get(name, ("", False))
     tokenizer = Tokenizer(models.BPE(ignore_merges=skips))
     last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not expression)

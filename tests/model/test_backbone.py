@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from llm2enc.errors import InputError
 from llm2enc.model import Backbone
 from llm2enc.recipe import LoraSpec
 from llm2enc.text import Tokens
@@ -256,3 +257,74 @@ def test_a_family_without_attention_dropout_says_so() -> None:
     backbone.set_attention_dropout(0.0)
     with pytest.raises(ValueError, match="no attention dropout"):
         backbone.set_attention_dropout(0.3)
+
+
+# --------------------------------------------------------------------------------------------------- kinds of adapters
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [{"dora": True}, {"rslora": True}, {"dora": True, "rslora": True}], ids=str)
+@pytest.mark.parametrize("targets", ["all-linear", ("embed_tokens", "q_proj")], ids=str)
+def test_every_kind_of_adapter_is_merged_as_it_reads(dtype: torch.dtype, kind: dict[str, bool], targets) -> None:
+    backbone, tokens = make_backbone(dtype), some_tokens()
+    backbone.eval()
+    with torch.no_grad():
+        plain = backbone.hidden(tokens)
+        backbone.add_lora(LoraSpec(r=4, alpha=8, dropout=0.0, targets=targets, **kind), seed=1)
+        fresh = backbone.hidden(tokens)
+        generator = torch.Generator().manual_seed(2)
+        for parameter in backbone.trained().values():
+            assert parameter.dtype == torch.float32
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        adapted = backbone.hidden(tokens)
+        backbone.merge_lora()
+        merged = backbone.hidden(tokens)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.06
+    torch.testing.assert_close(fresh, plain, atol=tolerance, rtol=0)
+    torch.testing.assert_close(merged, adapted, atol=tolerance, rtol=tolerance)
+    assert (adapted - plain).abs().max() > 0.1 and next(backbone.decoder.parameters()).dtype == dtype
+
+
+def test_dora_trains_a_length_for_every_row() -> None:
+    counts = {}
+    for kind in ("plain", "dora"):
+        backbone = make_backbone()
+        backbone.add_lora(LoraSpec(r=4, targets=("q_proj",), dora=kind == "dora"), seed=1)
+        counts[kind] = sum(parameter.numel() for parameter in backbone.trained().values())
+    assert counts["dora"] - counts["plain"] == sum(
+        layer.self_attn.q_proj.weight.size(0) for layer in make_backbone().model.model.layers
+    )
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_merged_weight_by_hand(dora: bool) -> None:
+    """W' = m (W + s B A) / |W + s B A|, row by row (DoRA, eq. 5); s = alpha / sqrt(r) (rsLoRA, eq. 7)."""
+    backbone = make_backbone()
+    backbone.add_lora(LoraSpec(r=4, alpha=8, targets=("q_proj",), dora=dora, rslora=True), seed=1)
+    layer = backbone.model.model.layers[0].self_attn.q_proj
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_(generator=torch.Generator().manual_seed(3))
+        weight = layer.base_layer.weight + 8 / 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
+        if dora:
+            lengths = layer.lora_magnitude_vector["default"].weight
+            assert torch.allclose(lengths, layer.base_layer.weight.norm(dim=1))
+            weight = lengths[:, None] * weight / weight.norm(dim=1, keepdim=True)
+        backbone.merge_lora()
+    assert torch.allclose(backbone.model.model.layers[0].self_attn.q_proj.weight, weight, atol=1e-6)
+
+
+def test_lengths_survive_the_disk_and_train_on(tmp_path: Path) -> None:
+    spec = LoraSpec(r=4, targets=("q_proj",), dora=True)
+    one, other = make_backbone(), make_backbone()
+    for backbone in (one, other):
+        backbone.add_lora(spec, seed=1)
+    stir(one)
+    one.save_adapter(tmp_path)
+    other.load_adapter(tmp_path)
+    assert_same(dict(one.named_parameters()), dict(other.named_parameters()))
+    other.continue_lora()
+    assert other.trained().keys() == one.trained().keys() and any("magnitude" in name for name in one.trained())
+    with pytest.raises(InputError, match="does not fit this model's adapter"):
+        plain = make_backbone()
+        plain.add_lora(spec.model_copy(update={"dora": False}), seed=1)
+        plain.load_adapter(tmp_path)

@@ -18,6 +18,7 @@ from llm2enc.recipe import Part, load_recipe, recipe_names
 NAMES = [
     "echo-mistral-7b",
     "gemma-2-9b",
+    "gemma-3-270m",
     "llama-2-7b",
     "llama-3-8b",
     "llm2vec",
@@ -28,6 +29,7 @@ NAMES = [
     "qwen3-0.6b",
     "qwen3-8b",
     "sheared-llama-1.3b",
+    "smollm2-135m",
 ]
 LLM2VEC = [name for name in NAMES if "echo" not in name and name != "pocket"]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -61,6 +63,7 @@ ECHO = ("<bos>Instruct:I,\nQuery:T\nQuery again:{T}{<eos>}", "<bos>Document:T\nD
 TEMPLATES = {
     "echo-mistral-7b": ECHO,
     "gemma-2-9b": GEMMA,
+    "gemma-3-270m": ("{<bos>}{I}{: }{T}", "{<bos>}{T}"),
     "llama-2-7b": INST,
     "llama-3-8b": (HEADER + "I;{ }{T}{<|eot_id|>}", HEADER + "{T}{<|eot_id|>}"),
     "llm2vec": ("<bos?>I;{ }{T}{<eos?>}", "<bos?>{T}{<eos?>}"),
@@ -71,6 +74,7 @@ TEMPLATES = {
     "qwen3-0.6b": QWEN,
     "qwen3-8b": QWEN,
     "sheared-llama-1.3b": ("<bos>I;{ }{T}", "<bos>{T}"),
+    "smollm2-135m": ("{I}{: }{T}", "{T}"),
 }
 
 

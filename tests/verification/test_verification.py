@@ -19,10 +19,11 @@ from llm2enc.artifact import read_metadata
 from llm2enc.cli import verify as verify_command
 from llm2enc.encoding import Encoder
 from llm2enc.recipe import InputSpec, Part
+from llm2enc.text import PROBES
 from llm2enc.verification import Parity, verify, write_card
 from llm2enc.verification import run as directory
 from llm2enc.verification import subprocesses as running
-from llm2enc.verification.probe_texts import LONG, TEXTS, WORK, fewer, runs, texts
+from llm2enc.verification.probe_texts import LONG, WORK, fewer, runs, texts
 from llm2enc.verification.report import Report
 from llm2enc.verification.run import ENGINES
 from tests.artifact.test_directory import make_encoder
@@ -99,7 +100,7 @@ def test_the_scripts_know_nothing_of_llm2enc() -> None:
 
 def test_every_text_is_read_alone_and_beside_others_with_every_prompt() -> None:
     given = texts(80)
-    assert len(given) == len(TEXTS) + 1 >= 24 and all(given.values()) and len(given[LONG]) > 80 * 7
+    assert len(given) == len(PROBES) + 1 >= 24 and all(given.values()) and len(given[LONG]) > 80 * 7
     planned = runs(["query", "document"], ("alone", "right", "left"), list(given), 80)
     assert [(run.prompt, run.mode, run.side) for run in planned] == [
         (prompt, mode, side)
@@ -107,10 +108,10 @@ def test_every_text_is_read_alone_and_beside_others_with_every_prompt() -> None:
         for mode, side in (("alone", ""), ("right", "right"), ("left", "left"))
     ]
     assert all(set(run.order) == set(range(len(given))) for run in planned[:3])
-    assert all(set(run.order) == set(range(len(TEXTS))) for run in planned[3:])
+    assert all(set(run.order) == set(range(len(PROBES))) for run in planned[3:])
     assert max(map(len, planned[0].batches)) == 1 < max(map(len, planned[1].batches))
     heavy = runs(["query"], ("alone", "right"), list(given), 8192)
-    assert all(set(run.order) == set(range(len(TEXTS))) for run in heavy)
+    assert all(set(run.order) == set(range(len(PROBES))) for run in heavy)
 
 
 def test_a_larger_model_reads_fewer_texts_at_the_end_of_its_conversion() -> None:
@@ -129,7 +130,7 @@ def test_what_was_left_out_at_the_end_of_a_conversion_is_said(good: Path, monkey
     assert all("texts" not in row.note for row in verify(good, ("llm2enc",), encoder).rows)
     monkeypatch.setattr("llm2enc.verification.probe_texts.WORK", 1)
     (row,) = verify(good, ("llm2enc",), encoder).rows
-    assert row.agrees and row.note == f"it read 2 of {len(TEXTS) + 1} texts: `llm2enc verify {good}` reads all"
+    assert row.agrees and row.note == f"it read 2 of {len(PROBES) + 1} texts: `llm2enc verify {good}` reads all"
     assert all(not row.note for row in verify(good, ("llm2enc",)).rows)
 
 

@@ -14,18 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm2enc.errors import NoGGUF
+from llm2enc.model import SPLITS
 
 SPACE = "\u2581"
-_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
-_REST = "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-# llama.cpp's names, by expression and whether a whole word that is a token skips the merges. It computes these by code
-# of its own, exactly; GPT-4o's and Tekken's expressions it approximates (capitals outside ASCII), so they are not here.
-_SPLITS = {
-    (_CONTRACTIONS + _WORDS + "\\p{N}{1,3}" + _REST, True): "llama-bpe",
-    (_CONTRACTIONS + _WORDS + "\\p{N}{1,3}" + _REST, False): "dbrx",
-    (_CONTRACTIONS + _WORDS + "\\p{N}" + _REST, False): "qwen2",
-}
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 # Types of tokens in a GGUF file (gguf.TokenType).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -124,8 +115,8 @@ def _pre(backend: dict[str, Any]) -> str:
             return "gpt-2"
         if last["use_regex"] and not skips and before == [("Digits", True)]:
             return "smollm"
-        if not last["use_regex"] and len(before) == 1 and (before[0], skips) in _SPLITS:
-            return _SPLITS[before[0], skips]
+        if not last["use_regex"] and len(before) == 1 and (before[0], skips) in SPLITS:
+            return SPLITS[before[0], skips]
     raise NoGGUF(
         f"the tokenizer cuts the text by {json.dumps(parts, ensure_ascii=False)} (ignore_merges {skips}), for which "
         "llama.cpp has no name that does exactly the same; export to ONNX instead"
