@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llm2enc.cli.messages import quiet, say
+from llm2enc.cli.messages import narrate, quiet, say
 from llm2enc.cli.options import Json, NoCache, cache, check_choice, label
 from llm2enc.errors import require
 from llm2enc.terminal import bar, line
@@ -47,6 +47,7 @@ def compare(
     check_choice("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     require("matplotlib", "jinja2", extra="report")
     quiet()
+    narrate()
     if readings:
         say("warning: --readings is called --variants now; the old name goes with release 0.2")
         variants = [*(variants or ()), *readings]

@@ -126,8 +126,9 @@ def _layers(layers: Sequence[Layers]) -> list[str]:
             verdict = (
                 f"layer {best} of {last} is better" if sure else f"layer {best} of {last} looks better, but not surely,"
             )
+        keep = f" `model.layers: {best}` in a recipe keeps the model up to there, and its final norm." if best else ""
         sentences.append(
-            f"{found.name}: {verdict} than the last layer by {_gap(found.gain)}. It was chosen on the same data."
+            f"{found.name}: {verdict} than the last layer by {_gap(found.gain)}. It was chosen on the same data.{keep}"
         )
     return sentences
 

@@ -6,13 +6,12 @@ each line as in the header.
 
 import json
 import math
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm2enc.data.files import lines_of
 from llm2enc.errors import DataError
-from llm2enc.storage import unpacked_lines
 
 Check = Callable[[Any], str]
 """What a value must be, in words, or nothing if it is; a field that is left out comes as `...`."""
@@ -80,16 +79,13 @@ def read_number(text: str, where: str) -> int | float:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Lines without their ends; a byte order mark at the start and blank lines at the end are no part of them."""
+    """Lines without their ends; blank lines at the end are no part of the file."""
     blank = 0
-    try:
-        for number, raw in enumerate(unpacked_lines(path)):
-            line = raw.decode("utf-8" if number else "utf-8-sig").removesuffix("\n").removesuffix("\r")
-            if not line:
-                blank += 1
-                continue
-            yield from [""] * blank
-            yield line
-            blank = 0
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+    for line in lines_of(str(path)):
+        text = line.removesuffix("\n").removesuffix("\r")
+        if not text:
+            blank += 1
+            continue
+        yield from [""] * blank
+        yield text
+        blank = 0

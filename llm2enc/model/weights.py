@@ -34,7 +34,12 @@ _LFS = b"version https://git-lfs"
 
 
 def load_model(
-    auto: Any, name: str, config: "PretrainedConfig", revision: str | None = None, **options: Any
+    auto: Any,
+    name: str,
+    config: "PretrainedConfig",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
 ) -> "PreTrainedModel":
     """The model of a directory or hub id by `auto` (AutoModel, AutoModelForCausalLM), with every weight from its files.
 
@@ -56,10 +61,13 @@ def load_model(
                 name, len(wrapped), len(own), wrapped[0], own[wrapped[0]],
             )  # fmt: skip
             with torch.device("meta"):  # the classes behind `auto` want a name, which state_dict rules out
-                kind = type(auto.from_config(config, trust_remote_code=options.get("trust_remote_code")))
-            model, found = kind.from_pretrained(None, state_dict=_renamed(files, own), **options)
+                kind = type(auto.from_config(config, trust_remote_code=trust_remote_code))
+            state = _renamed(files, own)
+            model, found = kind.from_pretrained(None, state_dict=state, trust_remote_code=False, **options)
         else:
-            model, found = auto.from_pretrained(name, revision=revision, use_safetensors=True, **options)
+            model, found = auto.from_pretrained(
+                name, revision=revision, use_safetensors=True, trust_remote_code=trust_remote_code, **options
+            )
     except RuntimeError as error:  # such as experts of which one is missing, so that they do not stack
         if isinstance(error, torch.OutOfMemoryError):
             raise

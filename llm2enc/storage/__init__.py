@@ -15,7 +15,6 @@ from llm2enc.storage.atomic import (
     sync_one,
     temp_directory,
     temp_path,
-    unpacked_lines,
 )
 from llm2enc.storage.cache import default_cache
 from llm2enc.storage.directory import atomic_directory, recover
@@ -44,5 +43,4 @@ __all__ = [
     "sync_one",
     "temp_directory",
     "temp_path",
-    "unpacked_lines",
 ]

@@ -1,7 +1,6 @@
 """Files that are there whole or not at all: a killed program or a power cut leaves the old one or the new one."""
 
 import errno
-import gzip
 import os
 import re
 import shutil
@@ -65,28 +64,6 @@ def check_name(name: str, what: str) -> None:
             f"{what} is called {name[:80]!r}, which cannot name a file: use letters, digits, spaces, `.`, `_` and `-`, 200 "
             "bytes at most"
         )
-
-
-# A .gz of text holds 3 to 20 times its size; a bomb 1000 times.
-_SMALL, _RATIO = 2**28, 200
-
-
-def unpacked_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, of a .gz what it holds. InputError for one that holds far more than text packs to."""
-    if path.suffix != ".gz":
-        with path.open("rb") as file:
-            yield from file
-        return
-    left = max(_SMALL, _RATIO * path.stat().st_size)
-    with gzip.open(path) as file:
-        while line := file.readline(left + 1):
-            left -= len(line)
-            if left < 0:
-                raise InputError(
-                    f"{path} unpacks to more than {_RATIO} times its size, as no text does; if it is to be trusted, unpack "
-                    "it first"
-                )
-            yield line
 
 
 def temp_path(place: Path, kind: str = "partial") -> Path:

@@ -278,6 +278,7 @@ def test_advice_on_layers_says_whether_the_gain_is_sure() -> None:
     assert found[0].startswith("a: layer 1 of 2 is better than the last layer by +0.100")
     assert found[1].startswith("b: the embeddings look better, but not surely, than the last layer")
     assert len(found) == 2
+    assert ["model.layers: 1`" in sentence for sentence in found] == [True, False]
 
 
 # -------------------------------------------------------------------------------------------------------------- compare
