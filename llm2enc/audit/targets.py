@@ -157,7 +157,7 @@ def _reads_pairs(stage: Stage) -> bool:
 
 def _plain_view(model: str) -> InputView:
     """The texts themselves, between the special tokens that the tokenizer puts around them."""
-    tokenizer = load_tokenizer(ModelSpec(name=model))
+    tokenizer = load_tokenizer(ModelSpec.named(model))
     begins, ends = surrounding(tokenizer)
     parts = (
         *([Part(special="bos", pool=True)] if begins else []),

@@ -59,7 +59,7 @@ def check(models: Sequence[str], names: Sequence[str] | None, max_text_tokens: i
                     f"{model} holds neither a model (config.json), an encoder (modules.json) nor a run of llm2enc "
                     "(recipe.yaml)"
                 )
-            spec = ModelSpec(name=model)
+            spec = ModelSpec.named(model)
             tokenizer, positions = load_tokenizer(spec), _positions(spec)
             for variant in variants or find_variants(DEFAULT):
                 input_spec(variant, tokenizer, max_text_tokens, positions)
@@ -102,7 +102,7 @@ def count_states(model: str) -> int:
 def _variants(
     model: str, variants: list[Variant], max_text_tokens: int, dtype: LoadType, notes: list[str]
 ) -> list[System]:
-    spec = ModelSpec(name=model, dtype=_stored(dtype))
+    spec = ModelSpec.named(model, dtype=_stored(dtype))
     first = input_spec(variants[0], load_tokenizer(spec), max_text_tokens, _positions(spec))
     try:
         encoder = Encoder.from_causal_lm(spec, first)

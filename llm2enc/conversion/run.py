@@ -151,8 +151,8 @@ def training_free(model: str) -> Recipe:
     Special tokens are those the model's own tokenizer puts around a text; inputs are as long as usual, or as the model's
     positions allow.
     """
-    tokenizer = load_tokenizer(ModelSpec(name=model))
-    limit = limits.longest_input(text_config(load_config(ModelSpec(name=model))))
+    tokenizer = load_tokenizer(ModelSpec.named(model))
+    limit = limits.longest_input(text_config(load_config(ModelSpec.named(model))))
     begins, ends = surrounding(tokenizer)
     before = [{"special": "bos", "pool": True}] if begins else []
     after = [{"special": "eos", "pool": True}] if ends else []

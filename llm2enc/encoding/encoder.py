@@ -79,7 +79,7 @@ class Encoder(nn.Module):
         model   a ModelSpec, or a hub id, directory or `pocket` with the spec's defaults
         raises  CannotConvert if its attention stays causal, ValueError if `input` asks for more tokens than it takes
         """
-        spec = ModelSpec(name=model) if isinstance(model, str) else model
+        spec = ModelSpec.named(model) if isinstance(model, str) else model
         return Encoder._converted(spec, input, pooling, normalize, None, seed, {"input.max_tokens": input.max_tokens})
 
     @staticmethod

@@ -229,9 +229,9 @@ def _not_in(model: "PreTrainedModel", name: str, revision: str | None) -> set[st
 
     path = find_file(name, "config.json", revision)
     names = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path else None
-    kind = getattr(transformers, names[0], None) if names else None
+    kind = getattr(transformers, names[0], None) if names else type(model)
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel) and kind.config_class):
-        return set()  # an architecture of the repository's own code, or none
+        return set()  # an architecture of the repository's own code
     config = kind.config_class.from_pretrained(name, revision=revision, trust_remote_code=False)
     with torch.device("meta"):
         declared = _paths(kind(config))

@@ -1,9 +1,10 @@
 """The causal language model a run starts from."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from llm2enc.errors import InputError
 from llm2enc.recipe.base import PositiveInt, Strict
 
 Attention = Literal["bidirectional", "causal"]
@@ -30,6 +31,13 @@ class ModelSpec(Strict):
     """`random` builds the model from its config.json and the recipe's seed (pre-training, tests)."""
     trust_remote_code: bool = False
     """Run Python that comes with the model. Off unless the user says so."""
+
+    @classmethod
+    def named(cls, name: str, **fields: Any) -> "ModelSpec":
+        """The spec of a model that a command was given by name. InputError for an empty one."""
+        if not name:
+            raise InputError("the name of a model is empty; give a hub id, a directory, a GGUF file or `pocket`")
+        return cls(name=name, **fields)
 
     @field_validator("name")
     @classmethod

@@ -84,4 +84,6 @@ def test_a_directory_that_takes_no_card_is_verified_all_the_same(verdict, monkey
     monkeypatch.setattr("llm2enc.verification.report.replace_text", closed)
     code, shown, said = call(capsys, "verify", MODEL)
     assert code == (verdict == "differs") and "transformers" in shown
-    assert "Read-only file system; --no-card asks for none" in " ".join(said.split())
+    assert "is read-only, so neither table nor proof is written into it (Read-only file system)" in " ".join(
+        said.split()
+    )

@@ -482,5 +482,5 @@ def test_a_parent_or_base_whose_file_was_cut_is_named_with_both_sizes(parents: l
     with pytest.raises(ValueError, match=words):
         merge([parents[0], cut], tmp_path / "out")
     with pytest.raises(ValueError, match=words):
-        merge([parents[0]], tmp_path / "out", base=cut, towards=0.5)
+        merge([parents[0]], tmp_path / "out", base=cut, base_weight=0.5)
     assert not (tmp_path / "out").exists()

@@ -31,7 +31,8 @@ NAMES = [
     "sheared-llama-1.3b",
     "smollm2-135m",
 ]
-LLM2VEC = [name for name in NAMES if "echo" not in name and name != "pocket"]
+SMALL = ["gemma-3-270m", "pocket", "smollm2-135m"]  # values for minutes on a CPU, ours
+LLM2VEC = [name for name in NAMES if "echo" not in name and name not in SMALL]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # File of the Echo release -> instruction of its queries, as in LLM2Vec's code (llm2vec/dataset/E5Data.py).

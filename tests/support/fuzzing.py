@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from llm2enc.recipe import Part, Recipe
+from llm2enc.recipe import ModelSpec, Part, Recipe
 
 TIMES = int(os.environ.get("LLM2ENC_FUZZ", "1"))
 
@@ -177,12 +177,18 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
     for role in ("query", "document") if "query" in data and "pooling" not in data else ():
         data[role] = [part for part in data[role] if role == "query" or part.get("slot") != "instruction"]
         data[role].append({"slot": "text", "pool": True})
+    if "temperature" in data:
+        data["temperature"] = min(data["temperature"], 1.0)
     if "steps" in data and "objective" in data:
         if data.get("schedule_steps") is not None:
             data["schedule_steps"] += data["steps"]
         data["warmup_steps"] = min(data.get("warmup_steps", 0), data["steps"])
         if data.get("trainable") == "full":
             data["lora"] = None
+    if model is ModelSpec:
+        data["name"] = data.get("name") or "m"
+        if data.get("gguf") is not None:
+            data["gguf"] += ".gguf"
     if model is Recipe:
         data["name"] = "r" + "".join(c for c in data["name"] if c.isascii() and c.isalnum())
         for stage in data.get("stages", []):
