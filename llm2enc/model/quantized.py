@@ -33,7 +33,7 @@ def quantized_reason(name: str, how: str) -> str:
         dequantize = (
             f', or write it out once with plain weights: AutoModelForCausalLM.from_pretrained("{name}", dtype="bfloat16", '
             f'quantization_config={config}(dequantize=True)).save_pretrained("DIR"), and AutoTokenizer.from_pretrained('
-            f'"{name}").save_pretrained("DIR"), both of transformers'
+            f'"{name}").save_pretrained("DIR"), both of transformers 5.24 or newer'
         )
     return (
         f"its weights are quantised ({how}), and what is trained on them could not be merged into them. Give the "

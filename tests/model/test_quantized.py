@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
@@ -77,6 +79,9 @@ def test_null_is_no_quantisation(tmp_path: Path) -> None:
     assert inspect(folder).verdict == "convertible" and load_backbone(ModelSpec(name=str(folder))).depth == 2
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.24"), reason="older ones keep the scales in the file"
+)
 def test_the_line_for_fp8_gives_the_plain_weights(tmp_path: Path) -> None:
     """Each block of 16 x 16 is its 8-bit numbers times one scale."""
     folder = quantized(tmp_path / "fp8", quantization_config={"quant_method": "fp8", "weight_block_size": [16, 16]})
