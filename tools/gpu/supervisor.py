@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tools.gpu.rows import FAILED, SKIPPED, Report, Row
 from tools.gpu.settings import CLOSING, GRACE, STARTUP, Part, Settings, part_end
 
 LOG = "run.log"
+ENDING = {signal.SIGTERM, signal.SIGINT}
 ATTEMPTS = 2  # workers in a row that may end before they begin a part
 
 
@@ -39,8 +40,10 @@ def _one_worker(remaining: list[Part], settings: Settings, report: Report) -> No
     """Start a worker and follow it to its end; parts that it began are no longer `remaining`."""
     current: Part | None = None
     known = {part.name: part for part in remaining}
-    worker = Worker(remaining, settings)
+    worker: Worker | None = None
     try:
+        with _signals_wait():  # one that comes while a process starts would leave it behind
+            worker = Worker(remaining, settings)
         worker.limit = min(time.time() + STARTUP, settings.end - CLOSING)
         for event in worker.events():
             if "machine" in event:
@@ -57,9 +60,20 @@ def _one_worker(remaining: list[Part], settings: Settings, report: Report) -> No
                 worker.limit = min(time.time() + STARTUP, settings.end - CLOSING)
     except Exception as reason:  # Stopped, or words on the pipe that are none of ours
         name, section = (current.name, current.section) if current else ("worker", "Worker")
-        report.add(Row(name, FAILED, message=f"{reason}; {worker.last_words()}", part=name, section=section))
+        words = worker.last_words() if worker else "it did not start"
+        report.add(Row(name, FAILED, message=f"{reason}; {words}", part=name, section=section))
     finally:
-        worker.kill()
+        if worker:
+            worker.kill()
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def command(writer: int, settings: Settings, names: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from tools.gpu.settings import Context, Part, Settings, part_end, parts
 
 def main() -> None:
     pipe, settings, wanted = int(sys.argv[1]), Settings.from_json(sys.argv[2]), sys.argv[3:]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})  # held back while this was started
     _end_with_parent()
 
     def tell(event: dict[str, Any]) -> None:
