@@ -56,7 +56,7 @@ class Kill:
     def strike(self, job: Job, out: Path) -> bool:
         """Wait for the moment, and kill; False if the job ended before."""
         while job.poll() is None:
-            if self.aim and any(_is_new(path, job) for path in out.glob(self.aim)):
+            if self.aim and _shows(self.aim, out, job):
                 time.sleep(self.after)
                 break
             if not self.aim and time.monotonic() - job.started > self.after:
@@ -67,6 +67,13 @@ class Kill:
                 time.sleep(0.001)  # before, Python itself may not have come to its handlers
         job.send(self.signal)
         return job.wait() != 0
+
+
+def _shows(aim: str, out: Path, job: Job) -> bool:
+    try:
+        return any(_is_new(path, job) for path in out.glob(aim))
+    except FileNotFoundError:  # a directory that was renamed while the glob went through it
+        return False
 
 
 def _is_new(path: Path, job: Job) -> bool:
