@@ -58,7 +58,8 @@ def compare(
     with bar("opening the model", 100, sys.stderr.isatty()) as move:
         found = run(
             models, data or ["smoke"], folder, variants=variants, layers=layers, max_text_tokens=max_text_tokens,
-            dtype=dtype, minutes=_limit() if minutes is None else minutes or None, cache=cache(no_cache), tell=say,
+            dtype=dtype,  # pyright: ignore[reportArgumentType] - checked above
+            minutes=_limit() if minutes is None else minutes or None, cache=cache(no_cache), tell=say,
             advance=lambda name, share: move(to=100 * share, what=name, facts="%"),
         )  # fmt: skip
     save(found, folder)

@@ -75,7 +75,10 @@ def encode(
         say("\n".join(_decided(rows, skip_empty) for rows in (texts, samples) if rows is not None))
     if samples is not None:  # from the whole file, which may be sorted
         samples = samples[:: -(-len(samples) // CALIBRATION_TEXTS)]
-    options = EncodeOptions(instruction, prompt_name, truncate_dim=truncate_dim, precision=precision)
+    options = EncodeOptions(
+        instruction, prompt_name, truncate_dim=truncate_dim,
+        precision=precision,  # pyright: ignore[reportArgumentType] - checked above
+    )  # fmt: skip
     facts = {
         "count": len(texts),
         "texts": text_digest(texts),
@@ -213,7 +216,7 @@ def _check_disk(partial: "PartialFile", model: Path, facts: "Facts") -> None:
     check_room(partial.folder, missing * row + twice)
 
 
-def _check_ranges(precision: str, calibrate: Path | None, ranges: Path | None) -> None:
+def _check_ranges(precision: str, calibrate: str | None, ranges: Path | None) -> None:
     """ValueError unless there is one source of ranges exactly where they are needed."""
     if precision not in ("int8", "uint8"):
         if calibrate or ranges:
