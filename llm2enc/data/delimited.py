@@ -18,22 +18,8 @@ from llm2enc.errors import DataError
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _END = "\uffffend"  # a row behind the last one, which an open quotation mark would swallow
 _LONGEST_CELL = 1000  # lines of a quoted cell; a mark that is never closed would take the rest of the file
-_KNOWN = {  # one of these among the names, and the line is a header
-    *(
-        "text",
-        "query",
-        "positive",
-        "anchor",
-        "sentence",
-        "sentence1",
-        "sentence2",
-        "question",
-        "answer",
-        "label",
-        "score",
-    ),
-    *("title", "id"),
-}
+# One of these among the names, and the line is a header.
+_KNOWN = set("text query positive anchor sentence sentence1 sentence2 question answer label score title id".split())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -12,8 +11,7 @@ from llm2enc.data.docstrings.corpus import read_docstrings
 from llm2enc.data.files import matches
 from llm2enc.data.tables import reading
 from llm2enc.recipe import DataSpec, DocstringsData, FilesData, HubData
-
-_CHUNK = 2**20  # bytes
+from llm2enc.storage import sha256_of
 
 
 def content_digest(spec: DataSpec) -> str:
@@ -31,9 +29,7 @@ def content_digest(spec: DataSpec) -> str:
     else:
         with reading(spec):
             for file in _files(spec):
-                found.update(f"{file.stat().st_size}:".encode())
-                for chunk in _chunks(file):
-                    found.update(chunk)
+                found.update(sha256_of([file]).encode())
     return found.hexdigest()
 
 
@@ -42,9 +38,3 @@ def _files(spec: FilesData) -> list[Path]:
         return beir.files(Path(str(spec.path)), spec.split)
     paths = [spec.path] if isinstance(spec.path, str) else spec.path
     return [Path(glob.glob(file)[0]) for path in paths for file in matches(path)]
-
-
-def _chunks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk

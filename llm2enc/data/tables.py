@@ -20,7 +20,7 @@ from llm2enc.data.plain_files import PlainFiles, plain_files
 from llm2enc.data.types import schema_from
 from llm2enc.errors import DataError
 from llm2enc.recipe import FilesData, HubData
-from llm2enc.storage import add_path_to_oserror, remove_stale, replace_bytes, temp_path
+from llm2enc.storage import add_path_to_oserror, remove_stale, replace_bytes, sha256_of, temp_path
 
 _BLOCK = 1000  # rows that are read at once
 _FORMAT = 1  # of the Arrow copies: another number where the same files give other rows
@@ -206,11 +206,7 @@ def _json_schema(plain: PlainFiles) -> pa.Schema:
 
 def _digest(files: Sequence[str]) -> str:
     """SHA-256 of what the files hold, each by itself. Names and time stamps say nothing of it."""
-    digests = []
-    for file in files:
-        with open(file, "rb") as raw:
-            digests.append(hashlib.file_digest(raw, "sha256").hexdigest())
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    return hashlib.sha256(" ".join(sha256_of([file]) for file in files).encode()).hexdigest()
 
 
 def _cache(name: str) -> Path:

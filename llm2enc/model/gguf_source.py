@@ -9,7 +9,6 @@ every process of a run open a directory like any other, in the seconds that one 
 get into what is written. The key is the content, so a copy, another name or a package with the file finds the same.
 """
 
-import hashlib
 import json
 import logging
 import struct
@@ -24,7 +23,7 @@ import torch
 from llm2enc.errors import InputError, explained, require
 from llm2enc.model.gguf_header import Header, read_header
 from llm2enc.model.gguf_tokenizer import cut_as_the_file_says, differences
-from llm2enc.storage import atomic_directory, check_room, default_cache, file_lock, sync, temp_directory
+from llm2enc.storage import atomic_directory, check_room, default_cache, file_lock, sha256_of, sync, temp_directory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +32,6 @@ _log = logging.getLogger(__name__)
 
 SOURCE, WEIGHTS = "source.json", "model.safetensors"
 PATIENCE = 3600.0  # seconds that another process may take over the same file
-BLOCK = 2**20
 
 
 def directory(parts: tuple[Path, ...], weights: bool, sha256: str | None = None) -> Path:
@@ -57,7 +55,7 @@ def _directory(stamps: tuple[tuple[Path, int, int], ...], weights: bool, sha256:
     parts = [part for part, *_ in stamps]
     if len(parts) == 1:
         check(parts[0], read_header(parts[0]))  # before gigabytes are read to know the file
-    key = _digest(parts)
+    key = sha256_of(parts)
     if sha256 not in (None, key):
         raise InputError(f"{parts[0]} is another file than expected: its SHA-256 is {key}, not {sha256}")
     folder = default_cache() / "models" / key
@@ -92,15 +90,6 @@ def check(file: Path, header: Header) -> None:
 def _plain(architecture: str) -> str:
     """One spelling for llama.cpp's qwen2moe and gpt-oss, and transformers' qwen2_moe and gpt_oss."""
     return architecture.replace("-", "").replace("_", "")
-
-
-def _digest(parts: list[Path]) -> str:
-    found = hashlib.sha256()
-    for part in parts:
-        with part.open("rb") as file:
-            while block := file.read(BLOCK):
-                found.update(block)
-    return found.hexdigest()
 
 
 def _is_there(folder: Path, weights: bool) -> bool:

@@ -65,7 +65,7 @@ def load_tokenizer(spec: ModelSpec) -> "PreTrainedTokenizerBase":
             ) from error
     if find_file(folder, "config.json", spec.revision) is None:  # a tokenizer of no model, to look at data with
         return tokenizer
-    return with_rows(tokenizer, text_config(load_config(spec)), spec.name)
+    return with_rows(tokenizer, text_config(load_config(spec)), spec.source)
 
 
 def load_config(spec: ModelSpec) -> "PretrainedConfig":
@@ -132,11 +132,11 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
         raise CannotConvert(unsupported_reason(text_config(config).model_type, reason))
     if spec.attention == "causal" and is_bidirectional(config):
         raise InputError(
-            f"{spec.name} is bidirectional already, by its config.json, and a recipe with `model.attention: causal` would "
+            f"{spec.source} is bidirectional already, by its config.json, and a recipe with `model.attention: causal` would "
             "read it in one direction: set `model.attention: bidirectional`, or give the causal model that it was made of"
         )
     limits.check_lengths(text_config(config), lengths or {})
-    check_config(text_config(config), spec.name)
+    check_config(text_config(config), spec.source)
     attention.register()
     kwargs = {"dtype": getattr(torch, spec.dtype), "trust_remote_code": spec.trust_remote_code}
     with explained(spec.source, _REMEDY, (ValueError, SafetensorError)):

@@ -17,6 +17,7 @@ from llm2enc.storage.atomic import (
     temp_path,
 )
 from llm2enc.storage.cache import default_cache
+from llm2enc.storage.digest import sha256_of
 from llm2enc.storage.directory import atomic_directory, recover
 from llm2enc.storage.lock import file_lock, owner
 from llm2enc.storage.secrets import redacted, secrets_in
@@ -37,6 +38,7 @@ __all__ = [
     "replace_text",
     "secrets",
     "secrets_in",
+    "sha256_of",
     "stale_temps",
     "storage_error",
     "sync",
