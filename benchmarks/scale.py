@@ -45,7 +45,7 @@ from llm2enc.recipe import (
 )
 from llm2enc.text import InputFormat
 from llm2enc.training import OBJECTIVES, prepare_backbone
-from llm2enc.training.trainer import precision
+from llm2enc.training.precision import autocast
 
 ROWS = 9  # one more than 2, 4 or 8 processes share evenly
 STRATEGIES = ("ddp", "fsdp")
@@ -144,7 +144,7 @@ def step(stage: Stage, strategy: str) -> Step:
     torch.rand(distributed.rank())  # the processes' own random states differ, and play no role
     objective = OBJECTIVES[stage.objective]
     batch = objective.collate(RowBatch(0, rows_of(stage.objective), "here", True), stage, encoder.input_format, 0)
-    with precision(stage, encoder):
+    with autocast(stage, encoder):
         loss = objective.backward(encoder, batch, stage)["loss"].item()
     distributed.sum_gradients(backbone.trained().values())
     return loss, {name: distributed.full_tensor(p.grad).clone() for name, p in backbone.trained().items()}

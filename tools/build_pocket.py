@@ -59,7 +59,7 @@ def main() -> None:
 def recipe_data(model: Path, data: Path) -> dict:
     """The pre-training recipe."""
     files = [
-        {"kind": "files", "path": str(data / f"{name}.train.txt.gz"), "weight": weight, "limit": 60_000, "name": name}
+        {"kind": "files", "path": str(data / f"{name}.train.txt.gz"), "weight": weight, "name": name}
         for name, weight in SOURCES.items()
     ]
     whole = [{"special": "bos"}, {"slot": "text", "pool": True}]
@@ -70,9 +70,9 @@ def recipe_data(model: Path, data: Path) -> dict:
         "pooling": "mean",
         "stages": [
             {
-                "objective": "clm", "data": files, "trainable": "full", "precision": "float32",
-                "block_tokens": 256, "batch_size": 16, "steps": 900, "lr": 2e-3, "schedule": "cosine",
-                "warmup_steps": 100, "weight_decay": 0.1, "adam_betas": [0.9, 0.95],
+                "objective": "clm", "data": files, "trainable": "full", "precision": "bfloat16",
+                "block_tokens": 256, "batch_size": 16, "steps": 10_000, "lr": 2e-3, "schedule": "cosine",
+                "warmup_steps": 200, "weight_decay": 0.1, "adam_betas": [0.9, 0.95],
                 "micro_batch_tokens": 4096, "logit_rows": 1024, "save_every": 100,
             }
         ],

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llm2enc import distributed
 from llm2enc.artifact import METADATA_FILE, HistoryRow, read_metadata
 from llm2enc.conversion import run_directory
@@ -27,7 +29,7 @@ from llm2enc.model import choices, chosen, copy_notices, limits, load_config, lo
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.storage import add_path_to_oserror, recover, remove_stale, replace_text
 from llm2enc.text import for_tokenizer, plain_marks, surrounding
-from llm2enc.training import check_stages, checkpoint, origin, train
+from llm2enc.training import check_stages, checkpoint, origin, settled, train
 from llm2enc.verification import AT_THE_END_OF_A_CONVERSION, Parity, verify
 
 _log = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         distributed.abort_with_peers("Finished stages and the last checkpoint are kept: go on with --resume"),
         add_path_to_oserror(out),
     ):
-        recipe = _for_tokenizer(_from_one_source(recipe, out, resume))
+        recipe = _for_tokenizer(_on_this_machine(recipe, out, resume))
         with run_directory.opened(recipe, out, resume, overwrite):
             # A model that cannot be converted is refused before anything is written.
             encoder = Encoder.from_recipe(recipe)
@@ -79,15 +81,18 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
                     _tidy(recipe, out)
 
 
-def _from_one_source(recipe: Recipe, out: Path, resume: bool) -> Recipe:
-    """The recipe with the one source that its model comes from: the one that a resumed run began with."""
-    model = None
+def _on_this_machine(recipe: Recipe, out: Path, resume: bool) -> Recipe:
+    """The recipe with what it leaves to the machine: the one source of its model, and the precision of its stages. A
+    resumed run keeps what it began with."""
+    settings = None
     if distributed.is_main():
-        begun = out / run_directory.RECIPE
-        model = load_recipe(str(begun)).model if resume and begun.is_file() else None
-        if model not in choices(recipe.model):
-            model = chosen(recipe.model)  # pyright: ignore[reportArgumentType]
-    return recipe.model_copy(update={"model": distributed.broadcast(model)})
+        path = out / run_directory.RECIPE
+        begun = load_recipe(str(path)) if resume and path.is_file() else None
+        model = begun.model if begun and begun.model in choices(recipe.model) else chosen(recipe.model)  # pyright: ignore[reportArgumentType]
+        former = [stage.precision for stage in begun.stages] if begun else []
+        stages = settled(recipe.stages, torch.device("cuda" if torch.cuda.is_available() else "cpu"), former)
+        settings = {"model": model, "stages": stages}
+    return recipe.model_copy(update=distributed.broadcast(settings))
 
 
 def _for_tokenizer(recipe: Recipe) -> Recipe:

@@ -24,7 +24,7 @@ from llm2enc.planning.memory import SAFE, Memory, memory, sizes
 from llm2enc.planning.workload import Workload
 from llm2enc.recipe import Recipe, Stage
 from llm2enc.text import InputFormat
-from llm2enc.training import OBJECTIVES, idle, kept_activations, prepare
+from llm2enc.training import OBJECTIVES, idle, kept_activations, prepare, settled
 
 # Share of the devices' peak that a step reaches, if nobody has measured it: Llama 3 was trained at 38 to 43 % (The Llama 3
 # Herd of Models, arXiv 2407.21783, table 4). Short texts, small models and slow links reach less.
@@ -111,7 +111,8 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     measured  folder of a run of this recipe on one such device: its tokens per second count instead of `share`
     raises    ValueError if the configuration cannot be had, or nothing was measured there
     """
-    recipe = recipe.model_copy(update={"model": chosen(recipe.model)})  # pyright: ignore[reportArgumentType]
+    stages_here = settled(recipe.stages, torch.device("cuda" if devices.cuda else "cpu"))
+    recipe = recipe.model_copy(update={"model": chosen(recipe.model), "stages": stages_here})  # pyright: ignore[reportArgumentType]
     model = _skeleton(recipe)  # without a configuration there is no use in looking for a tokenizer
     input_format, note = _input_format(recipe)
     notes = [text for text in (devices.note, note) if text]

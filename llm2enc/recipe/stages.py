@@ -75,8 +75,9 @@ class BaseStage(Strict):
     ) = None
     """The shape of a fresh adapter if `trainable: lora`; PEFT's usual r 16, alpha 32 by default. `continue`: train the
     adapter of the stage before instead, which is then not merged between the two; the optimizer starts afresh."""
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
-    """Type of the matrix products in forward and backward; weights that train and the loss stay float32."""
+    precision: Literal["float32", "bfloat16", "auto"] = "bfloat16"
+    """Type of the matrix products in forward and backward; weights that train and the loss stay float32. `auto`: bfloat16
+    on a GPU and on a processor with instructions for it, else float32; the run's recipe.yaml says which."""
     micro_batch_tokens: PositiveInt = 16384
     """Tokens that go through the model at once, per process: this is gradient accumulation. Memory and speed only: a
     step is made of all of `batch_size`, and its gradient does not change."""

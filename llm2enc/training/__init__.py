@@ -6,6 +6,7 @@ from llm2enc.training.microbatch import BatchPartition, idle
 from llm2enc.training.objectives import OBJECTIVES
 from llm2enc.training.objectives.token_loss import head_gradient
 from llm2enc.training.origin import origin
+from llm2enc.training.precision import settled
 from llm2enc.training.prepare import check_stages, prepare, prepare_backbone
 from llm2enc.training.trainer import train
 
@@ -20,5 +21,6 @@ __all__ = [
     "origin",
     "prepare",
     "prepare_backbone",
+    "settled",
     "train",
 ]

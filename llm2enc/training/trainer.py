@@ -23,6 +23,7 @@ from llm2enc.training.checks import Guard, check_finite
 from llm2enc.training.logging import open_log
 from llm2enc.training.objectives import OBJECTIVES, Batch, Objective
 from llm2enc.training.origin import origin
+from llm2enc.training.precision import autocast, settled
 from llm2enc.training.prepare import check_processes, make_optimizer, prepare, restore
 from llm2enc.training.signals import interruptible, stop_requested
 
@@ -56,6 +57,7 @@ def train(
     """
     distributed.start()
     folder.mkdir(parents=True, exist_ok=True)
+    (stage,) = settled([stage], encoder.device)
     objective, backbone = OBJECTIVES[stage.objective], encoder.backbone
     check_processes(stage)
     parent, made_from = encoder.weights_fingerprint(), origin(encoder, stage)
@@ -80,7 +82,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with _named(step, batch.source, folder):
-                with precision(stage, encoder):
+                with autocast(stage, encoder):
                     metrics = objective.backward(encoder, batch, stage)
                 guard.check_batch(metrics, batch.source)
                 norm = distributed.reduce_gradients(optimizer, trained.values(), stage.max_grad_norm or math.inf)
@@ -103,16 +105,6 @@ def train(
     restore(encoder)
     done = {"objective": stage.objective, "steps": stage.steps, "seed": seed, "begun": made_from}
     checkpoint.finish(folder, encoder, parent, done, keep_adapter)
-
-
-def precision(stage: Stage, encoder: Encoder) -> torch.autocast:
-    """The type of matrix products inside.
-
-    Of sharded layers autocast must keep no copies: they would hold all weights, and gradients through copies made in an
-    earlier pass come out wrong (by 0.8 of their size, in the bfloat16 line of benchmarks/scale.py).
-    """
-    cast = stage.precision == "bfloat16"
-    return torch.autocast(encoder.device.type, torch.bfloat16, cast, cache_enabled=not encoder.backbone.sharded)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ FAMILIES = {
     "qwen3-8b": "qwen3",
     "gemma-2-9b": "gemma2",
     "gemma-3-270m": "gemma3_text",
+    "demo": "llama",
     "smollm2-135m": "llama",
     "echo-mistral-7b": "mistral",
     "pocket": "llama",
@@ -76,6 +77,7 @@ def shrink(name: str, model: Path, data: dict[str, str]) -> list[str]:
         f"model.name={model}",
         "model.revision=null",
         "model.dtype=float32",
+        *["model.layers=1"] * (load_recipe(name).model.layers is not None),
         "evaluation=[]",
         "input.max_tokens=320",
     ]
