@@ -158,13 +158,20 @@ def packed_attention(
     if sliding_window == UNSAID:
         sliding_window = getattr(module, "sliding_window", None)
     window = sliding_window if sliding_window and sliding_window < packing.longest else None
-    if torch.is_autocast_enabled(query.device.type):  # RoPE leaves float32 queries and keys beside 16-bit values
-        query, key, value = (states.to(torch.get_autocast_dtype(query.device.type)) for states in (query, key, value))
+    device = query.device.type
+    # RoPE leaves float32 queries and keys beside the 16-bit values of autocast.
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    # A processor's attention over 16-bit states is no faster than over float32, less exact, and its backward pass takes
+    # 1.2 (256 tokens) to 15 times as long (17 tokens): benchmarks/speed.md.
+    inside = torch.promote_types(dtype, torch.float32) if device == "cpu" else dtype
+    query, key, value = (states.to(inside) for states in (query, key, value))
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, H, D)
     kernel = _kernel(query.device.type, query.dtype, dropout > 0, softcap is not None or s_aux is not None)
     if kernel is not None:  # it computes every query: cheaper there than one call per length for the few that are asked
         return kernel(query, key, value, packing, dropout, scaling, window)[None], None
-    return _by_group(query, key, value, packing, dropout, scaling, window, softcap, s_aux)[None], None
+    with torch.autocast(device, enabled=False):  # it would narrow them again
+        output = _by_group(query, key, value, packing, dropout, scaling, window, softcap, s_aux)
+    return output[None].to(dtype), None
 
 
 def register() -> None:

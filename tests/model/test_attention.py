@@ -222,6 +222,23 @@ def test_dropout_drops_weights_by_the_seed_and_is_right_on_average(softcap: floa
     assert draws.std(0).min() > 0.01
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("options", [{}, {"softcap": 5.0}])
+def test_a_processor_attends_in_float32_and_rounds_once(options: dict, autocast: bool) -> None:
+    """In value and gradient, 16-bit states give what float32 attention over them gives, rounded at the end."""
+    pack = packing([2, 3], causal=True)
+    narrow = [part.detach().bfloat16().requires_grad_() for part in states(5)]
+    wide = [part.detach().float().requires_grad_() for part in narrow]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out, _ = packed_attention(MODULE, *narrow, None, packing=pack, **options)
+    exact, _ = packed_attention(MODULE, *wide, None, packing=pack, **options)
+    torch.testing.assert_close(out, exact.bfloat16(), atol=0, rtol=0)
+    out.backward(weights := torch.randn_like(out))
+    exact.backward(weights.float())
+    for part, other in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(part.grad, other.grad.bfloat16(), atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("options", [{}, {"softcap": 5.0}])
 def test_autocast_brings_float32_queries_to_the_16_bit_values(options: dict) -> None:
     query, key, value = (part.detach() for part in states(5))
