@@ -282,8 +282,9 @@ def corrupted(policy: str, rate: float, blocks: np.ndarray | None = None):
     if blocks is None:
         blocks = np.random.default_rng(1).integers(0, 320, size=(400, 128)).astype(np.int32)
     special = np.array([0, 1, 2])
-    before = blocks.copy()
-    found, chosen = mntp.corrupt(blocks, special, 5, 320, rate, policy, np.random.default_rng(2))
+    before, maskable = blocks.copy(), ~np.isin(blocks, special)
+    maskable[:, 0] = False
+    found, chosen = mntp.corrupt(blocks, maskable, 5, 320, rate, policy, np.random.default_rng(2))
     assert np.array_equal(blocks, before)
     assert not chosen[np.isin(blocks, special)].any() and not chosen[:, 0].any()
     assert np.array_equal(found[~chosen], blocks[~chosen])
@@ -317,8 +318,9 @@ def test_a_batch_always_has_something_to_predict() -> None:
     blocks = np.array([[0, 1, 2, 9]])
     _, found, chosen, _ = corrupted("all", 1e-9, blocks)
     assert chosen.tolist() == [[False, False, False, True]] and found.tolist() == [[0, 1, 2, 5]]
+    stage = MntpStage(objective="mntp", mask_rate=0.5, mask_policy="all", **COMMON)
     with pytest.raises(ValueError, match="nothing to mask"):
-        corrupted("all", 0.5, np.array([[9, 1, 2, 0]]))
+        mntp.collate(rows([np.array([9, 1, 0])]), stage, make_encoder().input_format, 0)
 
 
 def test_mask_tokens() -> None:
