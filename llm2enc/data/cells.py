@@ -116,6 +116,11 @@ def holds_messages(role: str, kind: pa.DataType) -> bool:
     )
 
 
+def holds_turns(role: str, kind: pa.DataType) -> bool:
+    """A text; as `messages` [{role, content}] or a list of texts."""
+    return (_is_message(kind) or is_texts(kind)) if role == "messages" else is_text(kind)
+
+
 def is_numbers(kind: pa.DataType) -> bool:
     """Whether cells of this type are lists of numbers."""
     return _is_list(kind, _is_number)

@@ -57,6 +57,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        # What trains beside this encoder in one stage, and is thrown away with it.
+        self.auxiliary: nn.Module | None = None
         self.input_format = input_format
         self.pooling: Pooling = pooling
         self.normalize = normalize
@@ -175,11 +177,12 @@ class Encoder(nn.Module):
         return self.backbone.width if self.head is None else self.head.dimensions
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters that get a gradient, by name: the backbone's own, and the head's under `head.`."""
-        if self.head is None:
-            return self.backbone.trained()
-        own = {f"head.{name}": p for name, p in self.head.named_parameters() if p.requires_grad}
-        return self.backbone.trained() | own
+        """Parameters that get a gradient, by name: the backbone's own, those of head and auxiliary with that before it."""
+        found = self.backbone.trained()
+        for place, module in (("head", self.head), ("auxiliary", self.auxiliary)):
+            if module is not None:
+                found |= {f"{place}.{name}": p for name, p in module.named_parameters() if p.requires_grad}
+        return found
 
     def weights_fingerprint(self) -> str:
         """SHA-256 of the weights alone, backbone and head: what a stage's parent is recognised by."""

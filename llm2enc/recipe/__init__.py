@@ -8,17 +8,32 @@ from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
 from llm2enc.recipe.replacing import sources_of
-from llm2enc.recipe.stages import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.recipe.stages import (
+    ClmStage,
+    ContrastiveStage,
+    DialogueFormat,
+    GenerationSpec,
+    GritStage,
+    LoraSpec,
+    MntpStage,
+    RetromaeStage,
+    SftStage,
+    SimcseStage,
+    Stage,
+)
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 __all__ = [
     "ClmStage",
     "ContrastiveStage",
     "DataSpec",
+    "DialogueFormat",
     "DocstringEval",
     "DocstringsData",
     "EvalSpec",
     "FilesData",
+    "GenerationSpec",
+    "GritStage",
     "HeadSpec",
     "HubData",
     "InputSpec",
@@ -29,7 +44,9 @@ __all__ = [
     "Pooling",
     "ProjectionSpec",
     "Recipe",
+    "RetromaeStage",
     "Role",
+    "SftStage",
     "SimcseStage",
     "Stage",
     "Tracking",

@@ -10,7 +10,18 @@ DataFormat = Literal[
     "auto", "columns", "sentence-transformers", "flagembedding", "gritlm", "tevatron", "ms-swift", "beir"
 ]
 ColumnRole = Literal[
-    "text", "query", "positive", "negatives", "instruction", "score", "scores", "positive_scores", "negative_scores"
+    "text",
+    "query",
+    "positive",
+    "negatives",
+    "instruction",
+    "score",
+    "scores",
+    "positive_scores",
+    "negative_scores",
+    "messages",
+    "prompt",
+    "response",
 ]
 
 

@@ -131,8 +131,9 @@ def _resolve(data: dict[str, Any]) -> None:
             if old in stage:
                 _log.warning("stages.%d.%s is called %s now; the old name goes with release 0.2", number, old, new)
                 stage[new] = stage.pop(old)
-        if isinstance(stage.get("data"), list):
-            stage["data"] = [source for given in stage["data"] for source in _sources(given)]
+        for part in (stage, stage.get("generation")):
+            if isinstance(part, dict) and isinstance(part.get("data"), list):
+                part["data"] = [source for given in part["data"] for source in _sources(given)]
 
 
 def _sources(given: Any) -> list[Any]:

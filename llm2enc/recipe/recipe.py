@@ -48,7 +48,8 @@ class Recipe(Strict):
                 raise ValueError(
                     f"an {stage.objective} stage needs `model.attention: bidirectional`: masked prediction looks ahead"
                 )
-        if self.head is not None and all(stage.row == "block" for stage in self.stages):
+        vectors = [stage for stage in self.stages if stage.row == "pair" or stage.objective == "simcse"]
+        if self.head is not None and not vectors:
             raise ValueError(
                 "`head` is given, but no stage trains it, so that its weights would stay random; add a contrastive or "
                 "simcse stage, or leave it out"
@@ -70,7 +71,13 @@ class Recipe(Strict):
             for number, stage in enumerate(self.stages)
             if stage.row == "block"
         }
-        return {"input.max_tokens": self.input.max_tokens, **blocks}
+        dialogues = {
+            f"stages.{number}{'.generation' * (part is not stage)}.max_tokens": part.max_tokens
+            for number, stage in enumerate(self.stages)
+            for part in stage.parts
+            if part.row == "dialogue" and part.max_tokens is not None
+        }
+        return {"input.max_tokens": self.input.max_tokens, **blocks, **dialogues}
 
     def adapter_goes_on(self, index: int) -> bool:
         """Whether the stage behind stage `index` goes on with its adapter, which therefore stays unmerged."""

@@ -17,8 +17,8 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
 
     model   hub id, directory, GGUF file, package or `pocket`; all but attention and dtype belonged to the former model and
             goes with it
-    data    what every stage trains on, see `sources_of`: pairs, and their queries and positives where a stage reads texts.
-            The named prompts are the tasks of the former data and go with it; evaluation stays as it is
+    data    what every stage trains on, see `sources_of`: pairs, and their queries and positives where a stage reads texts;
+            dialogues stay as they are. The named prompts are the tasks of the former data and go with it; evaluation stays
     raises  RecipeError for a folder without tables, and for texts where a stage needs pairs
     """
     fields = recipe.model_dump(mode="json")
@@ -31,6 +31,8 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
     if data is not None:
         sources = [source.model_dump(mode="json") for source in sources_of(data)]
         for number, stage in enumerate(recipe.stages):
+            if stage.row == "dialogue":
+                continue
             pairs = stage.row == "pair"
             if pairs and any(".txt" in Path(source["path"]).suffixes for source in sources):
                 raise RecipeError(

@@ -40,8 +40,8 @@ def _lora_tag(value: Any) -> str:
 
 
 class BaseStage(Strict):
-    row: ClassVar[Literal["block", "text", "pair"]]
-    """What a batch is made of: blocks of `block_tokens` tokens of joined texts, texts, or pairs."""
+    row: ClassVar[Literal["block", "text", "pair", "dialogue"]]
+    """What a batch is made of: blocks of `block_tokens` tokens of joined texts, texts, pairs, or dialogues."""
     causal: ClassVar[bool | None] = None
     """Direction of attention in training; None: the model's own."""
 
@@ -97,6 +97,11 @@ class BaseStage(Strict):
     save_every: PositiveInt = 200
     log_every: PositiveInt = 10
 
+    @property
+    def parts(self) -> "tuple[Stage, ...]":
+        """The stages of one kind of rows each that this one trains at once: itself, but for GRIT."""
+        return (self,)  # pyright: ignore[reportReturnType]: every stage is one of `Stage`
+
     @model_validator(mode="after")
     def _consistent(self) -> "BaseStage":
         if self.schedule_steps is not None and self.schedule_steps < self.steps:
@@ -136,6 +141,27 @@ class MntpStage(BaseStage):
     """Rows of the vocabulary-wide logits that exist at a time."""
 
 
+class RetromaeStage(BaseStage):
+    """RetroMAE (arXiv 2205.12035): the text is rebuilt from its vector, by one fresh layer that hardly sees the text.
+
+    Two losses, added: the backbone names the tokens that are masked in its own input, as in MNTP, and the layer, which
+    is thrown away at the end, names every token of the text from the vector and a few tokens, each time others.
+    """
+
+    row, causal = "text", False
+    objective: Literal["retromae"]
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Probability that a token is chosen in the backbone's input; special tokens never are."""
+    decoder_mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Probability that the layer does not see a token while it names another one; it never sees the one it names."""
+    mask_policy: Literal["bert", "all"] = "bert"
+    """`bert`: of the chosen 80 % are masked, 10 % replaced at random, 10 % kept. `all`: every chosen one is masked."""
+    mask_token: Literal["blank", "eos", "mask"] = "blank"
+    """`blank`: the token `_`; `eos`: the EOS token; `mask`: the tokenizer's own mask token."""
+    logit_rows: PositiveInt = 1024
+    """Rows of the vocabulary-wide logits that exist at a time."""
+
+
 class SimcseStage(BaseStage):
     """Unsupervised SimCSE (arXiv 2104.08821): two dropout passes of one text are each other's positive. A text that stands
     in a batch more than once is no negative of itself."""
@@ -158,4 +184,77 @@ class ContrastiveStage(BaseStage):
     elsewhere in the batch with this document as its positive."""
 
 
-Stage = Annotated[ClmStage | MntpStage | SimcseStage | ContrastiveStage, Field(discriminator="objective")]
+class DialogueFormat(Strict):
+    """How a dialogue is read, and what its tokens count. Only responses are predicted, each with the EOS behind it."""
+
+    user: str = "<|user|>\n"
+    """What stands before a user's text: plain text to the tokenizer, as in GritLM, unless it is a token there."""
+    assistant: Annotated[str, Field(min_length=1)] = "\n<|assistant|>\n"
+    """What stands between a user's text and the response."""
+    between: str = "\n"
+    """What stands behind the EOS of a response if another turn follows."""
+    aggregation: Literal["mixed", "token"] = "mixed"
+    """`mixed`: the mean over the tokens of a `group`, then over groups. `token`: the sum over all tokens, by the number of
+    dialogues, so that long responses count more and the loss is some hundred times as large (GRIT, section 3.2)."""
+    group: PositiveInt | None = None
+    """Dialogues whose tokens `mixed` averages together; all of a batch by default. 1: each dialogue counts alike."""
+    logit_rows: PositiveInt = 1024
+    """Rows of the vocabulary-wide logits that exist at a time."""
+
+    @model_validator(mode="after")
+    def _groups_are_mixed(self) -> "DialogueFormat":
+        if self.aggregation == "token" and self.group is not None:
+            raise ValueError("`group` is for `aggregation: mixed`; `token` sums over all tokens of a batch. Remove one")
+        return self
+
+
+class SftStage(BaseStage, DialogueFormat):
+    """Supervised fine-tuning with causal attention: responses from what stands before them. Half of GRIT."""
+
+    row, causal = "dialogue", True
+    objective: Literal["sft"]
+
+
+class GenerationSpec(DialogueFormat):
+    """The generative half of a `grit` stage."""
+
+    data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
+    """Dialogues."""
+    mixture_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """As for the stage."""
+    batch_size: PositiveInt
+    """Dialogues per step over all processes."""
+    max_tokens: PositiveInt | None = None
+    """Longest dialogue, `input.max_tokens` by default; of a longer one the end is cut."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of the generative loss beside the contrastive one."""
+
+
+class GritStage(BaseStage):
+    """GRIT (arXiv 2402.09906): a contrastive and a generative batch in each step. One model that encodes in its own
+    direction and, causally, writes."""
+
+    row = "pair"
+    objective: Literal["grit"]
+    temperature: Temperature = 0.02
+    hard_negatives: Annotated[int, Field(ge=0)] = 1
+    """As in `contrastive`; so is what follows."""
+    mask_duplicates: bool = False
+    generation: GenerationSpec
+
+    @property
+    def parts(self) -> "tuple[ContrastiveStage, SftStage]":
+        """The halves, each a stage that could run alone."""
+        shared = {name: getattr(self, name) for name in BaseStage.model_fields}
+        own = {name: getattr(self, name) for name in ("temperature", "hard_negatives", "mask_duplicates")}
+        written = {name: getattr(self.generation, name) for name in GenerationSpec.model_fields if name != "weight"}
+        return (
+            ContrastiveStage.model_construct(**shared | own, objective="contrastive"),
+            SftStage.model_construct(**shared | written, objective="sft"),
+        )
+
+
+Stage = Annotated[
+    ClmStage | MntpStage | RetromaeStage | SimcseStage | ContrastiveStage | SftStage | GritStage,
+    Field(discriminator="objective"),
+]

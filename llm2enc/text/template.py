@@ -4,6 +4,7 @@ Each string goes to the tokenizer once; which of its tokens are pooled follows f
 merges across the border of a template and a text is found, not guessed.
 """
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -73,11 +74,14 @@ class InputFormat:
         # We add special tokens by template; all else a post-processor does is trim spaces off offsets, and a space that
         # no offset covers would belong to no part.
         self._backend.post_processor = None
-        self._fixed = {
-            part: self._token_id(part, spec)
-            for part in (*self.spec.query, *self.spec.document)
-            if part.special or part.token
-        }
+        self._fixed = self._tokens_by_id(spec)
+
+    def with_spec(self, spec: InputSpec) -> "InputFormat":
+        """The same tokenizer under other templates. Raises as the constructor."""
+        other = copy.copy(self)
+        other.spec = for_tokenizer(spec, self.tokenizer)
+        other._fixed = other._tokens_by_id(spec)
+        return other
 
     def pack(
         self,
@@ -134,6 +138,10 @@ class InputFormat:
         """Everything that the ids and the pooling of a text depend on, as one string."""
         fixed = [[part.model_dump(), number] for part, number in self._fixed.items()]
         return json.dumps([self.spec.model_dump(mode="json"), self._backend.to_str(), fixed])
+
+    def _tokens_by_id(self, given: InputSpec) -> dict[Part, int]:
+        fixed = (part for part in (*self.spec.query, *self.spec.document) if part.special or part.token)
+        return {part: self._token_id(part, given) for part in fixed}
 
     def _token_id(self, part: Part, given: InputSpec) -> int:
         name = part.token or getattr(self.tokenizer, f"{part.special}_token")

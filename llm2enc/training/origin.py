@@ -24,7 +24,7 @@ def origin(encoder: Encoder, stage: Stage) -> dict[str, str]:
     if distributed.is_main():
         template, *tokenizer = json.loads(encoder.input_format.identity())
         found = {"input template": _digest(template), "tokenizer": _digest(tokenizer)}
-        for number, spec in enumerate(stage.data):
+        for number, spec in enumerate(spec for part in stage.parts for spec in part.data):
             name = f"data source {number} ({source_name(spec)})"
             try:
                 found[name] = content_digest(spec)

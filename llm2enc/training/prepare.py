@@ -20,8 +20,10 @@ def check_processes(stage: Stage) -> None:
     if uses_zero(stage):
         distributed.check_zero()
     processes = distributed.world_size()
-    reason = idle(processes, stage.batch_size, stage.rng_shards)
-    if reason:
+    for part in stage.parts:
+        reason = idle(processes, part.batch_size, stage.rng_shards)
+        if not reason:
+            continue
         raise InputError(
             f"{reason}. Start fewer, or set `rng_shards` (which changes the dropout noise) and `batch_size` to at least "
             f"{processes} in the recipe"
@@ -34,8 +36,11 @@ def prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     raises  ValueError as `prepare_backbone`, or for layers that cannot be spread
     """
     prepare_backbone(encoder.backbone, stage, seed)
+    objective = OBJECTIVES[stage.objective]
     if encoder.head is not None:
-        encoder.head.requires_grad_(not OBJECTIVES[stage.objective].predicts_tokens)
+        encoder.head.requires_grad_(objective.compares_vectors)
+    if objective.auxiliary is not None:
+        encoder.auxiliary = objective.auxiliary(encoder.backbone, seed)
     encoder.train()  # and not its backbone alone: `evaluating` goes back to the encoder's mode
     if distributed.world_size() > 1 and (stage.strategy == "fsdp" or distributed.wants_fsdp()):
         encoder.backbone.shard()
@@ -80,6 +85,7 @@ def restore(encoder: Encoder) -> None:
     """Undo what `prepare` set for training alone; the adapter stays."""
     encoder.backbone.set_attention_dropout(0.0)
     encoder.backbone.set_gradient_checkpointing(False)
+    encoder.auxiliary = None
     encoder.eval()
 
 

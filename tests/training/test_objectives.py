@@ -9,9 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm2enc.data import Pair, RowBatch
+from llm2enc.data import Dialogue, Pair, RowBatch
 from llm2enc.encoding import Encoder
-from llm2enc.recipe import ClmStage, ContrastiveStage, FilesData, LoraSpec, MntpStage, SimcseStage
+from llm2enc.recipe import (
+    ClmStage,
+    ContrastiveStage,
+    FilesData,
+    GenerationSpec,
+    GritStage,
+    LoraSpec,
+    MntpStage,
+    RetromaeStage,
+    SftStage,
+    SimcseStage,
+)
 from llm2enc.training import OBJECTIVES, head_gradient, prepare_backbone
 from llm2enc.training.objectives import clm, contrastive, mntp, simcse
 from tests.support.builders import assert_same, gradients, make_encoder, make_tokenizer, sentences
@@ -47,6 +58,8 @@ def texts_of(batch) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- records
 
 LONG_BLOCKS = list(np.random.default_rng(1).integers(10, 250, (40, 50)).astype(np.int32))
+LONG_TEXTS = [" ".join(sentences(8, seed=seed)[:3]) for seed in range(40)]
+DIALOGUES = [Dialogue((("a?", text),)) for text in sentences(20)]
 EXAMPLES = {  # each row of contrastive has as many negatives as the stage takes
     "clm": (ClmStage(objective="clm", block_tokens=50, **COMMON), LONG_BLOCKS),
     "mntp": (MntpStage(objective="mntp", mask_rate=0.3, mask_policy="all", **COMMON), LONG_BLOCKS),
@@ -55,7 +68,19 @@ EXAMPLES = {  # each row of contrastive has as many negatives as the stage takes
         ContrastiveStage(objective="contrastive", **COMMON),
         [pair("q0", "p0", "n0"), pair("q1", "p1", "n1")],
     ),
+    "retromae": (RetromaeStage(objective="retromae", **COMMON), LONG_TEXTS),
+    "sft": (SftStage(objective="sft", **COMMON), DIALOGUES),
+    "grit": (
+        GritStage(objective="grit", generation=GenerationSpec(data=DATA, batch_size=3), **COMMON),
+        [pair("q0", "p0", "n0"), pair("q1", "p1", "n1")],
+    ),
 }
+
+
+def rows_of(name: str):
+    """The rows of a batch, for each of the parts of the stage."""
+    items = rows(EXAMPLES[name][1])
+    return (items, rows(DIALOGUES)) if name == "grit" else items
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -63,7 +88,9 @@ def test_a_record_says_what_the_objective_does(name: str, monkeypatch: pytest.Mo
     objective, (stage, items), encoder = OBJECTIVES[name], EXAMPLES[name], make_encoder()
     backbone = encoder.backbone
     prepare_backbone(backbone, stage, seed=0)
-    batch = objective.collate(rows(items), stage, encoder.input_format, 0)
+    if objective.auxiliary is not None:
+        encoder.auxiliary = objective.auxiliary(backbone, 0)
+    batch = objective.collate(rows_of(name), stage, encoder.input_format, 0)
     seen: list[bool | None] = []
     heads: list[int] = []
     hidden, logits = backbone.hidden, backbone.logits
@@ -75,12 +102,13 @@ def test_a_record_says_what_the_objective_does(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(backbone, "hidden", spied)
     monkeypatch.setattr(backbone, "logits", lambda states: heads.append(len(states)) or logits(states))
     objective.backward(encoder, batch, stage)
-    assert set(seen) == {objective.causal} and bool(heads) == objective.predicts_tokens
-    assert isinstance(items[0], {"block": np.ndarray, "text": str, "pair": Pair}[objective.row])
-    if objective.predicts_tokens:
+    assert set(seen) == {OBJECTIVES[part.objective].causal for part in stage.parts}
+    assert bool(heads) == objective.predicts_tokens
+    assert isinstance(items[0], {"block": np.ndarray, "text": str, "pair": Pair, "dialogue": Dialogue}[objective.row])
+    if objective.predicts_tokens and objective.row in ("block", "text"):
         assert batch.num_targets / batch.num_tokens == pytest.approx(objective.predicted_share(stage), abs=0.03)
-        assert batch.describe() == {"predicted tokens per batch": f"{batch.num_targets:,}"}
-    else:
+        assert f"{batch.num_targets:,}" in str(batch.describe())
+    if objective.vectors_per_row is not None:
         assert batch.partition.total == len(items) * objective.vectors_per_row(stage)
 
 
@@ -90,7 +118,7 @@ def test_a_record_says_whether_full_training_includes_the_head(name: str) -> Non
     backbone = make_encoder(tie_word_embeddings=False).backbone
     prepare_backbone(backbone, stage, seed=0)
     assert any("lm_head" in parameter for parameter in backbone.trained()) == OBJECTIVES[name].trains_head
-    assert OBJECTIVES[name].trains_head == (name == "clm")
+    assert OBJECTIVES[name].trains_head == (name in ("clm", "sft", "grit"))
 
 
 # ---------------------------------------------------------------------------------------------------------- contrastive
