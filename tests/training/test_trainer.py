@@ -16,19 +16,42 @@ from safetensors.torch import load_file
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import Interrupted, NotFinite
-from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage, Tracking
+from llm2enc.recipe import (
+    ClmStage,
+    ContrastiveStage,
+    GenerationSpec,
+    GritStage,
+    LoraSpec,
+    MntpStage,
+    RetromaeStage,
+    SftStage,
+    SimcseStage,
+    Stage,
+    Tracking,
+)
 from llm2enc.text import InputFormat
 from llm2enc.training import OBJECTIVES, checkpoint, origin, train, trainer
 from llm2enc.training.logging import stage_summary
 from llm2enc.training.prepare import make_optimizer
 from llm2enc.training.trainer import learning_rate
-from tests.support.builders import INPUT, assert_same, make_encoder, make_tokenizer, pairs_file, texts_file
+from tests.support.builders import (
+    INPUT,
+    assert_same,
+    dialogues_file,
+    make_encoder,
+    make_tokenizer,
+    pairs_file,
+    texts_file,
+)
 
 STAGES = {
     "clm": (ClmStage, texts_file, {"block_tokens": 16, "lr": 1e-2}),
     "mntp": (MntpStage, texts_file, {"block_tokens": 16, "mask_rate": 0.3, "mask_policy": "bert", "lr": 1e-2}),
     "simcse": (SimcseStage, texts_file, {"attention_dropout": 0.2, "temperature": 0.2}),
     "contrastive": (ContrastiveStage, pairs_file, {"temperature": 0.2, "attention_dropout": 0.1}),
+    "retromae": (RetromaeStage, texts_file, {"lr": 1e-2}),
+    "sft": (SftStage, dialogues_file, {"lr": 1e-2}),
+    "grit": (GritStage, pairs_file, {"temperature": 0.2, "attention_dropout": 0.1, "lr": 1e-2}),
 }
 
 
@@ -43,6 +66,8 @@ def make_stage(objective: str, folder: Path, **fields) -> Stage:
         "log_every": 1,
         "micro_batch_tokens": 100,
     }
+    if objective == "grit":
+        own = own | {"generation": GenerationSpec(data=(dialogues_file(folder),), batch_size=8)}
     if fields.get("trainable") != "full":
         common["lora"] = LoraSpec(r=4, alpha=8, dropout=0.1)
     return kind(objective=objective, data=(data(folder),), **(common | own | fields))
@@ -151,7 +176,7 @@ def test_every_objective_learns(objective: str, trainable: str, tmp_path: Path, 
         assert moved == linear
     else:
         head = {"backbone.model.lm_head.weight"}
-        assert before.keys() - moved == (set() if objective == "clm" else head)
+        assert before.keys() - moved == (set() if OBJECTIVES[objective].trains_head else head)
     assert not encoder.training and not encoder.backbone.trained() and not encoder.backbone.has_adapter
     assert checkpoint.is_finished(tmp_path / "run") and not (tmp_path / "run" / "checkpoint").exists()
 
