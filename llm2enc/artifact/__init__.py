@@ -8,6 +8,7 @@ from llm2enc.artifact.files import (
     check_target,
     write_json,
 )
+from llm2enc.artifact.generator import write_generator
 from llm2enc.artifact.integrity import digests
 from llm2enc.artifact.metadata import (
     HistoryRow,
@@ -45,6 +46,7 @@ __all__ = [
     "read_metadata",
     "with_engines",
     "write",
+    "write_generator",
     "write_json",
     "write_metadata",
 ]

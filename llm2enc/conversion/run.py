@@ -7,6 +7,7 @@ runs/pocket/
   history.json     scores before training and after every stage
   0-mntp/ ...      one folder per stage (checkpoint.py)
   model/           the encoder, in the format other programs open
+  generator/       the same weights as a causal language model, if a stage trained on dialogues
 """
 
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2enc import distributed
-from llm2enc.artifact import METADATA_FILE, HistoryRow, read_metadata
+from llm2enc.artifact import METADATA_FILE, HistoryRow, read_metadata, write_generator
 from llm2enc.conversion import run_directory
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
@@ -102,6 +103,7 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     """Everything that is not in `out` yet."""
     if distributed.is_main():
         recover(out / "model")
+        recover(out / "generator")
     history = _History(out, recipe, encoder)
     for name, causal, pooling in _starting_points(recipe):
         history.measure(name, encoder.variant(causal=causal, pooling=pooling), time.perf_counter())
@@ -123,6 +125,11 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
         if not already:  # otherwise its other formats would be lost
             encoder.save(out / "model", recipe=recipe, history=history.rows)
         copy_notices(recipe.model, out / "model")
+        form = recipe.dialogue_format
+        if form is not None:
+            if not (already and (out / "generator").is_dir()):
+                write_generator(encoder.backbone, encoder.input_format.tokenizer, out / "generator", form)
+            copy_notices(recipe.model, out / "generator")
         parity = verify(out / "model", AT_THE_END_OF_A_CONVERSION, encoder).rows
     distributed.barrier()
     return Result(out, encoder, history.rows, parity, scores, already)
@@ -140,6 +147,7 @@ def _is_exported(place: Path, encoder: Encoder, history: list[Row]) -> bool:
 def _tidy(recipe: Recipe, out: Path) -> None:
     """Remove what a killed process, or one that found the disk full, left half-written."""
     remove_stale(out / "model")
+    remove_stale(out / "generator")
     remove_stale(out / "history.json")
     for index, stage in enumerate(recipe.stages):
         checkpoint.tidy(out / f"{index}-{stage.objective}")

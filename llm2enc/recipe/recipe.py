@@ -9,7 +9,7 @@ from llm2enc.recipe.evaluation import EvalSpec
 from llm2enc.recipe.head import HeadSpec
 from llm2enc.recipe.input import InputSpec, Pooling
 from llm2enc.recipe.model import ModelSpec
-from llm2enc.recipe.stages import ClmStage, LoraSpec, MntpStage, Stage
+from llm2enc.recipe.stages import ClmStage, DialogueFormat, LoraSpec, MntpStage, Stage
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 
@@ -78,6 +78,12 @@ class Recipe(Strict):
             if part.row == "dialogue" and part.max_tokens is not None
         }
         return {"input.max_tokens": self.input.max_tokens, **blocks, **dialogues}
+
+    @property
+    def dialogue_format(self) -> DialogueFormat | None:
+        """How dialogues are read in the last stage that trains on them; None if none does."""
+        read = [part for stage in self.stages for part in stage.parts if isinstance(part, DialogueFormat)]
+        return read[-1] if read else None
 
     def adapter_goes_on(self, index: int) -> bool:
         """Whether the stage behind stage `index` goes on with its adapter, which therefore stays unmerged."""
