@@ -117,9 +117,10 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     notes = [text for text in (devices.note, note) if text]
     stages = []
     for index, stage in enumerate(recipe.stages):
-        load = workloads.of_stage(stage, input_format.spec if input_format else recipe.input, input_format, recipe.seed)
+        spec = input_format.spec if input_format else recipe.input
+        loads = [(part, workloads.of_stage(part, spec, input_format, recipe.seed)) for part in stage.parts]
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
-        stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
+        stages.append(_Planner(recipe, index, stage, loads, devices).plan(share, speed))
     encoder = _encoder(recipe, Backbone(model, recipe.model.attention == "bidirectional"))
     here = recipe.model.weights == "random" or is_here(recipe.model.source)
     exported = _bytes(encoder.backbone.decoder) + (_bytes(encoder.head) if encoder.head else 0)
@@ -141,8 +142,8 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
 class _Planner:
     """One stage. The backbone is built anew: an adapter that goes on from stage to stage counts as a fresh one."""
 
-    def __init__(self, recipe: Recipe, index: int, stage: Stage, load: Workload, devices: Devices):
-        self.recipe, self.index, self.stage, self.load, self.devices = recipe, index, stage, load, devices
+    def __init__(self, recipe: Recipe, index: int, stage: Stage, loads: list[tuple[Stage, Workload]], devices: Devices):
+        self.recipe, self.index, self.stage, self.loads, self.devices = recipe, index, stage, loads, devices
         backbone = Backbone(_skeleton(recipe), recipe.model.attention == "bidirectional")
         encoder = _encoder(recipe, backbone)
         # An adapter that goes on has the shape of the one before.
@@ -155,16 +156,17 @@ class _Planner:
         self.limit = int(SAFE * devices.memory)
 
     def plan(self, share: float, speed: float | None) -> StagePlan:
-        found, costs, largest = self._memory()
+        found = self._memory()
         safe, whole = self._safe(found)
         fits = found.peak <= self.limit
-        flops = flops_of_a_step(self.stage, self.profiler, self.load, self.devices, costs, largest)
-        busiest = flops * self.load.share(self.devices.count)
+        parts = [self._flops(part, load) for part, load in self.loads]
+        flops, tokens = sum(parts), sum(load.tokens for _, load in self.loads)
+        busiest = sum(part * load.share(self.devices.count) for part, (_, load) in zip(parts, self.loads, strict=True))
         mixed = self.stage.precision == "bfloat16" or self.recipe.model.dtype != "float32"
         peaks = self.devices.peaks
         peak = peaks.get("bfloat16", peaks["float32"]) if mixed else peaks["float32"]  # FLOP/s of its matrix products
         if speed is not None:
-            share = flops / self.load.tokens * speed / peak
+            share = flops / tokens * speed / peak
         return StagePlan(
             name=f"{self.index}-{self.stage.objective}",
             trained=self.trained,
@@ -178,9 +180,9 @@ class _Planner:
             safe_micro_batch_tokens=safe,
             whole_shard=whole,
             steps=self.stage.steps,
-            texts=self.load.texts,
-            tokens=self.load.tokens,
-            basis=self.load.basis,
+            texts=sum(load.texts for _, load in self.loads),
+            tokens=tokens,
+            basis=" and ".join(load.basis for _, load in self.loads),
             flops=flops * self.stage.steps,
             share=share,
             seconds=busiest / (peak * share) * self.stage.steps,
@@ -189,8 +191,17 @@ class _Planner:
             remedies=() if fits else tuple(self._remedies(safe)),
         )
 
-    def _memory(self, max_tokens: int | None = None):
-        return memory(self.stage, self.profiler, self.size, self.load, self.devices, self.recipe.pooling, max_tokens)
+    def _memory(self, max_tokens: int | None = None) -> Memory:
+        """Of the part of the stage that takes most."""
+        return max((self._of(*load, max_tokens)[0] for load in self.loads), key=lambda found: found.peak)
+
+    def _of(self, part: Stage, load: Workload, max_tokens: int | None = None):
+        given = part, self.profiler, self.size, load, self.devices, self.recipe.pooling
+        return memory(*given, max_tokens, beside=len(self.loads) > 1)
+
+    def _flops(self, part: Stage, load: Workload) -> float:
+        _, costs, largest = self._of(part, load)
+        return flops_of_a_step(part, self.profiler, load, self.devices, costs, largest)
 
     def _safe(self, found: Memory) -> tuple[int | None, bool]:
         """The largest micro-batch that fits, and whether it is a whole shard.
@@ -198,13 +209,13 @@ class _Planner:
         What micro-batches take grows in a straight line with their tokens, so two of them give a first guess. Each guess is
         planned for, and its result corrects the next one.
         """
-        largest = self.load.largest_shard
-        longest = int(self.load.lengths.max())
-        whole = self._memory(largest)[0].peak
+        largest = max(load.largest_shard for _, load in self.loads)
+        longest = max(int(load.lengths.max()) for _, load in self.loads)
+        whole = self._memory(largest).peak
         if whole <= self.limit:
             return largest, True
         low = longest
-        bottom = self._memory(low)[0].peak
+        bottom = self._memory(low).peak
         if bottom > self.limit:
             return None, False
         high, top = largest, whole
@@ -213,7 +224,7 @@ class _Planner:
             guess = max(low, int(guess) // ROUND * ROUND if guess > 2 * ROUND else int(guess))
             if guess in (low, high):
                 break
-            peak = self._memory(guess)[0].peak
+            peak = self._memory(guess).peak
             if peak <= self.limit:
                 low, bottom = guess, peak
             else:
@@ -222,8 +233,9 @@ class _Planner:
 
     def _idle(self) -> str:
         stage, processes = self.stage, self.devices.count
-        reason = idle(processes, stage.batch_size, stage.rng_shards)
-        given = {"rng_shards": stage.rng_shards, "batch_size": stage.batch_size}
+        smallest = min(load[0].batch_size for load in self.loads)
+        reason = idle(processes, smallest, stage.rng_shards)
+        given = {"rng_shards": stage.rng_shards, "batch_size": smallest}
         few = [name for name, count in given.items() if count < processes]
         changes = " ".join(f"--set stages.{self.index}.{name}={processes}" for name in few)
         return reason and f"{reason}; {changes}, or take fewer devices"
@@ -235,11 +247,11 @@ class _Planner:
         if not self.stage.gradient_checkpointing:
             self.profiler.backbone.set_gradient_checkpointing(True)
             self.profiler.known.clear()
-            found = self._memory()[0].peak
+            found = self._memory().peak
             yield f"--set {path}.gradient_checkpointing=true ({gib(found)}, which {self._verdict(found)})"
         if processes > 1 and self.stage.strategy == "ddp":
             self.size = sizes(self.profiler.encoder, processes, sharded=True)
-            found = self._memory()[0].peak
+            found = self._memory().peak
             yield f"--set {path}.strategy=fsdp (with it {gib(found)}, which {self._verdict(found)})"
         if self.stage.trainable == "full":
             saved = 4 * 4 * self.trained - self.size.weights
