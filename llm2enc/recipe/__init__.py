@@ -6,9 +6,11 @@ from llm2enc.recipe.head import HeadSpec, ProjectionSpec
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
+from llm2enc.recipe.pair_scores import PairScores, PairScoresLossSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
 from llm2enc.recipe.replacing import sources_of
 from llm2enc.recipe.stages import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.recipe.teacher import EmbeddingMatchSpec, SoftLabelsSpec, SpreadOutSpec, TeacherSpec
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "DataSpec",
     "DocstringEval",
     "DocstringsData",
+    "EmbeddingMatchSpec",
     "EvalSpec",
     "FilesData",
     "HeadSpec",
@@ -25,13 +28,18 @@ __all__ = [
     "LoraSpec",
     "MntpStage",
     "ModelSpec",
+    "PairScores",
+    "PairScoresLossSpec",
     "Part",
     "Pooling",
     "ProjectionSpec",
     "Recipe",
     "Role",
     "SimcseStage",
+    "SoftLabelsSpec",
+    "SpreadOutSpec",
     "Stage",
+    "TeacherSpec",
     "Tracking",
     "load_recipe",
     "recipe_names",
