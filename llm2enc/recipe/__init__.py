@@ -9,7 +9,15 @@ from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.pair_scores import PairScores, PairScoresLossSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
 from llm2enc.recipe.replacing import sources_of
-from llm2enc.recipe.stages import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.recipe.stages import (
+    ClmStage,
+    ContrastiveStage,
+    LoraSpec,
+    MntpStage,
+    PairScoresStage,
+    SimcseStage,
+    Stage,
+)
 from llm2enc.recipe.teacher import EmbeddingMatchSpec, SoftLabelsSpec, SpreadOutSpec, TeacherSpec
 from llm2enc.recipe.yaml_dialect import to_yaml
 
@@ -30,6 +38,7 @@ __all__ = [
     "ModelSpec",
     "PairScores",
     "PairScoresLossSpec",
+    "PairScoresStage",
     "Part",
     "Pooling",
     "ProjectionSpec",

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from llm2enc.recipe.base import PositiveInt, Rate, Strict
 from llm2enc.recipe.data import DataSpec
+from llm2enc.recipe.pair_scores import PairScoresLossSpec
 
 
 class LoraSpec(Strict):
@@ -40,8 +41,8 @@ def _lora_tag(value: Any) -> str:
 
 
 class BaseStage(Strict):
-    row: ClassVar[Literal["block", "text", "pair"]]
-    """What a batch is made of: blocks of `block_tokens` tokens of joined texts, texts, or pairs."""
+    row: ClassVar[Literal["block", "text", "pair", "scored pair"]]
+    """What a batch is made of: blocks of `block_tokens` tokens of joined texts, texts, pairs, or pairs with a score."""
     causal: ClassVar[bool | None] = None
     """Direction of attention in training; None: the model's own."""
 
@@ -158,4 +159,14 @@ class ContrastiveStage(BaseStage):
     elsewhere in the batch with this document as its positive."""
 
 
-Stage = Annotated[ClmStage | MntpStage | SimcseStage | ContrastiveStage, Field(discriminator="objective")]
+class PairScoresStage(BaseStage):
+    """Two texts and a score or class (STS, NLI): their similarity is to follow it."""
+
+    row = "scored pair"
+    objective: Literal["pair_scores"]
+    loss: PairScoresLossSpec
+
+
+Stage = Annotated[
+    ClmStage | MntpStage | SimcseStage | ContrastiveStage | PairScoresStage, Field(discriminator="objective")
+]

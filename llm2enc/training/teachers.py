@@ -97,8 +97,8 @@ class Teacher:
         """Know what was known before step `step`, and let the file say no more. InputError if there is no file."""
         if step and not file.is_file():
             raise InputError(
-                f"{file} is missing: it holds what the teacher {self.spec.model} said before the checkpoint beside it. Put it "
-                "back, or start again with --overwrite"
+                f"{file} is missing: it holds what the teacher {self.spec.model} said before the checkpoint beside it. Put "
+                "it back, or start again with --overwrite"
             )
         records = np.fromfile(file, self._record) if step else np.empty(0, self._record)
         records = records[records["step"] < step]
@@ -112,16 +112,23 @@ class Teacher:
 class Teachers:
     """The teachers of a stage."""
 
-    def __init__(self, specs: Iterable[TeacherSpec], folder: Path, step: int = 0):
-        """
-        folder  of the stage, where their answers are kept
-        step    the first one that will be asked about
-        raises  InputError as `Teacher`, and as `Teacher.resume`
-        """
+    def __init__(self, specs: Iterable[TeacherSpec]):
+        """Opens them, which raises InputError as `Teacher` does."""
         self._opened = {spec: Teacher(spec) for spec in dict.fromkeys(specs)}
-        self._folder = folder
-        for teacher, file in self._files():
-            teacher.resume(file, step)
+
+    def __len__(self) -> int:
+        return len(self._opened)
+
+    def resume(self, folder: Path, step: int) -> None:
+        """Know what was known before step `step` of the stage in `folder`; raises as `Teacher.resume`."""
+        for number, teacher in enumerate(self._opened.values()):
+            teacher.resume(answers_file(folder, number), step)
+
+    def save(self, folder: Path) -> None:
+        """Keep the answers so far; to be called before the checkpoint that builds on them."""
+        if distributed.is_main():
+            for number, teacher in enumerate(self._opened.values()):
+                teacher.save(answers_file(folder, number))
 
     def width(self, spec: TeacherSpec) -> int:
         """Width of a teacher's vectors."""
@@ -151,15 +158,6 @@ class Teachers:
             found[spec] = Lesson(torch.cosine_similarity(vectors[own], vectors[documents]), vectors)
         return found
 
-    def save(self) -> None:
-        """Keep the answers so far; to be called before the checkpoint that builds on them."""
-        if distributed.is_main():
-            for teacher, file in self._files():
-                teacher.save(file)
-
-    def _files(self) -> Iterable[tuple[Teacher, Path]]:
-        return ((teacher, answers_file(self._folder, number)) for number, teacher in enumerate(self._opened.values()))
-
 
 def answers_file(folder: Path, number: int | str) -> Path:
     """Where the answers of a stage's teacher are kept; `*` for all of them as a pattern."""
@@ -182,12 +180,10 @@ def teacher_digest(spec: TeacherSpec) -> str:
 
 def _encoder(spec: TeacherSpec) -> Callable[[Sequence[Item]], np.ndarray]:
     model = open_encoder(spec.model)
-    known = ["query", "document", *model.prompts]
+    known = list(dict.fromkeys(["query", "document", *model.prompts]))
     for prompt in (spec.query_prompt, spec.document_prompt):
         if prompt not in known:
-            raise InputError(
-                f"teacher {spec.model} has no prompt named {prompt!r}; it has {', '.join(dict.fromkeys(known))}"
-            )
+            raise InputError(f"teacher {spec.model} has no prompt named {prompt!r}; it has {', '.join(known)}")
 
     def vectors(items: Sequence[Item]) -> np.ndarray:
         ((prompt, _), *_) = items
@@ -206,8 +202,8 @@ def _cross_encoder(spec: TeacherSpec) -> Callable[[Sequence[Item]], np.ndarray]:
     architectures = model.config.architectures or []
     if len(model) == 1 and not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise InputError(
-            f"teacher {spec.model} ({', '.join(architectures)}) has no layer that scores a pair, so that its scores would be "
-            "random; name a cross-encoder, or ask it for vectors with `kind: encoder`"
+            f"teacher {spec.model} ({', '.join(architectures)}) has no layer that scores a pair, so that its scores would "
+            "be random; name a cross-encoder, or ask it for vectors with `kind: encoder`"
         )
     if model.num_labels != 1:
         raise InputError(

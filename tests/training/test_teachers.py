@@ -1,4 +1,4 @@
-"""Frozen teachers: what they answer, that no text is asked twice, and that neither interruption nor processes change a bit."""
+"""Frozen teachers: their answers, that no text is asked twice, and that neither interruption nor processes change a bit."""
 
 from pathlib import Path
 
@@ -44,9 +44,9 @@ def lesson(asked: Teachers, spec: TeacherSpec, texts: list[str] = TEXTS, step: i
     return asked.lessons(texts, IS_QUERY, OWNERS, step, CPU)[spec]
 
 
-def test_vectors_are_the_teachers_own_under_its_own_prompts(bert: Path, tmp_path: Path) -> None:
+def test_vectors_are_the_teachers_own_under_its_own_prompts(bert: Path) -> None:
     spec, plain = encoder(bert, document_prompt="other"), SentenceTransformer(str(bert))
-    found = lesson(Teachers([spec], tmp_path), spec)
+    found = lesson(Teachers([spec]), spec)
     expected = np.stack(
         [
             plain.encode(text, prompt_name="query" if asks else "other")
@@ -62,27 +62,27 @@ def test_vectors_are_the_teachers_own_under_its_own_prompts(bert: Path, tmp_path
 def test_an_encoder_of_ours_reads_its_own_templates(encoder: Encoder, tmp_path: Path) -> None:
     encoder.save(tmp_path / "teacher")
     spec = TeacherSpec(model=str(tmp_path / "teacher"), query_prompt="search")
-    found = lesson(Teachers([spec], tmp_path), spec).vectors
+    found = lesson(Teachers([spec]), spec).vectors
     assert found is not None
     queries = encoder.encode([TEXTS[0], TEXTS[3], TEXTS[5]], instruction="Find the answer")
     np.testing.assert_allclose(found[IS_QUERY], queries, atol=2e-6)
 
 
-def test_a_cross_encoder_gives_raw_scores_of_each_document_with_its_query(ranker: Path, tmp_path: Path) -> None:
+def test_a_cross_encoder_gives_raw_scores_of_each_document_with_its_query(ranker: Path) -> None:
     spec, plain = cross_encoder(ranker), CrossEncoder(str(ranker))
-    found = lesson(Teachers([spec], tmp_path), spec)
+    found = lesson(Teachers([spec]), spec)
     pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[0], TEXTS[2]), (TEXTS[3], TEXTS[4]), (TEXTS[5], TEXTS[6])]
     expected = plain.predict(pairs, activation_fn=torch.nn.Identity())
     np.testing.assert_allclose(found.scores, expected, atol=2e-6)
     assert found.vectors is None and np.ptp(expected) > 0.1
 
 
-def test_no_text_is_asked_twice(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_text_is_asked_twice(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, str]] = []
     make = teachers._encoder
     monkeypatch.setattr(teachers, "_encoder", lambda spec: lambda items: seen.extend(items) or make(spec)(items))
     spec = encoder(bert)
-    asked = Teachers([spec, spec], tmp_path)
+    asked = Teachers([spec, spec])
     seen.clear()
     first = lesson(asked, spec, [*TEXTS[:6], TEXTS[1]])
     assert len(seen) == 6  # the last document is the first one again
@@ -103,47 +103,48 @@ def test_a_resumed_run_knows_what_was_known_and_goes_on_bit_for_bit(bert: Path, 
     """Interrupted in step 4, after the checkpoint before step 3: what was said since is said again, in the same company."""
     monkeypatch.setattr(teachers, "PIECE", 3)
     spec = encoder(bert)
-    (tmp_path / "whole").mkdir()
-    whole = Teachers([spec], tmp_path / "whole")
+    whole = Teachers([spec])
     expected = [lesson(whole, spec, texts, step).vectors for step, texts in enumerate(batches())]
-    (tmp_path / "cut").mkdir()
-    cut = Teachers([spec], tmp_path / "cut")
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    cut = Teachers([spec])
     for step in range(5):
         lesson(cut, spec, batches()[step], step)
         if step in (2, 4):
-            cut.save()
-    resumed = Teachers([spec], tmp_path / "cut", 3)
+            cut.save(tmp_path / "cut")
+    resumed = Teachers([spec])
+    resumed.resume(tmp_path / "cut", 3)
     found = [lesson(resumed, spec, batches()[step], step).vectors for step in range(3, 6)]
     assert all(torch.equal(one, other) for one, other in zip(found, expected[3:], strict=True))
-    for asked in (whole, resumed):
-        asked.save()
+    whole.save(tmp_path / "whole")
+    resumed.save(tmp_path / "cut")
     files = [(tmp_path / name / "teacher-0.answers").read_bytes() for name in ("whole", "cut")]
     assert files[0] == files[1] and len(files[0]) % (16 + 4 + 4 * 32) == 0
 
 
 def test_a_run_that_starts_over_forgets(bert: Path, tmp_path: Path) -> None:
     spec = encoder(bert)
-    asked = Teachers([spec], tmp_path)
+    asked = Teachers([spec])
     lesson(asked, spec)
-    asked.save()
-    Teachers([spec], tmp_path)
+    asked.save(tmp_path)
+    Teachers([spec]).resume(tmp_path, 0)
     assert (tmp_path / "teacher-0.answers").stat().st_size == 0
 
 
 def test_answers_that_are_missing_beside_a_checkpoint(bert: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="teacher-0.answers is missing: .* start again with --overwrite"):
-        Teachers([encoder(bert)], tmp_path, 3)
+    with pytest.raises(InputError, match=r"teacher-0\.answers is missing: .* start again with --overwrite"):
+        Teachers([encoder(bert)]).resume(tmp_path, 3)
 
 
-def test_processes_share_the_pieces_out_and_all_know_the_same(bert: Path, tmp_path: Path, monkeypatch) -> None:
+def test_processes_share_the_pieces_out_and_all_know_the_same(bert: Path, monkeypatch) -> None:
     """Three processes, one after the other: each encodes its pieces, and a stand-in for `gather` hands out the others'."""
     monkeypatch.setattr(teachers, "PIECE", 2)
     spec = encoder(bert)
-    alone = lesson(Teachers([spec], tmp_path), spec).vectors
+    alone = lesson(Teachers([spec]), spec).vectors
     shares: dict[int, torch.Tensor] = {}
     real = distributed.rank_slice
     for process in range(3):
-        asked = Teachers([spec], tmp_path)
+        asked = Teachers([spec])
         with monkeypatch.context() as patch:
             patch.setattr(distributed, "world_size", lambda: 3)
             patch.setattr("llm2enc.distributed.collectives.world_size", lambda: 3)
@@ -176,7 +177,7 @@ def test_what_cannot_be_a_teacher_is_refused(bert: Path, ranker: Path, tmp_path:
         (cross_encoder(classes), "returns 3 numbers a pair"),
     ]:
         with pytest.raises(InputError, match=message):
-            Teachers([spec], tmp_path)
+            Teachers([spec])
 
 
 def test_a_digest_changes_with_the_files_but_for_the_card(bert: Path, tmp_path: Path) -> None:

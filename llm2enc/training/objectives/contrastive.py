@@ -70,7 +70,7 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
     documents = torch.from_numpy(np.flatnonzero(~is_query))
     allowed = _allowed(pairs, rows.in_batch_negatives, stage.mask_duplicates)
     return ContrastiveBatch(
-        tokens=_pack(input_format, texts, instructions, is_query, partition.rows(), stage.max_tokens),
+        tokens=pack(input_format, texts, instructions, is_query, partition.rows(), stage.max_tokens),
         partition=partition,
         queries=queries,
         documents=documents,
@@ -129,7 +129,7 @@ def _lay_out(pairs: Sequence[Pair]) -> tuple[list[str], list[str], np.ndarray]:
     return texts, instructions, np.array(is_query)
 
 
-def _pack(input_format, texts, instructions, is_query, own: range, max_tokens: int | None) -> Tokens:
+def pack(input_format, texts, instructions, is_query, own: range, max_tokens: int | None) -> Tokens:
     """This process's texts. A document with an instruction (a symmetric task) takes the query template, as it will at
     encoding time."""
     asking = np.array([bool(is_query[i] or instructions[i]) for i in own])
