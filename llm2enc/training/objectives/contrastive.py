@@ -1,4 +1,4 @@
-"""Supervised contrastive training: InfoNCE over in-batch and hard negatives, with the gradient of the global batch.
+"""Supervised contrastive training: a sum of named terms over the vectors of the global batch, InfoNCE the first of them.
 
 The texts of a batch stand row by row, so that processes get equal work:
 
@@ -7,7 +7,7 @@ The texts of a batch stand row by row, so that processes get equal work:
     documents    1  2         4  5   6        8        columns of the logits
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,13 +18,16 @@ from torch.nn.functional import cosine_similarity
 from llm2enc.data import Pair, RowBatch, row_batches
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.losses import info_nce
-from llm2enc.recipe import ContrastiveStage
+from llm2enc.losses import Layout, info_nce, negatives
+from llm2enc.recipe import ContrastiveStage, LossSpec, SimcseStage
 from llm2enc.text import InputFormat, Tokens, concatenate
 from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.microbatch import BatchPartition
 
 PIECE = 256  # texts tokenized at a time: what a tokenizer returns takes far more memory than the tokens
+
+Term = Callable[[Tensor, Tensor], Tensor]
+"""(queries (Q, D), documents (N, D)) of the global batch, in float32 and not normalised -> scalar."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,9 @@ class ContrastiveBatch:
     partition: BatchPartition  # of all texts over the processes
     queries: Tensor  # (Q,) which of them are queries
     documents: Tensor  # (N,) which are documents
-    positives: Tensor  # (Q,) the document of each query, as an index into `documents`
-    allowed: Tensor | None  # (Q, N) bool, which documents are negatives; None: all
+    layout: Layout  # which documents belong to which query
+    in_batch: bool  # whether texts of other rows are negatives
+    loss: LossSpec
     source: str
     duplicates: float = 0.0  # share of the queries whose positive's text is among their negatives
 
@@ -45,9 +49,9 @@ class ContrastiveBatch:
         return len(self.tokens.ids)
 
     def describe(self) -> dict[str, str]:
-        """What the table before step 1 shows of this batch: the mean number of negatives of a query."""
-        negatives = len(self.documents) - 1 if self.allowed is None else self.allowed.sum(1).float().mean().item()
-        return {"negatives per query": f"{negatives:.0f}"}
+        """What the table before step 1 shows of this batch: the mean number of negative documents of a query."""
+        mean = negatives(self.layout, self.in_batch, self.loss.hard_negatives).sum(1).float().mean().item()
+        return {"negatives per query": f"{mean:.0f}"}
 
 
 def batches(stage: ContrastiveStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
@@ -68,30 +72,59 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
     partition = BatchPartition(len(texts), stage.rng_shards, seed, rows.step)
     queries = torch.from_numpy(np.flatnonzero(is_query))
     documents = torch.from_numpy(np.flatnonzero(~is_query))
-    allowed = _allowed(pairs, rows.in_batch_negatives, stage.mask_duplicates)
+    in_batch = rows.in_batch_negatives
     return ContrastiveBatch(
         tokens=_pack(input_format, texts, instructions, is_query, partition.rows(), stage.max_tokens),
         partition=partition,
         queries=queries,
         documents=documents,
-        positives=torch.searchsorted(documents, queries + 1),  # a positive stands right behind its query
-        allowed=allowed,
+        layout=Layout(
+            positives=torch.searchsorted(documents, queries + 1),  # a positive stands right behind its query
+            owners=torch.searchsorted(queries, documents) - 1,
+            excluded=_excluded(pairs, stage.loss.masks.duplicates),
+        ),
+        in_batch=in_batch,
+        loss=stage.loss,
         source=rows.source,
-        duplicates=_duplicates(pairs, allowed),
+        duplicates=_duplicates(pairs, in_batch, stage.loss),
     )
 
 
-def backward(encoder: Encoder, batch: ContrastiveBatch, stage: ContrastiveStage) -> dict[str, Tensor]:
-    """Gradient of InfoNCE over the global batch."""
+def terms(encoder: Encoder, batch: ContrastiveBatch) -> dict[str, Term]:
+    """The terms whose sum is the loss, by the names under which they are logged."""
+    loss, layout = batch.loss, batch.layout.to(encoder.device)
+
+    def contrastive(queries: Tensor, documents: Tensor) -> Tensor:
+        return info_nce(
+            queries, documents, layout, loss.temperature,
+            similarity=loss.similarity, in_batch=batch.in_batch, hard_negatives=loss.hard_negatives,
+        )  # fmt: skip
+
+    return {"contrastive": contrastive}
+
+
+def backward(
+    encoder: Encoder,
+    batch: ContrastiveBatch,
+    stage: ContrastiveStage | SimcseStage,
+    check: Callable[[Tensor], None] = lambda vectors: None,
+) -> dict[str, Tensor]:
+    """Gradient of the loss of the global batch.
+
+    check  looks at all vectors (total, D) before the loss, and may raise
+    """
     metrics: dict[str, Tensor] = {}
-    allowed = None if batch.allowed is None else batch.allowed.to(encoder.device)
+    parts = terms(encoder, batch)
 
     def loss(vectors: Tensor) -> Tensor:
-        queries = vectors[batch.queries.to(vectors.device)]
-        documents = vectors[batch.documents.to(vectors.device)]
-        positives = batch.positives.to(vectors.device)
-        metrics["positive_cosine"] = cosine_similarity(queries, documents[positives]).mean().detach()
-        return info_nce(queries, documents, positives, stage.temperature, allowed)
+        check(vectors)
+        queries, documents = (vectors[rows.to(vectors.device)] for rows in (batch.queries, batch.documents))
+        positives = documents[batch.layout.positives.to(vectors.device)]
+        metrics["positive_cosine"] = cosine_similarity(queries, positives).mean().detach()
+        values = {name: term(queries, documents) for name, term in parts.items()}
+        if len(values) > 1:
+            metrics.update({name: value.detach() for name, value in values.items()})
+        return torch.stack(list(values.values())).sum()
 
     tokens = batch.tokens.to(encoder.device)
     sizes = stage.micro_batch_tokens, stage.activation_tokens
@@ -145,45 +178,45 @@ def _pack(input_format, texts, instructions, is_query, own: range, max_tokens: i
     return concatenate(packed).select(torch.from_numpy(np.argsort(order)))
 
 
-def _allowed(pairs: Sequence[Pair], in_batch: bool, mask_duplicates: bool) -> Tensor | None:
-    """(Q, N) which documents are negatives of which query; None if all are.
+def _excluded(pairs: Sequence[Pair], mask_duplicates: bool) -> Tensor | None:
+    """(Q, N) documents that are no negatives of a query, by their texts; None if there is no such document.
 
     No positive of a row is a negative of it, in whatever row of the batch its text stands.
     """
-    several = [row for row, pair in enumerate(pairs) if pair.extra_positives]
-    if in_batch and not mask_duplicates and not several:
-        return None
-    owners = np.array([row for row, pair in enumerate(pairs) for _ in (pair.positive, *pair.negatives)])
-    allowed = np.ones((len(pairs), len(owners)), dtype=bool)
-    if not in_batch:
-        allowed &= owners[None, :] == np.arange(len(pairs))[:, None]
-    documents = [text for pair in pairs for text in (pair.positive, *pair.negatives)]
-    for row in several:
-        known = {pairs[row].positive, *pairs[row].extra_positives}
-        allowed[row] &= np.array([document not in known for document in documents])
-    if mask_duplicates:
-        right: dict[str, set[str]] = {}
-        for pair in pairs:
-            right.setdefault(pair.query, set()).update((pair.positive, *pair.extra_positives))
-        for row, pair in enumerate(pairs):
-            # A query is no negative of itself either: symmetric tasks list a pair in both directions.
-            known = right[pair.query] | {pair.query}
-            allowed[row] &= np.array([document not in known for document in documents])
-    return torch.from_numpy(allowed)
-
-
-def _duplicates(pairs: Sequence[Pair], allowed: Tensor | None) -> float:
-    """Share of the rows whose positive, as a text, is also a document that counts as a negative for them."""
-    places: dict[str, list[int]] = {}
-    column = 0
-    own = []
+    right: dict[str, set[str]] = {}
     for pair in pairs:
-        own.append(column)
-        for text in (pair.positive, *pair.negatives):
-            places.setdefault(text, []).append(column)
-            column += 1
+        right.setdefault(pair.query, set()).update((pair.positive, *pair.extra_positives))
+
+    def known(pair: Pair) -> set[str]:
+        if mask_duplicates:  # a query is no negative of itself either: symmetric tasks list a pair in both directions
+            return right[pair.query] | {pair.query}
+        return {pair.positive, *pair.extra_positives} if pair.extra_positives else set()
+
+    places: dict[str, list[int]] = {}
+    for column, text in enumerate(text for pair in pairs for text in (pair.positive, *pair.negatives)):
+        places.setdefault(text, []).append(column)
+    found = [(row, column) for row, pair in enumerate(pairs) for text in known(pair) for column in places.get(text, ())]
+    if not found:
+        return None
+    excluded = torch.zeros(len(pairs), sum(map(len, places.values())), dtype=torch.bool)
+    excluded[tuple(torch.tensor(found).T)] = True
+    return excluded
+
+
+def _duplicates(pairs: Sequence[Pair], in_batch: bool, loss: LossSpec) -> float:
+    """Share of the rows whose positive, as a text, is also a document that counts as a negative for them."""
+    if loss.masks.duplicates:
+        return 0.0
+    places: dict[str, set[int]] = {}
+    for row, pair in enumerate(pairs):
+        for text in (pair.positive, *(pair.negatives if loss.hard_negatives == "all" else ())):
+            places.setdefault(text, set()).add(row)
     found = [
-        any(place != own[row] and (allowed is None or bool(allowed[row, place])) for place in places[pair.positive])
+        not pair.extra_positives
+        and (
+            (loss.hard_negatives != "none" and pair.positive in pair.negatives)
+            or (in_batch and places[pair.positive] != {row})
+        )
         for row, pair in enumerate(pairs)
     ]
     return sum(found) / len(found)
