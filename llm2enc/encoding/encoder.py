@@ -177,8 +177,8 @@ class Encoder(nn.Module):
         return self.backbone.width if self.head is None else self.head.dimensions
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters that get a gradient, by name: the backbone's own, the head's under `head.`, and what the loss of a stage
-        trains besides under `auxiliary.`."""
+        """Parameters that get a gradient, by name: the backbone's own, the head's under `head.`, and what the loss trains
+        besides under `auxiliary.`."""
         parts = {"head": self.head or nn.Module(), "auxiliary": self.auxiliary}
         own = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
         return self.backbone.trained() | {name: p for name, p in own.items() if p.requires_grad}

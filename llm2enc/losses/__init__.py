@@ -8,6 +8,7 @@ from llm2enc.losses.distillation import (
     soft_cross_entropy,
     successive_cross_entropy,
 )
+from llm2enc.losses.layout import Layout, negatives
 from llm2enc.losses.pair_scores import (
     angle,
     angle_similarity,
@@ -20,8 +21,10 @@ from llm2enc.losses.pair_scores import (
 )
 from llm2enc.losses.spread import spread_out
 from llm2enc.losses.tokens import cross_entropy_sum
+from llm2enc.losses.vectors import unit
 
 __all__ = [
+    "Layout",
     "angle",
     "angle_similarity",
     "cosent",
@@ -33,9 +36,11 @@ __all__ = [
     "info_nce",
     "margin_contrastive",
     "margin_mse",
+    "negatives",
     "soft_cross_entropy",
     "softmax_classes",
     "spread_out",
     "successive_cross_entropy",
     "triplet",
+    "unit",
 ]

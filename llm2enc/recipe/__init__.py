@@ -5,6 +5,7 @@ from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
 from llm2enc.recipe.head import HeadSpec, ProjectionSpec
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
+from llm2enc.recipe.loss import LossSpec, MaskSpec, SimcseLossSpec
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.pair_scores import PairScores, PairScoresLossSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
@@ -34,6 +35,8 @@ __all__ = [
     "HubData",
     "InputSpec",
     "LoraSpec",
+    "LossSpec",
+    "MaskSpec",
     "MntpStage",
     "ModelSpec",
     "PairScores",
@@ -44,6 +47,7 @@ __all__ = [
     "ProjectionSpec",
     "Recipe",
     "Role",
+    "SimcseLossSpec",
     "SimcseStage",
     "SoftLabelsSpec",
     "SpreadOutSpec",

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def origin(encoder: Encoder, stage: Stage) -> dict[str, str]:
-    """A digest of the input template, of the tokenizer and of each data source and teacher of a stage, by its name in messages.
+    """Digests of the input template, of the tokenizer and of each data source and teacher of a stage, by names for messages.
 
     The bytes of files count, not their time stamps. What cannot be had is left out, with a warning.
     """

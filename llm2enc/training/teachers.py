@@ -135,16 +135,20 @@ class Teachers:
         return self._opened[spec].width
 
     def lessons(
-        self, texts: Sequence[str], is_query: Sequence[bool], owners: Sequence[int], step: int, device: torch.device
+        self,
+        texts: Sequence[str],
+        queries: Sequence[int],
+        documents: Sequence[int],
+        owners: Sequence[int],
+        step: int,
+        device: torch.device,
     ) -> dict[TeacherSpec, Lesson]:
         """What every teacher says of the texts of a global batch.
 
-        texts     T, queries and documents
-        is_query  of each text
-        owners    of each document, in the order of `texts`: the number of its query among the queries
+        texts               T
+        queries, documents  which of them are what
+        owners              of each document: which of `queries` it belongs to
         """
-        queries = [number for number, asks in enumerate(is_query) if asks]
-        documents = [number for number, asks in enumerate(is_query) if not asks]
         own = [queries[owner] for owner in owners]
         found: dict[TeacherSpec, Lesson] = {}
         for spec, teacher in self._opened.items():
@@ -153,7 +157,9 @@ class Teachers:
                 scores = torch.from_numpy(teacher.ask(pairs, step, device)[:, 0])
                 found[spec] = Lesson(scores.to(device), None)
                 continue
-            prompts = [spec.query_prompt if asks else spec.document_prompt for asks in is_query]
+            prompts = [spec.document_prompt] * len(texts)
+            for query in queries:
+                prompts[query] = spec.query_prompt
             vectors = torch.from_numpy(teacher.ask(list(zip(prompts, texts, strict=True)), step, device)).to(device)
             found[spec] = Lesson(torch.cosine_similarity(vectors[own], vectors[documents]), vectors)
         return found

@@ -17,8 +17,7 @@ from tests.support.builders import make_model, make_tokenizer, sentences
 from tests.support.teachers import write_bert, write_cross_encoder, write_encoder
 
 TEXTS = sentences(7)
-IS_QUERY = [True, False, False, True, False, True, False]  # q p n | q p | q p
-OWNERS = [0, 0, 1, 2]
+QUERIES, DOCUMENTS, OWNERS = [0, 3, 5], [1, 2, 4, 6], [0, 0, 1, 2]  # q p n | q p | q p
 CPU = torch.device("cpu")
 
 
@@ -41,17 +40,14 @@ def cross_encoder(folder: Path) -> TeacherSpec:
 
 
 def lesson(asked: Teachers, spec: TeacherSpec, texts: list[str] = TEXTS, step: int = 0) -> teachers.Lesson:
-    return asked.lessons(texts, IS_QUERY, OWNERS, step, CPU)[spec]
+    return asked.lessons(texts, QUERIES, DOCUMENTS, OWNERS, step, CPU)[spec]
 
 
 def test_vectors_are_the_teachers_own_under_its_own_prompts(bert: Path) -> None:
     spec, plain = encoder(bert, document_prompt="other"), SentenceTransformer(str(bert))
     found = lesson(Teachers([spec]), spec)
     expected = np.stack(
-        [
-            plain.encode(text, prompt_name="query" if asks else "other")
-            for text, asks in zip(TEXTS, IS_QUERY, strict=True)
-        ]
+        [plain.encode(text, prompt_name="query" if place in QUERIES else "other") for place, text in enumerate(TEXTS)]
     )
     assert found.vectors is not None
     np.testing.assert_allclose(found.vectors, expected, atol=2e-6)
@@ -65,7 +61,7 @@ def test_an_encoder_of_ours_reads_its_own_templates(encoder: Encoder, tmp_path: 
     found = lesson(Teachers([spec]), spec).vectors
     assert found is not None
     queries = encoder.encode([TEXTS[0], TEXTS[3], TEXTS[5]], instruction="Find the answer")
-    np.testing.assert_allclose(found[IS_QUERY], queries, atol=2e-6)
+    np.testing.assert_allclose(found[QUERIES], queries, atol=2e-6)
 
 
 def test_a_cross_encoder_gives_raw_scores_of_each_document_with_its_query(ranker: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from llm2enc.data import RowBatch
@@ -52,9 +53,11 @@ class Objective:
     """(stage) -> the most vectors that a row brings into the loss; None: it brings none."""
     teachers: Callable[[Any], tuple[TeacherSpec, ...]] = lambda stage: ()
     """(stage) -> the frozen models that it asks."""
+    taught: Callable[[Any, Teachers, torch.device], Any] = lambda batch, teachers, device: batch
+    """(batch, teachers, device) -> the batch with what they say of it."""
     auxiliary: Callable[[Encoder, Any, Teachers, int], dict[str, nn.Module]] = lambda encoder, stage, teachers, seed: {}
-    """(encoder, stage, teachers, seed) -> what the loss trains besides the encoder, by name, float32 and untrained. InputError
-    for teachers that the stage cannot use."""
+    """(encoder, stage, teachers, seed) -> what the loss trains besides the encoder, by name, float32 and untrained.
+    InputError for teachers that the stage cannot use."""
     causal: bool | None = None
     """Direction of attention in training; None: the encoder's own."""
     trains_head: bool = False
@@ -81,7 +84,8 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "contrastive": Objective(
         contrastive.batches, contrastive.collate, contrastive.backward, ContrastiveStage.row,
-        vectors_per_row=contrastive.vectors_per_row,
+        vectors_per_row=contrastive.vectors_per_row, teachers=contrastive.teachers, taught=contrastive.taught,
+        auxiliary=contrastive.auxiliary,
     ),
     "pair_scores": Objective(
         pair_scores.batches, pair_scores.collate, pair_scores.backward, PairScoresStage.row,

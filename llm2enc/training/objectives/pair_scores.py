@@ -70,7 +70,9 @@ def backward(encoder: Encoder, batch: PairScoresBatch, stage: PairScoresStage) -
     def loss(vectors: Tensor) -> Tensor:
         first, second = vectors[0::2], vectors[1::2]
         labels = batch.labels.to(vectors.device, vectors.dtype)
-        values = {loss.kind: pair_score(encoder, loss, first, second, labels) for loss in stage.loss.pair_scores}
+        values = {
+            spec.kind: spec.weight * pair_score(encoder, spec, first, second, labels) for spec in stage.loss.pair_scores
+        }
         if len(values) > 1:
             metrics.update({name: value.detach() for name, value in values.items()})
         return torch.stack(list(values.values())).sum()
