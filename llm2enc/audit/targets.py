@@ -173,7 +173,7 @@ def _of_stage(stage: Any, input_format: InputFormat, recipe: str) -> tuple[Batch
         view = input_format.with_spec(InputSpec(query=parts, document=parts, max_tokens=limit))
         words = f"marks of the stage and tokenizer of recipe {recipe}; of a dialogue only the responses are predicted"
         return Batching(stage.batch_size), InputView(view, described=words)
-    mask = _reads_pairs(stage) and stage.mask_duplicates
+    mask = _reads_pairs(stage) and stage.loss.masks.duplicates
     return Batching(stage.batch_size, mask_duplicates=mask), InputView(
         input_format, stage.max_tokens, described=described
     )

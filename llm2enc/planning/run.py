@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
@@ -24,7 +24,7 @@ from llm2enc.planning.memory import SAFE, Memory, memory, sizes
 from llm2enc.planning.workload import Workload
 from llm2enc.recipe import Recipe, Stage
 from llm2enc.text import InputFormat
-from llm2enc.training import OBJECTIVES, idle, kept_activations, prepare
+from llm2enc.training import OBJECTIVES, Teachers, idle, kept_activations, prepare
 
 # Share of the devices' peak that a step reaches, if nobody has measured it: Llama 3 was trained at 38 to 43 % (The Llama 3
 # Herd of Models, arXiv 2407.21783, table 4). Short texts, small models and slow links reach less.
@@ -149,6 +149,9 @@ class _Planner:
         # An adapter that goes on has the shape of the one before.
         shape = {} if stage.trainable == "full" else {"lora": recipe.adapter_of(index)}
         prepare(encoder, stage.model_copy(update=shape), recipe.seed)
+        objective = OBJECTIVES[stage.objective]
+        if not objective.teachers(stage):  # whose vectors' width nobody knows here
+            encoder.auxiliary = nn.ModuleDict(objective.auxiliary(encoder, stage, Teachers(()), recipe.seed))
         self.size = sizes(encoder, devices.count, stage.strategy == "fsdp")
         self.trained = sum(parameter.numel() for parameter in encoder.trained().values())
         self.adapter = backbone.adapter_leaves_out

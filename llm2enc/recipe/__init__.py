@@ -5,7 +5,9 @@ from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
 from llm2enc.recipe.head import HeadSpec, ProjectionSpec
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
+from llm2enc.recipe.loss import LossSpec, MaskSpec, SimcseLossSpec
 from llm2enc.recipe.model import ModelSpec
+from llm2enc.recipe.pair_scores import PairScores, PairScoresLossSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
 from llm2enc.recipe.replacing import sources_of
 from llm2enc.recipe.stages import (
@@ -16,11 +18,13 @@ from llm2enc.recipe.stages import (
     GritStage,
     LoraSpec,
     MntpStage,
+    PairScoresStage,
     RetromaeStage,
     SftStage,
     SimcseStage,
     Stage,
 )
+from llm2enc.recipe.teacher import EmbeddingMatchSpec, SoftLabelsSpec, SpreadOutSpec, TeacherSpec
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 __all__ = [
@@ -30,6 +34,7 @@ __all__ = [
     "DialogueFormat",
     "DocstringEval",
     "DocstringsData",
+    "EmbeddingMatchSpec",
     "EvalSpec",
     "FilesData",
     "GenerationSpec",
@@ -38,8 +43,13 @@ __all__ = [
     "HubData",
     "InputSpec",
     "LoraSpec",
+    "LossSpec",
+    "MaskSpec",
     "MntpStage",
     "ModelSpec",
+    "PairScores",
+    "PairScoresLossSpec",
+    "PairScoresStage",
     "Part",
     "Pooling",
     "ProjectionSpec",
@@ -47,8 +57,12 @@ __all__ = [
     "RetromaeStage",
     "Role",
     "SftStage",
+    "SimcseLossSpec",
     "SimcseStage",
+    "SoftLabelsSpec",
+    "SpreadOutSpec",
     "Stage",
+    "TeacherSpec",
     "Tracking",
     "load_recipe",
     "recipe_names",

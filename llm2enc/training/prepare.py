@@ -13,6 +13,7 @@ from llm2enc.recipe import LoraSpec, Stage
 from llm2enc.training.checkpoint import put_adapter
 from llm2enc.training.microbatch import idle
 from llm2enc.training.objectives import OBJECTIVES
+from llm2enc.training.teachers import Teachers
 
 
 def check_processes(stage: Stage) -> None:
@@ -36,11 +37,8 @@ def prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     raises  ValueError as `prepare_backbone`, or for layers that cannot be spread
     """
     prepare_backbone(encoder.backbone, stage, seed)
-    objective = OBJECTIVES[stage.objective]
     if encoder.head is not None:
-        encoder.head.requires_grad_(objective.compares_vectors)
-    if objective.auxiliary is not None:
-        encoder.auxiliary = objective.auxiliary(encoder.backbone, seed)
+        encoder.head.requires_grad_(OBJECTIVES[stage.objective].compares_vectors)
     encoder.train()  # and not its backbone alone: `evaluating` goes back to the encoder's mode
     if distributed.world_size() > 1 and (stage.strategy == "fsdp" or distributed.wants_fsdp()):
         encoder.backbone.shard()
@@ -75,9 +73,12 @@ def check_stage(backbone: Backbone, stage: Stage) -> None:
 
 
 def check_stages(encoder: Encoder, stages: Iterable[Stage]) -> None:
-    """ValueError for the first of the stages that the encoder's model cannot train, before any of them runs."""
+    """ValueError for the first of the stages that the encoder's model cannot train, or whose teachers cannot be asked, before
+    any of them runs."""
     for stage in stages:
         check_stage(encoder.backbone, stage)
+        objective = OBJECTIVES[stage.objective]
+        objective.auxiliary(encoder, stage, Teachers(objective.teachers(stage)), 0)
     restore(encoder)
 
 
@@ -85,7 +86,6 @@ def restore(encoder: Encoder) -> None:
     """Undo what `prepare` set for training alone; the adapter stays."""
     encoder.backbone.set_attention_dropout(0.0)
     encoder.backbone.set_gradient_checkpointing(False)
-    encoder.auxiliary = None
     encoder.eval()
 
 

@@ -9,22 +9,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from llm2enc import distributed
-from llm2enc.data import Pair, RowBatch
+from llm2enc.data import Dialogue, Pair, RowBatch
 from llm2enc.encoding import Encoder
 from llm2enc.model import Projection
 from llm2enc.recipe import (
     ClmStage,
     ContrastiveStage,
     FilesData,
+    GenerationSpec,
+    GritStage,
     LoraSpec,
+    LossSpec,
+    MaskSpec,
     MntpStage,
     ProjectionSpec,
+    RetromaeStage,
+    SftStage,
     SimcseStage,
     Stage,
 )
-from llm2enc.training import OBJECTIVES
+from llm2enc.training import OBJECTIVES, Teachers
 from tests.support import jobs
 from tests.support.builders import assert_same, gradients, make_encoder, pairs_file, sentences, texts_file
 
@@ -49,11 +56,16 @@ def cases() -> dict[str, tuple[Stage, list]]:
     generator = torch.Generator().manual_seed(0)
     blocks = list(torch.randint(2, 320, (5, 12), generator=generator).to(torch.int32).numpy())
     mntp = {"objective": "mntp", "mask_rate": 0.3, "mask_policy": "bert"}
+    dialogues = [Dialogue(tuple(zip(texts[n : n + 1 + n % 2], texts[n + 6 :], strict=False))) for n in range(5)]
+    generation = GenerationSpec(data=COMMON["data"], batch_size=5, weight=0.5)
     noise = {"attention_dropout": 0.3, "lora": LoraSpec(r=4, alpha=8, dropout=0.3)}
     return {
         "contrastive": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
         "contrastive-graph": (ContrastiveStage(objective="contrastive", activation_tokens=50, **COMMON), pairs),
-        "contrastive-masked": (ContrastiveStage(objective="contrastive", mask_duplicates=True, **COMMON), pairs),
+        "contrastive-masked": (
+            ContrastiveStage(objective="contrastive", loss=LossSpec(masks=MaskSpec(duplicates=True)), **COMMON),
+            pairs,
+        ),
         "contrastive-noise": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON, **noise), pairs),
         "contrastive-head": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
         "simcse-noise": (SimcseStage(objective="simcse", **COMMON, **noise), texts[:5]),
@@ -62,6 +74,9 @@ def cases() -> dict[str, tuple[Stage, list]]:
         "mntp": (MntpStage(**mntp, **COMMON), blocks),
         "mntp-one-target": (MntpStage(**(mntp | {"mask_rate": 1e-9}), **COMMON), blocks),  # one share has none
         "clm": (ClmStage(objective="clm", **COMMON), blocks),
+        "retromae": (RetromaeStage(objective="retromae", **COMMON), texts[:5]),
+        "sft": (SftStage(objective="sft", group=2, **COMMON), dialogues),  # a group reaches over two shares
+        "grit-noise": (GritStage(objective="grit", generation=generation, **COMMON, **noise), (pairs, dialogues)),
     }
 
 
@@ -70,7 +85,7 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
     stage, rows = cases()[name]
     objective, encoder = OBJECTIVES[stage.objective], make_encoder()
     if stage.lora is None:
-        encoder.backbone.train_everything(head=stage.objective == "clm")
+        encoder.backbone.train_everything(head=objective.trains_head)
     else:
         encoder.backbone.add_lora(stage.lora, seed=0)
         with torch.no_grad():  # a fresh B is zero, and so would be the gradient of A
@@ -82,7 +97,9 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
         encoder.head = Projection.fresh(encoder.backbone.width, spec, seed=0)
     encoder.train()
     torch.rand(distributed.rank())  # the processes' own random states differ, and play no role
-    batch = objective.collate(RowBatch(0, rows, "here", True), stage, encoder.input_format, 0)
+    encoder.auxiliary = nn.ModuleDict(objective.auxiliary(encoder, stage, Teachers(()), 0))
+    given = [RowBatch(0, part, "here", True) for part in (rows if len(stage.parts) > 1 else [rows])]
+    batch = objective.collate(given[0] if len(given) == 1 else given, stage, encoder.input_format, 0)
     metrics = objective.backward(encoder, batch, stage)
     distributed.sum_gradients(encoder.trained().values())
     return metrics, gradients(encoder)
@@ -99,7 +116,9 @@ def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
         stage = MntpStage(objective="mntp", mask_rate=0.3, mask_policy="bert", block_tokens=16, **fields)
     else:
         rate = 0.1 if kind == "dropout" else 0.0
-        stage = ContrastiveStage(objective="contrastive", temperature=0.2, attention_dropout=rate, **fields)
+        stage = ContrastiveStage(
+            objective="contrastive", loss=LossSpec(temperature=0.2), attention_dropout=rate, **fields
+        )
     encoder: Encoder = make_encoder()
     train(encoder, stage, folder / "run", seed=0)
     return {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}

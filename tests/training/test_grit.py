@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llm2enc.artifact import write_generator
 from llm2enc.data import Dialogue, Pair, RowBatch
 from llm2enc.encoding import Encoder
-from llm2enc.recipe import DialogueFormat, FilesData, GenerationSpec, GritStage, LoraSpec, SftStage
+from llm2enc.recipe import DialogueFormat, FilesData, GenerationSpec, GritStage, LoraSpec, LossSpec, SftStage
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.objectives import contrastive, grit, sft
 from tests.support.builders import INPUT, ROLES, assert_same, gradients, make_encoder, make_tokenizer, sentences
@@ -33,7 +33,7 @@ def sft_stage(**fields) -> SftStage:
 
 def grit_stage(weight: float = 1.0, **fields) -> GritStage:
     generation = GenerationSpec(data=DATA, batch_size=7, weight=weight, group=3, max_tokens=100)
-    return GritStage(objective="grit", generation=generation, **(COMMON | {"temperature": 0.1} | fields))
+    return GritStage(objective="grit", generation=generation, **(COMMON | {"loss": LossSpec(temperature=0.1)} | fields))
 
 
 def dialogues(items: list[Dialogue], step: int = 0) -> RowBatch:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from llm2enc.data import RowBatch
 from llm2enc.encoding import Encoder
 from llm2enc.recipe import FilesData, LoraSpec, RetromaeStage
-from llm2enc.training import train
+from llm2enc.training import Teachers, train
 from llm2enc.training.objectives import mntp, retromae
 from llm2enc.training.objectives.enhanced_decoder import HEAD, EnhancedDecoder
 from tests.support.builders import assert_same, gradients, make_encoder, sentences, texts_file
@@ -39,7 +40,7 @@ def make_encoder_with_decoder(lora: bool = False, pooling: str = "mean") -> Enco
                 parameter.add_(0.02)
     else:
         encoder.backbone.train_everything(head=True)
-    encoder.auxiliary = retromae.auxiliary(encoder.backbone, 0)
+    encoder.auxiliary = nn.ModuleDict(retromae.auxiliary(encoder, make_stage(), Teachers(()), 0))
     return encoder.train()
 
 
@@ -196,7 +197,7 @@ def test_loss_and_gradient_text_by_text(lora: bool, pooling: str) -> None:
         states = encoder.backbone.hidden(tokens, causal=False)
         vector = states[-1] if pooling == "last" else states[1:].mean(0)  # BOS is not pooled
         embeddings = encoder.backbone.model.get_input_embeddings()(batch.clean[start:end])
-        rebuilt = encoder.auxiliary(vector[None], embeddings[None], batch.visible[row][None])[0]
+        rebuilt = encoder.auxiliary["decoder"](vector[None], embeddings[None], batch.visible[row][None])[0]
         for losses, hidden, targets in ((masked, states, batch.masked), (named, rebuilt, batch.named)):
             kept = targets[start:end] != -100
             logits = encoder.backbone.logits(hidden[kept])
@@ -226,10 +227,14 @@ def test_padding_is_not_seen() -> None:
     encoder = make_encoder_with_decoder()
     batch = collated(["a", " ".join(sentences(3))], encoder)
     clean, vectors = replace(batch.tokens, ids=batch.clean), torch.randn(2, encoder.backbone.width)
-    both = retromae.decode(encoder.auxiliary, encoder.backbone, vectors, clean, list(batch.visible))
+    both = retromae.decode(encoder.auxiliary["decoder"], encoder.backbone, vectors, clean, list(batch.visible))
     alone = [
         retromae.decode(
-            encoder.auxiliary, encoder.backbone, vectors[[n]], clean.select(torch.tensor([n])), [batch.visible[n]]
+            encoder.auxiliary["decoder"],
+            encoder.backbone,
+            vectors[[n]],
+            clean.select(torch.tensor([n])),
+            [batch.visible[n]],
         )
         for n in (0, 1)
     ]
@@ -240,5 +245,5 @@ def test_the_decoder_is_thrown_away(tmp_path: Path) -> None:
     encoder = make_encoder()
     stage = make_stage(data=(texts_file(tmp_path),), trainable="full", steps=2)
     train(encoder, stage, tmp_path / "run", seed=0)
-    assert encoder.auxiliary is None
+    assert not encoder.auxiliary
     assert not any("auxiliary" in name for name, _ in encoder.named_parameters())

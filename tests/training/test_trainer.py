@@ -22,9 +22,11 @@ from llm2enc.recipe import (
     GenerationSpec,
     GritStage,
     LoraSpec,
+    LossSpec,
     MntpStage,
     RetromaeStage,
     SftStage,
+    SimcseLossSpec,
     SimcseStage,
     Stage,
     Tracking,
@@ -47,11 +49,11 @@ from tests.support.builders import (
 STAGES = {
     "clm": (ClmStage, texts_file, {"block_tokens": 16, "lr": 1e-2}),
     "mntp": (MntpStage, texts_file, {"block_tokens": 16, "mask_rate": 0.3, "mask_policy": "bert", "lr": 1e-2}),
-    "simcse": (SimcseStage, texts_file, {"attention_dropout": 0.2, "temperature": 0.2}),
-    "contrastive": (ContrastiveStage, pairs_file, {"temperature": 0.2, "attention_dropout": 0.1}),
+    "simcse": (SimcseStage, texts_file, {"attention_dropout": 0.2, "loss": SimcseLossSpec(temperature=0.2)}),
+    "contrastive": (ContrastiveStage, pairs_file, {"loss": LossSpec(temperature=0.2), "attention_dropout": 0.1}),
     "retromae": (RetromaeStage, texts_file, {"lr": 1e-2}),
     "sft": (SftStage, dialogues_file, {"lr": 1e-2}),
-    "grit": (GritStage, pairs_file, {"temperature": 0.2, "attention_dropout": 0.1, "lr": 1e-2}),
+    "grit": (GritStage, pairs_file, {"loss": LossSpec(temperature=0.2), "attention_dropout": 0.1, "lr": 1e-2}),
 }
 
 

@@ -5,14 +5,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from llm2enc.encoding import Encoder
-from llm2enc.model import Backbone
-from llm2enc.recipe import ClmStage, ContrastiveStage, GritStage, MntpStage, RetromaeStage, SftStage, SimcseStage
+from llm2enc.recipe import (
+    ClmStage,
+    ContrastiveStage,
+    GritStage,
+    MntpStage,
+    PairScoresStage,
+    RetromaeStage,
+    SftStage,
+    SimcseStage,
+    TeacherSpec,
+)
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.microbatch import BatchPartition
-from llm2enc.training.objectives import clm, contrastive, grit, mntp, retromae, sft, simcse
+from llm2enc.training.objectives import clm, contrastive, grit, mntp, pair_scores, retromae, sft, simcse
+from llm2enc.training.teachers import Teachers
 
 
 class Batch(Protocol):
@@ -44,18 +55,23 @@ class Objective:
     backward: Callable[[Encoder, Any, Any], dict[str, Tensor]]
     """(encoder, batch, stage) -> what to log; `loss` is the value of the global batch. Leaves this process's part of the
     gradient of the GLOBAL batch in the trained parameters (`distributed.reduce_gradients` completes it)."""
-    row: Literal["block", "text", "pair", "dialogue"]
-    """A row of a batch: a block of `block_tokens` tokens of joined texts, a text, a `Pair`, or a `Dialogue`."""
+    row: Literal["block", "text", "pair", "scored pair", "dialogue"]
+    """A row of a batch: a block of `block_tokens` tokens of joined texts, a text, a `Pair`, a `ScoredPair`, a `Dialogue`."""
     predicted_share: Callable[[Any], float] | None = None
     """(stage) -> expected share of the tokens that are predicted; None: none is, and no language-model head is needed."""
     vectors_per_row: Callable[[Any], int] | None = None
-    """(stage) -> the most vectors that a row brings into the loss; None: it brings none."""
+    """(stage) -> the most vectors of a row that are compared with others; None: none is."""
+    teachers: Callable[[Any], tuple[TeacherSpec, ...]] = lambda stage: ()
+    """(stage) -> the frozen models that it asks."""
+    taught: Callable[[Any, Teachers, torch.device], Any] = lambda batch, teachers, device: batch
+    """(batch, teachers, device) -> the batch with what they say of it."""
+    auxiliary: Callable[[Encoder, Any, Teachers, int], dict[str, nn.Module]] = lambda encoder, stage, teachers, seed: {}
+    """(encoder, stage, teachers, seed) -> what the loss trains besides the encoder, by name, float32 and untrained.
+    InputError for teachers that the stage cannot use."""
     causal: bool | None = None
     """Direction of attention in training; None: the encoder's own, or that of each of the stage's parts."""
     trains_head: bool = False
     """Whether full training includes an untied language-model head."""
-    auxiliary: Callable[[Backbone, int], nn.Module] | None = None
-    """(backbone, seed) -> a fresh module that trains beside the encoder and is thrown away when the stage is done."""
 
     @property
     def predicts_tokens(self) -> bool:
@@ -65,7 +81,7 @@ class Objective:
     @property
     def compares_vectors(self) -> bool:
         """Whether vectors are compared with each other, as the encoder's own head makes them."""
-        return self.vectors_per_row is not None and self.auxiliary is None
+        return self.vectors_per_row is not None
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -79,8 +95,7 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "retromae": Objective(
         retromae.batches, retromae.collate, retromae.backward, RetromaeStage.row,
-        predicted_share=retromae.predicted_share, vectors_per_row=retromae.vectors_per_row,
-        causal=RetromaeStage.causal, auxiliary=retromae.auxiliary,
+        predicted_share=retromae.predicted_share, causal=RetromaeStage.causal, auxiliary=retromae.auxiliary,
     ),
     "simcse": Objective(
         simcse.batches, simcse.collate, simcse.backward, SimcseStage.row,
@@ -88,7 +103,12 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "contrastive": Objective(
         contrastive.batches, contrastive.collate, contrastive.backward, ContrastiveStage.row,
-        vectors_per_row=contrastive.vectors_per_row,
+        vectors_per_row=contrastive.vectors_per_row, teachers=contrastive.teachers, taught=contrastive.taught,
+        auxiliary=contrastive.auxiliary,
+    ),
+    "pair_scores": Objective(
+        pair_scores.batches, pair_scores.collate, pair_scores.backward, PairScoresStage.row,
+        vectors_per_row=pair_scores.vectors_per_row, auxiliary=pair_scores.auxiliary,
     ),
     "sft": Objective(
         sft.batches, sft.collate, sft.backward, SftStage.row,
@@ -96,6 +116,7 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "grit": Objective(
         grit.batches, grit.collate, grit.backward, GritStage.row,
-        predicted_share=grit.predicted_share, vectors_per_row=grit.vectors_per_row, trains_head=True,
+        predicted_share=grit.predicted_share, vectors_per_row=grit.vectors_per_row,
+        teachers=grit.teachers, taught=grit.taught, auxiliary=grit.auxiliary, trains_head=True,
     ),
 }  # fmt: skip

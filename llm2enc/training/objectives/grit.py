@@ -7,18 +7,20 @@ forward, so that neither the cache of the one nor the slices of logits of the ot
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from llm2enc.data import RowBatch
 from llm2enc.encoding import Encoder
-from llm2enc.recipe import GritStage
+from llm2enc.recipe import GritStage, TeacherSpec
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives import contrastive, sft
 from llm2enc.training.objectives.contrastive import ContrastiveBatch
 from llm2enc.training.objectives.sft import DialogueBatch
+from llm2enc.training.teachers import Teachers
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,21 @@ def backward(encoder: Encoder, batch: GritBatch, stage: GritStage) -> dict[str, 
     written = sft.backward(encoder, batch.dialogues, dialogues, weight)
     both = {"loss_contrastive": found["loss"], "loss_generative": written["loss"]}
     return {**found, **written, **both, "loss": found["loss"] + weight * written["loss"]}
+
+
+def teachers(stage: GritStage) -> tuple[TeacherSpec, ...]:
+    """Those of the pairs."""
+    return contrastive.teachers(stage.parts[0])
+
+
+def taught(batch: GritBatch, teachers: Teachers, device: torch.device) -> GritBatch:
+    """The batch with what they say of the pairs."""
+    return replace(batch, pairs=contrastive.taught(batch.pairs, teachers, device))
+
+
+def auxiliary(encoder: Encoder, stage: GritStage, teachers: Teachers, seed: int) -> dict[str, nn.Module]:
+    """What the loss of the pairs trains besides."""
+    return contrastive.auxiliary(encoder, stage.parts[0], teachers, seed)
 
 
 def predicted_share(stage: GritStage) -> float:

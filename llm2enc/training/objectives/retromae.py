@@ -29,6 +29,9 @@ from llm2enc.training.microbatch import BatchPartition, pad_to_same_count
 from llm2enc.training.objectives.enhanced_decoder import EnhancedDecoder
 from llm2enc.training.objectives.mntp import corrupt, mask_id
 from llm2enc.training.objectives.token_loss import head_gradient
+from llm2enc.training.teachers import Teachers
+
+DECODER = "decoder"  # its name among what trains beside the encoder
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,10 @@ def batches(stage: RetromaeStage, input_format: InputFormat, seed: int, start: i
     return row_batches(str, stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
 
 
-def auxiliary(backbone: Backbone, seed: int) -> EnhancedDecoder:
-    """A fresh decoder, on the device of the backbone."""
-    with torch.device("meta" if backbone.device.type == "meta" else "cpu"):
-        return EnhancedDecoder(backbone.width, seed).to(backbone.device)
+def auxiliary(encoder: Encoder, stage: RetromaeStage, teachers: Teachers, seed: int) -> dict[str, nn.Module]:
+    """A fresh decoder."""
+    with torch.device("meta" if encoder.device.type == "meta" else "cpu"):
+        return {DECODER: EnhancedDecoder(encoder.backbone.width, seed).to(encoder.device)}
 
 
 def collate(rows: RowBatch, stage: RetromaeStage, input_format: InputFormat, seed: int) -> RetromaeBatch:
@@ -114,8 +117,7 @@ def decoder_mask(plain: np.ndarray, rate: float, generator: np.random.Generator)
 
 def backward(encoder: Encoder, batch: RetromaeBatch, stage: RetromaeStage) -> dict[str, Tensor]:
     """Gradient of both losses over the global batch. InputError if it has nothing to name."""
-    backbone, decoder, device = encoder.backbone, encoder.auxiliary, encoder.device
-    assert decoder is not None
+    backbone, decoder, device = encoder.backbone, encoder.auxiliary[DECODER], encoder.device
     flat = torch.stack([batch.clean, batch.masked, batch.named]).to(device)
     clean, masked, named = (replace(batch.tokens, ids=ids, pool=batch.tokens.pool.to(device)) for ids in flat)
     tokens = batch.tokens.to(device)
@@ -168,8 +170,3 @@ def decode(decoder: nn.Module, backbone: Backbone, vectors: Tensor, clean: Token
 def predicted_share(stage: RetromaeStage) -> float:
     """Expected share of the tokens that are predicted, in the backbone and by the decoder, special tokens left out."""
     return stage.mask_rate + 1
-
-
-def vectors_per_row(stage: RetromaeStage) -> int:
-    """The vector that a text is rebuilt from."""
-    return 1
