@@ -173,10 +173,10 @@ def _of_stage(stage: Any, input_format: InputFormat, recipe: str) -> tuple[Batch
         view = input_format.with_spec(InputSpec(query=parts, document=parts, max_tokens=limit))
         words = f"marks of the stage and tokenizer of recipe {recipe}; of a dialogue only the responses are predicted"
         return Batching(stage.batch_size), InputView(view, described=words)
-    mask = _reads_pairs(stage) and stage.loss.masks.duplicates
-    return Batching(stage.batch_size, mask_duplicates=mask), InputView(
-        input_format, stage.max_tokens, described=described
-    )
+    view = InputView(input_format, stage.max_tokens, described=described)
+    if not _reads_pairs(stage):
+        return Batching(stage.batch_size), view
+    return Batching(stage.batch_size, stage.loss.in_batch, stage.loss.masks.duplicates), view
 
 
 def _reads_pairs(stage: Stage) -> bool:

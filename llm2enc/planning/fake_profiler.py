@@ -6,7 +6,7 @@ layer is at the peak may change with the depth, but what is alive at a given lay
 further one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.losses import Layout, info_nce
+from llm2enc.losses import Layout
 from llm2enc.model import POOLERS, decoder_layers
 from llm2enc.planning.cost_counter import CostCounter, as_on_cuda
 from llm2enc.planning.layers import Layers
-from llm2enc.recipe import Pooling
+from llm2enc.recipe import Pooling, Stage
 from llm2enc.text import Tokens
-from llm2enc.training import head_gradient
+from llm2enc.training import OBJECTIVES, head_gradient
 
 GROUPS = 4  # lengths a micro-batch is given; more would cost time here and change next to nothing
 
@@ -69,6 +69,8 @@ class StepConfig:
     logit_rows: int = 1
     gradients: bool = True
     """Whether gradients of earlier micro-batches exist already."""
+    rebuild: Callable[[Encoder, Tensor, Tokens], Tensor] | None = None
+    """The record's (`Objective.rebuild`)."""
     evaluate: bool = False
     """Whether to look at a pass without a graph too."""
 
@@ -139,16 +141,16 @@ class FakeProfiler:
             )
         return self.known[key]
 
-    def loss(self, texts: int, queries: int) -> tuple[float, float, float]:
+    def loss(self, texts: int, stage: Stage) -> tuple[float, float, float]:
         """Bytes of all vectors of a step while micro-batches run a second time, the most during the contrastive loss, and
         its operations."""
-        counter, width = self.counter, self.encoder.dimensions
+        counter, width, queries = self.counter, self.encoder.dimensions, stage.batch_size
         start = counter.live
         counter.restart()
         parts = counter.like(torch.empty(texts, width, device="meta"))
         everything = parts.clone().requires_grad_()
         layout = Layout(torch.arange(queries), torch.arange(texts - queries) % queries)
-        value = info_nce(everything[:queries], everything[queries:], layout, 1.0)
+        value = OBJECTIVES[stage.objective].similarities(stage, layout)(everything[:queries], everything[queries:])
         torch.autograd.backward(value)
         return counter.live - start, counter.peak - start, counter.flops
 
@@ -223,9 +225,13 @@ class FakeProfiler:
 
     def _states(self, tokens: Tokens, queries: Tensor, config: StepConfig) -> Tensor:
         """What the rest of the step is given: vectors, or the states that predict."""
-        if config.pooling is None:
-            return self.backbone.hidden(tokens, config.causal, queries)[queries.nonzero()[:, 0]]
-        return self.encoder(tokens)
+        if config.pooling is not None:
+            return self.encoder(tokens)
+        hidden = self.backbone.hidden(tokens, config.causal, None if config.rebuild else queries)
+        predicting = hidden[queries.nonzero()[:, 0]]
+        if config.rebuild is None:
+            return predicting
+        return torch.cat([predicting, config.rebuild(self.encoder, hidden, tokens)])
 
     @cached_property
     def _plain_head(self) -> bool:

@@ -100,6 +100,7 @@ def step_config(stage: Stage, pooling: Pooling, devices: Devices, several: bool)
         targets=share(stage) if share else 0.0,
         logit_rows=cast("ClmStage | MntpStage | SftStage", stage).logit_rows if share else 1,
         gradients=several,
+        rebuild=objective.rebuild,
         evaluate=not share and stage.activation_tokens > 0,
     )
 
@@ -141,7 +142,7 @@ def memory(
     if OBJECTIVES[stage.objective].predicts_tokens:
         passes = max(passes, costs.logits)
     else:
-        vectors, loss = profiler.loss(workload.texts, stage.batch_size)[:2]
+        vectors, loss = profiler.loss(workload.texts, stage)[:2]
         tokens = [int(lengths.sum()) for lengths in batches]
         number = kept_activations(tokens, stage.activation_tokens)
         graphs = sum(tokens[:number]) / int(largest.sum())

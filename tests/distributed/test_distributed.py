@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from llm2enc import distributed
-from llm2enc.data import Dialogue, Pair, RowBatch
+from llm2enc.data import Dialogue, Pair, RowBatch, ScoredPair
 from llm2enc.encoding import Encoder
 from llm2enc.model import Projection
 from llm2enc.recipe import (
     ClmStage,
     ContrastiveStage,
+    EmbeddingMatchSpec,
     FilesData,
     GenerationSpec,
     GritStage,
@@ -25,15 +25,23 @@ from llm2enc.recipe import (
     LossSpec,
     MaskSpec,
     MntpStage,
+    PairScoresLossSpec,
+    PairScoresStage,
     ProjectionSpec,
     RetromaeStage,
     SftStage,
     SimcseStage,
+    SoftLabelsSpec,
+    SpreadOutSpec,
     Stage,
+    TeacherSpec,
 )
-from llm2enc.training import OBJECTIVES, Teachers
+from llm2enc.recipe.pair_scores import AngleSpec, CosentSpec, InBatchSpec, SoftmaxSpec, TripletSpec
+from llm2enc.training import OBJECTIVES
+from llm2enc.training.teachers import Teachers
 from tests.support import jobs
 from tests.support.builders import assert_same, gradients, make_encoder, pairs_file, sentences, texts_file
+from tests.support.teachers import write_encoder
 
 COMMON = {
     "data": (FilesData(kind="files", path="unused.txt"),),
@@ -46,13 +54,24 @@ COMMON = {
 }
 
 
+SCORES = PairScoresLossSpec(
+    pair_scores=(CosentSpec(kind="cosent"), InBatchSpec(kind="in_batch"), SoftmaxSpec(kind="softmax", classes=2))
+)
+TERMS = LossSpec(
+    soft_labels=SoftLabelsSpec(kind="m3"),
+    spread_out=SpreadOutSpec(centre=0),
+    pair_scores=(AngleSpec(kind="angle"), TripletSpec(kind="triplet")),
+)
+
+
 def cases() -> dict[str, tuple[Stage, list]]:
     """Stages and the rows of a batch: 5 of them, and 13 texts, so that two shares are never equal."""
     texts = sentences(20)
     pairs = [
-        Pair(texts[i], texts[i + 5], tuple(texts[10 + n] for n in range(number)), "Find it", "")
+        Pair(texts[i], texts[i + 5], tuple(texts[10:][:number]), "Find it", "", (), (2.0,), (0.5, 1.0)[:number])
         for i, number in enumerate((0, 2, 0, 0, 1))
     ]
+    scored = [ScoredPair(texts[i], texts[i + 5], float(i % 2), "Alike?", "") for i in range(5)]
     generator = torch.Generator().manual_seed(0)
     blocks = list(torch.randint(2, 320, (5, 12), generator=generator).to(torch.int32).numpy())
     mntp = {"objective": "mntp", "mask_rate": 0.3, "mask_policy": "bert"}
@@ -68,6 +87,8 @@ def cases() -> dict[str, tuple[Stage, list]]:
         ),
         "contrastive-noise": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON, **noise), pairs),
         "contrastive-head": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
+        "contrastive-terms": (ContrastiveStage(objective="contrastive", hard_negatives=2, loss=TERMS, **COMMON), pairs),
+        "pair-scores": (PairScoresStage(objective="pair_scores", loss=SCORES, **COMMON), scored),
         "simcse-noise": (SimcseStage(objective="simcse", **COMMON, **noise), texts[:5]),
         "mntp-noise": (MntpStage(**mntp, **COMMON, **noise), blocks),
         "clm-noise": (ClmStage(objective="clm", **COMMON, **noise), blocks),
@@ -95,9 +116,9 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
     if name == "contrastive-head":
         spec = ProjectionSpec(kind="projection", dimensions=12, bias=True)
         encoder.head = Projection.fresh(encoder.backbone.width, spec, seed=0)
+    encoder.auxiliary = torch.nn.ModuleDict(objective.auxiliary(encoder, stage, Teachers(()), 0))
     encoder.train()
     torch.rand(distributed.rank())  # the processes' own random states differ, and play no role
-    encoder.auxiliary = nn.ModuleDict(objective.auxiliary(encoder, stage, Teachers(()), 0))
     given = [RowBatch(0, part, "here", True) for part in (rows if len(stage.parts) > 1 else [rows])]
     batch = objective.collate(given[0] if len(given) == 1 else given, stage, encoder.input_format, 0)
     metrics = objective.backward(encoder, batch, stage)
@@ -115,16 +136,18 @@ def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     if kind == "mntp":
         stage = MntpStage(objective="mntp", mask_rate=0.3, mask_policy="bert", block_tokens=16, **fields)
     else:
-        rate = 0.1 if kind == "dropout" else 0.0
-        stage = ContrastiveStage(
-            objective="contrastive", loss=LossSpec(temperature=0.2), attention_dropout=rate, **fields
-        )
+        rate, loss = 0.1 if kind == "dropout" else 0.0, LossSpec(temperature=0.2)
+        if kind == "teacher":
+            teacher = TeacherSpec(model=str(write_encoder(folder / f"data-{distributed.rank()}")))
+            match = EmbeddingMatchSpec(teacher=teacher, distance="l2", projection=True)
+            loss = LossSpec(temperature=0.2, embedding_match=match)
+        stage = ContrastiveStage(objective="contrastive", loss=loss, attention_dropout=rate, **fields)
     encoder: Encoder = make_encoder()
     train(encoder, stage, folder / "run", seed=0)
     return {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
 
 
-KINDS = ("contrastive", "mntp", "dropout")
+KINDS = ("contrastive", "mntp", "dropout", "teacher")
 PROCESSES = 3  # which cannot share 8 shards evenly; test_scale.py has 2 and 4
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llm2enc.data import Dialogue, Pair, RowBatch
+from llm2enc.data import Dialogue, Pair, RowBatch, ScoredPair
 from llm2enc.encoding import Encoder
 from llm2enc.losses import negatives
 from llm2enc.recipe import (
@@ -23,11 +23,14 @@ from llm2enc.recipe import (
     LossSpec,
     MaskSpec,
     MntpStage,
+    PairScoresLossSpec,
+    PairScoresStage,
     RetromaeStage,
     SftStage,
     SimcseLossSpec,
     SimcseStage,
 )
+from llm2enc.recipe.pair_scores import CosentSpec
 from llm2enc.training import OBJECTIVES, Teachers, head_gradient, prepare_backbone
 from llm2enc.training.objectives import clm, contrastive, mntp, simcse
 from tests.support.builders import assert_same, gradients, make_encoder, make_tokenizer, sentences
@@ -74,6 +77,12 @@ EXAMPLES = {  # each row of contrastive has as many negatives as the stage takes
         ContrastiveStage(objective="contrastive", **COMMON),
         [pair("q0", "p0", "n0"), pair("q1", "p1", "n1")],
     ),
+    "pair_scores": (
+        PairScoresStage(
+            objective="pair_scores", loss=PairScoresLossSpec(pair_scores=(CosentSpec(kind="cosent"),)), **COMMON
+        ),
+        [ScoredPair("a", "b", 1.0, "", ""), ScoredPair("c", "d", 0.0, "", "")],
+    ),
     "retromae": (RetromaeStage(objective="retromae", **COMMON), LONG_TEXTS),
     "sft": (SftStage(objective="sft", **COMMON), DIALOGUES),
     "grit": (
@@ -109,7 +118,8 @@ def test_a_record_says_what_the_objective_does(name: str, monkeypatch: pytest.Mo
     objective.backward(encoder, batch, stage)
     assert set(seen) == {OBJECTIVES[part.objective].causal for part in stage.parts}
     assert bool(heads) == objective.predicts_tokens
-    assert isinstance(items[0], {"block": np.ndarray, "text": str, "pair": Pair, "dialogue": Dialogue}[objective.row])
+    kinds = {"block": np.ndarray, "text": str, "pair": Pair, "scored pair": ScoredPair, "dialogue": Dialogue}
+    assert isinstance(items[0], kinds[objective.row])
     if objective.predicts_tokens and objective.row in ("block", "text"):
         assert batch.num_targets / batch.num_tokens == pytest.approx(objective.predicted_share(stage), abs=0.03)
         assert f"{batch.num_targets:,}" in str(batch.describe())

@@ -226,17 +226,11 @@ def test_padding_is_not_seen() -> None:
     """A short text decodes alike alone and beside a long one."""
     encoder = make_encoder_with_decoder()
     batch = collated(["a", " ".join(sentences(3))], encoder)
-    clean, vectors = replace(batch.tokens, ids=batch.clean), torch.randn(2, encoder.backbone.width)
-    both = retromae.decode(encoder.auxiliary["decoder"], encoder.backbone, vectors, clean, list(batch.visible))
+    clean, hidden = replace(batch.tokens, ids=batch.clean), torch.randn(len(batch.clean), encoder.backbone.width)
+    both = retromae.decode(encoder, hidden, clean, batch.visible)
+    states = hidden.split(clean.lengths.tolist())
     alone = [
-        retromae.decode(
-            encoder.auxiliary["decoder"],
-            encoder.backbone,
-            vectors[[n]],
-            clean.select(torch.tensor([n])),
-            [batch.visible[n]],
-        )
-        for n in (0, 1)
+        retromae.decode(encoder, states[n], clean.select(torch.tensor([n])), batch.visible[n : n + 1]) for n in (0, 1)
     ]
     torch.testing.assert_close(both, torch.cat(alone), rtol=1e-5, atol=1e-6)
 

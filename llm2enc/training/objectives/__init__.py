@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from llm2enc.encoding import Encoder
+from llm2enc.losses import Layout
 from llm2enc.recipe import (
     ClmStage,
     ContrastiveStage,
     GritStage,
+    LossSpec,
     MntpStage,
     PairScoresStage,
     RetromaeStage,
@@ -23,6 +25,7 @@ from llm2enc.recipe import (
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives import clm, contrastive, grit, mntp, pair_scores, retromae, sft, simcse
+from llm2enc.training.objectives.denominator import Term, contrastive_term
 from llm2enc.training.teachers import Teachers
 
 
@@ -58,9 +61,15 @@ class Objective:
     row: Literal["block", "text", "pair", "scored pair", "dialogue"]
     """A row of a batch: a block of `block_tokens` tokens of joined texts, a text, a `Pair`, a `ScoredPair`, a `Dialogue`."""
     predicted_share: Callable[[Any], float] | None = None
-    """(stage) -> expected share of the tokens that are predicted; None: none is, and no language-model head is needed."""
+    """(stage) -> expected share of the tokens that are predicted from the backbone's states; None: none is, and no
+    language-model head is needed."""
+    rebuild: Callable[[Encoder, Tensor, Tokens], Tensor] | None = None
+    """(encoder, states, tokens) -> further states that predict, made of the backbone's by what trains beside it; for the
+    planner, with the most that it may be given."""
     vectors_per_row: Callable[[Any], int] | None = None
     """(stage) -> the most vectors of a row that are compared with others; None: none is."""
+    similarities: Callable[[Any, Layout], Term] = lambda stage, layout: contrastive_term(LossSpec(), layout, 1.0)
+    """(stage, layout) -> of an objective that compares vectors, the part of the loss that takes most memory."""
     teachers: Callable[[Any], tuple[TeacherSpec, ...]] = lambda stage: ()
     """(stage) -> the frozen models that it asks."""
     taught: Callable[[Any, Teachers, torch.device], Any] = lambda batch, teachers, device: batch
@@ -95,16 +104,17 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "retromae": Objective(
         retromae.batches, retromae.collate, retromae.backward, RetromaeStage.row,
-        predicted_share=retromae.predicted_share, causal=RetromaeStage.causal, auxiliary=retromae.auxiliary,
+        predicted_share=retromae.predicted_share, rebuild=retromae.rebuild,
+        causal=RetromaeStage.causal, auxiliary=retromae.auxiliary,
     ),
     "simcse": Objective(
         simcse.batches, simcse.collate, simcse.backward, SimcseStage.row,
-        vectors_per_row=simcse.vectors_per_row,
+        vectors_per_row=simcse.vectors_per_row, auxiliary=contrastive.auxiliary, similarities=contrastive.similarities,
     ),
     "contrastive": Objective(
         contrastive.batches, contrastive.collate, contrastive.backward, ContrastiveStage.row,
         vectors_per_row=contrastive.vectors_per_row, teachers=contrastive.teachers, taught=contrastive.taught,
-        auxiliary=contrastive.auxiliary,
+        auxiliary=contrastive.auxiliary, similarities=contrastive.similarities,
     ),
     "pair_scores": Objective(
         pair_scores.batches, pair_scores.collate, pair_scores.backward, PairScoresStage.row,

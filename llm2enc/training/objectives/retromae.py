@@ -10,7 +10,7 @@ Legend: R texts of a micro-batch, L tokens of the longest, D width. Memory besid
 text of L tokens while its batch waits, R L^2 bytes for a micro-batch, and the activations of one more layer, padded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from llm2enc import distributed
 from llm2enc.data import RowBatch, row_batches
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.model import POOLERS, Backbone
+from llm2enc.model import POOLERS
 from llm2enc.recipe import RetromaeStage
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.microbatch import BatchPartition, pad_to_same_count
@@ -52,12 +52,13 @@ class RetromaeBatch:
 
     @property
     def num_targets(self) -> int:
-        """Of this process."""
-        return int((self.masked != -100).sum() + (self.named != -100).sum())
+        """Masked tokens of this process."""
+        return int((self.masked != -100).sum())
 
     def describe(self) -> dict[str, str]:
         """What the table before step 1 shows of this batch."""
-        return {"predicted tokens": f"{self.num_targets:,} on this process"}
+        rebuilt = int((self.named != -100).sum())
+        return {"predicted tokens": f"{self.num_targets:,} masked and {rebuilt:,} rebuilt on this process"}
 
 
 def batches(stage: RetromaeStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
@@ -117,7 +118,7 @@ def decoder_mask(plain: np.ndarray, rate: float, generator: np.random.Generator)
 
 def backward(encoder: Encoder, batch: RetromaeBatch, stage: RetromaeStage) -> dict[str, Tensor]:
     """Gradient of both losses over the global batch. InputError if it has nothing to name."""
-    backbone, decoder, device = encoder.backbone, encoder.auxiliary[DECODER], encoder.device
+    backbone, device = encoder.backbone, encoder.device
     flat = torch.stack([batch.clean, batch.masked, batch.named]).to(device)
     clean, masked, named = (replace(batch.tokens, ids=ids, pool=batch.tokens.pool.to(device)) for ids in flat)
     tokens = batch.tokens.to(device)
@@ -134,8 +135,7 @@ def backward(encoder: Encoder, batch: RetromaeBatch, stage: RetromaeStage) -> di
         if number >= len(own):  # it is there for the sake of the other processes only
             wanted = [torch.full_like(ids, -100) for ids in wanted]
         hidden = backbone.hidden(texts, causal=False)
-        vectors = POOLERS[encoder.pooling].function(hidden, texts.pool, texts.lengths)
-        rebuilt = decode(decoder, backbone, vectors, clean.select(rows), [batch.visible[row] for row in rows.tolist()])
+        rebuilt = decode(encoder, hidden, clean.select(rows), [batch.visible[row] for row in rows.tolist()])
         states = [found[ids != -100] for found, ids in zip((hidden, rebuilt), wanted, strict=True)]
         gradients = []
         for place, (some, ids, scale) in enumerate(zip(states, wanted, scales, strict=True)):
@@ -144,29 +144,36 @@ def backward(encoder: Encoder, batch: RetromaeBatch, stage: RetromaeStage) -> di
             totals[place] += loss
             gradients.append(torch.zeros_like(some) if gradient is None else gradient)
         torch.autograd.backward(states, gradients)
-        del hidden, vectors, rebuilt, states, gradients  # before the next micro-batch runs
+        del hidden, rebuilt, states, gradients  # before the next micro-batch runs
     masked_loss, decoder_loss = distributed.all_reduce_sum(totals)
     return {"loss": masked_loss + decoder_loss, "loss_masked": masked_loss, "loss_decoder": decoder_loss}
 
 
-def decode(decoder: nn.Module, backbone: Backbone, vectors: Tensor, clean: Tokens, visible: list[Tensor]) -> Tensor:
-    """The decoder's states (T, D) of texts that are padded for it.
+def decode(encoder: Encoder, hidden: Tensor, clean: Tokens, visible: Sequence[Tensor]) -> Tensor:
+    """The decoder's states (T, D), from the vectors of texts whose states are `hidden` (T, D); it is given them padded.
 
-    vectors  (R, D)
+    clean    the texts as they are
     visible  of each text (L, 1 + L)
     """
+    vectors = POOLERS[encoder.pooling].function(hidden, clean.pool, clean.lengths)  # (R, D)
     lengths = clean.lengths.tolist()
     longest = max(lengths)
-    embeddings = backbone.model.get_input_embeddings()(clean.ids)
+    embeddings = encoder.backbone.model.get_input_embeddings()(clean.ids)
     padded = pad_sequence(embeddings.split(lengths), batch_first=True)
     mask = torch.zeros(len(lengths), longest, 1 + longest, dtype=torch.bool)
     mask[:, :, 0] = True  # of padded rows too: a row that sees nothing has no softmax
     for row, seen in enumerate(visible):
         mask[row, : len(seen), : 1 + len(seen)] = seen
-    states = decoder(vectors, padded, mask.to(embeddings.device)).to(embeddings.dtype)
+    states = encoder.auxiliary[DECODER](vectors, padded, mask.to(embeddings.device)).to(embeddings.dtype)
     return torch.cat([row[:length] for row, length in zip(states, lengths, strict=True)])
 
 
+def rebuild(encoder: Encoder, hidden: Tensor, tokens: Tokens) -> Tensor:
+    """`decode` with nothing hidden: what it takes does not depend on that."""
+    visible = [torch.ones(length, 1 + length, dtype=torch.bool) for length in tokens.lengths.tolist()]
+    return decode(encoder, hidden, tokens, visible)
+
+
 def predicted_share(stage: RetromaeStage) -> float:
-    """Expected share of the tokens that are predicted, in the backbone and by the decoder, special tokens left out."""
-    return stage.mask_rate + 1
+    """Expected share of the tokens that are masked, special tokens left out of account."""
+    return stage.mask_rate
