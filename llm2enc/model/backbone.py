@@ -28,6 +28,7 @@ from llm2enc.model.attention import NAME, Packing, allowed, packed_call
 from llm2enc.model.families import causal_by_config, decoder_of, families, text_config
 from llm2enc.model.hooks import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
 from llm2enc.model.proof_record import Proof, Route
+from llm2enc.model.trainable import Part, check_float32, parameters_of
 from llm2enc.model.weights import check_tensors
 from llm2enc.recipe import LoraSpec
 from llm2enc.storage import replace_text
@@ -237,10 +238,16 @@ class Backbone(nn.Module):
 
     def train_everything(self, head: bool) -> None:
         """All weights get a gradient; those of an untied head only with `head`."""
-        if any(parameter.dtype != torch.float32 for parameter in self.decoder.parameters()):
-            raise InputError("full training needs `model.dtype: float32`: updates vanish in 16-bit weights")
+        check_float32(self.decoder.parameters(), "full training")
         self.model.requires_grad_(head)
         self.decoder.requires_grad_(True)
+
+    def train_part(self, part: Part) -> None:
+        """Some of the decoder's weights get a gradient, and no others. InputError for a part that it does not have."""
+        chosen = parameters_of(part, self.decoder)
+        self.model.requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
 
     def merge_lora(self) -> None:
         """Add the adapter to the weights under it, in float32, and remove it."""

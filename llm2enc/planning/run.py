@@ -146,7 +146,7 @@ class _Planner:
         backbone = Backbone(_skeleton(recipe), recipe.model.attention == "bidirectional")
         encoder = _encoder(recipe, backbone)
         # An adapter that goes on has the shape of the one before.
-        shape = {} if stage.trainable == "full" else {"lora": recipe.adapter_of(index)}
+        shape = {"lora": recipe.adapter_of(index)} if stage.trainable == "lora" else {}
         prepare(encoder, stage.model_copy(update=shape), recipe.seed)
         self.size = sizes(encoder, devices.count, stage.strategy == "fsdp")
         self.trained = sum(parameter.numel() for parameter in encoder.trained().values())

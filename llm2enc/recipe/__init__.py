@@ -8,7 +8,16 @@ from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
 from llm2enc.recipe.replacing import sources_of
-from llm2enc.recipe.stages import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.recipe.stages import (
+    ClmStage,
+    ContrastiveStage,
+    LastLayers,
+    LoraSpec,
+    MntpStage,
+    SimcseStage,
+    Stage,
+    Trainable,
+)
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 __all__ = [
@@ -22,6 +31,7 @@ __all__ = [
     "HeadSpec",
     "HubData",
     "InputSpec",
+    "LastLayers",
     "LoraSpec",
     "MntpStage",
     "ModelSpec",
@@ -33,6 +43,7 @@ __all__ = [
     "SimcseStage",
     "Stage",
     "Tracking",
+    "Trainable",
     "load_recipe",
     "recipe_names",
     "sources_of",

@@ -43,7 +43,7 @@ def make_stage(objective: str, folder: Path, **fields) -> Stage:
         "log_every": 1,
         "micro_batch_tokens": 100,
     }
-    if fields.get("trainable") != "full":
+    if fields.get("trainable", "lora") == "lora":
         common["lora"] = LoraSpec(r=4, alpha=8, dropout=0.1)
     return kind(objective=objective, data=(data(folder),), **(common | own | fields))
 
