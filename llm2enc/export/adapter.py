@@ -59,10 +59,9 @@ def unsupported_reason(run: Path) -> str:
     recipe = load_recipe(str(run / "recipe.yaml"))
     if not recipe.stages:
         return f"{run} trained no stage, so there is no adapter; share the base model and the recipe"
-    if recipe.head is not None:
+    if recipe.head is not None and not recipe.head.training_only:
         return (
-            f"{run} trained a {recipe.head.kind} head behind the pooling, which is no part of a LoRA adapter; share the "
-            "exported directory"
+            f"{run} trained a {recipe.head.kind} head, which is no part of a LoRA adapter; share the exported directory"
         )
     if recipe.model.layers is not None:
         return (

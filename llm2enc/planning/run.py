@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.model import Backbone, Projection, chosen, is_here, load_tokenizer, skeleton
+from llm2enc.model import Backbone, chosen, head_outline, is_here, load_tokenizer, skeleton
 from llm2enc.planning import workload as workloads
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, FakeProfiler
@@ -281,8 +280,7 @@ def _skeleton(recipe: Recipe):
 
 def _encoder(recipe: Recipe, backbone: Backbone) -> Encoder:
     """The recipe's encoder around a backbone without weights; it reads tokens only."""
-    with torch.device("meta"):
-        head = None if recipe.head is None else Projection(backbone.width, recipe.head)
+    head = None if recipe.head is None else head_outline(backbone.width, recipe.head)
     return Encoder(backbone, cast(Any, None), recipe.pooling, recipe.normalize, head)
 
 

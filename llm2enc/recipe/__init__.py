@@ -2,7 +2,7 @@
 
 from llm2enc.recipe.data import DataSpec, DocstringsData, FilesData, HubData
 from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
-from llm2enc.recipe.head import HeadSpec, ProjectionSpec
+from llm2enc.recipe.head import HeadSpec, LatentAttentionSpec, MlpSpec, ProjectionSpec
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
@@ -32,7 +32,9 @@ __all__ = [
     "HubData",
     "InputSpec",
     "LastLayers",
+    "LatentAttentionSpec",
     "LoraSpec",
+    "MlpSpec",
     "MntpStage",
     "ModelSpec",
     "Part",

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from llm2enc.cli.app import app
 from llm2enc.encoding import Encoder
-from llm2enc.model import Backbone, Projection, skeleton
+from llm2enc.model import Backbone, fresh_head, skeleton
 from llm2enc.planning import parse, plan
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, FakeProfiler, StepConfig
@@ -305,7 +305,7 @@ def test_checkpoints_and_finished_stages_have_the_planned_size(head: ProjectionS
     found = plan(recipe.model_copy(update={"head": head}), ONE).stages[0]
     backbone.add_lora(recipe.stages[0].lora, 0)
     encoder = around(backbone)
-    encoder.head = Projection.fresh(backbone.width, head, 0) if head else None
+    encoder.head = fresh_head(backbone.width, head, 0) if head else None
     parameters = list(encoder.trained().values())
     assert found.trained == sum(parameter.numel() for parameter in parameters)
     optimizer = torch.optim.AdamW(parameters)
