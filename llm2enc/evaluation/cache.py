@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm2enc.evaluation.models import LoadedModel
+from llm2enc.encoding import LoadedModel
 from llm2enc.storage import storage_error
 
 BLOCK = 2048  # texts encoded and written at a time: what an interruption can lose

@@ -4,7 +4,7 @@ from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone, evaluating
 from llm2enc.model.families import is_bidirectional, with_common_direction
 from llm2enc.model.gguf_tokenizer import SPLITS
-from llm2enc.model.heads import Head, fresh_head, head_outline, vectors_of, weights_fingerprint
+from llm2enc.model.heads import Head, fresh_head, head_outline, orthogonal, vectors_of, weights_fingerprint
 from llm2enc.model.hooks import decoder_layers, emulated
 from llm2enc.model.inspection import inspect
 from llm2enc.model.loading import (
@@ -51,6 +51,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "naming_untrusted_code",
+    "orthogonal",
     "pooled_edges",
     "prove",
     "proven",

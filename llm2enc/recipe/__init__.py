@@ -5,7 +5,9 @@ from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
 from llm2enc.recipe.head import HeadSpec, LatentAttentionSpec, MlpSpec, ProjectionSpec
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
+from llm2enc.recipe.loss import LossSpec, MaskSpec, SimcseLossSpec
 from llm2enc.recipe.model import ModelSpec
+from llm2enc.recipe.pair_scores import PairScores, PairScoresLossSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
 from llm2enc.recipe.replacing import sources_of
 from llm2enc.recipe.stages import (
@@ -14,10 +16,12 @@ from llm2enc.recipe.stages import (
     LastLayers,
     LoraSpec,
     MntpStage,
+    PairScoresStage,
     SimcseStage,
     Stage,
     Trainable,
 )
+from llm2enc.recipe.teacher import EmbeddingMatchSpec, SoftLabelsSpec, SpreadOutSpec, TeacherSpec
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 __all__ = [
@@ -26,6 +30,7 @@ __all__ = [
     "DataSpec",
     "DocstringEval",
     "DocstringsData",
+    "EmbeddingMatchSpec",
     "EvalSpec",
     "FilesData",
     "HeadSpec",
@@ -34,16 +39,25 @@ __all__ = [
     "LastLayers",
     "LatentAttentionSpec",
     "LoraSpec",
+    "LossSpec",
+    "MaskSpec",
     "MlpSpec",
     "MntpStage",
     "ModelSpec",
+    "PairScores",
+    "PairScoresLossSpec",
+    "PairScoresStage",
     "Part",
     "Pooling",
     "ProjectionSpec",
     "Recipe",
     "Role",
+    "SimcseLossSpec",
     "SimcseStage",
+    "SoftLabelsSpec",
+    "SpreadOutSpec",
     "Stage",
+    "TeacherSpec",
     "Tracking",
     "Trainable",
     "load_recipe",
