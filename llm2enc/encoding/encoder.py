@@ -203,6 +203,13 @@ class Encoder(nn.Module):
             hidden = self.backbone.layers(tokens, self.causal)[self.layer]
         return self.pool(hidden, tokens)
 
+    def layer_vectors(self, tokens: Tokens, layers: Sequence[int]) -> Tensor:
+        """Vectors (B, K, dimensions) of K layers, 1 to the model's depth, in one pass: those of `forward` if the model were
+        cut to each of them (`model.layers`)."""
+        needed = POOLERS[self.pooling].needed(tokens.pool, tokens.lengths)
+        states = self.backbone.cut_states(tokens, layers, self.causal, needed)
+        return torch.stack([self.pool(hidden, tokens) for hidden in states], dim=1)
+
     def pool(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         """Vectors (B, dimensions) float32 of the states (T, D) that `forward` would pool, not normalised."""
         return vectors_of(hidden, tokens, self.pooling, self.head if self.training else self.kept_head)

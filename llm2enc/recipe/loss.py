@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from llm2enc.recipe.base import Strict
+from llm2enc.recipe.layers import LayersSpec
 from llm2enc.recipe.terms import TermsSpec
 
 
@@ -28,6 +29,7 @@ class LossSpec(TermsSpec):
     hard_negatives: Literal["none", "own", "all"] = "all"
     """Whose hard negatives: nobody's, those of the query's own row, those of every row."""
     masks: MaskSpec = MaskSpec()
+    layers: LayersSpec | None = None
 
     @field_validator("temperature")
     @classmethod
@@ -39,6 +41,12 @@ class LossSpec(TermsSpec):
                 f"they are multiplied by, write its inverse, `temperature: {1 / value:g}`"
             )
         return value
+
+    @model_validator(mode="after")
+    def _compresses_what_can_be(self) -> "LossSpec":
+        if self.layers is not None and self.layers.compression is not None and self.embedding_match is not None:
+            raise ValueError("`layers.compression` takes a part of the vectors, which `embedding_match` needs whole")
+        return self
 
 
 class SimcseMaskSpec(MaskSpec):

@@ -24,6 +24,7 @@ from llm2enc.text import InputFormat, Tokens, concatenate
 from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives import terms as other_terms
+from llm2enc.training.objectives.layers import over_layers
 from llm2enc.training.objectives.terms import Term
 from llm2enc.training.teachers import Lesson, Teachers
 
@@ -128,7 +129,6 @@ def backward(
     parts = terms(encoder, batch)
 
     def loss(vectors: Tensor) -> Tensor:
-        check(vectors)
         queries, documents = (vectors[rows.to(vectors.device)] for rows in (batch.queries, batch.documents))
         positives = documents[batch.layout.positives.to(vectors.device)]
         metrics["positive_cosine"] = cosine_similarity(queries, positives).mean().detach()
@@ -137,9 +137,15 @@ def backward(
             metrics.update({name: value.detach() for name, value in values.items()})
         return torch.stack(list(values.values())).sum()
 
+    encode, whole = over_layers(encoder, batch.loss.layers, batch.partition, loss)
+
+    def checked(vectors: Tensor) -> Tensor:
+        check(vectors[:, : encoder.dimensions])  # of the last layer, if there are several
+        return whole(vectors)
+
     tokens = batch.tokens.to(encoder.device)
     sizes = stage.micro_batch_tokens, stage.activation_tokens
-    value = cached_backward(encoder, tokens, batch.partition, loss, *sizes, together=encoder.backbone.sharded)
+    value = cached_backward(encode, tokens, batch.partition, checked, *sizes, together=encoder.backbone.sharded)
     return {"loss": value, **metrics, "duplicate_positives": torch.tensor(batch.duplicates)}
 
 
