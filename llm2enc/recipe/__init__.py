@@ -6,7 +6,7 @@ from llm2enc.recipe.head import HeadSpec, LatentAttentionSpec, MlpSpec, Projecti
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
 from llm2enc.recipe.layers import LayersSpec
 from llm2enc.recipe.loading import load_recipe, recipe_names
-from llm2enc.recipe.loss import LossSpec, MaskSpec, SimcseLossSpec
+from llm2enc.recipe.loss import LearnedTemperature, LossSpec, MaskSpec, MatryoshkaSpec, SimcseLossSpec
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.pair_scores import PairScores, PairScoresLossSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
@@ -40,9 +40,11 @@ __all__ = [
     "LastLayers",
     "LatentAttentionSpec",
     "LayersSpec",
+    "LearnedTemperature",
     "LoraSpec",
     "LossSpec",
     "MaskSpec",
+    "MatryoshkaSpec",
     "MlpSpec",
     "MntpStage",
     "ModelSpec",

@@ -11,24 +11,33 @@ import pytest
 import torch
 
 from llm2enc import distributed
-from llm2enc.data import Pair, RowBatch
+from llm2enc.data import Pair, RowBatch, ScoredPair
 from llm2enc.encoding import Encoder
 from llm2enc.model import fresh_head
 from llm2enc.recipe import (
     ClmStage,
     ContrastiveStage,
+    EmbeddingMatchSpec,
     FilesData,
     LoraSpec,
     LossSpec,
     MaskSpec,
     MntpStage,
+    PairScoresLossSpec,
+    PairScoresStage,
     ProjectionSpec,
     SimcseStage,
+    SoftLabelsSpec,
+    SpreadOutSpec,
     Stage,
+    TeacherSpec,
 )
+from llm2enc.recipe.pair_scores import AngleSpec, CosentSpec, InBatchSpec, SoftmaxSpec, TripletSpec
 from llm2enc.training import OBJECTIVES
+from llm2enc.training.teachers import Teachers
 from tests.support import jobs
 from tests.support.builders import assert_same, gradients, make_encoder, pairs_file, sentences, texts_file
+from tests.support.teachers import write_encoder
 
 COMMON = {
     "data": (FilesData(kind="files", path="unused.txt"),),
@@ -41,13 +50,24 @@ COMMON = {
 }
 
 
+SCORES = PairScoresLossSpec(
+    pair_scores=(CosentSpec(kind="cosent"), InBatchSpec(kind="in_batch"), SoftmaxSpec(kind="softmax", classes=2))
+)
+TERMS = LossSpec(
+    soft_labels=SoftLabelsSpec(kind="m3"),
+    spread_out=SpreadOutSpec(centre=0),
+    pair_scores=(AngleSpec(kind="angle"), TripletSpec(kind="triplet")),
+)
+
+
 def cases() -> dict[str, tuple[Stage, list]]:
     """Stages and the rows of a batch: 5 of them, and 13 texts, so that two shares are never equal."""
     texts = sentences(20)
     pairs = [
-        Pair(texts[i], texts[i + 5], tuple(texts[10 + n] for n in range(number)), "Find it", "")
+        Pair(texts[i], texts[i + 5], tuple(texts[10:][:number]), "Find it", "", (), (2.0,), (0.5, 1.0)[:number])
         for i, number in enumerate((0, 2, 0, 0, 1))
     ]
+    scored = [ScoredPair(texts[i], texts[i + 5], float(i % 2), "Alike?", "") for i in range(5)]
     generator = torch.Generator().manual_seed(0)
     blocks = list(torch.randint(2, 320, (5, 12), generator=generator).to(torch.int32).numpy())
     mntp = {"objective": "mntp", "mask_rate": 0.3, "mask_policy": "bert"}
@@ -61,6 +81,8 @@ def cases() -> dict[str, tuple[Stage, list]]:
         ),
         "contrastive-noise": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON, **noise), pairs),
         "contrastive-head": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
+        "contrastive-terms": (ContrastiveStage(objective="contrastive", hard_negatives=2, loss=TERMS, **COMMON), pairs),
+        "pair-scores": (PairScoresStage(objective="pair_scores", loss=SCORES, **COMMON), scored),
         "simcse-noise": (SimcseStage(objective="simcse", **COMMON, **noise), texts[:5]),
         "mntp-noise": (MntpStage(**mntp, **COMMON, **noise), blocks),
         "clm-noise": (ClmStage(objective="clm", **COMMON, **noise), blocks),
@@ -85,6 +107,7 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
     if name == "contrastive-head":
         spec = ProjectionSpec(kind="projection", dimensions=12, bias=True)
         encoder.head = fresh_head(encoder.backbone.width, spec, seed=0)
+    encoder.auxiliary = torch.nn.ModuleDict(objective.auxiliary(encoder, stage, Teachers(()), 0))
     encoder.train()
     torch.rand(distributed.rank())  # the processes' own random states differ, and play no role
     batch = objective.collate(RowBatch(0, rows, "here", True), stage, encoder.input_format, 0)
@@ -103,16 +126,18 @@ def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     if kind == "mntp":
         stage = MntpStage(objective="mntp", mask_rate=0.3, mask_policy="bert", block_tokens=16, **fields)
     else:
-        rate = 0.1 if kind == "dropout" else 0.0
-        stage = ContrastiveStage(
-            objective="contrastive", loss=LossSpec(temperature=0.2), attention_dropout=rate, **fields
-        )
+        rate, loss = 0.1 if kind == "dropout" else 0.0, LossSpec(temperature=0.2)
+        if kind == "teacher":
+            teacher = TeacherSpec(model=str(write_encoder(folder / f"data-{distributed.rank()}")))
+            match = EmbeddingMatchSpec(teacher=teacher, distance="l2", projection=True)
+            loss = LossSpec(temperature=0.2, embedding_match=match)
+        stage = ContrastiveStage(objective="contrastive", loss=loss, attention_dropout=rate, **fields)
     encoder: Encoder = make_encoder()
     train(encoder, stage, folder / "run", seed=0)
     return {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
 
 
-KINDS = ("contrastive", "mntp", "dropout")
+KINDS = ("contrastive", "mntp", "dropout", "teacher")
 PROCESSES = 3  # which cannot share 8 shards evenly; test_scale.py has 2 and 4
 
 

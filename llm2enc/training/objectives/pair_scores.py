@@ -80,8 +80,8 @@ def backward(encoder: Encoder, batch: PairScoresBatch, stage: PairScoresStage) -
 
     encode, whole = over_layers(encoder, stage.loss.layers, batch.partition, loss)
     tokens = batch.tokens.to(encoder.device)
-    sizes = stage.micro_batch_tokens, stage.activation_tokens
-    value = cached_backward(encode, tokens, batch.partition, whole, *sizes, together=encoder.backbone.sharded)
+    how = stage.micro_batch_tokens, stage.activation_tokens, encoder.backbone.sharded, encoder.auxiliary
+    value = cached_backward(encode, tokens, batch.partition, whole, *how)
     return {"loss": value, **metrics}
 
 
