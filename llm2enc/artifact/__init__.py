@@ -1,6 +1,6 @@
 """The saved directory: sentence-transformers' layout, metadata and model card, written and read back as parts."""
 
-from llm2enc.artifact import card, config, dense, files
+from llm2enc.artifact import card, config, files, head_files
 from llm2enc.artifact.card import base_model, with_engines
 from llm2enc.artifact.directory import DTYPES, REQUIREMENTS, read, write
 from llm2enc.artifact.files import (
@@ -38,9 +38,9 @@ __all__ = [
     "card",
     "check_target",
     "config",
-    "dense",
     "digests",
     "files",
+    "head_files",
     "layout",
     "read",
     "read_metadata",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llm2enc.artifact import head_files
 from llm2enc.artifact.metadata import HistoryRow, MergeRecord, Metadata
 from llm2enc.recipe import to_yaml
 from llm2enc.text import InputFormat
@@ -92,10 +93,10 @@ def _title(metadata: Metadata) -> str:
     about = f"{recipe['description']}.\n\n" if recipe and recipe["description"] else ""
     base = base_model(metadata.recipes)
     source = f" made from [{base}](https://huggingface.co/{base})" if base else ""
-    projection = ", a linear projection" if metadata.head else ""
+    head = f", {metadata.head.words}" if metadata.head else ""
     return (
         f"# {name}\n\n{about}A text encoder{source} by llm2enc {metadata.versions['llm2enc']}: a {metadata.model_type} "
-        f"with {metadata.attention} attention, {metadata.pooling.replace('_', ' ')} pooling{projection} and "
+        f"with {metadata.attention} attention, {metadata.pooling.replace('_', ' ')} pooling{head} and "
         f"vectors of {metadata.dimensions} dimensions"
         + (" and length 1." if metadata.normalize else ", not normalised.")
     )
@@ -128,7 +129,7 @@ queries = encoder.encode(["Where does the river run?"], prompt_name="query")
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/to/this/directory")
+model = SentenceTransformer("path/to/this/directory"{", trust_remote_code=True" * metadata.needs_code})
 documents = model.encode(["{EXAMPLE}"]){query}
 ```
 
@@ -151,6 +152,11 @@ def _truncation(metadata: Metadata) -> str:
 
 def _native(metadata: Metadata) -> str:
     """How far sentence-transformers agrees."""
+    if metadata.native and metadata.needs_code:
+        return (
+            f"sentence-transformers gives the same vectors. It runs `{head_files.CODE}` of this directory, which it must be "
+            "told to trust:"
+        )
     if metadata.native:
         return "sentence-transformers gives the same vectors, without code of llm2enc:"
     left_out = sorted({d.prompt for d in metadata.differences} - metadata.prompts.keys())

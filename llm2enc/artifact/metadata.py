@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from llm2enc.artifact.files import METADATA_FILE, write_json
 from llm2enc.errors import InputError
-from llm2enc.recipe import HeadSpec, InputSpec, Pooling
+from llm2enc.recipe import HeadSpec, InputSpec, LatentAttentionSpec, Pooling
 from llm2enc.storage import recover
 
 FORMAT = 1
@@ -143,6 +143,11 @@ class Metadata(_Record):
     @field_serializer("input", "head")
     def _in_full(self, value: InputSpec | HeadSpec | None) -> dict[str, Any] | None:
         return value and value.model_dump(mode="json")
+
+    @property
+    def needs_code(self) -> bool:
+        """Whether sentence-transformers runs a file of the directory, which it asks leave for."""
+        return isinstance(self.head, LatentAttentionSpec)
 
     @property
     def recipes(self) -> list[RecipeJson | None]:

@@ -116,6 +116,7 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
         else:
             train(encoder, stage, place, recipe.seed, recipe.tracking, keep)
         history.measure(f"after {stage.objective}", encoder, started, key=place.name)
+    encoder.head = encoder.kept_head  # what only trains is thrown away here
     parity: list[Parity] = []
     scores: dict[str, float] = {}
     already = False

@@ -29,11 +29,13 @@ from llm2enc.errors import InputError
 from llm2enc.model import (
     POOLERS,
     Backbone,
-    Projection,
+    Head,
     evaluating,
+    fresh_head,
     limits,
     load_backbone,
     load_tokenizer,
+    vectors_of,
     weights_fingerprint,
 )
 from llm2enc.recipe import HeadSpec, InputSpec, ModelSpec, Pooling, Recipe, Role
@@ -52,7 +54,7 @@ class Encoder(nn.Module):
         input_format: InputFormat,
         pooling: Pooling,
         normalize: bool = True,
-        head: Projection | None = None,
+        head: Head | None = None,
     ):
         super().__init__()
         self.backbone = backbone
@@ -107,8 +109,8 @@ class Encoder(nn.Module):
         if torch.cuda.is_available():
             backbone.to("cuda")
         prove(backbone)
-        projection = None if head is None else Projection.fresh(backbone.width, head, seed).to(backbone.device)
-        return Encoder(backbone, input_format, pooling, normalize, projection).eval()
+        fresh = None if head is None else fresh_head(backbone.width, head, seed).to(backbone.device)
+        return Encoder(backbone, input_format, pooling, normalize, fresh).eval()
 
     @staticmethod
     def load(folder: str | Path, dtype: LoadType = "auto", full_proof: bool = False) -> "Encoder":
@@ -149,7 +151,7 @@ class Encoder(nn.Module):
                 "the encoder is a variant that reads another layer or direction than its model, which no directory can say; "
                 "save the encoder that it was made of"
             )
-        parts = Parts(self.backbone, self.input_format, self.pooling, self.normalize, self.head)
+        parts = Parts(self.backbone, self.input_format, self.pooling, self.normalize, self.kept_head)
         write(
             parts, Path(folder), lambda written, texts: Encoder._of(written).encode(texts),
             recipe=recipe, history=history, merge=merge, card=card, dtype=dtype,
@@ -176,6 +178,11 @@ class Encoder(nn.Module):
         """Width of a vector."""
         return self.backbone.width if self.head is None else self.head.dimensions
 
+    @property
+    def kept_head(self) -> Head | None:
+        """The head that vectors go through outside of training; None for one that is there for training only."""
+        return None if self.head is None or self.head.spec.training_only else self.head
+
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters that get a gradient, by name: the backbone's own, the head's under `head.`, and what the loss trains
         besides under `auxiliary.`."""
@@ -196,13 +203,16 @@ class Encoder(nn.Module):
             hidden = self.backbone.layers(tokens, self.causal)[self.layer]
         return self.pool(hidden, tokens)
 
+    def layer_vectors(self, tokens: Tokens, layers: Sequence[int]) -> Tensor:
+        """Vectors (B, K, dimensions) of K layers, 1 to the model's depth, in one pass: those of `forward` if the model were
+        cut to each of them (`model.layers`)."""
+        needed = POOLERS[self.pooling].needed(tokens.pool, tokens.lengths)
+        states = self.backbone.cut_states(tokens, layers, self.causal, needed)
+        return torch.stack([self.pool(hidden, tokens) for hidden in states], dim=1)
+
     def pool(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         """Vectors (B, dimensions) float32 of the states (T, D) that `forward` would pool, not normalised."""
-        vectors = POOLERS[self.pooling].function(hidden, tokens.pool, tokens.lengths)
-        if self.head is None:
-            return vectors
-        with torch.autocast(self.device.type, enabled=False):  # one product a text: float32 costs nothing here
-            return self.head(vectors)
+        return vectors_of(hidden, tokens, self.pooling, self.head if self.training else self.kept_head)
 
     def encode(self, texts: str | Iterable[str], **keywords: Any) -> np.ndarray:
         """Vectors (B, D) of texts, in their order; (D,) of a single text. Unit length if `normalize`.
@@ -300,7 +310,7 @@ class Encoder(nn.Module):
         dtype = str(next(self.parameters()).dtype)
         facts = [self.backbone.fingerprint(adapter=True), self.backbone.settings(), dtype, causal]
         facts += [self.layer, self.pooling, self.normalize, self.input_format.identity()]
-        facts += [] if self.head is None else [self.weights_fingerprint()]
+        facts += [] if self.kept_head is None else [self.weights_fingerprint()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def cache_key(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:

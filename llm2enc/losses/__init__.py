@@ -8,6 +8,7 @@ from llm2enc.losses.distillation import (
     soft_cross_entropy,
     successive_cross_entropy,
 )
+from llm2enc.losses.layers import espresso, two_d_matryoshka
 from llm2enc.losses.layout import Layout, denominator, negatives
 from llm2enc.losses.pair_scores import (
     angle,
@@ -34,6 +35,7 @@ __all__ = [
     "denominator",
     "distillation_kl",
     "embedding_match",
+    "espresso",
     "in_batch_pairs",
     "info_nce",
     "margin_contrastive",
@@ -46,5 +48,6 @@ __all__ = [
     "successive_cross_entropy",
     "target_weights",
     "triplet",
+    "two_d_matryoshka",
     "unit",
 ]

@@ -22,7 +22,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm2enc.artifact import MergeRecord, Parent, check_target, dense, read_metadata
+from llm2enc.artifact import MergeRecord, Parent, check_target, head_files, read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.merging.arithmetic import METHODS, Method, average
@@ -83,11 +83,12 @@ def merge(
     with temp_directory(out.absolute(), "merged") as folder, add_path_to_oserror(out):
         _write_merged(parents[0], folder, merged)
         if metadata[0].head:
-            heads = [Weights(place / dense.DENSE) for place in places]
-            (folder / dense.DENSE).mkdir()
+            own = head_files.place(metadata[0].head)
+            heads = [Weights(place / own) for place in places]
+            (folder / own).mkdir()
             _write_merged(
                 heads[0],
-                folder / dense.DENSE,
+                folder / own,
                 lambda name: _merged([head[name] for head in heads], shares, method, None, 0.0),
             )
         Encoder.load(folder, full_proof=True).save(out, merge=record)  # its weights are not those that it records

@@ -4,7 +4,7 @@ from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone, evaluating
 from llm2enc.model.families import is_bidirectional, with_common_direction
 from llm2enc.model.gguf_tokenizer import SPLITS
-from llm2enc.model.heads import Projection, orthogonal, weights_fingerprint
+from llm2enc.model.heads import Head, fresh_head, head_outline, orthogonal, vectors_of, weights_fingerprint
 from llm2enc.model.hooks import decoder_layers, emulated
 from llm2enc.model.inspection import inspect
 from llm2enc.model.loading import (
@@ -28,8 +28,8 @@ __all__ = [
     "SPLITS",
     "TOLERANCE",
     "Backbone",
+    "Head",
     "Pooler",
-    "Projection",
     "Proof",
     "check_config",
     "check_tensors",
@@ -39,6 +39,8 @@ __all__ = [
     "decoder_layers",
     "emulated",
     "evaluating",
+    "fresh_head",
+    "head_outline",
     "inspect",
     "installed",
     "is_bidirectional",
@@ -59,6 +61,7 @@ __all__ = [
     "spot_check",
     "tensor_shapes",
     "text_config",
+    "vectors_of",
     "weights_fingerprint",
     "with_common_direction",
     "with_rows",

@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.model import Backbone, Projection, chosen, is_here, load_tokenizer, skeleton
+from llm2enc.model import Backbone, chosen, head_outline, is_here, load_tokenizer, skeleton
 from llm2enc.planning import workload as workloads
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, FakeProfiler
@@ -147,7 +146,7 @@ class _Planner:
         backbone = Backbone(_skeleton(recipe), recipe.model.attention == "bidirectional")
         encoder = _encoder(recipe, backbone)
         # An adapter that goes on has the shape of the one before.
-        shape = {} if stage.trainable == "full" else {"lora": recipe.adapter_of(index)}
+        shape = {"lora": recipe.adapter_of(index)} if stage.trainable == "lora" else {}
         prepare(encoder, stage.model_copy(update=shape), recipe.seed)
         objective = OBJECTIVES[stage.objective]
         if not objective.teachers(stage):  # whose vectors' width nobody knows here
@@ -296,8 +295,7 @@ def _skeleton(recipe: Recipe):
 
 def _encoder(recipe: Recipe, backbone: Backbone) -> Encoder:
     """The recipe's encoder around a backbone without weights; it reads tokens only."""
-    with torch.device("meta"):
-        head = None if recipe.head is None else Projection(backbone.width, recipe.head)
+    head = None if recipe.head is None else head_outline(backbone.width, recipe.head)
     return Encoder(backbone, cast(Any, None), recipe.pooling, recipe.normalize, head)
 
 

@@ -2,8 +2,9 @@
 
 from llm2enc.recipe.data import DataSpec, DocstringsData, FilesData, HubData
 from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
-from llm2enc.recipe.head import HeadSpec, ProjectionSpec
+from llm2enc.recipe.head import HeadSpec, LatentAttentionSpec, MlpSpec, ProjectionSpec
 from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
+from llm2enc.recipe.layers import LayersSpec
 from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.loss import LearnedTemperature, LossSpec, MaskSpec, MatryoshkaSpec, SimcseLossSpec
 from llm2enc.recipe.model import ModelSpec
@@ -16,6 +17,7 @@ from llm2enc.recipe.stages import (
     DialogueFormat,
     GenerationSpec,
     GritStage,
+    LastLayers,
     LoraSpec,
     MntpStage,
     PairScoresStage,
@@ -23,6 +25,7 @@ from llm2enc.recipe.stages import (
     SftStage,
     SimcseStage,
     Stage,
+    Trainable,
 )
 from llm2enc.recipe.teacher import EmbeddingMatchSpec, SoftLabelsSpec, SpreadOutSpec, TeacherSpec
 from llm2enc.recipe.yaml_dialect import to_yaml
@@ -42,11 +45,15 @@ __all__ = [
     "HeadSpec",
     "HubData",
     "InputSpec",
+    "LastLayers",
+    "LatentAttentionSpec",
+    "LayersSpec",
     "LearnedTemperature",
     "LoraSpec",
     "LossSpec",
     "MaskSpec",
     "MatryoshkaSpec",
+    "MlpSpec",
     "MntpStage",
     "ModelSpec",
     "PairScores",
@@ -66,6 +73,7 @@ __all__ = [
     "Stage",
     "TeacherSpec",
     "Tracking",
+    "Trainable",
     "load_recipe",
     "recipe_names",
     "sources_of",

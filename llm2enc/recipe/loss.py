@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from llm2enc.recipe.base import PositiveInt, Strict
+from llm2enc.recipe.layers import LayersSpec
 from llm2enc.recipe.teacher import TeacherSpec
 from llm2enc.recipe.terms import TermsSpec
 
@@ -134,6 +135,7 @@ class LossSpec(TermsSpec):
     focal_gamma: Annotated[float, Field(ge=0)] = 0.0
     """Weights a row's loss (1 - share of its positive)^gamma (KaLM-Embedding-V2, arXiv 2506.20923: 0.5)."""
     matryoshka: MatryoshkaSpec | None = None
+    layers: LayersSpec | None = None
 
     @field_validator("temperature")
     @classmethod
@@ -178,6 +180,9 @@ class LossSpec(TermsSpec):
                 own is not None and "qq" in own.on and not self.queries_as_negatives,
             "`masks.own_similarity` on dd looks at what `documents_as_negatives: none` leaves out":
                 own is not None and bool({"dd", "dd_by_qd"} & set(own.on)) and dd == "none",
+            "`layers.compression` takes a part of the vectors, which `embedding_match` and `matryoshka` need whole":
+                self.layers is not None and self.layers.compression is not None
+                and (self.embedding_match is not None or self.matryoshka is not None),
         }  # fmt: skip
         for fault, found in faults.items():
             if found:

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from llm2enc.recipe.base import Strict
+from llm2enc.recipe.layers import LayersSpec
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -100,8 +101,13 @@ class PairScoresLossSpec(Strict):
     """The loss of a stage that reads scored pairs: a weighted sum."""
 
     pair_scores: Annotated[tuple[PairScores, ...], Field(min_length=1)]
+    layers: LayersSpec | None = None
 
     @model_validator(mode="after")
     def _fits_scored_pairs(self) -> "PairScoresLossSpec":
         checked(self.pair_scores, "scored pairs")
+        if self.layers is not None and self.layers.compression and any(x.kind == "softmax" for x in self.pair_scores):
+            raise ValueError(
+                "`layers.compression` takes a part of the vectors, which the layer of `softmax` needs whole"
+            )
         return self

@@ -55,8 +55,10 @@ class Recipe(Strict):
                 "simcse stage, or leave it out"
             )
         for index, stage in enumerate(self.stages):
-            if stage.lora == "continue" and (index == 0 or self.stages[index - 1].trainable == "full"):
-                reason = "the stage before it trains all weights" if index else "it is the first stage"
+            if stage.lora == "continue" and (index == 0 or self.stages[index - 1].trainable != "lora"):
+                reason = (
+                    f"the stage before it trains {self.stages[index - 1].trains}" if index else "it is the first stage"
+                )
                 raise ValueError(
                     f"stage {index} ({stage.objective}) has `lora: continue`, but no adapter to go on with: {reason}. "
                     "Give it a shape, `lora: {r: 16, alpha: 32}`"

@@ -28,6 +28,23 @@ def _lora_tag(value: Any) -> str:
     return "continue" if isinstance(value, str) else "shape"
 
 
+class LastLayers(Strict):
+    """The last decoder layers."""
+
+    layers: PositiveInt
+    """How many."""
+
+
+def _part_tag(value: Any) -> str:
+    return "name" if isinstance(value, str) else "layers"
+
+
+Trainable = Annotated[
+    Annotated[Literal["lora", "full", "bias", "embeddings"], Tag("name")] | Annotated[LastLayers, Tag("layers")],
+    Discriminator(_part_tag),
+]
+
+
 class BaseStage(Strict):
     row: ClassVar[Literal["block", "text", "pair", "scored pair", "dialogue"]]
     """What a batch is made of: blocks of `block_tokens` tokens of joined texts, texts, pairs, pairs with a score, or
@@ -55,7 +72,10 @@ class BaseStage(Strict):
     adam_betas: tuple[Rate, Rate] = (0.9, 0.999)
     adam_eps: Annotated[float, Field(gt=0)] = 1e-8
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    trainable: Literal["lora", "full"] = "lora"
+    trainable: Trainable = "lora"
+    """What trains of the model; a head trains besides. `lora`: an adapter. Of the model's own weights, which must then be
+    float32: `full`, all; `bias`, the biases (BitFit, arXiv 2106.10199, as in SGPT); `embeddings`, the table of token
+    embeddings; `{layers: N}`, the last N decoder layers."""
     lora: (
         Annotated[
             Annotated[LoraSpec, Tag("shape")] | Annotated[Literal["continue"], Tag("continue")],
@@ -98,9 +118,18 @@ class BaseStage(Strict):
             raise ValueError(f"schedule_steps ({self.schedule_steps}) is shorter than steps ({self.steps})")
         if self.warmup_steps > (self.schedule_steps or self.steps):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is longer than the schedule")
-        if self.trainable == "full" and self.lora is not None:
-            raise ValueError("`lora` is set but `trainable` is full; remove one of them")
+        if self.trainable != "lora" and self.lora is not None:
+            part = f"layers: {self.trainable.layers}" if isinstance(self.trainable, LastLayers) else self.trainable
+            raise ValueError(f"`lora` is set but `trainable` is {part}; remove one of them")
         return self
+
+    @property
+    def trains(self) -> str:
+        """What trains of the model, in words."""
+        if isinstance(self.trainable, LastLayers):
+            return f"the last {self.trainable.layers} layers"
+        names = {"lora": "an adapter", "full": "all weights", "bias": "the biases", "embeddings": "the embeddings"}
+        return names[self.trainable]
 
 
 class ClmStage(BaseStage):

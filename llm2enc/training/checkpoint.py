@@ -194,6 +194,9 @@ def load_finished(
         written = tensor_shapes(folder / FULL)
         decoder = {id(parameter) for parameter in backbone.decoder.parameters()}  # the head's may be among them
         own = {name: tuple(p.shape) for name, p in parameters.items() if id(p) in decoder or name in written}
+        if stage.trainable not in ("full", "lora"):
+            backbone.train_part(stage.trainable)
+            own = {name: tuple(p.shape) for name, p in backbone.trained().items()}
         check_tensors(folder / FULL, own, "this model", "train the stage again")
         with torch.no_grad():
             for name, tensor in load_file(folder / FULL).items():

@@ -58,10 +58,12 @@ def prepare_backbone(backbone: Backbone, stage: Stage, seed: int) -> None:
 
 
 def check_stage(backbone: Backbone, stage: Stage) -> None:
-    """ValueError for a stage that the model cannot train. Sets attention dropout, and what trains if that is everything."""
+    """ValueError for a stage that the model cannot train. Sets attention dropout, and which of its own weights train."""
     objective = OBJECTIVES[stage.objective]
     if stage.trainable == "full":
         backbone.train_everything(head=objective.trains_head)
+    elif stage.trainable != "lora":
+        backbone.train_part(stage.trainable)
     elif isinstance(stage.lora, LoraSpec):
         backbone.check_lora(stage.lora)
     if objective.predicts_tokens and not backbone.has_head:

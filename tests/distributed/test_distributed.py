@@ -13,7 +13,7 @@ import torch
 from llm2enc import distributed
 from llm2enc.data import Dialogue, Pair, RowBatch, ScoredPair
 from llm2enc.encoding import Encoder
-from llm2enc.model import Projection
+from llm2enc.model import fresh_head
 from llm2enc.recipe import (
     ClmStage,
     ContrastiveStage,
@@ -115,7 +115,7 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
         encoder.backbone.set_attention_dropout(stage.attention_dropout)
     if name == "contrastive-head":
         spec = ProjectionSpec(kind="projection", dimensions=12, bias=True)
-        encoder.head = Projection.fresh(encoder.backbone.width, spec, seed=0)
+        encoder.head = fresh_head(encoder.backbone.width, spec, seed=0)
     encoder.auxiliary = torch.nn.ModuleDict(objective.auxiliary(encoder, stage, Teachers(()), 0))
     encoder.train()
     torch.rand(distributed.rank())  # the processes' own random states differ, and play no role

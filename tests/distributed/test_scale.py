@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from benchmarks import scale
 from benchmarks.scale import STRATEGIES, cases, difference
 from llm2enc import convert, distributed, load_recipe
-from llm2enc.model import Projection
+from llm2enc.model import fresh_head
 from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, LossSpec, ProjectionSpec, Stage
 from llm2enc.training import trainer
 from tests.support.builders import assert_same, pairs_file, texts_file
@@ -74,7 +74,7 @@ def trained(name: str, way: str, folder: Path, killed: bool = False) -> dict[str
     encoder = scale.make_encoder()
     if name == "contrastive-lora":  # and a head, which stays whole in every process
         spec = ProjectionSpec(kind="projection", dimensions=12, bias=True)
-        encoder.head = Projection.fresh(encoder.backbone.width, spec, seed=0)
+        encoder.head = fresh_head(encoder.backbone.width, spec, seed=0)
     rate = trainer.learning_rate
 
     def until(step: int, stage: Stage) -> float:

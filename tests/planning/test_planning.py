@@ -3,7 +3,7 @@
 import json
 import resource
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from llm2enc.cli.app import app
 from llm2enc.encoding import Encoder
-from llm2enc.model import Backbone, Projection, skeleton
+from llm2enc.model import Backbone, fresh_head, skeleton
 from llm2enc.planning import parse, plan
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, FakeProfiler, StepConfig
@@ -22,7 +22,7 @@ from llm2enc.planning.memory import sizes
 from llm2enc.planning.workload import Workload, of_stage
 from llm2enc.recipe import LoraSpec, ModelSpec, ProjectionSpec, load_recipe
 from llm2enc.text import Tokens
-from llm2enc.training import checkpoint
+from llm2enc.training import checkpoint, prepare
 from tests.support.builders import make_backbone, make_encoder, pairs_file
 from tests.support.tiny import tiny_model
 
@@ -305,7 +305,7 @@ def test_checkpoints_and_finished_stages_have_the_planned_size(head: ProjectionS
     found = plan(recipe.model_copy(update={"head": head}), ONE).stages[0]
     backbone.add_lora(recipe.stages[0].lora, 0)
     encoder = around(backbone)
-    encoder.head = Projection.fresh(backbone.width, head, 0) if head else None
+    encoder.head = fresh_head(backbone.width, head, 0) if head else None
     parameters = list(encoder.trained().values())
     assert found.trained == sum(parameter.numel() for parameter in parameters)
     optimizer = torch.optim.AdamW(parameters)
@@ -335,6 +335,20 @@ def test_a_head_is_counted_where_it_trains(tmp_path: Path) -> None:
     assert weights == [4 * 24 * 32] * 2
     vectors = [stages.stages[1].memory["vectors"] for stages in (plain, headed)]
     assert vectors[1] < vectors[0], "24 dimensions take less than 32"
+
+
+@pytest.mark.parametrize("part", ["bias", "embeddings", {"layers": 2}])
+def test_a_part_is_counted_and_what_does_not_train_keeps_no_activations(part, tmp_path: Path) -> None:
+    """A deep model is not run in full: frozen layers and those that train count as kinds of their own."""
+    config = make_backbone(num_hidden_layers=6, attention_bias=True).model.config
+    recipe = recipe_of(folder_of(config, tmp_path), [stage(trainable=part, lora=None)], dtype="float32")
+    encoder = around(outline(config, tmp_path))
+    prepare(encoder, recipe.stages[0], 0)
+    trained = encoder.trained()
+    assert plan(recipe, ONE).stages[0].trained == sum(parameter.numel() for parameter in trained.values()) > 0
+    profiler = FakeProfiler(encoder)
+    found, run = profiler.costs(LENGTHS, MEAN), as_if_run(profiler, LENGTHS, MEAN)
+    assert asdict(found) == pytest.approx(asdict(run), rel=1e-6)
 
 
 def test_a_measured_speed_gives_the_time_and_the_share_of_the_peak(tmp_path: Path) -> None:

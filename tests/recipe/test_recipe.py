@@ -364,7 +364,8 @@ def test_a_scale_is_no_temperature(objective: str) -> None:
         ("stages.0.data.0.kind=web", "data.0"),
         ("stages.0.data.0.path=x", "path"),  # docstrings have no path
         ("stages.0.data.0.columns.label=x", "columns"),
-        ("stages.0.trainable=bias", "trainable"),
+        ("stages.0.trainable=norms", "trainable"),
+        ("stages.0.trainable.layers=0", "trainable.layers"),
         ("model=pocket", "model"),
         ("stages=1", "stages"),
     ],
@@ -380,6 +381,7 @@ def test_strictness(override: str, where: str) -> None:
         (["stages.0.warmup_steps=3"], "warmup_steps (3) is longer than the schedule"),
         (["stages.0.trainable=full", "stages.0.lora.r=4"], "`lora` is set but `trainable` is full"),
         (["stages.0.trainable=full", "stages.0.lora=continue"], "`lora` is set but `trainable` is full"),
+        (["stages.0.trainable.layers=2", "stages.0.lora.r=4"], "`lora` is set but `trainable` is layers: 2"),
         (
             ["stages.0.lora=continue"],
             "(mntp) has `lora: continue`, but no adapter to go on with: it is the first stage",

@@ -185,7 +185,7 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         if data.get("schedule_steps") is not None:
             data["schedule_steps"] += data["steps"]
         data["warmup_steps"] = min(data.get("warmup_steps", 0), data["steps"])
-        if data.get("trainable") == "full":
+        if data.get("trainable", "lora") != "lora":
             data["lora"] = None
     if model is ModelSpec:
         data["name"] = data.get("name") or "m"
@@ -199,7 +199,7 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         for before, stage in zip(
             [{"trainable": "full"}, *data.get("stages", [])], data.get("stages", []), strict=False
         ):
-            if stage.get("lora") == "continue" and before.get("trainable") == "full":
+            if stage.get("lora") == "continue" and before.get("trainable", "lora") != "lora":
                 stage["lora"] = None
         if all(stage["objective"] in ("clm", "mntp") for stage in data.get("stages", [])):
             data.pop("head", None)

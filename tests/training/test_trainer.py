@@ -76,7 +76,7 @@ def make_stage(objective: str, folder: Path, **fields) -> Stage:
     }
     if objective == "grit":
         own = own | {"generation": GenerationSpec(data=(dialogues_file(folder),), batch_size=8)}
-    if fields.get("trainable") != "full":
+    if fields.get("trainable", "lora") == "lora":
         common["lora"] = LoraSpec(r=4, alpha=8, dropout=0.1)
     return kind(objective=objective, data=(data(folder),), **(common | own | fields))
 

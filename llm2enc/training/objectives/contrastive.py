@@ -25,6 +25,7 @@ from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives import terms as other_terms
 from llm2enc.training.objectives.denominator import TEMPERATURE, Temperature, Term, contrastive_term, temperature_of
+from llm2enc.training.objectives.layers import over_layers
 from llm2enc.training.teachers import Lesson, Teachers
 
 PIECE = 256  # texts tokenized at a time: what a tokenizer returns takes far more memory than the tokens
@@ -150,7 +151,6 @@ def backward(
         metrics[TEMPERATURE] = encoder.auxiliary[TEMPERATURE]().detach()
 
     def loss(vectors: Tensor) -> Tensor:
-        check(vectors)
         queries, documents = (vectors[rows.to(vectors.device)] for rows in (batch.queries, batch.documents))
         positives = documents[batch.layout.positives.to(vectors.device)]
         metrics["positive_cosine"] = cosine_similarity(queries, positives).mean().detach()
@@ -159,9 +159,15 @@ def backward(
             metrics.update({name: value.detach() for name, value in values.items()})
         return torch.stack(list(values.values())).sum()
 
+    encode, whole = over_layers(encoder, batch.loss.layers, batch.partition, loss)
+
+    def checked(vectors: Tensor) -> Tensor:
+        check(vectors[:, : encoder.dimensions])  # of the last layer, if there are several
+        return whole(vectors)
+
     tokens = batch.tokens.to(encoder.device)
     how = stage.micro_batch_tokens, stage.activation_tokens, encoder.backbone.sharded, encoder.auxiliary
-    value = cached_backward(encoder, tokens, batch.partition, loss, *how)
+    value = cached_backward(encode, tokens, batch.partition, checked, *how)
     return {"loss": value, **metrics, "duplicate_positives": torch.tensor(batch.duplicates)}
 
 

@@ -18,6 +18,7 @@ from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives.contrastive import pack
+from llm2enc.training.objectives.layers import over_layers
 from llm2enc.training.objectives.terms import SOFTMAX, linear, pair_score
 from llm2enc.training.teachers import Teachers
 
@@ -77,9 +78,10 @@ def backward(encoder: Encoder, batch: PairScoresBatch, stage: PairScoresStage) -
             metrics.update({name: value.detach() for name, value in values.items()})
         return torch.stack(list(values.values())).sum()
 
+    encode, whole = over_layers(encoder, stage.loss.layers, batch.partition, loss)
     tokens = batch.tokens.to(encoder.device)
     how = stage.micro_batch_tokens, stage.activation_tokens, encoder.backbone.sharded, encoder.auxiliary
-    value = cached_backward(encoder, tokens, batch.partition, loss, *how)
+    value = cached_backward(encode, tokens, batch.partition, whole, *how)
     return {"loss": value, **metrics}
 
 
