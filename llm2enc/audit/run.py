@@ -86,7 +86,9 @@ def _examine_one(
 ) -> SourceReport:
     source, opened = open_source(source)
     options = AuditOptions(
-        batching=replace(source.batching, in_batch_negatives=source.spec.in_batch_negatives),
+        batching=replace(
+            source.batching, in_batch_negatives=source.batching.in_batch_negatives and source.spec.in_batch_negatives
+        ),
         view=source.view,
         evaluation=tasks if tasks.counts else None,
         examples=examples,

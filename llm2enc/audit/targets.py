@@ -147,10 +147,10 @@ def _of_stage(stage: Any, input_format: InputFormat, recipe: str) -> tuple[Batch
     if OBJECTIVES[stage.objective].row == "block":
         words = f"tokenizer of recipe {recipe}; texts are joined and cut into blocks of {stage.block_tokens} tokens"
         return Batching(1), InputView(input_format, block_tokens=stage.block_tokens, described=words)
-    mask = _reads_pairs(stage) and stage.loss.masks.duplicates
-    return Batching(stage.batch_size, mask_duplicates=mask), InputView(
-        input_format, stage.max_tokens, described=described
-    )
+    view = InputView(input_format, stage.max_tokens, described=described)
+    if not _reads_pairs(stage):
+        return Batching(stage.batch_size), view
+    return Batching(stage.batch_size, stage.loss.in_batch, stage.loss.masks.duplicates), view
 
 
 def _rows_of(stage: Any) -> tuple[RowKind, bool]:

@@ -261,7 +261,7 @@ def flops_of_a_step(
     parts = [int(lengths.sum()) for lengths in load.busiest(stage.micro_batch_tokens, devices.count)]
     again = 1 - sum(parts[: kept_activations(parts, stage.activation_tokens)]) / sum(parts)
     total += again * (costs.forward_flops * tokens + costs.forward_attention * pairs)
-    return total + devices.count * profiler.loss(load.texts, stage.batch_size)[2]
+    return total + devices.count * profiler.loss(load.texts, stage)[2]
 
 
 def gib(size: float) -> str:

@@ -3,7 +3,6 @@
 Legend: Q queries, N documents or pairs, G documents of the largest row, D width.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -15,15 +14,13 @@ from llm2enc.encoding import Encoder
 from llm2enc.losses import Layout
 from llm2enc.model import orthogonal
 from llm2enc.recipe import EmbeddingMatchSpec, PairScores, SoftLabelsSpec, SpreadOutSpec
+from llm2enc.training.objectives.denominator import Term, temperature_of, widths
 
 if TYPE_CHECKING:
     from llm2enc.training.objectives.contrastive import ContrastiveBatch
 
 # Names among what a loss trains besides the encoder: SBERT's classification layer, the one before a teacher's vectors.
 SOFTMAX, PROJECTION = "softmax", "projection"
-
-Term = Callable[[Tensor, Tensor], Tensor]
-"""(queries (Q, D), documents (N, D)) of the global batch, in float32 and not normalised -> scalar."""
 
 
 def terms(encoder: Encoder, batch: "ContrastiveBatch") -> dict[str, Term]:
@@ -89,7 +86,7 @@ def _soft_labels(encoder: Encoder, batch: "ContrastiveBatch", spec: SoftLabelsSp
     assert scores is not None  # `collate` has seen to it
     group, present = _groups(layout)
     teacher = scores.to(encoder.device)[group] / spec.teacher_temperature
-    temperature = spec.student_temperature or loss.temperature
+    temperature = spec.student_temperature or temperature_of(encoder, loss)
 
     def term(queries: Tensor, documents: Tensor) -> Tensor:
         if loss.similarity == "cosine":
@@ -135,13 +132,20 @@ def _embedding_match(encoder: Encoder, batch: "ContrastiveBatch", spec: Embeddin
 
 
 def _spread_out(batch: "ContrastiveBatch", spec: SpreadOutSpec) -> Term:
+    nested, partition = batch.loss.matryoshka, batch.partition
+
     def term(queries: Tensor, documents: Tensor) -> Tensor:
         centre = 1 / queries.size(-1) if spec.centre == "1/d" else 0.0
         positives = documents[batch.layout.positives.to(documents.device)]
         one, other = (losses.spread_out(side, centre, spec.mean_weight) for side in (queries, positives))
         return spec.weight * (one + other)
 
-    return term
+    if nested is None:
+        return term
+    chosen = widths(
+        nested, partition.seed, partition.step
+    )  # EmbeddingGemma nests this term too, and not its distillation
+    return lambda queries, documents: losses.matryoshka(term, queries, documents, chosen, nested.reduce)
 
 
 def _pair_scores(encoder: Encoder, batch: "ContrastiveBatch", spec: PairScores) -> Term:
