@@ -205,7 +205,7 @@ def _cross_encoder(spec: TeacherSpec) -> Callable[[Sequence[Item]], np.ndarray]:
     kinds = (ValueError, OSError)
     with explained(f"teacher {spec.model}", "name a cross-encoder of sentence-transformers", kinds):
         model = CrossEncoder(spec.model, trust_remote_code=False, model_kwargs={"use_safetensors": True})
-    architectures = model.config.architectures or []
+    architectures = getattr(model.config, "architectures", None) or []
     if len(model) == 1 and not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise InputError(
             f"teacher {spec.model} ({', '.join(architectures)}) has no layer that scores a pair, so that its scores would "
