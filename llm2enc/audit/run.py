@@ -86,7 +86,11 @@ def _examine_one(
 ) -> SourceReport:
     source, opened = open_source(source)
     options = AuditOptions(
-        batching=replace(source.batching, in_batch_negatives=source.spec.in_batch_negatives),
+        batching=replace(
+            source.batching,
+            in_batch_negatives=source.spec.in_batch_negatives,
+            unique_ids=source.spec.unique_ids,
+        ),
         view=source.view,
         evaluation=tasks if tasks.counts else None,
         examples=examples,

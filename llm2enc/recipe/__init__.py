@@ -3,7 +3,7 @@
 from llm2enc.recipe.data import DataSpec, DocstringsData, FilesData, HubData
 from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
 from llm2enc.recipe.head import HeadSpec, ProjectionSpec
-from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
+from llm2enc.recipe.input import ExampleSpec, InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
@@ -18,6 +18,7 @@ __all__ = [
     "DocstringEval",
     "DocstringsData",
     "EvalSpec",
+    "ExampleSpec",
     "FilesData",
     "HeadSpec",
     "HubData",

@@ -105,6 +105,8 @@ class BaseStage(Strict):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is longer than the schedule")
         if self.trainable == "full" and self.lora is not None:
             raise ValueError("`lora` is set but `trainable` is full; remove one of them")
+        if self.row != "pair" and any(source.unique_ids for source in self.data):
+            raise ValueError("`unique_ids` tells pairs apart, and this stage reads none; take it out of its data")
         return self
 
 
@@ -156,6 +158,9 @@ class ContrastiveStage(BaseStage):
     mask_duplicates: bool = False
     """Leave a document out of a query's negatives if its text is that query's positive, or if that query occurs
     elsewhere in the batch with this document as its positive."""
+    in_context_examples: Annotated[int, Field(ge=0)] = 0
+    """Most in-context examples before a query (bge-en-icl, arXiv 2409.15700): other rows of its batch with their
+    positives, their number drawn from 0 to this. Needs `input.example`; those beyond its limits are left out."""
 
 
 Stage = Annotated[ClmStage | MntpStage | SimcseStage | ContrastiveStage, Field(discriminator="objective")]

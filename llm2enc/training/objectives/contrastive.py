@@ -9,6 +9,7 @@ The texts of a batch stand row by row, so that processes get equal work:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.losses import info_nce
 from llm2enc.recipe import ContrastiveStage
-from llm2enc.text import InputFormat, Tokens, concatenate
+from llm2enc.text import Example, InputFormat, Tokens, concatenate
 from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.microbatch import BatchPartition
 
@@ -64,13 +65,21 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
             f"{rows.source} has in_batch_negatives: false, and a batch without a single hard negative: there is nothing "
             "to learn from; add negatives, raise hard_negatives, or allow in-batch negatives"
         )
-    texts, instructions, is_query = _lay_out(pairs)
-    partition = BatchPartition(len(texts), stage.rng_shards, seed, rows.step)
+    inputs = _lay_out(pairs)
+    is_query = np.array([found.is_query for found in inputs])
+    partition = BatchPartition(len(inputs), stage.rng_shards, seed, rows.step)
+    own = [inputs[place] for place in partition.rows()]
+    if stage.in_context_examples:
+        own = [_with_examples(found, pairs, stage, input_format, (seed, rows.step)) for found in own]
+    if rows.unique_ids:
+        ids = [f" {rows.step * len(pairs) + row}" for row in range(len(pairs))]
+        own = [found._replace(mark=ids[found.row]) for found in own]
+        pairs = [_marked(pair, mark) for pair, mark in zip(pairs, ids, strict=True)]  # equal labels differ from here on
     queries = torch.from_numpy(np.flatnonzero(is_query))
     documents = torch.from_numpy(np.flatnonzero(~is_query))
     allowed = _allowed(pairs, rows.in_batch_negatives, stage.mask_duplicates)
     return ContrastiveBatch(
-        tokens=_pack(input_format, texts, instructions, is_query, partition.rows(), stage.max_tokens),
+        tokens=_pack(input_format, own, stage.max_tokens),
         partition=partition,
         queries=queries,
         documents=documents,
@@ -116,32 +125,69 @@ def _with_negatives(pair: Pair, count: int, generator: np.random.Generator) -> P
     return pair
 
 
-def _lay_out(pairs: Sequence[Pair]) -> tuple[list[str], list[str], np.ndarray]:
-    """Texts, their instructions, and which are queries, row by row."""
-    texts: list[str] = []
-    instructions: list[str] = []
-    is_query: list[bool] = []
-    for pair in pairs:
-        documents = (pair.positive, *pair.negatives)
-        texts += [pair.query, *documents]
-        instructions += [pair.instruction, *[pair.document_instruction] * len(documents)]
-        is_query += [True, *[False] * len(documents)]
-    return texts, instructions, np.array(is_query)
+class _Input(NamedTuple):
+    """A text of the batch, and what is read with it."""
+
+    text: str
+    instruction: str
+    is_query: bool
+    row: int
+    mark: str = ""
+    examples: tuple[Example, ...] = ()
 
 
-def _pack(input_format, texts, instructions, is_query, own: range, max_tokens: int | None) -> Tokens:
-    """This process's texts. A document with an instruction (a symmetric task) takes the query template, as it will at
-    encoding time."""
-    asking = np.array([bool(is_query[i] or instructions[i]) for i in own])
-    order = np.argsort(~asking, kind="stable")  # those that ask first
-    rows = np.asarray(own)[order]
-    split = int(asking.sum())
-    packed = [
-        input_format.pack([texts[i] for i in piece], [instructions[i] for i in piece], role, max_tokens)
-        for part, role in ((rows[:split], "query"), (rows[split:], "document"))
-        for piece in np.split(part, range(PIECE, len(part), PIECE))
-        if len(piece)
+def _lay_out(pairs: Sequence[Pair]) -> list[_Input]:
+    """The texts row by row."""
+    return [
+        _Input(text, instruction, is_query, row)
+        for row, pair in enumerate(pairs)
+        for text, instruction, is_query in (
+            (pair.query, pair.instruction, True),
+            *((document, pair.document_instruction, False) for document in (pair.positive, *pair.negatives)),
+        )
     ]
+
+
+def _with_examples(
+    found: _Input, pairs: Sequence[Pair], stage: ContrastiveStage, input_format: InputFormat, key: tuple[int, int]
+) -> _Input:
+    """A query with other rows of the batch as in-context examples, as many as fit; a document as it is.
+
+    key  of the draws, seed and step; they differ from row to row, and from the draws of negatives
+    """
+    if not found.is_query:
+        return found
+    generator = np.random.default_rng((*key, found.row + 1))
+    others = [pair for row, pair in enumerate(pairs) if row != found.row]
+    count = min(int(generator.integers(stage.in_context_examples + 1)), len(others))
+    chosen = [others[place] for place in generator.choice(len(others), count, replace=False).tolist()] if count else []
+    examples = [Example(pair.instruction, pair.query, pair.positive) for pair in chosen]
+    return found._replace(examples=input_format.fitting(examples, found.instruction, stage.max_tokens))
+
+
+def _marked(pair: Pair, mark: str) -> Pair:
+    """The pair with what stands behind its texts as a part of them."""
+
+    def marked(texts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(text + mark for text in texts)
+
+    query, positive = marked((pair.query, pair.positive))
+    others = {"negatives": marked(pair.negatives), "extra_positives": marked(pair.extra_positives)}
+    return replace(pair, query=query, positive=positive, **others)
+
+
+def _pack(input_format: InputFormat, inputs: Sequence[_Input], max_tokens: int | None) -> Tokens:
+    """The tokens of the inputs. A document with an instruction (a symmetric task) takes the query template, as it will
+    at encoding time."""
+    asking = np.array([found.is_query or bool(found.instruction) for found in inputs])
+    order = np.argsort(~asking, kind="stable")  # those that ask first
+    split = int(asking.sum())
+    packed = []
+    for part, role in ((order[:split], "query"), (order[split:], "document")):
+        for piece in np.split(part, range(PIECE, len(part), PIECE)) if len(part) else ():
+            some = [inputs[place] for place in piece]
+            texts, instructions, _, _, marks, examples = zip(*some, strict=True)
+            packed.append(input_format.pack(texts, instructions, role, max_tokens, examples=examples, marks=marks))
     return concatenate(packed).select(torch.from_numpy(np.argsort(order)))
 
 
