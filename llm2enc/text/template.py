@@ -318,7 +318,7 @@ class InputFormat:
 def _fill(layout: _Layout, text: str) -> list[String | Fixed]:
     """The pieces of a text; strings without characters are left out."""
     title, text = text.parts if layout.titled else ("", text)
-    filled = {TEXT: layout.strip(text), TITLE: title}
+    filled = {TEXT: layout.strip(text), TITLE: title.strip()}
     pieces: list[String | Fixed] = []
     for piece in layout.pieces:
         if isinstance(piece, Fixed):
