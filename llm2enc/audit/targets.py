@@ -145,7 +145,7 @@ def _of_stage(stage: Any, input_format: InputFormat, recipe: str) -> tuple[Batch
     if OBJECTIVES[stage.objective].row == "block":
         words = f"tokenizer of recipe {recipe}; texts are joined and cut into blocks of {stage.block_tokens} tokens"
         return Batching(1), InputView(input_format, block_tokens=stage.block_tokens, described=words)
-    mask = _reads_pairs(stage) and stage.mask_duplicates
+    mask = _reads_pairs(stage) and stage.loss.masks.duplicates
     return Batching(stage.batch_size, mask_duplicates=mask), InputView(
         input_format, stage.max_tokens, described=described
     )

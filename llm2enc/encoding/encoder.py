@@ -60,6 +60,8 @@ class Encoder(nn.Module):
         self.input_format = input_format
         self.pooling: Pooling = pooling
         self.normalize = normalize
+        # What the loss of a stage trains besides, by name; it is thrown away with the stage.
+        self.auxiliary = nn.ModuleDict()
         # To compare variants of one model: another direction than the backbone's, another layer than the last.
         self.causal: bool | None = None
         self.layer: int | None = None
@@ -175,11 +177,11 @@ class Encoder(nn.Module):
         return self.backbone.width if self.head is None else self.head.dimensions
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters that get a gradient, by name: the backbone's own, and the head's under `head.`."""
-        if self.head is None:
-            return self.backbone.trained()
-        own = {f"head.{name}": p for name, p in self.head.named_parameters() if p.requires_grad}
-        return self.backbone.trained() | own
+        """Parameters that get a gradient, by name: the backbone's own, the head's under `head.`, and what the loss trains
+        besides under `auxiliary.`."""
+        parts = {"head": self.head or nn.Module(), "auxiliary": self.auxiliary}
+        own = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+        return self.backbone.trained() | {name: p for name, p in own.items() if p.requires_grad}
 
     def weights_fingerprint(self) -> str:
         """SHA-256 of the weights alone, backbone and head: what a stage's parent is recognised by."""

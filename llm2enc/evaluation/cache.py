@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llm2enc.evaluation.models import LoadedModel
+from llm2enc.encoding import LoadedModel
 from llm2enc.storage import storage_error
 from llm2enc.text import Passage
 

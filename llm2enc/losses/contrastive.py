@@ -3,29 +3,44 @@
 Legend: Q queries, N documents, D width.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from llm2enc.losses.layout import Layout, negatives
 
 
 def info_nce(
     queries: Tensor,
     documents: Tensor,
-    positives: Tensor,
-    temperature: float,
-    allowed: Tensor | None = None,
+    layout: Layout,
+    temperature: float | Tensor,
+    *,
+    similarity: Literal["cosine", "dot"] = "cosine",
+    in_batch: bool = True,
+    hard_negatives: Literal["none", "own", "all"] = "all",
 ) -> Tensor:
-    """InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4) on cosine similarity, mean over queries, in nats.
+    """InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4), mean over queries, in nats.
 
-    queries    (Q, D)  of any length; normalised here
+    queries    (Q, D)  of any length
     documents  (N, D)  positives and negatives together
-    positives  (Q,)    int64, the row of `documents` that answers each query
-    allowed    (Q, N)  bool, False for documents that are no negatives of a query; the positive always counts
+    layout     which documents belong to which query; its positive always stays in a query's denominator
+    in_batch, hard_negatives   which documents are negatives, see `negatives`
     """
-    # float32: a bfloat16 cosine near 1 is off by up to 2**-9, which is 0.1 nats at temperature 0.02.
-    queries, documents = F.normalize(queries.float(), dim=-1), F.normalize(documents.float(), dim=-1)
-    logits = queries @ documents.T / temperature  # (Q, N)
-    if allowed is not None:
-        own = F.one_hot(positives, len(documents)).bool()
-        logits = logits.masked_fill(~(allowed | own), -torch.inf)
-    return F.cross_entropy(logits, positives)
+    logits = _similarities(queries, documents, similarity) / temperature  # (Q, N)
+    own = F.one_hot(layout.positives, len(documents)).bool()
+    logits = logits.masked_fill(~(own | negatives(layout, in_batch, hard_negatives)), -torch.inf)
+    return F.cross_entropy(logits, layout.positives)
+
+
+def _similarities(left: Tensor, right: Tensor, similarity: Literal["cosine", "dot"]) -> Tensor:
+    """(L, R) similarities of (L, D) and (R, D), in float32 at least.
+
+    A bfloat16 cosine near 1 is off by up to 2**-9, which is 0.1 nats at temperature 0.02.
+    """
+    left, right = (vectors.to(torch.promote_types(vectors.dtype, torch.float32)) for vectors in (left, right))
+    if similarity == "cosine":
+        left, right = F.normalize(left, dim=-1), F.normalize(right, dim=-1)
+    return left @ right.T

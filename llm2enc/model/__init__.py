@@ -4,7 +4,7 @@ from llm2enc.model import limits
 from llm2enc.model.backbone import Backbone, evaluating
 from llm2enc.model.families import is_bidirectional, with_common_direction
 from llm2enc.model.gguf_tokenizer import SPLITS
-from llm2enc.model.heads import Projection, weights_fingerprint
+from llm2enc.model.heads import Projection, orthogonal, weights_fingerprint
 from llm2enc.model.hooks import decoder_layers, emulated
 from llm2enc.model.inspection import inspect
 from llm2enc.model.loading import (
@@ -49,6 +49,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "naming_untrusted_code",
+    "orthogonal",
     "pooled_edges",
     "prove",
     "proven",

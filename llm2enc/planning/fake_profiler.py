@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.losses import info_nce
+from llm2enc.losses import Layout, info_nce
 from llm2enc.model import POOLERS, decoder_layers
 from llm2enc.planning.cost_counter import CostCounter, as_on_cuda
 from llm2enc.planning.layers import Layers
@@ -147,8 +147,8 @@ class FakeProfiler:
         counter.restart()
         parts = counter.like(torch.empty(texts, width, device="meta"))
         everything = parts.clone().requires_grad_()
-        positives = torch.arange(queries)
-        value = info_nce(everything[:queries], everything[queries:], positives, 1.0)
+        layout = Layout(torch.arange(queries), torch.arange(texts - queries) % queries)
+        value = info_nce(everything[:queries], everything[queries:], layout, 1.0)
         torch.autograd.backward(value)
         return counter.live - start, counter.peak - start, counter.flops
 

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from llm2enc.recipe.base import PositiveInt, Rate, Strict
 from llm2enc.recipe.data import DataSpec
+from llm2enc.recipe.loss import LossSpec, SimcseLossSpec
+from llm2enc.recipe.pair_scores import PairScoresLossSpec
 
 
 class LoraSpec(Strict):
@@ -22,26 +24,13 @@ class LoraSpec(Strict):
     """rsLoRA (arXiv 2312.03732): the adapter counts alpha / sqrt(r) instead of alpha / r."""
 
 
-def _no_scale(value: float) -> float:
-    """The temperature. ValueError above 1, where no loss comes far below ln(batch): cosines differ by 2 at most."""
-    if value > 1:
-        raise ValueError(
-            f"cosines are divided by the temperature, and {value:g} makes all of them alike. If it is a scale, which they "
-            f"are multiplied by, write its inverse, `temperature: {1 / value:g}`"
-        )
-    return value
-
-
-Temperature = Annotated[float, Field(gt=0), AfterValidator(_no_scale)]
-
-
 def _lora_tag(value: Any) -> str:
     return "continue" if isinstance(value, str) else "shape"
 
 
 class BaseStage(Strict):
-    row: ClassVar[Literal["block", "text", "pair"]]
-    """What a batch is made of: blocks of `block_tokens` tokens of joined texts, texts, or pairs."""
+    row: ClassVar[Literal["block", "text", "pair", "scored pair"]]
+    """What a batch is made of: blocks of `block_tokens` tokens of joined texts, texts, pairs, or pairs with a score."""
     causal: ClassVar[bool | None] = None
     """Direction of attention in training; None: the model's own."""
 
@@ -139,28 +128,47 @@ class MntpStage(BaseStage):
 
 
 class SimcseStage(BaseStage):
-    """Unsupervised SimCSE (arXiv 2104.08821): two dropout passes of one text are each other's positive. A text that stands
-    in a batch more than once is no negative of itself."""
+    """Unsupervised SimCSE (arXiv 2104.08821): two dropout passes of one text are each other's positive."""
 
     row = "text"
     objective: Literal["simcse"]
-    temperature: Temperature = 0.05
+    loss: SimcseLossSpec = SimcseLossSpec()
 
 
 class ContrastiveStage(BaseStage):
-    """InfoNCE (arXiv 1807.03748) over in-batch and hard negatives, one data set per batch."""
+    """A query is drawn to its positive and away from negatives, one data set per batch."""
 
     row = "pair"
     objective: Literal["contrastive"]
-    temperature: Temperature = 0.02
     hard_negatives: Annotated[int, Field(ge=0)] = 1
     """Hard negatives per query, taken from those of the row by the recipe's seed; rows with fewer use what they have."""
-    mask_duplicates: bool = False
-    """Leave a document out of a query's negatives if its text is that query's positive, or if that query occurs
-    elsewhere in the batch with this document as its positive."""
     in_context_examples: Annotated[int, Field(ge=0)] = 0
     """Most in-context examples before a query (bge-en-icl, arXiv 2409.15700): other rows of its batch with their
     positives, their number drawn from 0 to this. Needs `input.example`; those beyond its limits are left out."""
+    loss: LossSpec = LossSpec()
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether the rows must have scores of their documents."""
+        return self.loss.soft_labels is not None and self.loss.soft_labels.teacher is None
+
+    @model_validator(mode="after")
+    def _compares_documents(self) -> "ContrastiveStage":
+        if self.hard_negatives == 0 and self.loss.needs_negatives:
+            raise ValueError(
+                f"`{self.loss.needs_negatives}` compares documents of one row, and `hard_negatives: 0` leaves only one"
+            )
+        return self
 
 
-Stage = Annotated[ClmStage | MntpStage | SimcseStage | ContrastiveStage, Field(discriminator="objective")]
+class PairScoresStage(BaseStage):
+    """Two texts and a score or class (STS, NLI): their similarity is to follow it."""
+
+    row = "scored pair"
+    objective: Literal["pair_scores"]
+    loss: PairScoresLossSpec
+
+
+Stage = Annotated[
+    ClmStage | MntpStage | SimcseStage | ContrastiveStage | PairScoresStage, Field(discriminator="objective")
+]

@@ -5,7 +5,8 @@
       adapter/           the finished adapter in PEFT's layout, or full.safetensors
       head.safetensors   the weights between pooling and vector, if the stage trained any
       finished.json      steps, fingerprints of the weights before and after, of template and data; written last
-      metrics.jsonl      one line per logged step
+      teacher-0.answers  what a teacher has said so far, by text, up to the checkpoint; goes when the stage is finished
+  metrics.jsonl      one line per logged step
 
 Everything is written beside its place and renamed into it, so a killed run leaves the former state or the new one. An
 adapter means something on the weights it was trained on only: the fingerprint of its parent is stored and checked. Where
@@ -32,6 +33,7 @@ from llm2enc.model import Backbone, check_tensors, tensor_shapes
 from llm2enc.recipe import LoraSpec, Stage
 from llm2enc.storage import atomic_directory, recover, remove_stale, replace_text, sync, sync_one
 from llm2enc.training.origin import check_origin
+from llm2enc.training.teachers import answers_file
 
 FULL, HEAD = "full.safetensors", "head.safetensors"
 TRAINED, OPTIMIZER = "trained.safetensors", "optimizer.safetensors"
@@ -155,6 +157,8 @@ def tidy(folder: Path) -> None:
     if is_finished(folder):
         remove_stale(folder / CHECKPOINT, "former")
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        for answers in folder.glob(answers_file(folder, "*").name):
+            answers.unlink()
 
 
 def is_finished(folder: Path) -> bool:

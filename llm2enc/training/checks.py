@@ -76,7 +76,7 @@ class Guard:
                 "duplicates",
                 source,
                 f"the positives of {100 * share:.0f} % of the rows of a batch are also among their negatives, so they are "
-                "pulled and pushed at once. Set `mask_duplicates: true` in the stage; for class labels set "
+                "pulled and pushed at once. Set `loss.masks.duplicates: true` in the stage; for class labels set "
                 "`in_batch_negatives: false` in the source and give it hard negatives",
             )
 

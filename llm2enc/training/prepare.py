@@ -13,6 +13,7 @@ from llm2enc.recipe import LoraSpec, Stage
 from llm2enc.training.checkpoint import put_adapter
 from llm2enc.training.microbatch import idle
 from llm2enc.training.objectives import OBJECTIVES
+from llm2enc.training.teachers import Teachers
 
 
 def check_processes(stage: Stage) -> None:
@@ -70,9 +71,12 @@ def check_stage(backbone: Backbone, stage: Stage) -> None:
 
 
 def check_stages(encoder: Encoder, stages: Iterable[Stage]) -> None:
-    """ValueError for the first of the stages that the encoder's model cannot train, before any of them runs."""
+    """ValueError for the first of the stages that the encoder's model cannot train, or whose teachers cannot be asked, before
+    any of them runs."""
     for stage in stages:
         check_stage(encoder.backbone, stage)
+        objective = OBJECTIVES[stage.objective]
+        objective.auxiliary(encoder, stage, Teachers(objective.teachers(stage)), 0)
     restore(encoder)
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from llm2enc import distributed
 from llm2enc.encoding import Encoder
@@ -25,6 +26,7 @@ from llm2enc.training.objectives import OBJECTIVES, Batch, Objective
 from llm2enc.training.origin import origin
 from llm2enc.training.prepare import check_processes, make_optimizer, prepare, restore
 from llm2enc.training.signals import interruptible, stop_requested
+from llm2enc.training.teachers import Teachers
 
 PREFETCH = 2  # batches collated ahead: one hides the tokenizer, two hide its jitter
 
@@ -60,10 +62,13 @@ def train(
     check_processes(stage)
     parent, made_from = encoder.weights_fingerprint(), origin(encoder, stage)
     begun = {"weights": parent, **made_from}
+    teachers = Teachers(objective.teachers(stage))
     prepare(encoder, stage, seed)
+    encoder.auxiliary = nn.ModuleDict(objective.auxiliary(encoder, stage, teachers, seed))
     trained = encoder.trained()
     optimizer = make_optimizer(stage, trained)
     start = checkpoint.resume(folder, encoder, optimizer, begun)
+    teachers.resume(folder, start)
     with (
         # A notebook's own random numbers go on as if nothing had been drawn.
         torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []),
@@ -80,8 +85,11 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             with _named(step, batch.source, folder):
+                batch = objective.taught(batch, teachers, encoder.device)
                 with precision(stage, encoder):
                     metrics = objective.backward(encoder, batch, stage)
+                if not distributed.is_main():  # the loss and so its own weights' gradient is whole in each: one counts
+                    encoder.auxiliary.zero_grad()
                 guard.check_batch(metrics, batch.source)
                 norm = distributed.reduce_gradients(optimizer, trained.values(), stage.max_grad_norm or math.inf)
                 check_finite(metrics["loss"], norm, guard.trained)
@@ -90,9 +98,11 @@ def train(
             optimizer.zero_grad()
             log.step(step, batch, {**metrics, "grad_norm": norm}, rate)
             if stop_requested(stop, encoder.device):
+                teachers.save(folder)
                 checkpoint.save(folder, step + 1, encoder, optimizer, begun)
                 raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
             if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
+                teachers.save(folder)
                 checkpoint.save(folder, step + 1, encoder, optimizer, begun)
     if isinstance(optimizer, distributed.Zero):
         optimizer.close()
@@ -101,6 +111,7 @@ def train(
     if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
         raise KeyboardInterrupt
     restore(encoder)
+    encoder.auxiliary = nn.ModuleDict()
     done = {"objective": stage.objective, "steps": stage.steps, "seed": seed, "begun": made_from}
     checkpoint.finish(folder, encoder, parent, done, keep_adapter)
 

@@ -19,6 +19,8 @@ from llm2enc.recipe import (
     ContrastiveStage,
     FilesData,
     LoraSpec,
+    LossSpec,
+    MaskSpec,
     MntpStage,
     ProjectionSpec,
     SimcseStage,
@@ -53,7 +55,10 @@ def cases() -> dict[str, tuple[Stage, list]]:
     return {
         "contrastive": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
         "contrastive-graph": (ContrastiveStage(objective="contrastive", activation_tokens=50, **COMMON), pairs),
-        "contrastive-masked": (ContrastiveStage(objective="contrastive", mask_duplicates=True, **COMMON), pairs),
+        "contrastive-masked": (
+            ContrastiveStage(objective="contrastive", loss=LossSpec(masks=MaskSpec(duplicates=True)), **COMMON),
+            pairs,
+        ),
         "contrastive-noise": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON, **noise), pairs),
         "contrastive-head": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
         "simcse-noise": (SimcseStage(objective="simcse", **COMMON, **noise), texts[:5]),
@@ -99,7 +104,9 @@ def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
         stage = MntpStage(objective="mntp", mask_rate=0.3, mask_policy="bert", block_tokens=16, **fields)
     else:
         rate = 0.1 if kind == "dropout" else 0.0
-        stage = ContrastiveStage(objective="contrastive", temperature=0.2, attention_dropout=rate, **fields)
+        stage = ContrastiveStage(
+            objective="contrastive", loss=LossSpec(temperature=0.2), attention_dropout=rate, **fields
+        )
     encoder: Encoder = make_encoder()
     train(encoder, stage, folder / "run", seed=0)
     return {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}

@@ -23,7 +23,7 @@ from benchmarks import scale
 from benchmarks.scale import STRATEGIES, cases, difference
 from llm2enc import convert, distributed, load_recipe
 from llm2enc.model import Projection
-from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, ProjectionSpec, Stage
+from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, LossSpec, ProjectionSpec, Stage
 from llm2enc.training import trainer
 from tests.support.builders import assert_same, pairs_file, texts_file
 from tests.support.jobs import free_port
@@ -55,7 +55,12 @@ def stage_of(name: str, way: str, folder: Path) -> Stage:
     if name == "clm-full":
         data = (texts_file(folder),)
         return ClmStage(**fields | {"objective": "clm", "data": data, "trainable": "full", "block_tokens": 16})
-    own = {"objective": "contrastive", "data": (pairs_file(folder),), "temperature": 0.2, "hard_negatives": 2}
+    own = {
+        "objective": "contrastive",
+        "data": (pairs_file(folder),),
+        "loss": LossSpec(temperature=0.2),
+        "hard_negatives": 2,
+    }
     return ContrastiveStage(**fields | own | {"lora": LoraSpec(r=4, alpha=8, dropout=0.1)})
 
 

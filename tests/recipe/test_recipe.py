@@ -154,8 +154,8 @@ def test_llm2vec_values(name: str) -> None:
     mistral = name == "mistral-7b"
     assert (mntp.mask_rate, mntp.mask_policy) == ((0.8, "all") if mistral else (0.2, "bert"))
     assert (mntp.mask_token, mntp.block_tokens) == ("blank", 512)
-    assert (simcse.temperature, simcse.max_tokens) == (0.05, 128)
-    assert (contrastive.temperature, contrastive.hard_negatives) == (0.02, 1)
+    assert (simcse.loss.temperature, simcse.max_tokens) == (0.05, 128)
+    assert (contrastive.loss.temperature, contrastive.hard_negatives) == (0.02, 1)
     assert (recipe.model.attention, recipe.pooling, recipe.input.max_tokens) == ("bidirectional", "mean", 512)
     assert recipe.input.strip == ("none" if name in ("llm2vec", "sheared-llama-1.3b") else "outer")
 
@@ -174,7 +174,7 @@ def test_echo_values() -> None:
     (stage,) = recipe.stages
     assert (stage.objective, stage.lr, stage.batch_size, stage.steps) == ("contrastive", 8e-4, 2048, 720)
     assert stage.lora is not None
-    assert (stage.lora.r, stage.lora.alpha, stage.temperature) == (16, 16, 0.02)
+    assert (stage.lora.r, stage.lora.alpha, stage.loss.temperature) == (16, 16, 0.02)
     assert (recipe.model.name, recipe.model.attention) == ("mistralai/Mistral-7B-Instruct-v0.1", "causal")
     assert (recipe.pooling, recipe.input.tokenize, recipe.input.max_text_tokens) == ("last", "pieces", 300)
     # Two copies and an instruction of the full 300 tokens still fit, so that the limit per piece is the one that cuts.
@@ -331,12 +331,13 @@ def test_all_faults_at_once_with_their_paths() -> None:
 @pytest.mark.parametrize("objective", ["simcse", "contrastive"])
 def test_a_scale_is_no_temperature(objective: str) -> None:
     """At 20 all cosines are alike, and the loss stays at ln(batch)."""
-    line = fault("pocket", f"stages.{objective}.temperature=20").splitlines()[1]
+    line = fault("pocket", f"stages.{objective}.loss.temperature=20").splitlines()[1]
     assert (
-        f"stages.{1 + (objective == 'contrastive')}.temperature: " in line
+        f"stages.{1 + (objective == 'contrastive')}.loss.temperature: " in line
         and "write its inverse, `temperature: 0.05`" in line
     )
-    assert load_recipe("pocket", [f"stages.{objective}.temperature=1"])
+    assert load_recipe("pocket", [f"stages.{objective}.loss.temperature=1"])
+    assert load_recipe("pocket", [f"stages.{objective}.loss={{similarity: dot, temperature: 20}}"])
 
 
 @pytest.mark.parametrize(
@@ -356,7 +357,7 @@ def test_a_scale_is_no_temperature(objective: str) -> None:
         ('stages.0.lr="1e-4"', "lr"),
         ("stages.0.mask_rate=1", "mask_rate"),
         ("stages.0.mask_policy=BERT", "mask_policy"),
-        ("stages.0.temperature=0.1", "temperature"),  # belongs to another objective
+        ("stages.0.temperature=0.1", "loss"),  # belongs to another objective
         ("stages.0.objective=mlm", "stages.0"),
         ("stages.0.lora.rank=4", "rank"),
         ("stages.0.data=[]", "data"),
@@ -654,3 +655,9 @@ def test_fields_of_release_0_1_keep_their_names_for_a_release(caplog: pytest.Log
     assert renamed == load_recipe("pocket", ["stages.contrastive.micro_batch_tokens=77"])
     assert "stages.2.shards is called rng_shards now" in caplog.text
     assert "stages.2.mini_batch_tokens is called micro_batch_tokens now" in caplog.text
+    caplog.clear()
+    loss = stage.pop("loss")
+    stage |= {"temperature": loss["temperature"], "mask_duplicates": loss["masks"]["duplicates"]}
+    assert load_recipe(old) == load_recipe("pocket") and len(caplog.messages) == 4
+    assert "stages.2.temperature is called loss.temperature now" in caplog.text
+    assert "stages.2.mask_duplicates is called loss.masks.duplicates now" in caplog.text

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from llm2enc.recipe import InputSpec, ModelSpec, Part, Recipe
+from llm2enc.recipe import InputSpec, ModelSpec, Part, Recipe, SimcseLossSpec
 
 TIMES = int(os.environ.get("LLM2ENC_FUZZ", "1"))
 
@@ -182,8 +182,10 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         data |= _templates(data)
     if data.get("unique_ids") and "in_batch_negatives" in data:
         data["in_batch_negatives"] = True
-    if "temperature" in data:
+    if data.get("similarity", "cosine") == "cosine" and "temperature" in data:
         data["temperature"] = min(data["temperature"], 1.0)
+    if model is SimcseLossSpec:
+        data.pop("hard_negatives", None)
     if "steps" in data and "objective" in data:
         if data.get("schedule_steps") is not None:
             data["schedule_steps"] += data["steps"]

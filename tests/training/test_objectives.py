@@ -11,7 +11,18 @@ import torch.nn.functional as F
 
 from llm2enc.data import Pair, RowBatch
 from llm2enc.encoding import Encoder
-from llm2enc.recipe import ClmStage, ContrastiveStage, FilesData, LoraSpec, MntpStage, SimcseStage
+from llm2enc.losses import negatives
+from llm2enc.recipe import (
+    ClmStage,
+    ContrastiveStage,
+    FilesData,
+    LoraSpec,
+    LossSpec,
+    MaskSpec,
+    MntpStage,
+    SimcseLossSpec,
+    SimcseStage,
+)
 from llm2enc.training import OBJECTIVES, head_gradient, prepare_backbone
 from llm2enc.training.objectives import clm, contrastive, mntp, simcse
 from tests.support.builders import assert_same, gradients, make_encoder, make_tokenizer, sentences
@@ -28,6 +39,7 @@ def rows(items: list, step: int = 0, in_batch: bool = True) -> RowBatch:
     return RowBatch(step, items, "here", in_batch)
 
 
+DUPLICATES = MaskSpec(duplicates=True)
 PAIRS = [pair("q0", "p0", "n00"), pair("q1", "p1", "n10", "n11"), pair("q2", "p2")]
 
 
@@ -101,35 +113,46 @@ def test_layout_of_a_batch() -> None:
     assert texts_of(batch) == ["q0", "p0", "n00", "q1", "p1", "n10", "n11", "q2", "p2"] and batch.partition.total == 9
     assert batch.queries.tolist() == [0, 3, 7]
     assert batch.documents.tolist() == [1, 2, 4, 5, 6, 8]
-    assert batch.positives.tolist() == [0, 2, 5]  # columns of p0, p1, p2
-    assert batch.allowed is None
+    assert batch.layout.positives.tolist() == [0, 2, 5]  # columns of p0, p1, p2
+    assert batch.layout.owners.tolist() == [0, 0, 1, 1, 1, 2] and batch.layout.excluded is None
+
+
+def counted(batch) -> list[list[int]]:
+    """Which documents are negatives of which query."""
+    return negatives(batch.layout, batch.in_batch, batch.loss.hard_negatives).int().tolist()
 
 
 def test_own_negatives_only() -> None:
-    assert contrastive_batch(PAIRS, in_batch=False).allowed.int().tolist() == [
-        [1, 1, 0, 0, 0, 0],
-        [0, 0, 1, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ]
+    batch = contrastive_batch(PAIRS, in_batch=False)
+    assert counted(batch) == [[0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
+    assert batch.describe() == {"negatives per query": "1"}
     with pytest.raises(ValueError, match="without a single hard negative"):
         contrastive_batch(PAIRS, in_batch=False, hard_negatives=0)
 
 
+@pytest.mark.parametrize(
+    ("hard", "expected"),
+    [
+        ("none", [[0, 0, 1, 0, 0, 1], [1, 0, 0, 0, 0, 1], [1, 0, 1, 0, 0, 0]]),
+        ("own", [[0, 1, 1, 0, 0, 1], [1, 0, 0, 1, 1, 1], [1, 0, 1, 0, 0, 0]]),
+        ("all", [[0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 0]]),
+    ],
+)
+def test_whose_hard_negatives_count(hard: str, expected: list[list[int]]) -> None:
+    """Columns: p0 n00 | p1 n10 n11 | p2."""
+    assert counted(contrastive_batch(PAIRS, loss=LossSpec(hard_negatives=hard))) == expected
+
+
 def test_duplicates_are_no_negatives() -> None:
-    items = [pair("a", "b", "x"), pair("a", "c"), pair("d", "b", "b"), pair("b", "a")]
+    items, loss = [pair("a", "b", "x"), pair("a", "c"), pair("d", "b", "b"), pair("b", "a")], LossSpec(masks=DUPLICATES)
     # Columns: b x | c | b b | a. Whatever answers `a` anywhere (b, c), and `a` itself, is no negative of `a`.
-    assert contrastive_batch(items, mask_duplicates=True).allowed.int().tolist() == [
+    assert counted(contrastive_batch(items, loss=loss)) == [
         [0, 1, 0, 0, 0, 0],
         [0, 1, 0, 0, 0, 0],
         [0, 1, 1, 0, 0, 1],
         [0, 1, 1, 0, 0, 0],
     ]
-    assert contrastive_batch(items, in_batch=False, mask_duplicates=True).allowed.int().tolist() == [
-        [0, 1, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-    ]
+    assert counted(contrastive_batch(items, in_batch=False, loss=loss)) == [[0, 1, 0, 0, 0, 0], *[[0] * 6] * 3]
 
 
 def test_only_documents_of_symmetric_tasks_are_instructed() -> None:
@@ -169,7 +192,8 @@ def test_contrastive_loss_by_hand(in_batch: bool, mask: bool) -> None:
     encoder = make_encoder()
     encoder.backbone.train_everything(head=False)
     stage = ContrastiveStage(
-        objective="contrastive", **(COMMON | {"hard_negatives": 2, "mask_duplicates": mask, "temperature": 0.1})
+        objective="contrastive",
+        **(COMMON | {"hard_negatives": 2, "loss": LossSpec(masks=MaskSpec(duplicates=mask), temperature=0.1)}),
     )
     batch = contrastive.collate(rows(items, in_batch=in_batch), stage, encoder.input_format, 0)
     found = contrastive.backward(encoder, batch, stage)
@@ -235,7 +259,7 @@ def test_equal_texts_are_no_negatives_of_each_other() -> None:
     """Of `one` and `two` thrice each, second views 1 0 1 0 0 1: a text has three negatives, those of the other text."""
     stage, encoder = SimcseStage(objective="simcse", **COMMON), make_encoder()
     batch = simcse.collate(rows(["one", "two", "one", "two", "two", "one"]), stage, encoder.input_format, 0)
-    assert batch.allowed.int().tolist() == [
+    assert counted(batch) == [
         [0, 1, 0, 1, 1, 0],
         [1, 0, 1, 0, 0, 1],
         [0, 1, 0, 1, 1, 0],
@@ -244,7 +268,7 @@ def test_equal_texts_are_no_negatives_of_each_other() -> None:
         [0, 1, 0, 1, 1, 0],
     ]
     assert batch.describe() == {"negatives per query": "3"}
-    assert simcse.collate(rows(["one", "two", "three"]), stage, encoder.input_format, 0).allowed is None
+    assert simcse.collate(rows(["one", "two", "three"]), stage, encoder.input_format, 0).layout.excluded is None
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [5, 1000])
@@ -254,7 +278,10 @@ def test_a_batch_with_repeats_has_the_loss_and_gradient_of_its_formula(micro_bat
     encoder.backbone.train_everything(head=False)
     encoder.backbone.set_attention_dropout(1e-9)  # draws numbers and drops nothing: both views are known
     encoder.train()
-    stage = SimcseStage(objective="simcse", **(COMMON | {"temperature": 1.0, "micro_batch_tokens": micro_batch_tokens}))
+    stage = SimcseStage(
+        objective="simcse",
+        **(COMMON | {"loss": SimcseLossSpec(temperature=1.0), "micro_batch_tokens": micro_batch_tokens}),
+    )
     batch = simcse.collate(rows(texts), stage, encoder.input_format, 0)
     value = simcse.backward(encoder, batch, stage)["loss"]
     found = gradients(encoder)

@@ -16,7 +16,17 @@ from safetensors.torch import load_file
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import Interrupted, NotFinite
-from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage, Tracking
+from llm2enc.recipe import (
+    ClmStage,
+    ContrastiveStage,
+    LoraSpec,
+    LossSpec,
+    MntpStage,
+    SimcseLossSpec,
+    SimcseStage,
+    Stage,
+    Tracking,
+)
 from llm2enc.text import InputFormat
 from llm2enc.training import OBJECTIVES, checkpoint, origin, train, trainer
 from llm2enc.training.logging import stage_summary
@@ -27,8 +37,8 @@ from tests.support.builders import INPUT, assert_same, make_encoder, make_tokeni
 STAGES = {
     "clm": (ClmStage, texts_file, {"block_tokens": 16, "lr": 1e-2}),
     "mntp": (MntpStage, texts_file, {"block_tokens": 16, "mask_rate": 0.3, "mask_policy": "bert", "lr": 1e-2}),
-    "simcse": (SimcseStage, texts_file, {"attention_dropout": 0.2, "temperature": 0.2}),
-    "contrastive": (ContrastiveStage, pairs_file, {"temperature": 0.2, "attention_dropout": 0.1}),
+    "simcse": (SimcseStage, texts_file, {"attention_dropout": 0.2, "loss": SimcseLossSpec(temperature=0.2)}),
+    "contrastive": (ContrastiveStage, pairs_file, {"loss": LossSpec(temperature=0.2), "attention_dropout": 0.1}),
 }
 
 

@@ -96,7 +96,7 @@ def _repeated_rows(query: np.ndarray, positive: np.ndarray) -> list[Finding]:
         return []
     what = f"{again:,} of {len(query):,} rows repeat the query and the positive of an earlier one"
     severity = graded(again / len(query), warning=0.01)
-    remedy = "keep one of each, unless they differ in their negatives and mask_duplicates is on"
+    remedy = "keep one of each, unless they differ in their negatives and loss.masks.duplicates is on"
     return [Finding("repeated-rows", severity, what, remedy, again, len(query), rows)]
 
 
@@ -120,10 +120,10 @@ def _repeated_side(side: str, keys: np.ndarray, other: np.ndarray, batching: Bat
     elif batching.unique_ids:
         severity, remedy = "note", "unique_ids is on, so the texts of every row are its own"
     elif batching.mask_duplicates:
-        severity, remedy = "note", "mask_duplicates is on, so they are no negatives of each other"
+        severity, remedy = "note", "loss.masks.duplicates is on, so they are no negatives of each other"
     else:
         severity = graded(colliding, warning=0.01)
-        remedy = "a right answer then counts as wrong: set mask_duplicates: true in the stage" + (
+        remedy = "a right answer then counts as wrong: set loss.masks.duplicates: true in the stage" + (
             ", or unique_ids: true or in_batch_negatives: false if the texts are class labels"
             if colliding > 0.3
             else ""

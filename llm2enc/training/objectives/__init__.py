@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from llm2enc.data import RowBatch
 from llm2enc.encoding import Encoder
-from llm2enc.recipe import ClmStage, ContrastiveStage, MntpStage, SimcseStage
+from llm2enc.recipe import ClmStage, ContrastiveStage, MntpStage, PairScoresStage, SimcseStage, TeacherSpec
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.microbatch import BatchPartition
-from llm2enc.training.objectives import clm, contrastive, mntp, simcse
+from llm2enc.training.objectives import clm, contrastive, mntp, pair_scores, simcse
+from llm2enc.training.teachers import Teachers
 
 
 class Batch(Protocol):
@@ -43,12 +45,19 @@ class Objective:
     backward: Callable[[Encoder, Any, Any], dict[str, Tensor]]
     """(encoder, batch, stage) -> what to log; `loss` is the value of the global batch. Leaves this process's part of the
     gradient of the GLOBAL batch in the trained parameters (`distributed.reduce_gradients` completes it)."""
-    row: Literal["block", "text", "pair"]
-    """A row of a batch: a block of `block_tokens` tokens of joined texts, a text, or a `Pair`."""
+    row: Literal["block", "text", "pair", "scored pair"]
+    """A row of a batch: a block of `block_tokens` tokens of joined texts, a text, a `Pair`, or a `ScoredPair`."""
     predicted_share: Callable[[Any], float] | None = None
     """(stage) -> expected share of the tokens that are predicted; None: none is, and no language-model head is needed."""
     vectors_per_row: Callable[[Any], int] | None = None
     """(stage) -> the most vectors that a row brings into the loss; None: it brings none."""
+    teachers: Callable[[Any], tuple[TeacherSpec, ...]] = lambda stage: ()
+    """(stage) -> the frozen models that it asks."""
+    taught: Callable[[Any, Teachers, torch.device], Any] = lambda batch, teachers, device: batch
+    """(batch, teachers, device) -> the batch with what they say of it."""
+    auxiliary: Callable[[Encoder, Any, Teachers, int], dict[str, nn.Module]] = lambda encoder, stage, teachers, seed: {}
+    """(encoder, stage, teachers, seed) -> what the loss trains besides the encoder, by name, float32 and untrained.
+    InputError for teachers that the stage cannot use."""
     causal: bool | None = None
     """Direction of attention in training; None: the encoder's own."""
     trains_head: bool = False
@@ -75,6 +84,11 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "contrastive": Objective(
         contrastive.batches, contrastive.collate, contrastive.backward, ContrastiveStage.row,
-        vectors_per_row=contrastive.vectors_per_row,
+        vectors_per_row=contrastive.vectors_per_row, teachers=contrastive.teachers, taught=contrastive.taught,
+        auxiliary=contrastive.auxiliary,
+    ),
+    "pair_scores": Objective(
+        pair_scores.batches, pair_scores.collate, pair_scores.backward, PairScoresStage.row,
+        vectors_per_row=pair_scores.vectors_per_row, auxiliary=pair_scores.auxiliary,
     ),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Supervised contrastive training: InfoNCE over in-batch and hard negatives, with the gradient of the global batch.
+"""Supervised contrastive training: a sum of named terms over the vectors of the global batch, InfoNCE the first of them.
 
 The texts of a batch stand row by row, so that processes get equal work:
 
@@ -7,25 +7,26 @@ The texts of a batch stand row by row, so that processes get equal work:
     documents    1  2         4  5   6        8        columns of the logits
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from llm2enc.data import Pair, RowBatch, row_batches
 from llm2enc.encoding import Encoder
-from llm2enc.errors import InputError
-from llm2enc.losses import info_nce
-from llm2enc.recipe import ContrastiveStage
-from llm2enc.text import Example, InputFormat, Tokens, concatenate
+from llm2enc.errors import DataError, InputError
+from llm2enc.losses import Layout, info_nce, negatives
+from llm2enc.recipe import ContrastiveStage, LossSpec, SimcseStage, TeacherSpec
+from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.microbatch import BatchPartition
-
-PIECE = 256  # texts tokenized at a time: what a tokenizer returns takes far more memory than the tokens
+from llm2enc.training.objectives import terms as other_terms
+from llm2enc.training.objectives.inputs import inputs_of, marked, pack, row_marks, with_examples
+from llm2enc.training.objectives.terms import Term
+from llm2enc.training.teachers import Lesson, Teachers
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,28 @@ class ContrastiveBatch:
     partition: BatchPartition  # of all texts over the processes
     queries: Tensor  # (Q,) which of them are queries
     documents: Tensor  # (N,) which are documents
-    positives: Tensor  # (Q,) the document of each query, as an index into `documents`
-    allowed: Tensor | None  # (Q, N) bool, which documents are negatives; None: all
+    layout: Layout  # which documents belong to which query
+    in_batch: bool  # whether texts of other rows are negatives
+    loss: LossSpec
     source: str
     duplicates: float = 0.0  # share of the queries whose positive's text is among their negatives
+    texts: tuple[str, ...] = ()  # of the global batch, as they are in the data
+    scores: Tensor | None = None  # (N,) of each document with its query, from the rows; None where they are not read
+    lessons: Mapping[TeacherSpec, Lesson] = field(default_factory=dict)  # what the teachers say of the global batch
 
     @property
     def num_tokens(self) -> int:
         return len(self.tokens.ids)
 
     def describe(self) -> dict[str, str]:
-        """What the table before step 1 shows of this batch: the mean number of negatives of a query."""
-        negatives = len(self.documents) - 1 if self.allowed is None else self.allowed.sum(1).float().mean().item()
-        return {"negatives per query": f"{negatives:.0f}"}
+        """What the table before step 1 shows of this batch: the mean number of negative documents of a query."""
+        mean = negatives(self.layout, self.in_batch, self.loss.hard_negatives).sum(1).float().mean().item()
+        return {"negatives per query": f"{mean:.0f}"}
 
 
 def batches(stage: ContrastiveStage, input_format: InputFormat, seed: int, start: int) -> Iterator[RowBatch]:
     """Query-document pairs, each batch from one source."""
-    return row_batches(Pair, stage.data, stage.batch_size, seed, start, stage.mixture_alpha)
+    return row_batches(Pair, stage.data, stage.batch_size, seed, start, stage.mixture_alpha, stage.reads_scores)
 
 
 def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, seed: int) -> ContrastiveBatch:
@@ -65,47 +70,110 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
             f"{rows.source} has in_batch_negatives: false, and a batch without a single hard negative: there is nothing "
             "to learn from; add negatives, raise hard_negatives, or allow in-batch negatives"
         )
-    inputs = _lay_out(pairs)
-    is_query = np.array([found.is_query for found in inputs])
+    if stage.loss.needs_negatives and not any(pair.negatives for pair in pairs):
+        raise DataError(
+            f"{rows.source} has a batch without a single hard negative, and `{stage.loss.needs_negatives}` compares "
+            "documents of one row; add negatives"
+        )
+    marks = row_marks(rows)
+    inputs = [given._replace(mark=marks[given.row]) for given in inputs_of(pairs)]
     partition = BatchPartition(len(inputs), stage.rng_shards, seed, rows.step)
     own = [inputs[place] for place in partition.rows()]
     if stage.in_context_examples:
-        own = [_with_examples(found, pairs, stage, input_format, (seed, rows.step)) for found in own]
-    if rows.unique_ids:
-        ids = [f" {rows.step * len(pairs) + row}" for row in range(len(pairs))]
-        own = [found._replace(mark=ids[found.row]) for found in own]
-        pairs = [_marked(pair, mark) for pair, mark in zip(pairs, ids, strict=True)]  # equal labels differ from here on
+        own = [with_examples(given, pairs, stage, input_format, seed, rows.step) for given in own]
+    is_query = np.array([given.is_query for given in inputs])
+    told_apart = [marked(pair, mark) for pair, mark in zip(pairs, marks, strict=True)]
     queries = torch.from_numpy(np.flatnonzero(is_query))
     documents = torch.from_numpy(np.flatnonzero(~is_query))
-    allowed = _allowed(pairs, rows.in_batch_negatives, stage.mask_duplicates)
+    in_batch = rows.in_batch_negatives
     return ContrastiveBatch(
-        tokens=_pack(input_format, own, stage.max_tokens),
+        tokens=pack(input_format, own, stage.max_tokens),
         partition=partition,
         queries=queries,
         documents=documents,
-        positives=torch.searchsorted(documents, queries + 1),  # a positive stands right behind its query
-        allowed=allowed,
+        layout=Layout(
+            positives=torch.searchsorted(documents, queries + 1),  # a positive stands right behind its query
+            owners=torch.searchsorted(queries, documents) - 1,
+            excluded=_excluded(told_apart, stage.loss.masks.duplicates),
+        ),
+        in_batch=in_batch,
+        loss=stage.loss,
         source=rows.source,
-        duplicates=_duplicates(pairs, allowed),
+        duplicates=_duplicates(told_apart, in_batch, stage.loss),
+        texts=tuple(given.text for given in inputs),
+        scores=_scores(pairs, rows.source) if stage.reads_scores else None,
     )
 
 
-def backward(encoder: Encoder, batch: ContrastiveBatch, stage: ContrastiveStage) -> dict[str, Tensor]:
-    """Gradient of InfoNCE over the global batch."""
+def terms(encoder: Encoder, batch: ContrastiveBatch) -> dict[str, Term]:
+    """The terms whose sum is the loss, by the names under which they are logged."""
+    loss, layout = batch.loss, batch.layout.to(encoder.device)
+
+    def contrastive(queries: Tensor, documents: Tensor) -> Tensor:
+        return loss.weight * info_nce(
+            queries, documents, layout, loss.temperature,
+            similarity=loss.similarity, in_batch=batch.in_batch, hard_negatives=loss.hard_negatives,
+        )  # fmt: skip
+
+    own = {"contrastive": contrastive} if loss.weight else {}
+    return own | other_terms.terms(encoder, batch)
+
+
+def backward(
+    encoder: Encoder,
+    batch: ContrastiveBatch,
+    stage: ContrastiveStage | SimcseStage,
+    check: Callable[[Tensor], None] = lambda vectors: None,
+) -> dict[str, Tensor]:
+    """Gradient of the loss of the global batch.
+
+    check  looks at all vectors (total, D) before the loss, and may raise
+    """
     metrics: dict[str, Tensor] = {}
-    allowed = None if batch.allowed is None else batch.allowed.to(encoder.device)
+    parts = terms(encoder, batch)
 
     def loss(vectors: Tensor) -> Tensor:
-        queries = vectors[batch.queries.to(vectors.device)]
-        documents = vectors[batch.documents.to(vectors.device)]
-        positives = batch.positives.to(vectors.device)
-        metrics["positive_cosine"] = cosine_similarity(queries, documents[positives]).mean().detach()
-        return info_nce(queries, documents, positives, stage.temperature, allowed)
+        check(vectors)
+        queries, documents = (vectors[rows.to(vectors.device)] for rows in (batch.queries, batch.documents))
+        positives = documents[batch.layout.positives.to(vectors.device)]
+        metrics["positive_cosine"] = cosine_similarity(queries, positives).mean().detach()
+        values = {name: term(queries, documents) for name, term in parts.items()}
+        if len(values) > 1:
+            metrics.update({name: value.detach() for name, value in values.items()})
+        return torch.stack(list(values.values())).sum()
 
     tokens = batch.tokens.to(encoder.device)
     sizes = stage.micro_batch_tokens, stage.activation_tokens
     value = cached_backward(encoder, tokens, batch.partition, loss, *sizes, together=encoder.backbone.sharded)
     return {"loss": value, **metrics, "duplicate_positives": torch.tensor(batch.duplicates)}
+
+
+def teachers(stage: ContrastiveStage) -> tuple[TeacherSpec, ...]:
+    """The models that the stage asks about its texts."""
+    asked = (stage.loss.soft_labels, stage.loss.embedding_match)
+    return tuple(dict.fromkeys(term.teacher for term in asked if term is not None and term.teacher is not None))
+
+
+def taught(batch: ContrastiveBatch, teachers: Teachers, device: torch.device) -> ContrastiveBatch:
+    """The batch with what the teachers say of its texts."""
+    rows = (places.tolist() for places in (batch.queries, batch.documents, batch.layout.owners))
+    return replace(batch, lessons=teachers.lessons(batch.texts, *rows, batch.partition.step, device))
+
+
+def auxiliary(encoder: Encoder, stage: ContrastiveStage, teachers: Teachers, seed: int) -> dict[str, nn.Module]:
+    """The layer between our vectors and the teacher's, if there is one. InputError if their widths differ without it."""
+    match = stage.loss.embedding_match
+    if match is None:
+        return {}
+    ours, theirs = encoder.dimensions, teachers.width(match.teacher)
+    if match.projection:
+        return {other_terms.PROJECTION: other_terms.linear(ours, theirs, seed, encoder.device)}
+    if ours != theirs:
+        raise InputError(
+            f"embedding_match: vectors of {match.teacher.model} have {theirs} numbers, ours {ours}; set `projection: true`, "
+            "or give the recipe a head of that width"
+        )
+    return {}
 
 
 def vectors_per_row(stage: ContrastiveStage) -> int:
@@ -118,118 +186,70 @@ def _with_negatives(pair: Pair, count: int, generator: np.random.Generator) -> P
     if pair.extra_positives:
         right = (pair.positive, *pair.extra_positives)
         drawn = int(generator.integers(len(right)))
-        pair = replace(pair, positive=right[drawn], extra_positives=right[:drawn] + right[drawn + 1 :])
+        order = [drawn, *range(drawn), *range(drawn + 1, len(right))]
+        first, *extra = (right[place] for place in order)
+        scores = tuple(pair.positive_scores[place] for place in order) if pair.positive_scores else ()
+        pair = replace(pair, positive=first, extra_positives=tuple(extra), positive_scores=scores)
     if len(pair.negatives) > count:
         chosen = sorted(generator.choice(len(pair.negatives), size=count, replace=False))
-        pair = replace(pair, negatives=tuple(pair.negatives[i] for i in chosen))
+        texts = tuple(pair.negatives[place] for place in chosen)
+        scores = tuple(pair.negative_scores[place] for place in chosen) if pair.negative_scores else ()
+        pair = replace(pair, negatives=texts, negative_scores=scores)
     return pair
 
 
-class _Input(NamedTuple):
-    """A text of the batch, and what is read with it."""
-
-    text: str
-    instruction: str
-    is_query: bool
-    row: int
-    mark: str = ""
-    examples: tuple[Example, ...] = ()
-
-
-def _lay_out(pairs: Sequence[Pair]) -> list[_Input]:
-    """The texts row by row."""
-    return [
-        _Input(text, instruction, is_query, row)
-        for row, pair in enumerate(pairs)
-        for text, instruction, is_query in (
-            (pair.query, pair.instruction, True),
-            *((document, pair.document_instruction, False) for document in (pair.positive, *pair.negatives)),
-        )
-    ]
+def _scores(pairs: Sequence[Pair], source: str) -> Tensor:
+    """(N,) the scores of the rows' documents. DataError for a row that does not have them."""
+    found: list[float] = []
+    for pair in pairs:
+        if not pair.positive_scores or len(pair.negative_scores) < len(pair.negatives):
+            raise DataError(
+                f"{source} has a row without scores of its documents ({pair.query!r:.80}), from which `soft_labels` without "
+                "a teacher learns. Name the columns, `columns: {positive_scores: ..., negative_scores: ...}`, or a teacher"
+            )
+        found += [pair.positive_scores[0], *pair.negative_scores]
+    return torch.tensor(found)
 
 
-def _with_examples(
-    found: _Input, pairs: Sequence[Pair], stage: ContrastiveStage, input_format: InputFormat, key: tuple[int, int]
-) -> _Input:
-    """A query with other rows of the batch as in-context examples, as many as fit; a document as it is.
-
-    key  of the draws, seed and step; they differ from row to row, and from the draws of negatives
-    """
-    if not found.is_query:
-        return found
-    generator = np.random.default_rng((*key, found.row + 1))
-    others = [pair for row, pair in enumerate(pairs) if row != found.row]
-    count = min(int(generator.integers(stage.in_context_examples + 1)), len(others))
-    chosen = [others[place] for place in generator.choice(len(others), count, replace=False).tolist()] if count else []
-    examples = [Example(pair.instruction, pair.query, pair.positive) for pair in chosen]
-    return found._replace(examples=input_format.fitting(examples, found.instruction, stage.max_tokens))
-
-
-def _marked(pair: Pair, mark: str) -> Pair:
-    """The pair with what stands behind its texts as a part of them."""
-
-    def marked(texts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(text + mark for text in texts)
-
-    query, positive = marked((pair.query, pair.positive))
-    others = {"negatives": marked(pair.negatives), "extra_positives": marked(pair.extra_positives)}
-    return replace(pair, query=query, positive=positive, **others)
-
-
-def _pack(input_format: InputFormat, inputs: Sequence[_Input], max_tokens: int | None) -> Tokens:
-    """The tokens of the inputs. A document with an instruction (a symmetric task) takes the query template, as it will
-    at encoding time."""
-    asking = np.array([found.is_query or bool(found.instruction) for found in inputs])
-    order = np.argsort(~asking, kind="stable")  # those that ask first
-    split = int(asking.sum())
-    packed = []
-    for part, role in ((order[:split], "query"), (order[split:], "document")):
-        for piece in np.split(part, range(PIECE, len(part), PIECE)) if len(part) else ():
-            some = [inputs[place] for place in piece]
-            texts, instructions, _, _, marks, examples = zip(*some, strict=True)
-            packed.append(input_format.pack(texts, instructions, role, max_tokens, examples=examples, marks=marks))
-    return concatenate(packed).select(torch.from_numpy(np.argsort(order)))
-
-
-def _allowed(pairs: Sequence[Pair], in_batch: bool, mask_duplicates: bool) -> Tensor | None:
-    """(Q, N) which documents are negatives of which query; None if all are.
+def _excluded(pairs: Sequence[Pair], mask_duplicates: bool) -> Tensor | None:
+    """(Q, N) documents that are no negatives of a query, by their texts; None if there is no such document.
 
     No positive of a row is a negative of it, in whatever row of the batch its text stands.
     """
-    several = [row for row, pair in enumerate(pairs) if pair.extra_positives]
-    if in_batch and not mask_duplicates and not several:
-        return None
-    owners = np.array([row for row, pair in enumerate(pairs) for _ in (pair.positive, *pair.negatives)])
-    allowed = np.ones((len(pairs), len(owners)), dtype=bool)
-    if not in_batch:
-        allowed &= owners[None, :] == np.arange(len(pairs))[:, None]
-    documents = [text for pair in pairs for text in (pair.positive, *pair.negatives)]
-    for row in several:
-        known = {pairs[row].positive, *pairs[row].extra_positives}
-        allowed[row] &= np.array([document not in known for document in documents])
-    if mask_duplicates:
-        right: dict[str, set[str]] = {}
-        for pair in pairs:
-            right.setdefault(pair.query, set()).update((pair.positive, *pair.extra_positives))
-        for row, pair in enumerate(pairs):
-            # A query is no negative of itself either: symmetric tasks list a pair in both directions.
-            known = right[pair.query] | {pair.query}
-            allowed[row] &= np.array([document not in known for document in documents])
-    return torch.from_numpy(allowed)
-
-
-def _duplicates(pairs: Sequence[Pair], allowed: Tensor | None) -> float:
-    """Share of the rows whose positive, as a text, is also a document that counts as a negative for them."""
-    places: dict[str, list[int]] = {}
-    column = 0
-    own = []
+    right: dict[str, set[str]] = {}
     for pair in pairs:
-        own.append(column)
-        for text in (pair.positive, *pair.negatives):
-            places.setdefault(text, []).append(column)
-            column += 1
+        right.setdefault(pair.query, set()).update((pair.positive, *pair.extra_positives))
+
+    def known(pair: Pair) -> set[str]:
+        if mask_duplicates:  # a query is no negative of itself either: symmetric tasks list a pair in both directions
+            return right[pair.query] | {pair.query}
+        return {pair.positive, *pair.extra_positives} if pair.extra_positives else set()
+
+    places: dict[str, list[int]] = {}
+    for column, text in enumerate(text for pair in pairs for text in (pair.positive, *pair.negatives)):
+        places.setdefault(text, []).append(column)
+    found = [(row, column) for row, pair in enumerate(pairs) for text in known(pair) for column in places.get(text, ())]
+    if not found:
+        return None
+    excluded = torch.zeros(len(pairs), sum(map(len, places.values())), dtype=torch.bool)
+    excluded[tuple(torch.tensor(found).T)] = True
+    return excluded
+
+
+def _duplicates(pairs: Sequence[Pair], in_batch: bool, loss: LossSpec) -> float:
+    """Share of the rows whose positive, as a text, is also a document that counts as a negative for them."""
+    if loss.masks.duplicates:
+        return 0.0
+    places: dict[str, set[int]] = {}
+    for row, pair in enumerate(pairs):
+        for text in (pair.positive, *(pair.negatives if loss.hard_negatives == "all" else ())):
+            places.setdefault(text, set()).add(row)
     found = [
-        any(place != own[row] and (allowed is None or bool(allowed[row, place])) for place in places[pair.positive])
+        not pair.extra_positives
+        and (
+            (loss.hard_negatives != "none" and pair.positive in pair.negatives)
+            or (in_batch and places[pair.positive] != {row})
+        )
         for row, pair in enumerate(pairs)
     ]
     return sum(found) / len(found)

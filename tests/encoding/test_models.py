@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from llm2enc.encoding import Encoder
-from llm2enc.evaluation import benchmark, open_encoder
-from llm2enc.evaluation.models import SentenceTransformerEncoder
+from llm2enc.encoding import Encoder, open_encoder
+from llm2enc.encoding.models import SentenceTransformerEncoder
+from llm2enc.evaluation import benchmark
 from tests.artifact.test_directory import WHOLE
 from tests.support.builders import make_encoder, make_model, make_tokenizer, sentences
 
