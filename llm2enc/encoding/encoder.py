@@ -314,7 +314,8 @@ class Encoder(nn.Module):
         role, asked = self._role(EncodeOptions(instruction, prompt_name))
         parts = self.input_format.template(asked, role)
         reads = any(part.slot == "instruction" for part in parts)
-        return json.dumps([[part.model_dump() for part in parts], asked if reads else "", list(examples)])
+        shown = [list(examples)] if examples else []
+        return json.dumps([[part.model_dump() for part in parts], asked if reads else "", *shown])
 
     def count_tokens(
         self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None

@@ -1,8 +1,8 @@
 """How a text becomes tokens, and which of them are pooled."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from llm2enc.recipe.base import PositiveInt, Strict
 
@@ -50,6 +50,11 @@ class Part(Strict):
             raise ValueError("a text without title would not be read; take `when: title` away from {slot: text}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`empty` only where it says something: parts that it does not concern stay as the first release wrote them."""
+        return {name: value for name, value in write(self).items() if name != "empty" or value is not None}
+
 
 Template = Annotated[tuple[Part, ...], Field(min_length=1)]
 
@@ -89,6 +94,11 @@ class InputSpec(Strict):
     """Instructions by name, for `encode(prompt_name=...)` and the exported directory."""
     example: ExampleSpec | None = None
     """How in-context examples are written; given exactly if the query template has a slot for them."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`example` only where it says something, as `empty` of a part."""
+        return {name: value for name, value in write(self).items() if name != "example" or value is not None}
 
     @model_validator(mode="after")
     def _slots(self) -> "InputSpec":

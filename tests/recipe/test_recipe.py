@@ -373,6 +373,11 @@ def test_strictness(override: str, where: str) -> None:
     assert where in fault(small(), override).splitlines()[1].split(": ")[0]
 
 
+CONTRASTIVE = (
+    "[{objective: contrastive, in_context_examples: 5, steps: 1, batch_size: 2, lr: 1.0, data: [{kind: docstrings}]}]"
+)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -385,6 +390,12 @@ def test_strictness(override: str, where: str) -> None:
             "(mntp) has `lora: continue`, but no adapter to go on with: it is the first stage",
         ),
         (["model.attention=causal"], "an mntp stage needs `model.attention: bidirectional`"),
+        (["stages.0.data.0.unique_ids=true"], "`unique_ids` tells pairs apart, and this stage reads none"),
+        (
+            ["stages.0.data.0.unique_ids=true", "stages.0.data.0.in_batch_negatives=false"],
+            "with `in_batch_negatives: false` they do not meet",
+        ),
+        (["stages=" + CONTRASTIVE], "stage 0 has in_context_examples, but the query template has no place for them"),
     ],
 )
 def test_fields_that_contradict_each_other(overrides: list[str], said: str) -> None:

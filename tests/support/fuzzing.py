@@ -176,10 +176,12 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
             data["when"] = None
         if data.get("slot") == "text" and data.get("when") == "title":
             data["when"] = None
-        if data.get("slot") != "title" or data.get("when") is not None:
+        if data.get("slot") != "title" or data.get("when") is not None or data.get("empty") is None:
             data.pop("empty", None)
     if model is InputSpec:
         data |= _templates(data)
+        if data.get("example") is None:
+            data.pop("example", None)
     if data.get("unique_ids") and "in_batch_negatives" in data:
         data["in_batch_negatives"] = True
     if data.get("similarity", "cosine") == "cosine" and "temperature" in data:
