@@ -232,6 +232,17 @@ def _notes(written: exported.Written, parts: Parts) -> list[str]:
             "text-embeddings-inference pool the prompt too and give other vectors for texts with one. To be exact "
             "there, train with `pool: true` on every part of both templates."
         )
+    slots = {part.slot for part in (*input_format.spec.query, *input_format.spec.document)}
+    if "title" in slots:
+        notes.append(
+            "The prompt of documents reads every document as one without title. llm2enc reads one with a title, "
+            "encode(Passage(title, text)) from llm2enc.text; for other programs write the title into the prompt."
+        )
+    if "examples" in slots:
+        notes.append(
+            "In-context examples are read by llm2enc alone, encode(..., examples=[(query, document), ...]); for other "
+            "programs write them into the prompt."
+        )
     if written.rules is not None:
         notes.append(
             f"`{rules.MARK}` in a prompt marks where the text begins. The tokenizer puts in its place what the template "

@@ -90,7 +90,9 @@ def _examine_one(
     source, opened = open_source(source)
     options = AuditOptions(
         batching=replace(
-            source.batching, in_batch_negatives=source.batching.in_batch_negatives and source.spec.in_batch_negatives
+            source.batching,
+            in_batch_negatives=source.batching.in_batch_negatives and source.spec.in_batch_negatives,
+            unique_ids=source.spec.unique_ids,
         ),
         view=source.view,
         evaluation=tasks if tasks.counts else None,

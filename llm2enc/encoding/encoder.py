@@ -40,7 +40,7 @@ from llm2enc.model import (
 )
 from llm2enc.recipe import HeadSpec, InputSpec, ModelSpec, Pooling, Recipe, Role
 from llm2enc.terminal import bar
-from llm2enc.text import InputFormat, Tokens, micro_batches
+from llm2enc.text import Example, InputFormat, Tokens, micro_batches
 
 LoadType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -267,7 +267,7 @@ class Encoder(nn.Module):
             range(first, first + len(chunk)) for first, chunk in pipeline.chunks(pipeline.pairs(texts, instruction))
         ]
         packed = (
-            self.input_format.pack(texts[chunk.start : chunk.stop], instruction, role, first=chunk.start)
+            self._packed(texts[chunk.start : chunk.stop], instruction, role, options.examples, chunk.start)
             for chunk in (chunks[number] for number in distributed.rank_slice(len(chunks)))
         )
         tokens = torch.tensor([[len(part.ids)] for part in packed], dtype=torch.int64).view(-1, 1)
@@ -313,12 +313,19 @@ class Encoder(nn.Module):
         facts += [] if self.kept_head is None else [self.weights_fingerprint()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def cache_key(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
+    def cache_key(
+        self,
+        *,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        examples: Sequence[tuple[str, str]] = (),
+    ) -> str:
         """What a text becomes with these keywords, template and instruction; equal for two calls that give equal vectors."""
         role, asked = self._role(EncodeOptions(instruction, prompt_name))
         parts = self.input_format.template(asked, role)
         reads = any(part.slot == "instruction" for part in parts)
-        return json.dumps([[part.model_dump() for part in parts], asked if reads else ""])
+        shown = [list(examples)] if examples else []
+        return json.dumps([[part.model_dump() for part in parts], asked if reads else "", *shown])
 
     def count_tokens(
         self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
@@ -326,10 +333,29 @@ class Encoder(nn.Module):
         """Tokens that the model reads to encode the texts."""
         return int(self.pack(texts, instruction=instruction, prompt_name=prompt_name).lengths.sum())
 
-    def pack(self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None) -> Tokens:
+    def pack(
+        self,
+        texts: Sequence[str],
+        *,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        examples: Sequence[tuple[str, str]] = (),
+    ) -> Tokens:
         """The tokens that the model reads to encode the texts."""
         role, asked = self._role(EncodeOptions(instruction, prompt_name))
-        return self.input_format.pack(texts, asked, role)
+        return self._packed(texts, asked, role, examples)
+
+    def _packed(
+        self,
+        texts: Sequence[str],
+        instruction: str | Sequence[str],
+        role: Role,
+        examples: Sequence[tuple[str, str]],
+        first: int = 0,
+    ) -> Tokens:
+        asked = [instruction] * len(texts) if isinstance(instruction, str) else instruction
+        shown = [[Example(own, *pair) for pair in examples] for own in asked] if examples else ()
+        return self.input_format.pack(texts, instruction, role, first=first, examples=shown)
 
     def _blocks(
         self,
@@ -340,7 +366,7 @@ class Encoder(nn.Module):
     ) -> Iterator[np.ndarray]:
         def pack(first: int, chunk: list[tuple[str, str]]) -> Tokens:
             texts, instructions = zip(*chunk, strict=True)
-            return self.input_format.pack(texts, instructions, role, first=first).stored()
+            return self._packed(texts, instructions, role, options.examples, first).stored()
 
         worker = ThreadPoolExecutor(1, thread_name_prefix="llm2enc-tokenize")
         try:

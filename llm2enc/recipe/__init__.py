@@ -3,7 +3,7 @@
 from llm2enc.recipe.data import DataSpec, DocstringsData, FilesData, HubData
 from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
 from llm2enc.recipe.head import HeadSpec, LatentAttentionSpec, MlpSpec, ProjectionSpec
-from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
+from llm2enc.recipe.input import ExampleSpec, InputSpec, Part, Pooling, Role
 from llm2enc.recipe.layers import LayersSpec
 from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.loss import LearnedTemperature, LossSpec, MaskSpec, MatryoshkaSpec, SimcseLossSpec
@@ -39,6 +39,7 @@ __all__ = [
     "DocstringsData",
     "EmbeddingMatchSpec",
     "EvalSpec",
+    "ExampleSpec",
     "FilesData",
     "GenerationSpec",
     "GritStage",

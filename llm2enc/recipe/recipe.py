@@ -9,7 +9,7 @@ from llm2enc.recipe.evaluation import EvalSpec
 from llm2enc.recipe.head import HeadSpec
 from llm2enc.recipe.input import InputSpec, Pooling
 from llm2enc.recipe.model import ModelSpec
-from llm2enc.recipe.stages import ClmStage, DialogueFormat, LoraSpec, MntpStage, Stage
+from llm2enc.recipe.stages import ClmStage, ContrastiveStage, DialogueFormat, LoraSpec, MntpStage, Stage
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 
@@ -55,6 +55,11 @@ class Recipe(Strict):
                 "simcse stage, or leave it out"
             )
         for index, stage in enumerate(self.stages):
+            if isinstance(stage, ContrastiveStage) and stage.in_context_examples and self.input.example is None:
+                raise ValueError(
+                    f"stage {index} has in_context_examples, but the query template has no place for them: add "
+                    "{slot: examples} to input.query, and `example: {}` to input"
+                )
             if stage.lora == "continue" and (index == 0 or self.stages[index - 1].trainable != "lora"):
                 reason = (
                     f"the stage before it trains {self.stages[index - 1].trains}" if index else "it is the first stage"

@@ -121,6 +121,8 @@ class BaseStage(Strict):
         if self.trainable != "lora" and self.lora is not None:
             part = f"layers: {self.trainable.layers}" if isinstance(self.trainable, LastLayers) else self.trainable
             raise ValueError(f"`lora` is set but `trainable` is {part}; remove one of them")
+        if self.row != "pair" and any(source.unique_ids for source in self.data):
+            raise ValueError("`unique_ids` tells pairs apart, and this stage reads none; take it out of its data")
         return self
 
     @property
@@ -196,6 +198,9 @@ class ContrastiveStage(BaseStage):
     objective: Literal["contrastive"]
     hard_negatives: Annotated[int, Field(ge=0)] = 1
     """Hard negatives per query, taken from those of the row by the recipe's seed; rows with fewer use what they have."""
+    in_context_examples: Annotated[int, Field(ge=0)] = 0
+    """Most in-context examples before a query (bge-en-icl, arXiv 2409.15700): other rows of its batch with their
+    positives, their number drawn from 0 to this. Needs `input.example`; those beyond its limits are left out."""
     loss: LossSpec = LossSpec()
 
     @property

@@ -143,7 +143,8 @@ def test_right_answers_among_negatives_are_found() -> None:
 def test_shared_texts_are_graded_by_what_the_stage_does_with_them() -> None:
     rows = [*clean(), *(pair(f"a question {n} for it", "one answer for all of these rows") for n in range(12))]
     assert found(look(rows), "shared-positive").severity == "warning"
-    for batching in (Batching(8, mask_duplicates=True), Batching(8, in_batch_negatives=False)):
+    for answer in ({"mask_duplicates": True}, {"in_batch_negatives": False}, {"unique_ids": True}):
+        batching = Batching(8, **answer)
         finding = found(examine_rows(rows, AuditOptions(batching)), "shared-positive")
         assert finding.severity == "note" and (finding.count, finding.total) == (12, 132)
     assert "shared-query" not in checks(look(rows))

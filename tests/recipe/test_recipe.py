@@ -374,6 +374,11 @@ def test_strictness(override: str, where: str) -> None:
     assert where in fault(small(), override).splitlines()[1].split(": ")[0]
 
 
+CONTRASTIVE = (
+    "[{objective: contrastive, in_context_examples: 5, steps: 1, batch_size: 2, lr: 1.0, data: [{kind: docstrings}]}]"
+)
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -387,6 +392,12 @@ def test_strictness(override: str, where: str) -> None:
             "(mntp) has `lora: continue`, but no adapter to go on with: it is the first stage",
         ),
         (["model.attention=causal"], "an mntp stage needs `model.attention: bidirectional`"),
+        (["stages.0.data.0.unique_ids=true"], "`unique_ids` tells pairs apart, and this stage reads none"),
+        (
+            ["stages.0.data.0.unique_ids=true", "stages.0.data.0.in_batch_negatives=false"],
+            "with `in_batch_negatives: false` they do not meet",
+        ),
+        (["stages=" + CONTRASTIVE], "stage 0 has in_context_examples, but the query template has no place for them"),
     ],
 )
 def test_fields_that_contradict_each_other(overrides: list[str], said: str) -> None:
@@ -420,7 +431,10 @@ def test_an_adapter_goes_on_through_the_stages_that_say_so() -> None:
         ({"special": "bos", "token": "["}, "got ['special', 'token']"),
         ({"literal": ""}, "must not be empty"),
         ({"token": ""}, "must not be empty"),
-        ({"slot": "title"}, "'instruction' or 'text'"),
+        ({"slot": "subject"}, "'instruction', 'text'"),
+        ({"slot": "text", "empty": "none"}, "`empty` is for {slot: title} without `when`"),
+        ({"slot": "title", "when": "title", "empty": "none"}, "`empty` is for {slot: title} without `when`"),
+        ({"slot": "text", "when": "title"}, "a text without title would not be read"),
         ({"literal": "a", "when": "text"}, "when"),
         ({"special": "cls", "when": "tokenizer"}, "is for {special: bos} and {special: eos}"),
     ],

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from llm2enc.recipe import ModelSpec, Part, Recipe, SimcseLossSpec
+from llm2enc.recipe import InputSpec, ModelSpec, Part, Recipe, SimcseLossSpec
 
 TIMES = int(os.environ.get("LLM2ENC_FUZZ", "1"))
 
@@ -174,9 +174,16 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         data[kept] = data.get(kept) or "text"
         if data.get("when") == "tokenizer" and data.get("special") not in ("bos", "eos"):
             data["when"] = None
-    for role in ("query", "document") if "query" in data and "pooling" not in data else ():
-        data[role] = [part for part in data[role] if role == "query" or part.get("slot") != "instruction"]
-        data[role].append({"slot": "text", "pool": True})
+        if data.get("slot") == "text" and data.get("when") == "title":
+            data["when"] = None
+        if data.get("slot") != "title" or data.get("when") is not None or data.get("empty") is None:
+            data.pop("empty", None)
+    if model is InputSpec:
+        data |= _templates(data)
+        if data.get("example") is None:
+            data.pop("example", None)
+    if data.get("unique_ids") and "in_batch_negatives" in data:
+        data["in_batch_negatives"] = True
     if data.get("similarity", "cosine") == "cosine" and "temperature" in data:
         data["temperature"] = min(data["temperature"], 1.0)
     if model is SimcseLossSpec:
@@ -187,6 +194,8 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         data["warmup_steps"] = min(data.get("warmup_steps", 0), data["steps"])
         if data.get("trainable", "lora") != "lora":
             data["lora"] = None
+        for source in data["data"] if data["objective"] != "contrastive" else ():
+            source.pop("unique_ids", None)
     if model is ModelSpec:
         data["name"] = data.get("name") or "m"
         if data.get("gguf") is not None:
@@ -196,6 +205,8 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         for stage in data.get("stages", []):
             if stage["objective"] == "mntp":
                 data["model"]["attention"] = "bidirectional"
+            if data["input"].get("example") is None and "in_context_examples" in stage:
+                stage["in_context_examples"] = 0
         for before, stage in zip(
             [{"trainable": "full"}, *data.get("stages", [])], data.get("stages", []), strict=False
         ):
@@ -204,6 +215,23 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         if all(stage["objective"] in ("clm", "mntp") for stage in data.get("stages", [])):
             data.pop("head", None)
     return data
+
+
+def _templates(data: dict[str, Any]) -> dict[str, Any]:
+    """Templates whose slots are where they belong."""
+    text = {"slot": "text", "pool": True}
+    query = [part for part in data["query"] if part.get("slot") not in ("title", "examples")]
+    document = [part for part in data["document"] if part.get("slot") not in ("instruction", "examples", "title")]
+    title = [part for part in data["document"] if part.get("slot") == "title" and part.get("when") != "title"][:1]
+    example, most = data.get("example"), data.get("max_tokens", 512)
+    if example is not None:
+        query = [part for part in query if part.get("slot") != "text" and not part.get("token")]
+        query.append({"slot": "examples"})
+        most = max(most, example.get("reserve", 512) + 1)
+    for part in query + ([] if title else document):
+        if part.get("when") == "title":
+            part["when"] = None
+    return {"query": [*query, text], "document": [*title, *document, text], "max_tokens": most}
 
 
 def recipes() -> st.SearchStrategy[dict[str, Any]]:

@@ -21,6 +21,7 @@ class Batching:
     batch_size: int
     in_batch_negatives: bool = True
     mask_duplicates: bool = False
+    unique_ids: bool = False
 
 
 @dataclass
@@ -116,12 +117,16 @@ def _repeated_side(side: str, keys: np.ndarray, other: np.ndarray, batching: Bat
     )
     if not batching.in_batch_negatives:
         severity, remedy = "note", "in_batch_negatives is off, so they do not meet"
+    elif batching.unique_ids:
+        severity, remedy = "note", "unique_ids is on, so the texts of every row are its own"
     elif batching.mask_duplicates:
         severity, remedy = "note", "loss.masks.duplicates is on, so they are no negatives of each other"
     else:
         severity = graded(colliding, warning=0.01)
         remedy = "a right answer then counts as wrong: set loss.masks.duplicates: true in the stage" + (
-            ", or in_batch_negatives: false if the texts are class labels" if colliding > 0.3 else ""
+            ", or unique_ids: true or in_batch_negatives: false if the texts are class labels"
+            if colliding > 0.3
+            else ""
         )
     rows = tuple(int(row) for row in example)
     return [Finding(f"shared-{side}", severity, what, remedy, int(shared.sum()), len(first), rows)]

@@ -20,15 +20,14 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import DataError, InputError
 from llm2enc.losses import Guide, Layout, denominator
 from llm2enc.recipe import ContrastiveStage, LearnedTemperature, LossSpec, SimcseStage, TeacherSpec
-from llm2enc.text import InputFormat, Tokens, concatenate
+from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives import terms as other_terms
 from llm2enc.training.objectives.denominator import TEMPERATURE, Temperature, Term, contrastive_term, temperature_of
+from llm2enc.training.objectives.inputs import inputs_of, marked, pack, row_marks, with_examples
 from llm2enc.training.objectives.layers import over_layers
 from llm2enc.training.teachers import Lesson, Teachers
-
-PIECE = 256  # texts tokenized at a time: what a tokenizer returns takes far more memory than the tokens
 
 
 @dataclass(frozen=True)
@@ -85,27 +84,33 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
             f"{rows.source} has a batch without a single hard negative, and `{loss.needs_negatives}` compares "
             "documents of one row; add negatives"
         )
-    texts, instructions, is_query = _lay_out(pairs)
-    partition = BatchPartition(len(texts), stage.rng_shards, seed, rows.step)
+    marks = row_marks(rows)
+    inputs = [given._replace(mark=marks[given.row]) for given in inputs_of(pairs)]
+    partition = BatchPartition(len(inputs), stage.rng_shards, seed, rows.step)
+    own = [inputs[place] for place in partition.rows()]
+    if stage.in_context_examples:
+        own = [with_examples(given, pairs, stage, input_format, seed, rows.step) for given in own]
+    is_query = np.array([given.is_query for given in inputs])
+    told_apart = [marked(pair, mark) for pair, mark in zip(pairs, marks, strict=True)]
     queries = torch.from_numpy(np.flatnonzero(is_query))
     documents = torch.from_numpy(np.flatnonzero(~is_query))
-    known = _known(pairs, loss.masks.duplicates)
+    known = _known(told_apart, loss.masks.duplicates)
     return ContrastiveBatch(
-        tokens=pack(input_format, texts, instructions, is_query, partition.rows(), stage.max_tokens),
+        tokens=pack(input_format, own, stage.max_tokens),
         partition=partition,
         queries=queries,
         documents=documents,
         layout=Layout(
             positives=torch.searchsorted(documents, queries + 1),  # a positive stands right behind its query
             owners=torch.searchsorted(queries, documents) - 1,
-            excluded=_marked(known, [text for pair in pairs for text in (pair.positive, *pair.negatives)]),
-            excluded_queries=_marked(known, [pair.query for pair in pairs]) if loss.queries_as_negatives else None,
+            excluded=_marked(known, [text for pair in told_apart for text in (pair.positive, *pair.negatives)]),
+            excluded_queries=_marked(known, [pair.query for pair in told_apart]) if loss.queries_as_negatives else None,
         ),
         in_batch=in_batch,
         loss=loss,
         source=rows.source,
-        duplicates=_duplicates(pairs, in_batch, loss),
-        texts=tuple(texts),
+        duplicates=_duplicates(told_apart, in_batch, loss),
+        texts=tuple(given.text for given in inputs),
         scores=_scores(pairs, rows.source) if stage.reads_scores else None,
     )
 
@@ -240,35 +245,6 @@ def _scores(pairs: Sequence[Pair], source: str) -> Tensor:
             )
         found += [pair.positive_scores[0], *pair.negative_scores]
     return torch.tensor(found)
-
-
-def _lay_out(pairs: Sequence[Pair]) -> tuple[list[str], list[str], np.ndarray]:
-    """Texts, their instructions, and which are queries, row by row."""
-    texts: list[str] = []
-    instructions: list[str] = []
-    is_query: list[bool] = []
-    for pair in pairs:
-        documents = (pair.positive, *pair.negatives)
-        texts += [pair.query, *documents]
-        instructions += [pair.instruction, *[pair.document_instruction] * len(documents)]
-        is_query += [True, *[False] * len(documents)]
-    return texts, instructions, np.array(is_query)
-
-
-def pack(input_format, texts, instructions, is_query, own: range, max_tokens: int | None) -> Tokens:
-    """This process's texts. A document with an instruction (a symmetric task) takes the query template, as it will at
-    encoding time."""
-    asking = np.array([bool(is_query[i] or instructions[i]) for i in own])
-    order = np.argsort(~asking, kind="stable")  # those that ask first
-    rows = np.asarray(own)[order]
-    split = int(asking.sum())
-    packed = [
-        input_format.pack([texts[i] for i in piece], [instructions[i] for i in piece], role, max_tokens)
-        for part, role in ((rows[:split], "query"), (rows[split:], "document"))
-        for piece in np.split(part, range(PIECE, len(part), PIECE))
-        if len(piece)
-    ]
-    return concatenate(packed).select(torch.from_numpy(np.argsort(order)))
 
 
 def _known(pairs: Sequence[Pair], mask_duplicates: bool) -> list[set[str]]:

@@ -6,7 +6,6 @@ The texts of a batch stand pair by pair: first0 second0 | first1 second1 | ...
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from llm2enc.recipe import PairScores, PairScoresStage
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.microbatch import BatchPartition
-from llm2enc.training.objectives.contrastive import pack
+from llm2enc.training.objectives.inputs import TextInput, pack
 from llm2enc.training.objectives.layers import over_layers
 from llm2enc.training.objectives.terms import SOFTMAX, linear, pair_score
 from llm2enc.training.teachers import Teachers
@@ -52,12 +51,17 @@ def collate(rows: RowBatch, stage: PairScoresStage, input_format: InputFormat, s
     pairs: Sequence[ScoredPair] = rows.rows
     for loss in stage.loss.pair_scores:
         _check_labels(loss, [pair.score for pair in pairs], rows.source)
-    texts = [text for pair in pairs for text in (pair.first, pair.second)]
-    instructions = [text for pair in pairs for text in (pair.instruction, pair.second_instruction)]
-    partition = BatchPartition(len(texts), stage.rng_shards, seed, rows.step)
-    is_query = np.tile([True, False], len(pairs))
+    inputs = [
+        given
+        for pair in pairs
+        for given in (
+            TextInput(pair.first, pair.instruction, True),
+            TextInput(pair.second, pair.second_instruction, False),
+        )
+    ]
+    partition = BatchPartition(len(inputs), stage.rng_shards, seed, rows.step)
     return PairScoresBatch(
-        tokens=pack(input_format, texts, instructions, is_query, partition.rows(), stage.max_tokens),
+        tokens=pack(input_format, [inputs[place] for place in partition.rows()], stage.max_tokens),
         partition=partition,
         labels=torch.tensor([pair.score for pair in pairs], dtype=torch.float64),
         source=rows.source,
