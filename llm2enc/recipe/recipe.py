@@ -21,12 +21,19 @@ class Tracking(Strict):
     project: str = "llm2enc"
 
 
+Score = Annotated[float, Field(gt=1, le=100)]
+
+
 class Recipe(Strict):
     """A whole run: model, input format, stages, evaluation."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Names the run's folder, so it holds letters, digits, `.`, `_` and `-` alone."""
     description: str = ""
+    family: Annotated[str, Field(max_length=24)] = ""
+    """The system, or the group of systems, that the recipe belongs to: a heading of `llm2enc recipes`."""
+    published: dict[str, Score] = Field(default_factory=dict)
+    """Scores that the authors report for the recipe's own model, in points of 100, by benchmark: `{MTEB: 64.80}`."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
     model: ModelSpec
     input: InputSpec

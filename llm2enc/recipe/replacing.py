@@ -39,7 +39,7 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
             fields["stages"][number]["data"] = [source | {"view": None if pairs else "texts"} for source in sources]
         fields["input"]["prompts"] = {}
         said += f", data {data}"
-    return fields | {"description": said}
+    return fields | {"description": said, "published": {}}  # nobody has published this one
 
 
 def sources_of(path: str) -> list[FilesData | HubData]:
