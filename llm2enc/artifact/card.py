@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm2enc.artifact.metadata import HistoryRow, MergeRecord, Metadata
+from llm2enc.artifact.metadata import Best, HistoryRow, MergeRecord, Metadata
 from llm2enc.recipe import to_yaml
 from llm2enc.text import InputFormat
 
@@ -193,7 +193,16 @@ def _scores(history: Sequence[HistoryRow]) -> str:
     adapters = [
         f"\n\nThe adapter of {row.stage.removeprefix('after ')} was {row.adapter}." for row in history if row.adapter
     ]
-    return f"## Scores\n\nMeasured in the run that made this model.\n\n{table}{''.join(adapters)}"
+    best = [f"\n\n{_chosen(row.stage.removeprefix('after '), row.best)}" for row in history if row.best]
+    return f"## Scores\n\nMeasured in the run that made this model.\n\n{table}{''.join(adapters + best)}"
+
+
+def _chosen(stage: str, best: Best) -> str:
+    """Which of a stage's weights were kept."""
+    return (
+        f"The weights of {stage} are those after step {best.step} of the {best.last} that were trained: they had the "
+        f"highest {best.score_name} measured within the stage, {best.score:.4f}."
+    )
 
 
 def merged(record: MergeRecord) -> str:

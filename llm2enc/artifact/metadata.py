@@ -66,6 +66,25 @@ class Golden(_Record):
     """(N, D), six decimals."""
 
 
+class Measured(_Record):
+    """Scores within a stage."""
+
+    step: int
+    """Steps that were done."""
+    scores: dict[str, float]
+
+
+class Best(_Record):
+    """The weights that a stage ended with, the best by one of its measurements."""
+
+    score_name: str
+    score: float
+    step: int
+    """Steps after which they were measured."""
+    last: int
+    """Steps that were done in all."""
+
+
 class HistoryRow(_Record):
     """Scores before training or after a stage."""
 
@@ -81,6 +100,9 @@ class HistoryRow(_Record):
     """Fingerprint of the weights that it made."""
     adapter: str | None = None
     """What the stage's adapter was on, where it left matrices of the layers out."""
+    measurements: list[Measured] | None = None
+    """Within the stage."""
+    best: Best | None = None
     weights: str | None = None
     """Of a row before training: fingerprint of the weights that were measured."""
 

@@ -14,6 +14,7 @@ import logging
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from llm2enc.artifact import METADATA_FILE, HistoryRow, read_metadata
 from llm2enc.conversion import run_directory
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
-from llm2enc.evaluation import baselines, evaluate
+from llm2enc.evaluation import baselines, evaluate, score_names
 from llm2enc.model import choices, chosen, copy_notices, limits, load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.storage import add_path_to_oserror, recover, remove_stale, replace_text
@@ -66,6 +67,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         distributed.abort_with_peers("Finished stages and the last checkpoint are kept: go on with --resume"),
         add_path_to_oserror(out),
     ):
+        _check_score_names(recipe)
         recipe = _for_tokenizer(_from_one_source(recipe, out, resume))
         with run_directory.opened(recipe, out, resume, overwrite):
             # A model that cannot be converted is refused before anything is written.
@@ -98,6 +100,15 @@ def _for_tokenizer(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"input": for_tokenizer(recipe.input, tokenizer)})
 
 
+def _check_score_names(recipe: Recipe) -> None:
+    """InputError for a stage that keeps the best weights by a score that the recipe's evaluation does not give."""
+    asked = {f"stages.{n}.keep_best": stage.keep_best for n, stage in enumerate(recipe.stages) if stage.keep_best}
+    known = score_names(recipe.evaluation) if asked else []
+    unknown = [f"{path} is {name!r}" for path, name in asked.items() if name not in known]
+    if unknown:
+        raise InputError(f"{', '.join(unknown)}; the recipe's evaluation gives these scores: {', '.join(known)}")
+
+
 def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     """Everything that is not in `out` yet."""
     if distributed.is_main():
@@ -112,7 +123,7 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
         if checkpoint.is_finished(place):
             checkpoint.load_finished(place, encoder, stage, recipe.seed, keep, origin(encoder, stage))
         else:
-            train(encoder, stage, place, recipe.seed, recipe.tracking, keep)
+            train(encoder, stage, place, recipe.seed, recipe.tracking, keep, partial(evaluate, specs=recipe.evaluation))
         history.measure(f"after {stage.objective}", encoder, started, key=place.name)
     parity: list[Parity] = []
     scores: dict[str, float] = {}
@@ -218,7 +229,8 @@ class _History:
                 row["weights"] = self.weights
             else:  # the chain of parents: which weights the stage's adapter belongs to, and what it made of them
                 finished = json.loads((self.path.parent / key / "finished.json").read_text())
-                row |= {name: finished[name] for name in ("parent", "result", "adapter") if name in finished}
+                kept = ("parent", "result", "adapter", "measurements", "best")
+                row |= {name: finished[name] for name in kept if name in finished}
             self.rows.append(row)
             replace_text(self.path, json.dumps(self.rows, indent=1))
         distributed.barrier()

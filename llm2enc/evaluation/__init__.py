@@ -8,7 +8,7 @@ from llm2enc.evaluation.folders import find_tasks, read_task
 from llm2enc.evaluation.metrics import Vectors, cosine, cosines
 from llm2enc.evaluation.models import LoadedModel, open_encoder
 from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks
-from llm2enc.evaluation.run import baselines, evaluate
+from llm2enc.evaluation.run import baselines, evaluate, score_names
 from llm2enc.evaluation.scoring import score
 from llm2enc.evaluation.sources import gather, read_pairs_file
 from llm2enc.evaluation.suite import Measurement
@@ -67,5 +67,6 @@ __all__ = [
     "read_pairs_file",
     "read_task",
     "score",
+    "score_names",
     "suite",
 ]

@@ -61,6 +61,10 @@ class Recipe(Strict):
                 "simcse stage, or leave it out"
             )
         for index, stage in enumerate(self.stages):
+            if stage.evaluate_every is not None and not self.evaluation:
+                raise ValueError(
+                    f"stage {index} ({stage.objective}) has `evaluate_every`, but the recipe has no `evaluation` to measure"
+                )
             if stage.lora == "continue" and (index == 0 or self.stages[index - 1].trainable == "full"):
                 reason = "the stage before it trains all weights" if index else "it is the first stage"
                 raise ValueError(

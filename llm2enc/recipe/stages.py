@@ -96,6 +96,15 @@ class BaseStage(Strict):
     """Longest input of this stage, where it differs from `input.max_tokens`."""
     save_every: PositiveInt = 200
     log_every: PositiveInt = 10
+    evaluate_every: PositiveInt | None = None
+    """Steps between measurements of the recipe's `evaluation` while the stage trains, the last step included; None: none
+    before the stage is done."""
+    keep_best: str | None = None
+    """A score of the evaluation, such as `docstrings/ndcg@10`: the stage ends with the weights that had the highest one."""
+    patience: PositiveInt | None = None
+    """Stop the stage after so many measurements in a row without a higher score."""
+    keep_checkpoints: tuple[PositiveInt, ...] = ()
+    """Steps after which the trained weights are stored and kept, for a merge stage."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "BaseStage":
@@ -105,6 +114,24 @@ class BaseStage(Strict):
             raise ValueError(f"warmup_steps ({self.warmup_steps}) is longer than the schedule")
         if self.trainable == "full" and self.lora is not None:
             raise ValueError("`lora` is set but `trainable` is full; remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _measured(self) -> "BaseStage":
+        if self.keep_best is not None and self.evaluate_every is None:
+            raise ValueError("`keep_best` needs measurements to choose from; set `evaluate_every`")
+        if self.patience is not None and self.keep_best is None:
+            raise ValueError("`patience` waits for a higher score, and none is named; set `keep_best` to one")
+        if (self.evaluate_every or 0) > self.steps:
+            raise ValueError(f"evaluate_every ({self.evaluate_every}) is longer than steps ({self.steps})")
+        late = [step for step in self.keep_checkpoints if step >= self.steps]
+        if late or len(set(self.keep_checkpoints)) < len(self.keep_checkpoints):
+            raise ValueError(
+                f"keep_checkpoints {list(self.keep_checkpoints)} must be different steps before the last one, {self.steps}, "
+                "whose weights are those of the finished stage"
+            )
+        if self.keep_checkpoints and self.patience is not None:
+            raise ValueError("`patience` may stop the stage before a step of `keep_checkpoints`; remove one of them")
         return self
 
 

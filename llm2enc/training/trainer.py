@@ -21,6 +21,7 @@ from llm2enc.recipe import Stage, Tracking
 from llm2enc.training import checkpoint
 from llm2enc.training.checks import Guard, check_finite
 from llm2enc.training.logging import open_log
+from llm2enc.training.measuring import Evaluate, Measurements
 from llm2enc.training.objectives import OBJECTIVES, Batch, Objective
 from llm2enc.training.origin import origin
 from llm2enc.training.prepare import check_processes, make_optimizer, prepare, restore
@@ -46,10 +47,12 @@ def train(
     seed: int,
     tracking: Tracking | None = None,
     keep_adapter: bool = False,
+    evaluate: Evaluate | None = None,
 ) -> None:
     """Train the encoder for one stage, in place; afterwards its adapter is merged and `folder` is finished.
 
     keep_adapter  leave the adapter unmerged, for a stage with `lora: continue`
+    evaluate      what `evaluate_every` measures; without it nothing is
 
     A checkpoint in `folder` is resumed. Raises Interrupted, NotFinite, NothingLearnt, or ValueError for data the stage
     cannot use and for a checkpoint that was begun with other weights, template, tokenizer or data.
@@ -63,7 +66,8 @@ def train(
     prepare(encoder, stage, seed)
     trained = encoder.trained()
     optimizer = make_optimizer(stage, trained)
-    start = checkpoint.resume(folder, encoder, optimizer, begun)
+    start = done = checkpoint.resume(folder, encoder, optimizer, begun)
+    measurements = Measurements(stage, evaluate, checkpoint.measured(folder))
     with (
         # A notebook's own random numbers go on as if nothing had been drawn.
         torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []),
@@ -72,7 +76,7 @@ def train(
         open_log(folder, stage, tracking, start) as log,
     ):
         guard = Guard(trained)
-        for step in range(start, stage.steps):
+        for step in range(start, start if measurements.over else stage.steps):
             batch = next(batches)
             if step == start:
                 log.summary(encoder, batch, start)
@@ -89,20 +93,28 @@ def train(
                     optimizer.step()
             optimizer.zero_grad()
             log.step(step, batch, {**metrics, "grad_norm": norm}, rate)
-            if stop_requested(stop, encoder.device):
-                checkpoint.save(folder, step + 1, encoder, optimizer, begun)
-                raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
-            if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
-                checkpoint.save(folder, step + 1, encoder, optimizer, begun)
+            done = step + 1
+            if done in stage.keep_checkpoints:
+                checkpoint.keep(folder, done, encoder)
+            best = measurements.after(done, encoder, log)
+            stopping = stop_requested(stop, encoder.device)
+            if stopping or ((best or done % stage.save_every == 0) and done < stage.steps):
+                checkpoint.save(folder, done, encoder, optimizer, begun, measurements.rows, best)
+            if stopping:
+                raise Interrupted(f"{folder.name}: checkpoint after step {done} of {stage.steps}")
+            if measurements.over:
+                break
     if isinstance(optimizer, distributed.Zero):
         optimizer.close()
+    if measurements.best_step(done) != done:
+        checkpoint.take_best(folder, encoder)
     if backbone.sharded:
         backbone.unshard()
     if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
         raise KeyboardInterrupt
     restore(encoder)
-    done = {"objective": stage.objective, "steps": stage.steps, "seed": seed, "begun": made_from}
-    checkpoint.finish(folder, encoder, parent, done, keep_adapter)
+    facts = {"objective": stage.objective, "steps": done, "seed": seed, "begun": made_from, **measurements.facts(done)}
+    checkpoint.finish(folder, encoder, parent, facts, keep_adapter)
 
 
 def precision(stage: Stage, encoder: Encoder) -> torch.autocast:
