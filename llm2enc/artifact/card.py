@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm2enc.artifact.metadata import Best, HistoryRow, MergeRecord, Metadata
+from llm2enc.artifact.metadata import Best, HistoryRow, MergeRecord, Metadata, Parent
 from llm2enc.recipe import to_yaml
 from llm2enc.text import InputFormat
 
@@ -23,6 +23,7 @@ def render(metadata: Metadata, input_format: InputFormat, requirements: dict[str
     sections = [_header(metadata), _title(metadata), _use(metadata, requirements), _input(metadata, input_format)]
     if metadata.history:
         sections.append(_scores(metadata.history))
+    sections += [merged(row.merge) for row in metadata.history if row.merge]
     if metadata.merge:
         sections.append(merged(metadata.merge))
     return "\n\n".join([*sections, _limits(metadata)]) + "\n"
@@ -216,12 +217,16 @@ def merged(record: MergeRecord) -> str:
         "",
         "| weights | share |",
         "| --- | ---: |",
-        *(f"| `{parent.fingerprint[:12]}` | {parent.weight / total:.3f} |" for parent in record.parents),
+        *(f"| {_named(parent)} | {parent.weight / total:.3f} |" for parent in record.parents),
     ]
     if record.base:
         share = f"{record.base_weight:.3f}"
         lines += ["", f"Then mixed with the base model `{record.base[:12]}`, whose share is {share}."]
     return "\n".join(lines)
+
+
+def _named(parent: Parent) -> str:
+    return f"{_cell(parent.name)}, `{parent.fingerprint[:12]}`" if parent.name else f"`{parent.fingerprint[:12]}`"
 
 
 def _limits(metadata: Metadata) -> str:

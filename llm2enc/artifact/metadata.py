@@ -66,6 +66,27 @@ class Golden(_Record):
     """(N, D), six decimals."""
 
 
+class Parent(_Record):
+    """One of the encoders that were merged."""
+
+    name: str | None = None
+    """What a recipe's merge stage calls it."""
+    fingerprint: str
+    weight: float
+    recipes: list[RecipeJson | None]
+
+
+class MergeRecord(_Record):
+    """How a merged encoder was made; see `llm2enc.merging.merge`."""
+
+    method: Literal["average", "slerp"]
+    parents: list[Parent]
+    base: str | None
+    """Fingerprint of the base's decoder; None without one."""
+    base_weight: float = Field(validation_alias=AliasChoices("base_weight", "towards"))
+    """Share of the base in the result, 0 to 1; called `towards` by release 0.1."""
+
+
 class Measured(_Record):
     """Scores within a stage."""
 
@@ -103,27 +124,10 @@ class HistoryRow(_Record):
     measurements: list[Measured] | None = None
     """Within the stage."""
     best: Best | None = None
+    merge: MergeRecord | None = None
+    """Of a merge stage: what went into the weights."""
     weights: str | None = None
     """Of a row before training: fingerprint of the weights that were measured."""
-
-
-class Parent(_Record):
-    """One of the encoders that were merged."""
-
-    fingerprint: str
-    weight: float
-    recipes: list[RecipeJson | None]
-
-
-class MergeRecord(_Record):
-    """How a merged encoder was made; see `llm2enc.merging.merge`."""
-
-    method: Literal["average", "slerp"]
-    parents: list[Parent]
-    base: str | None
-    """Fingerprint of the base's decoder; None without one."""
-    base_weight: float = Field(validation_alias=AliasChoices("base_weight", "towards"))
-    """Share of the base in the result, 0 to 1; called `towards` by release 0.1."""
 
 
 class Metadata(_Record):

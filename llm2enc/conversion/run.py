@@ -21,6 +21,7 @@ from typing import Any
 from llm2enc import distributed
 from llm2enc.artifact import METADATA_FILE, HistoryRow, read_metadata
 from llm2enc.conversion import run_directory
+from llm2enc.conversion.merge_stage import check_merges, run_merge, stage_folder
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
 from llm2enc.evaluation import baselines, evaluate, score_names
@@ -72,7 +73,8 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         with run_directory.opened(recipe, out, resume, overwrite):
             # A model that cannot be converted is refused before anything is written.
             encoder = Encoder.from_recipe(recipe)
-            check_stages(encoder, recipe.stages)
+            check_stages(encoder, recipe.training)
+            check_merges(recipe, out, encoder)
             run_directory.begin(recipe, out, overwrite)
             try:
                 return _run(recipe, out, encoder)
@@ -117,13 +119,15 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     for name, causal, pooling in _starting_points(recipe):
         history.measure(name, encoder.variant(causal=causal, pooling=pooling), time.perf_counter())
     for index, stage in enumerate(recipe.stages):
-        place = out / f"{index}-{stage.objective}"
+        place = stage_folder(recipe, index, out)
         started = time.perf_counter()
         keep = recipe.adapter_goes_on(index)
         if checkpoint.is_finished(place):
             checkpoint.load_finished(place, encoder, stage, recipe.seed, keep, origin(encoder, stage))
-        else:
+        elif stage.trains:
             train(encoder, stage, place, recipe.seed, recipe.tracking, keep, partial(evaluate, specs=recipe.evaluation))
+        else:
+            run_merge(recipe, index, out, encoder)
         history.measure(f"after {stage.objective}", encoder, started, key=place.name)
     parity: list[Parity] = []
     scores: dict[str, float] = {}
@@ -152,8 +156,8 @@ def _tidy(recipe: Recipe, out: Path) -> None:
     """Remove what a killed process, or one that found the disk full, left half-written."""
     remove_stale(out / "model")
     remove_stale(out / "history.json")
-    for index, stage in enumerate(recipe.stages):
-        checkpoint.tidy(out / f"{index}-{stage.objective}")
+    for index in range(len(recipe.stages)):
+        checkpoint.tidy(stage_folder(recipe, index, out))
 
 
 def training_free(model: str) -> Recipe:
@@ -229,7 +233,7 @@ class _History:
                 row["weights"] = self.weights
             else:  # the chain of parents: which weights the stage's adapter belongs to, and what it made of them
                 finished = json.loads((self.path.parent / key / "finished.json").read_text())
-                kept = ("parent", "result", "adapter", "measurements", "best")
+                kept = ("parent", "result", "adapter", "measurements", "best", "merge")
                 row |= {name: finished[name] for name in kept if name in finished}
             self.rows.append(row)
             replace_text(self.path, json.dumps(self.rows, indent=1))

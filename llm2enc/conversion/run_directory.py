@@ -94,9 +94,9 @@ def _check(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
 
 def _result(recipe: Recipe) -> Recipe:
     """What the result depends on: where processes keep the weights may change within a run, and so may words about it."""
-    stages = tuple(stage.model_copy(update={"strategy": "ddp"}) for stage in recipe.stages)
+    stages = (stage.model_copy(update={"strategy": "ddp"} if stage.trains else {}) for stage in recipe.stages)
     words = {"description": "", "family": "", "published": {}}
-    return recipe.model_copy(update={"stages": stages, **words})
+    return recipe.model_copy(update={"stages": tuple(stages), **words})
 
 
 def _wait_until_visible(path: Path, token: str) -> None:

@@ -78,7 +78,7 @@ def unsupported_reason(run: Path) -> str:
     full = [folder.name for folder, stage in zip(folders, recipe.stages, strict=True) if stage.trainable == "full"]
     if full:
         return (
-            f"{', '.join(full)} of {run} trained all weights, which no low-rank adapter holds; share the model itself"
+            f"{', '.join(full)} of {run} changed all weights, which no low-rank adapter holds; share the model itself"
         )
     bare = [str(folder) for folder in folders if not (folder / "adapter" / "adapter_model.safetensors").is_file()]
     if bare:

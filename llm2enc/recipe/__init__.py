@@ -8,7 +8,16 @@ from llm2enc.recipe.loading import load_recipe, recipe_names
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
 from llm2enc.recipe.replacing import sources_of
-from llm2enc.recipe.stages import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.recipe.stages import (
+    ClmStage,
+    ContrastiveStage,
+    Ingredient,
+    LoraSpec,
+    MergeStage,
+    MntpStage,
+    SimcseStage,
+    Stage,
+)
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 __all__ = [
@@ -21,8 +30,10 @@ __all__ = [
     "FilesData",
     "HeadSpec",
     "HubData",
+    "Ingredient",
     "InputSpec",
     "LoraSpec",
+    "MergeStage",
     "MntpStage",
     "ModelSpec",
     "Part",

@@ -9,7 +9,7 @@ from llm2enc.recipe.evaluation import EvalSpec
 from llm2enc.recipe.head import HeadSpec
 from llm2enc.recipe.input import InputSpec, Pooling
 from llm2enc.recipe.model import ModelSpec
-from llm2enc.recipe.stages import ClmStage, LoraSpec, MntpStage, Stage
+from llm2enc.recipe.stages import ClmStage, LoraSpec, MergeStage, MntpStage, Stage
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 
@@ -42,7 +42,7 @@ class Recipe(Strict):
     """Weights between pooling and normalisation, which train in every stage that compares vectors."""
     normalize: bool = True
     """Whether `encode` returns unit vectors and the exported directory ends in a Normalize module."""
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[Annotated[Stage | MergeStage, Field(discriminator="objective")], ...] = ()
     """Empty: the model is converted and exported without training."""
     evaluation: tuple[EvalSpec, ...] = ()
     """Measured before training and after every stage."""
@@ -55,7 +55,7 @@ class Recipe(Strict):
                 raise ValueError(
                     f"an {stage.objective} stage needs `model.attention: bidirectional`: masked prediction looks ahead"
                 )
-        if self.head is not None and all(stage.row == "block" for stage in self.stages):
+        if self.head is not None and not any(stage.row in ("text", "pair") for stage in self.stages):
             raise ValueError(
                 "`head` is given, but no stage trains it, so that its weights would stay random; add a contrastive or "
                 "simcse stage, or leave it out"
@@ -66,12 +66,39 @@ class Recipe(Strict):
                     f"stage {index} ({stage.objective}) has `evaluate_every`, but the recipe has no `evaluation` to measure"
                 )
             if stage.lora == "continue" and (index == 0 or self.stages[index - 1].trainable == "full"):
-                reason = "the stage before it trains all weights" if index else "it is the first stage"
+                reason = "the stage before it leaves none" if index else "it is the first stage"
                 raise ValueError(
                     f"stage {index} ({stage.objective}) has `lora: continue`, but no adapter to go on with: {reason}. "
                     "Give it a shape, `lora: {r: 16, alpha: 32}`"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _merges_what_is_there(self) -> "Recipe":
+        for index, stage in enumerate(self.stages):
+            if stage.trains:
+                continue
+            if stage.base_weight and self.head is not None:
+                raise ValueError(
+                    f"stage {index} (merge) has `base_weight`, but the base has no head to mix this one with"
+                )
+            for one in stage.of:
+                if one.stage is not None and one.stage >= index:
+                    raise ValueError(
+                        f"stage {index} (merge) takes the weights of stage {one.stage}, which is no earlier one"
+                    )
+                kept = () if one.stage is None else self.stages[one.stage].keep_checkpoints
+                if one.step is not None and one.step not in kept:
+                    raise ValueError(
+                        f"stage {index} (merge) takes step {one.step} of stage {one.stage}, which keeps "
+                        f"{list(kept) or 'none'}; add it to that stage's `keep_checkpoints`"
+                    )
+        return self
+
+    @property
+    def training(self) -> tuple[Stage, ...]:
+        """The stages that train."""
+        return tuple(stage for stage in self.stages if stage.trains)
 
     @property
     def input_lengths(self) -> dict[str, int]:

@@ -40,6 +40,7 @@ def _lora_tag(value: Any) -> str:
 
 
 class BaseStage(Strict):
+    trains: ClassVar[Literal[True]] = True
     row: ClassVar[Literal["block", "text", "pair"]]
     """What a batch is made of: blocks of `block_tokens` tokens of joined texts, texts, or pairs."""
     causal: ClassVar[bool | None] = None
@@ -186,3 +187,47 @@ class ContrastiveStage(BaseStage):
 
 
 Stage = Annotated[ClmStage | MntpStage | SimcseStage | ContrastiveStage, Field(discriminator="objective")]
+
+
+class Ingredient(Strict):
+    """Weights that go into a merge: of an earlier stage of the run, or of another encoder."""
+
+    stage: Annotated[int, Field(ge=0)] | None = None
+    """Number of an earlier stage, from 0: the weights that it ended with."""
+    step: PositiveInt | None = None
+    """One of that stage's `keep_checkpoints`: the weights after this step instead."""
+    encoder: str | None = None
+    """An exported encoder of the same base model, or the folder of its run."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Ingredient":
+        if (self.stage is None) == (self.encoder is None):
+            raise ValueError("give one of `stage`, the number of an earlier stage, and `encoder`, a directory")
+        if self.step is not None and self.stage is None:
+            raise ValueError("`step` is one of a stage's `keep_checkpoints`; give the number of that `stage` too")
+        return self
+
+
+class MergeStage(Strict):
+    """Several encoders become one: a model soup (arXiv 2203.05482), SLERP, or a mixture with the model that the run started
+    from (LM-Cocktail, arXiv 2311.13534). Nothing trains; `llm2enc merge` does the same to finished directories."""
+
+    trains: ClassVar[Literal[False]] = False
+    row: ClassVar[None] = None
+    causal: ClassVar[None] = None
+    data: ClassVar[tuple[()]] = ()
+    trainable: ClassVar[Literal["full"]] = "full"
+    """All weights become others, so there is no adapter to go on with."""
+    lora: ClassVar[None] = None
+    keep_checkpoints: ClassVar[tuple[()]] = ()
+    evaluate_every: ClassVar[None] = None
+    keep_best: ClassVar[None] = None
+
+    objective: Literal["merge"]
+    method: Literal["average", "slerp"] = "average"
+    """`slerp`: along the arc, one ingredient after another, tensor by tensor."""
+    of: Annotated[tuple[Ingredient, ...], Field(min_length=1)]
+    weights: tuple[float, ...] | None = None
+    """One per ingredient, equal by default; only their ratios count."""
+    base_weight: Rate = 0.0
+    """Share that the model which the run started from has in the result."""

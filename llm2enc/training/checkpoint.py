@@ -33,7 +33,7 @@ from llm2enc.distributed import Zero
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
 from llm2enc.model import Backbone, check_tensors, tensor_shapes
-from llm2enc.recipe import LoraSpec, Stage
+from llm2enc.recipe import LoraSpec, MergeStage, Stage
 from llm2enc.storage import (
     add_path_to_oserror,
     atomic_directory,
@@ -167,7 +167,7 @@ def put_kept(folder: Path, step: int, encoder: Encoder) -> None:
     _put(load_file(path), trained)
 
 
-def put_adapter(backbone: Backbone, stage: Stage, seed: int) -> None:
+def put_adapter(backbone: Backbone, stage: Stage | MergeStage, seed: int) -> None:
     """Give the backbone the adapter that a LoRA stage starts from: a fresh one, or the one it carries."""
     if stage.lora == "continue":
         backbone.continue_lora()
@@ -227,7 +227,7 @@ def is_finished(folder: Path) -> bool:
 def load_finished(
     folder: Path,
     encoder: Encoder,
-    stage: Stage,
+    stage: Stage | MergeStage,
     seed: int,
     keep_adapter: bool = False,
     now: Mapping[str, str] = NOTHING,

@@ -10,12 +10,12 @@ from llm2enc import distributed
 from llm2enc.data import content_digest, source_name
 from llm2enc.encoding import Encoder
 from llm2enc.errors import DataError, InputError
-from llm2enc.recipe import Stage
+from llm2enc.recipe import MergeStage, Stage
 
 _log = logging.getLogger(__name__)
 
 
-def origin(encoder: Encoder, stage: Stage) -> dict[str, str]:
+def origin(encoder: Encoder, stage: Stage | MergeStage) -> dict[str, str]:
     """A digest of the input template, of the tokenizer and of each data source of a stage, by its name in messages.
 
     The bytes of files count, not their time stamps. A source that cannot be had is left out, with a warning.
