@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,25 +118,22 @@ def check_what_is_told(result: Result, fields: dict[str, Any]) -> None:
     assert not list((result.folder / "1-merge").glob(".*"))
 
 
-@pytest.mark.parametrize("moment", ["ingredients", "merged", "finish"])
-def test_a_killed_merge_is_repeated_to_the_bit(moment: str, plain, tmp_path: Path) -> None:
+def test_a_killed_merge_is_repeated_to_the_bit(plain, tmp_path: Path) -> None:
+    """Killed when its ingredients are there, when they are merged, and when the result is stored."""
     recipe = with_stages(plain, {"objective": "merge", "of": OF, "method": "slerp"}, keep_checkpoints=[1, 3])
     whole = convert(recipe, tmp_path / "whole")
-    module, name = {
-        "ingredients": (merge_stage, "merge"),
-        "merged": (merge_stage.Encoder, "load"),
-        "finish": (merge_stage.checkpoint, "finish"),
-    }[moment]
-    real = getattr(module, name)
+    finish = merge_stage.checkpoint.finish
 
     def dying(*given, **keywords):
-        if moment != "finish" or given[0].name == "1-merge":
+        if not isinstance(given[0], Path) or given[0].name in ("merged", "1-merge"):
             raise Killed
-        return real(*given, **keywords)
+        finish(*given, **keywords)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(module, name, dying)
-        convert(recipe, tmp_path / "run")
+    modules = [(merge_stage, "merge"), (merge_stage.Encoder, "load"), (merge_stage.checkpoint, "finish")]
+    for number, (module, name) in enumerate(modules):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(module, name, dying)
+            convert(recipe, tmp_path / "run", resume=number > 0)
     resumed = convert(recipe, tmp_path / "run", resume=True)
     assert_same(decoder(resumed.encoder), decoder(whole.encoder))
     assert [row["scores"] for row in resumed.history] == [row["scores"] for row in whole.history]
@@ -152,7 +150,7 @@ def test_another_run_is_an_ingredient_and_training_goes_on_behind_the_merge(plai
     merge_stage.checkpoint.load_finished(tmp_path / "run" / "1-merge", merged, result_stage(soup, plain), 5)
     assert_same(decoder(merged), expected, tolerance=2e-7)
     chain = [(row["parent"], row["result"]) for row in result.history if "parent" in row]
-    assert len(chain) == 3 and all(made == parent for (_, made), (parent, _) in zip(chain, chain[1:], strict=False))
+    assert len(chain) == 3 and all(made == parent for (_, made), (parent, _) in pairwise(chain))
     record = json.loads((tmp_path / "run" / "1-merge" / "finished.json").read_text())["merge"]
     assert (
         record["parents"][1]["name"] == str(tmp_path / "other") and record["parents"][1]["recipes"][0]["name"] == "tiny"

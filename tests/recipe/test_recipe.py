@@ -504,6 +504,28 @@ def test_overrides_reach_every_kind_of_place() -> None:
     assert mntp.data[0].revision is None
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (["keep_best=docstrings/ndcg@10"], "`keep_best` needs measurements to choose from; set `evaluate_every`"),
+        (["evaluate_every=1", "patience=2"], "`patience` waits for a higher score, and none is named; set `keep_best`"),
+        (["evaluate_every=3"], "evaluate_every (3) is longer than steps (2)"),
+        (["keep_checkpoints=[1, 2]"], "must be different steps before the last one, 2"),
+        (["keep_checkpoints=[1, 1]"], "must be different steps before the last one, 2"),
+        (
+            ["evaluate_every=1", "keep_best=x", "patience=1", "keep_checkpoints=[1]"],
+            "`patience` may stop the stage before a step of `keep_checkpoints`",
+        ),
+        (["evaluate_every=1"], "has `evaluate_every`, but the recipe has no `evaluation` to measure"),
+    ],
+)
+def test_measurements_within_a_stage_that_mean_nothing_are_refused(fields: list[str], said: str) -> None:
+    data = small()
+    for name, value in (field.split("=") for field in fields):
+        data["stages"][1][name] = yaml.safe_load(value)
+    assert said in fault(data)
+
+
 def test_overriding_one_stage_leaves_the_others() -> None:
     # The shipped files share `lora` and `columns` by YAML anchors.
     recipe = load_recipe("mistral-7b", ["stages.mntp.lora.r=8", "stages.2.data.0.columns.query=question"])
