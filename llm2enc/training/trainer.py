@@ -16,7 +16,7 @@ import torch
 
 from llm2enc import distributed
 from llm2enc.encoding import Encoder
-from llm2enc.errors import Interrupted, NotFinite, NothingLearnt
+from llm2enc.errors import InputError, Interrupted, NotFinite, NothingLearnt
 from llm2enc.recipe import Stage, Tracking
 from llm2enc.training import checkpoint
 from llm2enc.training.checks import Guard, check_finite
@@ -52,7 +52,7 @@ def train(
     """Train the encoder for one stage, in place; afterwards its adapter is merged and `folder` is finished.
 
     keep_adapter  leave the adapter unmerged, for a stage with `lora: continue`
-    evaluate      what `evaluate_every` measures; without it nothing is
+    evaluate      what `evaluate_every` measures
 
     A checkpoint in `folder` is resumed. Raises Interrupted, NotFinite, NothingLearnt, or ValueError for data the stage
     cannot use and for a checkpoint that was begun with other weights, template, tokenizer or data.
@@ -61,6 +61,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     objective, backbone = OBJECTIVES[stage.objective], encoder.backbone
     check_processes(stage)
+    if stage.evaluate_every is not None and evaluate is None:
+        raise InputError("the stage has `evaluate_every`, but there is nothing to measure with; give `evaluate`")
     parent, made_from = encoder.weights_fingerprint(), origin(encoder, stage)
     begun = {"weights": parent, **made_from}
     prepare(encoder, stage, seed)
@@ -81,18 +83,9 @@ def train(
             if step == start:
                 log.summary(encoder, batch, start)
             rate = learning_rate(step, stage)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             with _named(step, batch.source, folder):
-                with precision(stage, encoder):
-                    metrics = objective.backward(encoder, batch, stage)
-                guard.check_batch(metrics, batch.source)
-                norm = distributed.reduce_gradients(optimizer, trained.values(), stage.max_grad_norm or math.inf)
-                check_finite(metrics["loss"], norm, guard.trained)
-                with guard.update(rate):
-                    optimizer.step()
-            optimizer.zero_grad()
-            log.step(step, batch, {**metrics, "grad_norm": norm}, rate)
+                metrics = _step(encoder, batch, stage, optimizer, guard, rate)
+            log.step(step, batch, metrics, rate)
             done = step + 1
             if done in stage.keep_checkpoints:
                 checkpoint.keep(folder, done, encoder)
@@ -115,6 +108,28 @@ def train(
     restore(encoder)
     facts = {"objective": stage.objective, "steps": done, "seed": seed, "begun": made_from, **measurements.facts(done)}
     checkpoint.finish(folder, encoder, parent, facts, keep_adapter)
+
+
+def _step(
+    encoder: Encoder,
+    batch: Batch,
+    stage: Stage,
+    optimizer: torch.optim.Optimizer | distributed.Zero,
+    guard: Guard,
+    rate: float,
+) -> dict[str, torch.Tensor]:
+    """The metrics of one step, after its gradient has moved the weights."""
+    with precision(stage, encoder):
+        metrics = OBJECTIVES[stage.objective].backward(encoder, batch, stage)
+    guard.check_batch(metrics, batch.source)
+    norm = distributed.reduce_gradients(optimizer, guard.trained.values(), stage.max_grad_norm or math.inf)
+    check_finite(metrics["loss"], norm, guard.trained)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with guard.update(rate):
+        optimizer.step()
+    optimizer.zero_grad()
+    return {**metrics, "grad_norm": norm}
 
 
 def precision(stage: Stage, encoder: Encoder) -> torch.autocast:
