@@ -67,7 +67,7 @@ def examine(
 
 def _compare_sources(recipe: Recipe, read: list[tuple[DataSource, SourceReport]]) -> None:
     """Add what is out of proportion between the sources of a stage."""
-    for number, stage in enumerate(recipe.stages):
+    for number, stage in recipe.training.items():
         members = [
             (source.spec.weight, examined) for source, examined in read if source.number == number and examined.rows
         ]

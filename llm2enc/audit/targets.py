@@ -60,7 +60,7 @@ def of_recipe(recipe: Recipe) -> list[DataSource]:
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
     return [
         DataSource(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number, _reads_pairs(stage))
-        for number, stage in enumerate(recipe.stages)
+        for number, stage in recipe.training.items()
         for spec in stage.data
     ]
 
@@ -75,7 +75,7 @@ def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> l
         view = _plain_view(model)
         return [DataSource(spec, "", Batching(BATCH_SIZE), view) for spec in specs]
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
-    stage = next(filter(_reads_pairs, recipe.stages), None)
+    stage = next(filter(_reads_pairs, recipe.training.values()), None)
     if stage is None:
         view = InputView(input_format, described=f"template and tokenizer of recipe {recipe.name}")
         return [DataSource(spec, "", Batching(BATCH_SIZE), view) for spec in specs]

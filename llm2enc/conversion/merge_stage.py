@@ -27,8 +27,8 @@ def check_merges(recipe: Recipe, out: Path, start: Encoder) -> None:
 
     start  the untrained encoder, which the encoders of other runs are compared with
     """
-    for index, stage in enumerate(recipe.stages):
-        if stage.trains or checkpoint.is_finished(stage_folder(recipe, index, out)):
+    for index, stage in recipe.merges.items():
+        if checkpoint.is_finished(stage_folder(recipe, index, out)):
             continue
         faults = wrong_arguments(
             [Path(f"{number}") for number in range(len(stage.of))], out, stage.method, _weights(stage),
@@ -49,8 +49,7 @@ def run_merge(recipe: Recipe, index: int, out: Path, encoder: Encoder) -> None:
 
     The main process merges, the others wait and read the result. Raises InputError for encoders that do not fit.
     """
-    stage, place = recipe.stages[index], stage_folder(recipe, index, out)
-    assert not stage.trains
+    stage, place = recipe.merges[index], stage_folder(recipe, index, out)
     parent, facts = encoder.weights_fingerprint(), {"objective": stage.objective, "begun": origin(encoder, stage)}
     if distributed.is_main():
         place.mkdir(exist_ok=True)
@@ -70,8 +69,7 @@ def run_merge(recipe: Recipe, index: int, out: Path, encoder: Encoder) -> None:
 
 def _merge(recipe: Recipe, index: int, out: Path, encoder: Encoder, folder: Path) -> MergeRecord:
     """How the encoder in `folder`/merged was made of the stage's ingredients."""
-    stage = recipe.stages[index]
-    assert not stage.trains
+    stage = recipe.merges[index]
     places = []
     for number, one in enumerate(stage.of):
         if one.encoder is not None:
@@ -99,8 +97,8 @@ def _rebuilt(recipe: Recipe, one: Ingredient, out: Path) -> Encoder:
     encoder = Encoder.from_recipe(recipe)
     for number, stage in enumerate(recipe.stages[: one.stage + 1]):
         place = stage_folder(recipe, number, out)
-        if number == one.stage and one.step is not None and stage.trains:
-            load_kept(place, one.step, encoder, stage, recipe.seed)
+        if number == one.stage and one.step is not None:
+            load_kept(place, one.step, encoder, recipe.training[number], recipe.seed)
         else:
             keep = number < one.stage and recipe.adapter_goes_on(number)
             checkpoint.load_finished(place, encoder, stage, recipe.seed, keep)

@@ -73,7 +73,7 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         with run_directory.opened(recipe, out, resume, overwrite):
             # A model that cannot be converted is refused before anything is written.
             encoder = Encoder.from_recipe(recipe)
-            check_stages(encoder, recipe.training)
+            check_stages(encoder, recipe.training.values())
             check_merges(recipe, out, encoder)
             run_directory.begin(recipe, out, overwrite)
             try:
@@ -124,10 +124,11 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
         keep = recipe.adapter_goes_on(index)
         if checkpoint.is_finished(place):
             checkpoint.load_finished(place, encoder, stage, recipe.seed, keep, origin(encoder, stage))
-        elif stage.trains:
-            train(encoder, stage, place, recipe.seed, recipe.tracking, keep, partial(evaluate, specs=recipe.evaluation))
-        else:
+        elif index in recipe.merges:
             run_merge(recipe, index, out, encoder)
+        else:
+            measure = partial(evaluate, specs=recipe.evaluation)
+            train(encoder, recipe.training[index], place, recipe.seed, recipe.tracking, keep, measure)
         history.measure(f"after {stage.objective}", encoder, started, key=place.name)
     parity: list[Parity] = []
     scores: dict[str, float] = {}

@@ -94,9 +94,10 @@ def _check(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
 
 def _result(recipe: Recipe) -> Recipe:
     """What the result depends on: where processes keep the weights may change within a run, and so may words about it."""
-    stages = (stage.model_copy(update={"strategy": "ddp"} if stage.trains else {}) for stage in recipe.stages)
+    alike = {number: stage.model_copy(update={"strategy": "ddp"}) for number, stage in recipe.training.items()}
+    stages = tuple((alike | recipe.merges)[number] for number in range(len(recipe.stages)))
     words = {"description": "", "family": "", "published": {}}
-    return recipe.model_copy(update={"stages": tuple(stages), **words})
+    return recipe.model_copy(update={"stages": stages, **words})
 
 
 def _wait_until_visible(path: Path, token: str) -> None:

@@ -121,9 +121,7 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     input_format, note = _input_format(recipe)
     notes = [text for text in (devices.note, published, note) if text]
     stages = []
-    for index, stage in enumerate(recipe.stages):
-        if not stage.trains:
-            continue
+    for index, stage in recipe.training.items():
         load = workloads.of_stage(stage, input_format.spec if input_format else recipe.input, input_format, recipe.seed)
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
         stages.append(_Planner(recipe, config, index, stage, load, devices).plan(share, speed))
@@ -137,8 +135,7 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
             f"{index}-{stage.objective}",
             exported * (sum(one.encoder is None for one in stage.of) + 1 + bool(stage.base_weight)),
         )
-        for index, stage in enumerate(recipe.stages)
-        if not stage.trains
+        for index, stage in recipe.merges.items()
     )
     moment = max([checkpoints, *(size for _, size in merges)])
     return Plan(

@@ -75,9 +75,7 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _merges_what_is_there(self) -> "Recipe":
-        for index, stage in enumerate(self.stages):
-            if stage.trains:
-                continue
+        for index, stage in self.merges.items():
             if stage.base_weight and self.head is not None:
                 raise ValueError(
                     f"stage {index} (merge) has `base_weight`, but the base has no head to mix this one with"
@@ -96,9 +94,14 @@ class Recipe(Strict):
         return self
 
     @property
-    def training(self) -> tuple[Stage, ...]:
-        """The stages that train."""
-        return tuple(stage for stage in self.stages if stage.trains)
+    def training(self) -> dict[int, Stage]:
+        """The stages that train, by number."""
+        return {number: stage for number, stage in enumerate(self.stages) if not isinstance(stage, MergeStage)}
+
+    @property
+    def merges(self) -> dict[int, MergeStage]:
+        """The others, by number."""
+        return {number: stage for number, stage in enumerate(self.stages) if isinstance(stage, MergeStage)}
 
     @property
     def input_lengths(self) -> dict[str, int]:

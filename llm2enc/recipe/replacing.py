@@ -30,9 +30,7 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
         said += f", model {model}"
     if data is not None:
         sources = [source.model_dump(mode="json") for source in sources_of(data)]
-        for number, stage in enumerate(recipe.stages):
-            if not stage.trains:
-                continue
+        for number, stage in recipe.training.items():
             pairs = stage.row == "pair"
             if pairs and any(".txt" in Path(source["path"]).suffixes for source in sources):
                 raise RecipeError(

@@ -40,7 +40,6 @@ def _lora_tag(value: Any) -> str:
 
 
 class BaseStage(Strict):
-    trains: ClassVar[Literal[True]] = True
     row: ClassVar[Literal["block", "text", "pair"]]
     """What a batch is made of: blocks of `block_tokens` tokens of joined texts, texts, or pairs."""
     causal: ClassVar[bool | None] = None
@@ -212,7 +211,6 @@ class MergeStage(Strict):
     """Several encoders become one: a model soup (arXiv 2203.05482), SLERP, or a mixture with the model that the run started
     from (LM-Cocktail, arXiv 2311.13534). Nothing trains; `llm2enc merge` does the same to finished directories."""
 
-    trains: ClassVar[Literal[False]] = False
     row: ClassVar[None] = None
     causal: ClassVar[None] = None
     data: ClassVar[tuple[()]] = ()
