@@ -104,7 +104,7 @@ def _for_tokenizer(recipe: Recipe) -> Recipe:
 
 def _check_score_names(recipe: Recipe) -> None:
     """InputError for a stage that keeps the best weights by a score that the recipe's evaluation does not give."""
-    asked = {f"stages.{n}.keep_best": stage.keep_best for n, stage in enumerate(recipe.stages) if stage.keep_best}
+    asked = {f"stages.{n}.keep_best": stage.keep_best for n, stage in recipe.training.items() if stage.keep_best}
     known = score_names(recipe.evaluation) if asked else []
     unknown = [f"{path} is {name!r}" for path, name in asked.items() if name not in known]
     if unknown:

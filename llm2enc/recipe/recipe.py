@@ -50,17 +50,17 @@ class Recipe(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        for stage in self.stages:
+        for stage in self.training.values():
             if stage.causal is False and self.model.attention == "causal":
                 raise ValueError(
                     f"an {stage.objective} stage needs `model.attention: bidirectional`: masked prediction looks ahead"
                 )
-        if self.head is not None and not any(stage.row in ("text", "pair") for stage in self.stages):
+        if self.head is not None and all(stage.row == "block" for stage in self.training.values()):
             raise ValueError(
                 "`head` is given, but no stage trains it, so that its weights would stay random; add a contrastive or "
                 "simcse stage, or leave it out"
             )
-        for index, stage in enumerate(self.stages):
+        for index, stage in self.training.items():
             if stage.evaluate_every is not None and not self.evaluation:
                 raise ValueError(
                     f"stage {index} ({stage.objective}) has `evaluate_every`, but the recipe has no `evaluation` to measure"
@@ -108,7 +108,7 @@ class Recipe(Strict):
         """The longest inputs in tokens that the model must take, by the field that asks for them."""
         blocks = {
             f"stages.{number}.block_tokens": cast("ClmStage | MntpStage", stage).block_tokens
-            for number, stage in enumerate(self.stages)
+            for number, stage in self.training.items()
             if stage.row == "block"
         }
         return {"input.max_tokens": self.input.max_tokens, **blocks}

@@ -211,15 +211,11 @@ class MergeStage(Strict):
     """Several encoders become one: a model soup (arXiv 2203.05482), SLERP, or a mixture with the model that the run started
     from (LM-Cocktail, arXiv 2311.13534). Nothing trains; `llm2enc merge` does the same to finished directories."""
 
-    row: ClassVar[None] = None
-    causal: ClassVar[None] = None
     data: ClassVar[tuple[()]] = ()
     trainable: ClassVar[Literal["full"]] = "full"
     """All weights become others, so there is no adapter to go on with."""
     lora: ClassVar[None] = None
     keep_checkpoints: ClassVar[tuple[()]] = ()
-    evaluate_every: ClassVar[None] = None
-    keep_best: ClassVar[None] = None
 
     objective: Literal["merge"]
     method: Literal["average", "slerp"] = "average"
