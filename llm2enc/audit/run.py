@@ -68,7 +68,7 @@ def examine(
 def _compare_sources(recipe: Recipe, read: list[tuple[DataSource, SourceReport]]) -> None:
     """Add what is out of proportion between the sources of a stage."""
     parts = {
-        (number, place): part for number, stage in enumerate(recipe.stages) for place, part in enumerate(stage.parts)
+        (number, place): part for number, stage in recipe.training.items() for place, part in enumerate(stage.parts)
     }
     for where, part in parts.items():
         members = [

@@ -62,7 +62,7 @@ def of_recipe(recipe: Recipe) -> list[DataSource]:
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
     return [
         DataSource(spec, stage.objective, *_of_stage(part, input_format, recipe.name), (number, place), part)
-        for number, stage in enumerate(recipe.stages)
+        for number, stage in recipe.training.items()
         for place, part in enumerate(stage.parts)
         for spec in part.data
     ]
@@ -78,7 +78,7 @@ def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> l
         view = _plain_view(model)
         return [DataSource(spec, "", Batching(BATCH_SIZE), view) for spec in specs]
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
-    stage = next(filter(_reads_pairs, (part for stage in recipe.stages for part in stage.parts)), None)
+    stage = next(filter(_reads_pairs, (part for stage in recipe.training.values() for part in stage.parts)), None)
     if stage is None:
         view = InputView(input_format, described=f"template and tokenizer of recipe {recipe.name}")
         return [DataSource(spec, "", Batching(BATCH_SIZE), view) for spec in specs]

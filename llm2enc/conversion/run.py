@@ -15,15 +15,17 @@ import logging
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llm2enc import distributed
 from llm2enc.artifact import METADATA_FILE, HistoryRow, read_metadata, write_generator
 from llm2enc.conversion import run_directory
+from llm2enc.conversion.merge_stage import check_merges, run_merge, stage_folder
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
-from llm2enc.evaluation import baselines, evaluate
+from llm2enc.evaluation import baselines, evaluate, score_names
 from llm2enc.model import choices, chosen, copy_notices, limits, load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.storage import add_path_to_oserror, recover, remove_stale, replace_text
@@ -67,11 +69,13 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         distributed.abort_with_peers("Finished stages and the last checkpoint are kept: go on with --resume"),
         add_path_to_oserror(out),
     ):
+        _check_score_names(recipe)
         recipe = _for_tokenizer(_from_one_source(recipe, out, resume))
         with run_directory.opened(recipe, out, resume, overwrite):
             # A model that cannot be converted is refused before anything is written.
             encoder = Encoder.from_recipe(recipe)
-            check_stages(encoder, recipe.stages)
+            check_stages(encoder, recipe.training.values())
+            check_merges(recipe, out, encoder)
             run_directory.begin(recipe, out, overwrite)
             try:
                 return _run(recipe, out, encoder)
@@ -99,6 +103,15 @@ def _for_tokenizer(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"input": for_tokenizer(recipe.input, tokenizer)})
 
 
+def _check_score_names(recipe: Recipe) -> None:
+    """InputError for a stage that keeps the best weights by a score that the recipe's evaluation does not give."""
+    asked = {f"stages.{n}.keep_best": stage.keep_best for n, stage in recipe.training.items() if stage.keep_best}
+    known = score_names(recipe.evaluation) if asked else []
+    unknown = [f"{path} is {name!r}" for path, name in asked.items() if name not in known]
+    if unknown:
+        raise InputError(f"{', '.join(unknown)}; the recipe's evaluation gives these scores: {', '.join(known)}")
+
+
 def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     """Everything that is not in `out` yet."""
     if distributed.is_main():
@@ -108,13 +121,16 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     for name, causal, pooling in _starting_points(recipe):
         history.measure(name, encoder.variant(causal=causal, pooling=pooling), time.perf_counter())
     for index, stage in enumerate(recipe.stages):
-        place = out / f"{index}-{stage.objective}"
+        place = stage_folder(recipe, index, out)
         started = time.perf_counter()
         keep = recipe.adapter_goes_on(index)
         if checkpoint.is_finished(place):
             checkpoint.load_finished(place, encoder, stage, recipe.seed, keep, origin(encoder, stage))
+        elif index in recipe.merges:
+            run_merge(recipe, index, out, encoder)
         else:
-            train(encoder, stage, place, recipe.seed, recipe.tracking, keep)
+            measure = partial(evaluate, specs=recipe.evaluation)
+            train(encoder, recipe.training[index], place, recipe.seed, recipe.tracking, keep, measure)
         history.measure(f"after {stage.objective}", encoder, started, key=place.name)
     encoder.head = encoder.kept_head  # what only trains is thrown away here
     parity: list[Parity] = []
@@ -150,8 +166,8 @@ def _tidy(recipe: Recipe, out: Path) -> None:
     remove_stale(out / "model")
     remove_stale(out / "generator")
     remove_stale(out / "history.json")
-    for index, stage in enumerate(recipe.stages):
-        checkpoint.tidy(out / f"{index}-{stage.objective}")
+    for index in range(len(recipe.stages)):
+        checkpoint.tidy(stage_folder(recipe, index, out))
 
 
 def training_free(model: str) -> Recipe:
@@ -227,7 +243,8 @@ class _History:
                 row["weights"] = self.weights
             else:  # the chain of parents: which weights the stage's adapter belongs to, and what it made of them
                 finished = json.loads((self.path.parent / key / "finished.json").read_text())
-                row |= {name: finished[name] for name in ("parent", "result", "adapter") if name in finished}
+                kept = ("parent", "result", "adapter", "measurements", "best", "merge")
+                row |= {name: finished[name] for name in kept if name in finished}
             self.rows.append(row)
             replace_text(self.path, json.dumps(self.rows, indent=1))
         distributed.barrier()

@@ -7,7 +7,7 @@ from llm2enc.evaluation.docstrings import docstring_tasks
 from llm2enc.evaluation.folders import find_tasks, read_task
 from llm2enc.evaluation.metrics import Vectors, cosine, cosines
 from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks
-from llm2enc.evaluation.run import baselines, evaluate
+from llm2enc.evaluation.run import baselines, evaluate, score_names
 from llm2enc.evaluation.scoring import score
 from llm2enc.evaluation.sources import gather, read_pairs_file
 from llm2enc.evaluation.suite import Measurement
@@ -64,5 +64,6 @@ __all__ = [
     "read_pairs_file",
     "read_task",
     "score",
+    "score_names",
     "suite",
 ]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm2enc.artifact import METADATA_FILE, card, read_metadata, write_json
 from llm2enc.errors import CannotExport, InputError, explained
-from llm2enc.recipe import LoraSpec, Recipe, load_recipe
+from llm2enc.recipe import LoraSpec, MergeStage, Recipe, load_recipe
 from llm2enc.storage import atomic_directory
 
 if TYPE_CHECKING:
@@ -74,12 +74,14 @@ def unsupported_reason(run: Path) -> str:
     unfinished = [folder.name for folder in folders if not (folder / "finished.json").is_file()]
     if unfinished:
         return f"{run} is not finished ({', '.join(unfinished)}); go on with it: llm2enc convert ... --resume"
-    own = [
-        (folder.name, stage) for folder, stage in zip(folders, recipe.stages, strict=True) if stage.trainable != "lora"
-    ]
+    own = {
+        folder.name: "all weights" if isinstance(stage, MergeStage) else stage.trains
+        for folder, stage in zip(folders, recipe.stages, strict=True)
+        if stage.trainable != "lora"
+    }
     if own:
-        trained = ", ".join(f"{name} trained {stage.trains}" for name, stage in own)
-        return f"{run}: {trained} of the model, which no low-rank adapter holds; share the model itself"
+        changed = ", ".join(f"{name} changed {part}" for name, part in own.items())
+        return f"{run}: {changed} of the model, which no low-rank adapter holds; share the model itself"
     bare = [str(folder) for folder in folders if not (folder / "adapter" / "adapter_model.safetensors").is_file()]
     if bare:
         return f"the adapter of {', '.join(bare)} is missing; train the stage again"

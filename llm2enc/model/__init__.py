@@ -19,6 +19,7 @@ from llm2enc.model.loading import (
 )
 from llm2enc.model.pooling import POOLERS, Pooler, pooled_edges
 from llm2enc.model.proof import TOLERANCE, Proof, installed, prove, proven, spot_check
+from llm2enc.model.shapes import published_config
 from llm2enc.model.sources import choices, chosen, copy_notices, is_here, resolve
 from llm2enc.model.vocabulary import check_config, with_rows
 from llm2enc.model.weights import check_tensors, load_model, tensor_shapes
@@ -55,6 +56,7 @@ __all__ = [
     "pooled_edges",
     "prove",
     "proven",
+    "published_config",
     "quiet",
     "resolve",
     "skeleton",

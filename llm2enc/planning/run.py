@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.model import Backbone, chosen, head_outline, is_here, load_tokenizer, skeleton
+from llm2enc.model import (
+    Backbone,
+    chosen,
+    head_outline,
+    is_here,
+    load_config,
+    load_tokenizer,
+    published_config,
+    skeleton,
+)
 from llm2enc.planning import workload as workloads
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, FakeProfiler
@@ -54,6 +63,8 @@ class StagePlan:
     whole_shard: bool
     """Whether a whole shard is no larger than that: a larger number would change nothing."""
     steps: int
+    measurements: int
+    """Of the recipe's evaluation within the stage; their time is not counted."""
     texts: int
     """Per step, over all processes; so are the tokens."""
     tokens: int
@@ -64,9 +75,9 @@ class StagePlan:
     """Of the devices' peak, assumed or measured."""
     seconds: float
     checkpoint: int
-    """Bytes on disk of a checkpoint."""
+    """Bytes on disk of a checkpoint, the best weights so far among it."""
     finished: int
-    """Bytes on disk of what the stage leaves."""
+    """Bytes on disk of what the stage leaves, its kept checkpoints among it."""
     remedies: tuple[str, ...]
     """What would make it fit, if it does not."""
 
@@ -84,8 +95,10 @@ class Plan:
     """Bytes fetched from a hub; 0 for a model that is here."""
     exported: int
     """Bytes of the finished directory."""
+    merges: tuple[tuple[str, int], ...]
+    """Each merge stage, and the bytes of the encoders that are there beside each other while it runs."""
     disk: int
-    """Bytes that are there at the worst moment: two checkpoints while one replaces the other."""
+    """Bytes that are there at the worst moment: two checkpoints while one replaces the other, or the encoders of a merge."""
     notes: tuple[str, ...]
 
     @property
@@ -110,21 +123,30 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     measured  folder of a run of this recipe on one such device: its tokens per second count instead of `share`
     raises    ValueError if the configuration cannot be had, or nothing was measured there
     """
-    recipe = recipe.model_copy(update={"model": chosen(recipe.model)})  # pyright: ignore[reportArgumentType]
-    model = _skeleton(recipe)  # without a configuration there is no use in looking for a tokenizer
+    # Without a configuration there is no use in looking for a tokenizer.
+    recipe, config, published = _configured(recipe)
+    model = skeleton(recipe.model, config)
     input_format, note = _input_format(recipe)
-    notes = [text for text in (devices.note, note) if text]
+    notes = [text for text in (devices.note, published, note) if text]
     stages = []
-    for index, stage in enumerate(recipe.stages):
+    for index, stage in recipe.training.items():
         spec = input_format.spec if input_format else recipe.input
         loads = [(part, workloads.of_stage(part, spec, input_format, recipe.seed)) for part in stage.parts]
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
-        stages.append(_Planner(recipe, index, stage, loads, devices).plan(share, speed))
+        stages.append(_Planner(recipe, config, index, stage, loads, devices).plan(share, speed))
     encoder = _encoder(recipe, Backbone(model, recipe.model.attention == "bidirectional"))
     here = recipe.model.weights == "random" or is_here(recipe.model.source)
     exported = _bytes(encoder.backbone.decoder) + (_bytes(encoder.head) if encoder.head else 0)
     download = 0 if here else _bytes(model)
     checkpoints = max((2 * stage.checkpoint for stage in stages), default=0)
+    merges = tuple(
+        (
+            f"{index}-{stage.objective}",
+            exported * (sum(one.encoder is None for one in stage.of) + 1 + bool(stage.base_weight)),
+        )
+        for index, stage in recipe.merges.items()
+    )
+    moment = max([checkpoints, *(size for _, size in merges)])
     return Plan(
         recipe=recipe.name,
         model=recipe.model.source,
@@ -133,7 +155,8 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
         stages=tuple(stages),
         download=download,
         exported=exported,
-        disk=download + exported + checkpoints + sum(stage.finished for stage in stages),
+        merges=merges,
+        disk=download + exported + moment + sum(stage.finished for stage in stages) + exported * len(merges),
         notes=tuple(notes),
     )
 
@@ -141,9 +164,17 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
 class _Planner:
     """One stage. The backbone is built anew: an adapter that goes on from stage to stage counts as a fresh one."""
 
-    def __init__(self, recipe: Recipe, index: int, stage: Stage, loads: list[tuple[Stage, Workload]], devices: Devices):
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: Any,
+        index: int,
+        stage: Stage,
+        loads: list[tuple[Stage, Workload]],
+        devices: Devices,
+    ):
         self.recipe, self.index, self.stage, self.loads, self.devices = recipe, index, stage, loads, devices
-        backbone = Backbone(_skeleton(recipe), recipe.model.attention == "bidirectional")
+        backbone = Backbone(skeleton(recipe.model, config), recipe.model.attention == "bidirectional")
         encoder = _encoder(recipe, backbone)
         # An adapter that goes on has the shape of the one before.
         shape = {"lora": recipe.adapter_of(index)} if stage.trainable == "lora" else {}
@@ -182,14 +213,15 @@ class _Planner:
             safe_micro_batch_tokens=safe,
             whole_shard=whole,
             steps=self.stage.steps,
+            measurements=-(-self.stage.steps // self.stage.evaluate_every) if self.stage.evaluate_every else 0,
             texts=sum(load.texts for _, load in self.loads),
             tokens=tokens,
             basis=" and ".join(load.basis for _, load in self.loads),
             flops=flops * self.stage.steps,
             share=share,
             seconds=busiest / (peak * share) * self.stage.steps,
-            checkpoint=3 * self.trained * 4,
-            finished=4 * self.trained,
+            checkpoint=(3 + (self.stage.keep_best is not None)) * self.trained * 4,
+            finished=4 * self.trained * (1 + len(self.stage.keep_checkpoints)),
             remedies=() if fits else tuple(self._remedies(safe)),
         )
 
@@ -282,15 +314,24 @@ def gib(size: float) -> str:
     return f"{size / 2**30:,.2f} GiB"
 
 
-def _skeleton(recipe: Recipe):
+def _configured(recipe: Recipe) -> tuple[Recipe, Any, str]:
+    """The recipe with one source of its model, that model's configuration, and a note if that is the published one."""
     try:
-        return skeleton(recipe.model)
-    except OSError as error:
+        spec = chosen(recipe.model)  # pyright: ignore[reportArgumentType]
+        return recipe.model_copy(update={"model": spec}), load_config(spec), ""
+    except (OSError, InputError) as error:
+        published = published_config(recipe.model)
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"no config.json for {recipe.model.source!r}: only that file is needed to plan, no weights. Give a directory "
-            f"with it, or the file itself: --set model.name=path/to/config.json ({reason})"
-        ) from None
+        if published is None and isinstance(error, InputError):
+            raise
+        if published is None:
+            raise InputError(
+                f"no config.json for {recipe.model.source!r}: only that file is needed to plan, no weights. Give a "
+                f"directory with it, or the file itself: --set model.name=path/to/config.json ({reason})"
+            ) from None
+    spec = recipe.model.model_copy(update={"package": None})
+    note = f"the config.json of {spec.source} cannot be reached, so its published numbers are used ({reason[:120]})"
+    return recipe.model_copy(update={"model": spec}), published, note
 
 
 def _encoder(recipe: Recipe, backbone: Backbone) -> Encoder:

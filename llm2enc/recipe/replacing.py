@@ -30,7 +30,7 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
         said += f", model {model}"
     if data is not None:
         sources = [source.model_dump(mode="json") for source in sources_of(data)]
-        for number, stage in enumerate(recipe.stages):
+        for number, stage in recipe.training.items():
             if stage.row == "dialogue":
                 continue
             pairs = stage.row in ("pair", "scored pair")
@@ -41,7 +41,7 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
             fields["stages"][number]["data"] = [source | {"view": None if pairs else "texts"} for source in sources]
         fields["input"]["prompts"] = {}
         said += f", data {data}"
-    return fields | {"description": said}
+    return fields | {"description": said, "published": {}}  # nobody has published this one
 
 
 def sources_of(path: str) -> list[FilesData | HubData]:

@@ -106,6 +106,15 @@ class BaseStage(Strict):
     """Longest input of this stage, where it differs from `input.max_tokens`."""
     save_every: PositiveInt = 200
     log_every: PositiveInt = 10
+    evaluate_every: PositiveInt | None = None
+    """Steps between measurements of the recipe's `evaluation` while the stage trains, the last step included; None: none
+    before the stage is done."""
+    keep_best: str | None = None
+    """A score of the evaluation, such as `docstrings/ndcg@10`: the stage ends with the weights that had the highest one."""
+    patience: PositiveInt | None = None
+    """Stop the stage after so many measurements in a row without a higher score."""
+    keep_checkpoints: tuple[PositiveInt, ...] = ()
+    """Steps after which the trained weights are stored and kept, for a merge stage."""
 
     @property
     def parts(self) -> "tuple[Stage, ...]":
@@ -132,6 +141,24 @@ class BaseStage(Strict):
             return f"the last {self.trainable.layers} layers"
         names = {"lora": "an adapter", "full": "all weights", "bias": "the biases", "embeddings": "the embeddings"}
         return names[self.trainable]
+
+    @model_validator(mode="after")
+    def _measured(self) -> "BaseStage":
+        if self.keep_best is not None and self.evaluate_every is None:
+            raise ValueError("`keep_best` needs measurements to choose from; set `evaluate_every`")
+        if self.patience is not None and self.keep_best is None:
+            raise ValueError("`patience` waits for a higher score, and none is named; set `keep_best` to one")
+        if (self.evaluate_every or 0) > self.steps:
+            raise ValueError(f"evaluate_every ({self.evaluate_every}) is longer than steps ({self.steps})")
+        late = [step for step in self.keep_checkpoints if step >= self.steps]
+        if late or len(set(self.keep_checkpoints)) < len(self.keep_checkpoints):
+            raise ValueError(
+                f"keep_checkpoints {list(self.keep_checkpoints)} must be different steps before the last one, {self.steps}, "
+                "whose weights are those of the finished stage"
+            )
+        if self.keep_checkpoints and self.patience is not None:
+            raise ValueError("`patience` may stop the stage before a step of `keep_checkpoints`; remove one of them")
+        return self
 
 
 class ClmStage(BaseStage):
@@ -302,3 +329,42 @@ Stage = Annotated[
     ClmStage | MntpStage | RetromaeStage | SimcseStage | ContrastiveStage | PairScoresStage | SftStage | GritStage,
     Field(discriminator="objective"),
 ]
+
+
+class Ingredient(Strict):
+    """Weights that go into a merge: of an earlier stage of the run, or of another encoder."""
+
+    stage: Annotated[int, Field(ge=0)] | None = None
+    """Number of an earlier stage, from 0: the weights that it ended with."""
+    step: PositiveInt | None = None
+    """One of that stage's `keep_checkpoints`: the weights after this step instead."""
+    encoder: str | None = None
+    """An exported encoder of the same base model, or the folder of its run."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Ingredient":
+        if (self.stage is None) == (self.encoder is None):
+            raise ValueError("give one of `stage`, the number of an earlier stage, and `encoder`, a directory")
+        if self.step is not None and self.stage is None:
+            raise ValueError("`step` is one of a stage's `keep_checkpoints`; give the number of that `stage` too")
+        return self
+
+
+class MergeStage(Strict):
+    """Several encoders become one: a model soup (arXiv 2203.05482), SLERP, or a mixture with the model that the run started
+    from (LM-Cocktail, arXiv 2311.13534). Nothing trains; `llm2enc merge` does the same to finished directories."""
+
+    data: ClassVar[tuple[()]] = ()
+    trainable: ClassVar[Literal["full"]] = "full"
+    """All weights become others, so there is no adapter to go on with."""
+    lora: ClassVar[None] = None
+    keep_checkpoints: ClassVar[tuple[()]] = ()
+
+    objective: Literal["merge"]
+    method: Literal["average", "slerp"] = "average"
+    """`slerp`: along the arc, one ingredient after another, tensor by tensor."""
+    of: Annotated[tuple[Ingredient, ...], Field(min_length=1)]
+    weights: tuple[float, ...] | None = None
+    """One per ingredient, equal by default; only their ratios count."""
+    base_weight: Rate = 0.0
+    """Share that the model which the run started from has in the result."""

@@ -11,14 +11,14 @@ from llm2enc import distributed
 from llm2enc.data import content_digest, source_name
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.recipe import Stage
+from llm2enc.recipe import MergeStage, Stage
 from llm2enc.training.objectives import OBJECTIVES
 from llm2enc.training.teachers import teacher_digest
 
 _log = logging.getLogger(__name__)
 
 
-def origin(encoder: Encoder, stage: Stage) -> dict[str, str]:
+def origin(encoder: Encoder, stage: Stage | MergeStage) -> dict[str, str]:
     """Digests of the input template, of the tokenizer and of each data source and teacher of a stage, by names for messages.
 
     The bytes of files count, not their time stamps. What cannot be had is left out, with a warning.
@@ -27,12 +27,13 @@ def origin(encoder: Encoder, stage: Stage) -> dict[str, str]:
     if distributed.is_main():
         template, *tokenizer = json.loads(encoder.input_format.identity())
         found = {"input template": _digest(template), "tokenizer": _digest(tokenizer)}
-        specs = [spec for part in stage.parts for spec in part.data]
+        parts = () if isinstance(stage, MergeStage) else stage.parts
+        specs = [spec for part in parts for spec in part.data]
         contents: dict[str, Callable[[], str]] = {
             f"data source {number} ({source_name(spec)})": partial(content_digest, spec)
             for number, spec in enumerate(specs)
         }
-        for spec in OBJECTIVES[stage.objective].teachers(stage):
+        for spec in (spec for part in parts for spec in OBJECTIVES[part.objective].teachers(part)):
             contents[f"teacher {spec.model}"] = partial(teacher_digest, spec)
         for name, digest in contents.items():
             try:

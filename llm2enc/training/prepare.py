@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -10,7 +11,7 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.model import Backbone
 from llm2enc.recipe import LoraSpec, Stage
-from llm2enc.training.checkpoint import put_adapter
+from llm2enc.training.checkpoint import put_adapter, put_kept
 from llm2enc.training.microbatch import idle
 from llm2enc.training.objectives import OBJECTIVES
 from llm2enc.training.teachers import Teachers
@@ -36,16 +37,34 @@ def prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
 
     raises  ValueError as `prepare_backbone`, or for layers that cannot be spread
     """
-    prepare_backbone(encoder.backbone, stage, seed)
-    if encoder.head is not None:
-        encoder.head.requires_grad_(OBJECTIVES[stage.objective].compares_vectors)
+    _prepare_alone(encoder, stage, seed)
     encoder.train()  # and not its backbone alone: `evaluating` goes back to the encoder's mode
     if distributed.world_size() > 1 and (stage.strategy == "fsdp" or distributed.wants_fsdp()):
         encoder.backbone.shard()
 
 
+def load_kept(folder: Path, step: int, encoder: Encoder, stage: Stage, seed: int) -> None:
+    """Bring the encoder, which has the weights that the stage of `folder` started from, to those kept after `step` steps.
+
+    raises  InputError if they were not kept, or do not belong to this encoder
+    """
+    _prepare_alone(encoder, stage, seed)
+    put_kept(folder, step, encoder)
+    if encoder.backbone.has_adapter:
+        encoder.backbone.merge_lora()
+    encoder.requires_grad_(False)
+    restore(encoder)
+
+
+def _prepare_alone(encoder: Encoder, stage: Stage, seed: int) -> None:
+    """What `prepare` does on one process."""
+    prepare_backbone(encoder.backbone, stage, seed)
+    if encoder.head is not None:
+        encoder.head.requires_grad_(OBJECTIVES[stage.objective].compares_vectors)
+
+
 def prepare_backbone(backbone: Backbone, stage: Stage, seed: int) -> None:
-    """What `prepare` does on one process; the planner does it to a model without weights.
+    """What `prepare` does to the backbone on one process.
 
     seed    of a fresh adapter
     raises  ValueError for a stage that the model cannot train

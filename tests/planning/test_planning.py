@@ -13,14 +13,15 @@ from typer.testing import CliRunner
 
 from llm2enc.cli.app import app
 from llm2enc.encoding import Encoder
+from llm2enc.errors import InputError
 from llm2enc.model import Backbone, fresh_head, skeleton
-from llm2enc.planning import parse, plan
+from llm2enc.planning import parse, plan, report
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, FakeProfiler, StepConfig
 from llm2enc.planning.measured import tokens_per_second
 from llm2enc.planning.memory import sizes
 from llm2enc.planning.workload import Workload, of_stage
-from llm2enc.recipe import LoraSpec, ModelSpec, ProjectionSpec, load_recipe
+from llm2enc.recipe import LoraSpec, ModelSpec, ProjectionSpec, load_recipe, recipe_names
 from llm2enc.text import Tokens
 from llm2enc.training import checkpoint, prepare
 from tests.support.builders import make_backbone, make_encoder, pairs_file
@@ -253,13 +254,58 @@ def test_a_large_model_is_planned_without_its_weights(tmp_path: Path) -> None:
 
 
 def test_no_configuration_is_an_error_that_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm2enc.planning.run.skeleton", _offline)
+    monkeypatch.setattr("llm2enc.planning.run.load_config", _offline)
     with pytest.raises(ValueError, match=r"only that file is needed.*model.name=path/to/config.json"):
         plan(recipe_of(Path("nobody/nothing"), [stage()]), ONE)
 
 
 def _offline(spec: ModelSpec):
     raise OSError("no network")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_planned_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its first two layers, which takes the same way as all of them and a fraction of the time."""
+    recipe = load_recipe(name, ["model.layers=2"])
+    if recipe.model.name != "pocket":
+        monkeypatch.setattr("llm2enc.planning.run.load_config", _offline)
+        monkeypatch.setattr("llm2enc.planning.run.load_tokenizer", _offline)
+        monkeypatch.setattr("llm2enc.planning.run.chosen", lambda spec: spec.model_copy(update={"package": None}))
+    found = plan(recipe, parse("8xh100-80gb"))
+    assert len(found.stages) == len(recipe.training) and found.parameters > 1e6
+    used = [note for note in found.notes if "cannot be reached, so its published numbers are used (no network)" in note]
+    assert len(used) == (recipe.model.name != "pocket")
+
+
+def test_a_package_that_is_not_there_is_no_obstacle_to_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(spec: ModelSpec):
+        raise InputError("cannot be reached, and the package is not installed")
+
+    monkeypatch.setattr("llm2enc.planning.run.chosen", nowhere)
+    monkeypatch.setattr("llm2enc.planning.run.load_tokenizer", _offline)
+    found = plan(load_recipe("smollm2-135m", ["model.layers=2", "stages=[]"]), ONE)
+    assert found.model == "HuggingFaceTB/SmolLM2-135M-Instruct" and "published numbers are used" in found.notes[0]
+    with pytest.raises(InputError, match="not installed"):
+        plan(load_recipe("smollm2-135m", ["model.name=nobody/nothing", "stages=[]"]), ONE)
+
+
+def test_a_plan_knows_what_is_measured_kept_and_merged(tmp_path: Path) -> None:
+    folder = folder_of(make_backbone().model.config, tmp_path)
+    fields = stage(steps=10, evaluate_every=4, keep_best="docstrings/ndcg@10", keep_checkpoints=[2, 5])
+    merge = {"objective": "merge", "of": [{"stage": 0, "step": 2}, {"stage": 0}, {"encoder": "x"}], "base_weight": 0.5}
+    evaluation = {"evaluation": [{"kind": "docstrings"}]}
+    plain, more = (
+        plan(load_recipe({**recipe_of(folder, []).model_dump(mode="json"), **evaluation, "stages": stages}), ONE)
+        for stages in ([stage(steps=10)], [fields, merge])
+    )
+    (one,), (other,) = plain.stages, more.stages
+    assert (one.measurements, other.measurements) == (0, 3)  # after steps 4, 8 and 10
+    assert other.checkpoint == one.checkpoint * 4 // 3 and other.finished == 3 * one.finished
+    assert more.merges == (("1-merge", 4 * more.exported),)  # two of this run, the base, the result
+    most = max(2 * other.checkpoint, 4 * more.exported)
+    assert more.disk == more.exported + most + other.finished + more.exported
+    assert "measured within the stage" in dict(row[:2] for row in report.rows(more.stages, False))
+    assert any("1-merge" in line for line in report.lines(more))
 
 
 # ------------------------------------------------------------------------------------------------------------- the rest

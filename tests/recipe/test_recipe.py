@@ -120,6 +120,23 @@ def test_shipped_names() -> None:
     assert list(TEMPLATES) == NAMES
 
 
+def test_every_shipped_recipe_has_a_family_and_published_scores_have_their_source() -> None:
+    for name in NAMES:
+        recipe = load_recipe(name)
+        assert recipe.family, name
+        lines = (Path(__file__).parents[2] / "recipes" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        written = [line for line in lines if line.startswith("published:")]
+        assert len(written) == bool(recipe.published) and all("  # [" in line for line in written), name
+
+
+def test_a_published_score_is_in_points_and_belongs_to_the_recipes_own_model() -> None:
+    assert load_recipe("mistral-7b").published == {"MTEB": 64.80}
+    assert load_recipe("mistral-7b", model="other/model").published == {}
+    assert load_recipe("mistral-7b", data="mine.jsonl").published == {}
+    assert "published.MTEB" in fault("mistral-7b", "published.MTEB=0.648")
+    assert "family" in fault("mistral-7b", f"family={'long ' * 6}")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_round_trip(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
@@ -502,6 +519,28 @@ def test_overrides_reach_every_kind_of_place() -> None:
     assert recipe.tracking.wandb is True
     assert recipe.input.prompts["sts"] == "Retrieve semantically similar text"
     assert mntp.data[0].revision is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (["keep_best=docstrings/ndcg@10"], "`keep_best` needs measurements to choose from; set `evaluate_every`"),
+        (["evaluate_every=1", "patience=2"], "`patience` waits for a higher score, and none is named; set `keep_best`"),
+        (["evaluate_every=3"], "evaluate_every (3) is longer than steps (2)"),
+        (["keep_checkpoints=[1, 2]"], "must be different steps before the last one, 2"),
+        (["keep_checkpoints=[1, 1]"], "must be different steps before the last one, 2"),
+        (
+            ["evaluate_every=1", "keep_best=x", "patience=1", "keep_checkpoints=[1]"],
+            "`patience` may stop the stage before a step of `keep_checkpoints`",
+        ),
+        (["evaluate_every=1"], "has `evaluate_every`, but the recipe has no `evaluation` to measure"),
+    ],
+)
+def test_measurements_within_a_stage_that_mean_nothing_are_refused(fields: list[str], said: str) -> None:
+    data = small()
+    for name, value in (field.split("=") for field in fields):
+        data["stages"][1][name] = yaml.safe_load(value)
+    assert said in fault(data)
 
 
 def test_overriding_one_stage_leaves_the_others() -> None:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from llm2enc.recipe import InputSpec, ModelSpec, Part, Recipe, SimcseLossSpec
+from llm2enc.recipe import Ingredient, InputSpec, ModelSpec, Part, Recipe, SimcseLossSpec
 
 TIMES = int(os.environ.get("LLM2ENC_FUZZ", "1"))
 
@@ -196,6 +196,13 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
             data["lora"] = None
         for source in data["data"] if data["objective"] != "contrastive" else ():
             source.pop("unique_ids", None)
+        measured = data["evaluate_every"] = min(data.get("evaluate_every") or 0, data["steps"]) or None
+        best = data["keep_best"] = data.get("keep_best") if measured else None
+        data["patience"] = None if best is None else data.get("patience")
+        kept = sorted({step for step in data.get("keep_checkpoints", []) if step < data["steps"]})
+        data["keep_checkpoints"] = [] if data["patience"] else kept
+    if model is Ingredient:
+        data = {"encoder": data.get("encoder") or "runs/other"}
     if model is ModelSpec:
         data["name"] = data.get("name") or "m"
         if data.get("gguf") is not None:
@@ -210,10 +217,16 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         for before, stage in zip(
             [{"trainable": "full"}, *data.get("stages", [])], data.get("stages", []), strict=False
         ):
-            if stage.get("lora") == "continue" and before.get("trainable", "lora") != "lora":
+            if stage.get("lora") == "continue" and (before.get("trainable", "lora") != "lora" or "of" in before):
                 stage["lora"] = None
-        if all(stage["objective"] in ("clm", "mntp") for stage in data.get("stages", [])):
+        if all(stage["objective"] in ("clm", "mntp", "merge") for stage in data.get("stages", [])):
             data.pop("head", None)
+        for stage in data.get("stages", []):
+            if stage.get("base_weight"):
+                data.pop("head", None)
+            if not data.get("evaluation"):
+                for name in ("evaluate_every", "keep_best", "patience"):
+                    stage.pop(name, None)
     return data
 
 
