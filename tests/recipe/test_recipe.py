@@ -15,24 +15,11 @@ from pydantic import ValidationError
 from llm2enc.errors import RecipeError
 from llm2enc.recipe import Part, load_recipe, recipe_names
 
-NAMES = [
-    "echo-mistral-7b",
-    "gemma-2-9b",
-    "gemma-3-270m",
-    "llama-2-7b",
-    "llama-3-8b",
-    "llm2vec",
-    "mistral-7b",
-    "pocket",
-    "pocket-echo",
-    "qwen2.5-7b",
-    "qwen3-0.6b",
-    "qwen3-8b",
-    "sheared-llama-1.3b",
-    "smollm2-135m",
-]
 SMALL = ["gemma-3-270m", "pocket", "smollm2-135m"]  # values for minutes on a CPU, ours
-LLM2VEC = [name for name in NAMES if "echo" not in name and name not in SMALL]
+LLM2VEC = [
+    *("gemma-2-9b", "llama-2-7b", "llama-3-8b", "llm2vec", "mistral-7b"),
+    *("qwen2.5-7b", "qwen3-0.6b", "qwen3-8b", "sheared-llama-1.3b"),
+]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # File of the Echo release -> instruction of its queries, as in LLM2Vec's code (llm2vec/dataset/E5Data.py).
@@ -61,22 +48,66 @@ QWEN = ("<|im_start|>user\nI;{ }{T}{<|im_end|>}", "<|im_start|>user\n{T}{<|im_en
 GEMMA = ("<bos><start_of_turn>user\nI;{ }{T}{<end_of_turn>}", "<bos><start_of_turn>user\n{T}{<end_of_turn>}")
 HEADER = "<bos><|start_header_id|>user<|end_header_id|>\n\n"
 ECHO = ("<bos>Instruct:I,\nQuery:T\nQuery again:{T}{<eos>}", "<bos>Document:T\nDocument again:{T}{<eos>}")
+E5_MISTRAL = ("<bos?>Instruct: I\nQuery: T{<eos>}", "<bos?>T{<eos>}")
+OPEN = ("<bos?>I;{ }{T}{<eos?>}", "<bos?>{T}{<eos?>}")
+BARE = ("{<bos?>}{T}{<eos?>}", "{<bos?>}{T}{<eos?>}")
+CLS = ("{<eos>}T", "{<eos>}T")
 TEMPLATES = {
+    "2dmse": BARE,
+    "bge": ("{<eos>}Represent this sentence for searching relevant passages: T", "{<eos>}T"),
+    "bge-en-icl": ("<bos?>EXAMPLES<instruct>I\n<query>T\n<response>{<eos>}", "<bos?>T{<eos>}"),
+    "cpt-text": ("[T]{<eos>}", "{T}{<eos>}"),
+    "dpr": ("{<eos>}T", "{<eos>}TITLE<eos?>T"),
+    "e5": ("{<bos?>}{query: }{T}{<eos?>}", "{<bos?>}{passage: }{T}{<eos?>}"),
+    "e5-mistral": E5_MISTRAL,
+    "echo-mean-mistral-7b": (
+        "<bos>Instruct:I,\nQuery:T\nQuery again:{T}{<eos>}",
+        "<bos>Document:T\nDocument again:{T}{<eos>}",
+    ),
     "echo-mistral-7b": ECHO,
+    "embeddinggemma": ("{<bos?>}{task: }{I}{ | query: }{T}{<eos?>}", "{<bos?>}{title: }{TITLE}{ | text: }{T}{<eos?>}"),
+    "gecko": ("{<bos?>}{task: }{I}{ | query: }{T}{<eos?>}", "{<bos?>}{title: }{TITLE}{ | text: }{T}{<eos?>}"),
+    "gemini-embedding": ("{<bos?>}{task: }{I}{ | query: }{T}{<eos?>}", "{<bos?>}{T}{<eos?>}"),
     "gemma-2-9b": GEMMA,
     "gemma-3-270m": ("{<bos>}{I}{: }{T}", "{<bos>}{T}"),
+    "gistembed": CLS,
+    "grit": ("<bos?><|user|>\nI\n<|embed|>\n{T}", "<bos?><|embed|>\n{T}"),
+    "gte": BARE,
+    "gte-qwen2": E5_MISTRAL,
+    "jina-v3": (
+        "{<bos?>}{Represent the query for retrieving evidence documents: }{T}{<eos?>}",
+        "{<bos?>}{Represent the document for retrieval: }{T}{<eos?>}",
+    ),
+    "kalm-v2": ("{<bos?>}{Instruct: }{I}{ \n Query: }{T}", "{<bos?>}{T}"),
     "llama-2-7b": INST,
     "llama-3-8b": (HEADER + "I;{ }{T}{<|eot_id|>}", HEADER + "{T}{<|eot_id|>}"),
-    "llm2vec": ("<bos?>I;{ }{T}{<eos?>}", "<bos?>{T}{<eos?>}"),
+    "llama-embed-nemotron": ("{<bos?>}{Instruct: }{I}{\nQuery: }{T}", "{<bos?>}{T}"),
+    "llm2vec": OPEN,
+    "llm2vec-simcse": OPEN,
+    "llm2vec-supervised": OPEN,
+    "llm2vec-unsupervised": OPEN,
+    "matryoshka": BARE,
     "mistral-7b": INST,
+    "multilingual-e5-instruct": ("{<bos?>}{Instruct: }{I}{\nQuery: }{T}{<eos?>}", "{<bos?>}{T}{<eos?>}"),
+    "nv-embed": ("<bos?>Instruct: I\nQuery: {T}{<eos>}", "{<bos?>}{T}{<eos>}"),
+    "nv-retriever": ("<bos?>I: {T}{<eos?>}", "{<bos?>}{T}{<eos?>}"),
     "pocket": ("{<bos>}{I}{: }{T}{<eos>}", "{<bos>}{T}{<eos>}"),
     "pocket-echo": ECHO,
+    "promptagator": BARE,
     "qwen2.5-7b": QWEN,
     "qwen3-0.6b": QWEN,
     "qwen3-8b": QWEN,
+    "qwen3-embedding": ("<bos?>Instruct: I\nQuery:T{<eos>}", "<bos?>T{<eos>}"),
+    "repllama": ("<bos?>Query: T{<eos>}", "<bos?>Passage: T{<eos>}"),
+    "sfr-mistral": E5_MISTRAL,
+    "sgpt": ("{[}{T}{]}", "{{}{T}{}}"),
+    "sgpt-nli": ("{T}", "{T}"),
     "sheared-llama-1.3b": ("<bos>I;{ }{T}", "<bos>{T}"),
+    "simcse": CLS,
+    "simcse-supervised": CLS,
     "smollm2-135m": ("{I}{: }{T}", "{T}"),
 }
+NAMES = list(TEMPLATES)
 
 
 def small() -> dict[str, Any]:
@@ -105,8 +136,8 @@ def written(template: tuple[Part, ...]) -> str:
     """A template in the notation of TEMPLATES."""
     text = ""
     for part in template:
-        slot = {"instruction": "I", "text": "T"}.get(part.slot or "")
-        piece = slot or part.literal or f"<{part.special}{'?' if part.when else ''}>"
+        slot = {"instruction": "I", "text": "T", "title": "TITLE", "examples": "EXAMPLES"}.get(part.slot or "")
+        piece = slot or part.literal or part.token or f"<{part.special}{'?' if part.when else ''}>"
         text += f"{{{piece}}}" if part.pool else piece
     return text
 
@@ -117,7 +148,23 @@ def written(template: tuple[Part, ...]) -> str:
 def test_shipped_names() -> None:
     assert recipe_names() == NAMES
     assert [load_recipe(name).name for name in NAMES] == NAMES
-    assert list(TEMPLATES) == NAMES
+
+
+def test_every_shipped_recipe_has_a_family_and_published_scores_have_their_source() -> None:
+    for name in NAMES:
+        recipe = load_recipe(name)
+        assert recipe.family, name
+        lines = (Path(__file__).parents[2] / "recipes" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        written = [line for line in lines if line.startswith("published:")]
+        assert len(written) == bool(recipe.published) and all("  # [" in line for line in written), name
+
+
+def test_a_published_score_is_in_points_and_belongs_to_the_recipes_own_model() -> None:
+    assert load_recipe("mistral-7b").published == {"MTEB": 64.80}
+    assert load_recipe("mistral-7b", model="other/model").published == {}
+    assert load_recipe("mistral-7b", data="mine.jsonl").published == {}
+    assert "published.MTEB" in fault("mistral-7b", "published.MTEB=0.648")
+    assert "family" in fault("mistral-7b", f"family={'long ' * 6}")
 
 
 def test_every_shipped_recipe_has_a_family_and_published_scores_have_their_source() -> None:
@@ -244,17 +291,21 @@ def test_a_shipped_collection_is_known_by_its_name() -> None:
 
 def test_no_shipped_recipe_repeats_a_collection() -> None:
     folder = Path(__file__).parents[2] / "recipes"
-    (collection,) = (folder / "data").glob("*.yaml")
-    paths = [source["path"] for source in yaml.safe_load(collection.read_text())["data"]]
-    assert len(paths) == 14
+    collections = [yaml.safe_load(path.read_text())["data"] for path in (folder / "data").glob("*.yaml")]
+    long = [source["path"] for sources in collections for source in sources if len(sources) > 1]
+    assert len(long) == 14 + 12 + 6
     for path in folder.glob("*.yaml"):
-        assert not [source for source in paths if source in path.read_text()], path.name
+        assert not [source for source in long if source in path.read_text()], path.name
 
 
 @pytest.mark.parametrize(
     ("text", "given", "said"),
     [
-        ("data: []", {"collection": "no-such"}, "no data collection 'no-such': .* shipped names: e5-public"),
+        (
+            "data: []",
+            {"collection": "no-such"},
+            "no data collection 'no-such': .* shipped names: bge-classes, e5-public",
+        ),
         ("data: []", {"weight": 2}, "nothing besides .* copy its file, or set the field by its place"),
         ("data: []\nname: x", {}, "is no data collection: it must hold `data:`, a list of sources"),
         ("- kind: files", {}, "is no data collection"),
