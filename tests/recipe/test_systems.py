@@ -34,9 +34,15 @@ def rows() -> Iterator[tuple[str, ...]]:
         scores = [f"{benchmark} {score:g}" for benchmark, score in recipe.published.items()]
         yield (
             f"`{recipe.name}`", recipe.model.source, ", ".join(reads), " → ".join(stages),
-            ", ".join(flat(losses[-1].model_dump(mode="json", exclude_defaults=True) if losses else {})),
+            ", ".join(flat(changed(losses[-1]) if losses else {})),
             ", ".join(scores),
         )  # fmt: skip
+
+
+def changed(loss: Any) -> dict[str, Any]:
+    """What a loss sets, and its temperature whatever it is."""
+    always = {"temperature": loss.temperature} if hasattr(loss, "temperature") else {}
+    return always | loss.model_dump(mode="json", exclude_defaults=True)
 
 
 def size(stage: Any) -> str:
