@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ import torch
 from llm2enc.data import Pair, RowBatch
 from llm2enc.recipe import load_recipe, recipe_names
 from llm2enc.text import InputFormat
+from llm2enc.training import Teachers
 from llm2enc.training.objectives import contrastive, terms
+from llm2enc.training.teachers import Lesson
 from tests.support.builders import INPUT, make_tokenizer
 
 NAMES = recipe_names()
@@ -142,12 +145,14 @@ def value(
     changes: tuple[str, ...] = (),
     source: int = 0,
     term: str | None = "contrastive",
+    guide: torch.Tensor | None = None,
 ) -> float:
     """The loss that a stage of the recipe has of vectors (B, D), one hard negative a row or none.
 
     changes  to the stage's loss, as overrides; vectors of two numbers have no narrower ones, so there is no matryoshka
     source   whose rows they are, of the stage's data
     term     of the loss; None: all of them
+    guide    vectors that a guide has of the texts, row by row
     """
     index = stage % len(load_recipe(name).stages)
     cut = [f"stages.{index}.loss.matryoshka=null"] if load_recipe(name).stages[index].loss.matryoshka else []
@@ -156,8 +161,11 @@ def value(
     texts = [pair(row, negatives is not None) for row in range(len(queries))]
     batch = RowBatch(0, texts, "rows", spec.data[source].in_batch_negatives)
     made = contrastive.collate(batch, spec, InputFormat(INPUT, make_tokenizer()), seed=0)
+    if guide is not None:
+        made = replace(made, lessons={spec.loss.masks.guide.teacher: Lesson(torch.empty(0), guide)})
     documents = positives if negatives is None else torch.stack([positives, negatives], 1).flatten(0, 1)
-    encoder = SimpleNamespace(device=torch.device("cpu"), normalize=False)
+    encoder = SimpleNamespace(device=torch.device("cpu"), normalize=False, dimensions=2)
+    encoder.auxiliary = contrastive.auxiliary(encoder, spec, Teachers(()), 0)
     parts = contrastive.terms(encoder, made)
     return sum(float(part(queries, documents)) for part_name, part in parts.items() if term in (None, part_name))
 
@@ -267,6 +275,19 @@ def test_kalms_widths_and_gemmas() -> None:
 def test_gemma_spreads_queries_and_positives() -> None:
     spread = value("embeddinggemma", QUERIES, POSITIVES, NEGATIVES, 1, HALF, term="spread_out")
     assert spread == pytest.approx(0.606927, abs=2e-6)
+
+
+def test_a_guide_hides_what_it_finds_closer_than_the_positive() -> None:
+    angles = unit(0, 30, 100), unit(20, 40, 105), unit(10, 75, 150)
+    toy = QUERIES, POSITIVES, NEGATIVES
+    guide = torch.stack(angles, 1).flatten(0, 1)
+    assert value("gistembed", *toy, 0, HALF, guide=guide) == pytest.approx(1.433494, abs=2e-6)
+    # A guide to which all texts are alike hides none: three positives, three negatives, two queries, two positives again.
+    same = unit(30, 30, 30)
+    assert value("gistembed", same, same, same, 0, HALF, guide=unit(*[5] * 9)) == pytest.approx(math.log(10))
+    assert value("gistembed", *toy, 0, HALF, guide=unit(*[5] * 9)) == pytest.approx(
+        value("gistembed", *toy, 0, (*HALF, "masks.guide=null"))
+    )
 
 
 def test_e5_imitates_the_teacher() -> None:
