@@ -54,6 +54,8 @@ BARE = ("{<bos?>}{T}{<eos?>}", "{<bos?>}{T}{<eos?>}")
 CLS = ("{<eos>}T", "{<eos>}T")
 TEMPLATES = {
     "2dmse": BARE,
+    "angle": CLS,
+    "angle-llama": ('<bos?>Summarize sentence "T{" in one word:"}', '<bos?>Summarize sentence "T{" in one word:"}'),
     "bge": ("{<eos>}Represent this sentence for searching relevant passages: T", "{<eos>}T"),
     "bge-en-icl": ("<bos?>EXAMPLES<instruct>I\n<query>T\n<response>{<eos>}", "<bos?>T{<eos>}"),
     "cpt-text": ("[T]{<eos>}", "{T}{<eos>}"),
@@ -66,6 +68,7 @@ TEMPLATES = {
     ),
     "echo-mistral-7b": ECHO,
     "embeddinggemma": ("{<bos?>}{task: }{I}{ | query: }{T}{<eos?>}", "{<bos?>}{title: }{TITLE}{ | text: }{T}{<eos?>}"),
+    "ese": CLS,
     "gecko": ("{<bos?>}{task: }{I}{ | query: }{T}{<eos?>}", "{<bos?>}{title: }{TITLE}{ | text: }{T}{<eos?>}"),
     "gemini-embedding": ("{<bos?>}{task: }{I}{ | query: }{T}{<eos?>}", "{<bos?>}{T}{<eos?>}"),
     "gemma-2-9b": GEMMA,
@@ -99,6 +102,10 @@ TEMPLATES = {
     "qwen3-8b": QWEN,
     "qwen3-embedding": ("<bos?>Instruct: I\nQuery:T{<eos>}", "<bos?>T{<eos>}"),
     "repllama": ("<bos?>Query: T{<eos>}", "<bos?>Passage: T{<eos>}"),
+    "sbert-contrastive": BARE,
+    "sbert-nli": BARE,
+    "sbert-sts": BARE,
+    "sbert-triplet": BARE,
     "sfr-mistral": E5_MISTRAL,
     "sgpt": ("{[}{T}{]}", "{{}{T}{}}"),
     "sgpt-nli": ("{T}", "{T}"),
@@ -521,7 +528,7 @@ def test_documents_have_no_instruction() -> None:
     data["input"]["query"] = parts
     load_recipe(data)
     data["input"]["document"] = parts
-    assert "document template cannot have an instruction slot" in fault(data)
+    assert "document template cannot have an instruction or examples slot" in fault(data)
 
 
 # ----------------------------------------------------------------------------------------------------------- overrides

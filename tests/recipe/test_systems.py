@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,7 +117,7 @@ def test_llm2vecs_published_chains_are_parts_of_the_whole() -> None:
     assert chains["unsupervised"].stages == (mntp, simcse)
     assert chains["supervised"].stages == (mntp, supervised)
     assert chains["simcse"].stages == (mntp, simcse, supervised.model_copy(update={"lora": "continue"}))
-    assert {chain.input for chain in chains.values()} == {load_recipe("llm2vec").input}
+    assert all(chain.input == load_recipe("llm2vec").input for chain in chains.values())
 
 
 # -------------------------------------------------------------------------------------------------------------- losses
@@ -124,8 +125,8 @@ def test_llm2vecs_published_chains_are_parts_of_the_whole() -> None:
 
 def unit(*angles: float) -> torch.Tensor:
     """Unit vectors (n, 2) at angles in degrees."""
-    radians = torch.tensor(angles, dtype=torch.float64).deg2rad()
-    return torch.stack([radians.cos(), radians.sin()], 1)
+    radians = np.deg2rad(np.array(angles, dtype=float))  # numpy's rounding: the guide's number has a tie
+    return torch.from_numpy(np.stack([np.cos(radians), np.sin(radians)], 1))
 
 
 TEACHER = ((2.0, 0.5), (1.0, 1.5), (3.0, -1.0))  # scores of each row's positive and hard negative
@@ -182,7 +183,8 @@ SYSTEMS = {
         "llm2vec-supervised matryoshka multilingual-e5-instruct nv-retriever repllama sfr-mistral sgpt sgpt-nli "
         "simcse-supervised".split()
     },
-    **{(name, 0, 0, False): (3, PAIRS) for name in "bge e5 gecko gemini-embedding promptagator".split()},
+    **{(name, 0, 0, False): (3, PAIRS) for name in "e5 gecko gemini-embedding promptagator".split()},
+    ("bge", 1, 0, False): (3, PAIRS),
     ("nv-embed", 0, 0, True): (6, SHARED),
     ("nv-embed", 1, 0, True): (2, OWN),
     ("llama-embed-nemotron", 0, 0, True): (2, OWN),
