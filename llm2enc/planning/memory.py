@@ -100,6 +100,7 @@ def step_config(stage: Stage, pooling: Pooling, devices: Devices, several: bool)
         targets=share(stage) if share else 0.0,
         logit_rows=cast("ClmStage | MntpStage", stage).logit_rows if share else 1,
         gradients=several,
+        layers=objective.layers(stage),
         evaluate=not share and stage.activation_tokens > 0,
     )
 

@@ -19,6 +19,8 @@ from llm2enc.recipe import (
     ContrastiveStage,
     EmbeddingMatchSpec,
     FilesData,
+    LatentAttentionSpec,
+    LayersSpec,
     LoraSpec,
     LossSpec,
     MaskSpec,
@@ -53,6 +55,7 @@ COMMON = {
 SCORES = PairScoresLossSpec(
     pair_scores=(CosentSpec(kind="cosent"), InBatchSpec(kind="in_batch"), SoftmaxSpec(kind="softmax", classes=2))
 )
+ESE = LayersSpec(which="all", weights="log", kl_temperature=1.0, compression=8)
 TERMS = LossSpec(
     soft_labels=SoftLabelsSpec(kind="m3"),
     spread_out=SpreadOutSpec(centre=0),
@@ -81,6 +84,8 @@ def cases() -> dict[str, tuple[Stage, list]]:
         ),
         "contrastive-noise": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON, **noise), pairs),
         "contrastive-head": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
+        "contrastive-latents": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
+        "contrastive-layers": (ContrastiveStage(objective="contrastive", loss=LossSpec(layers=ESE), **COMMON), pairs),
         "contrastive-terms": (ContrastiveStage(objective="contrastive", hard_negatives=2, loss=TERMS, **COMMON), pairs),
         "pair-scores": (PairScoresStage(objective="pair_scores", loss=SCORES, **COMMON), scored),
         "simcse-noise": (SimcseStage(objective="simcse", **COMMON, **noise), texts[:5]),
@@ -106,6 +111,9 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
         encoder.backbone.set_attention_dropout(stage.attention_dropout)
     if name == "contrastive-head":
         spec = ProjectionSpec(kind="projection", dimensions=12, bias=True)
+        encoder.head = fresh_head(encoder.backbone.width, spec, seed=0)
+    if name == "contrastive-latents":
+        spec = LatentAttentionSpec(kind="latent_attention", latents=4, heads=2)
         encoder.head = fresh_head(encoder.backbone.width, spec, seed=0)
     encoder.auxiliary = torch.nn.ModuleDict(objective.auxiliary(encoder, stage, Teachers(()), 0))
     encoder.train()
