@@ -21,7 +21,7 @@ from llm2enc.losses import Layout
 from llm2enc.model import POOLERS, decoder_layers
 from llm2enc.planning.cost_counter import CostCounter, as_on_cuda
 from llm2enc.planning.layers import Layers
-from llm2enc.recipe import Pooling, Stage
+from llm2enc.recipe import LayersSpec, Pooling, Stage
 from llm2enc.text import Tokens
 from llm2enc.training import OBJECTIVES, head_gradient
 
@@ -71,6 +71,8 @@ class StepConfig:
     """Whether gradients of earlier micro-batches exist already."""
     rebuild: Callable[[Encoder, Tensor, Tokens], Tensor] | None = None
     """The record's (`Objective.rebuild`)."""
+    layers: LayersSpec | None = None
+    """Which prior layers' vectors it reads."""
     evaluate: bool = False
     """Whether to look at a pass without a graph too."""
 
@@ -144,14 +146,17 @@ class FakeProfiler:
     def loss(self, texts: int, stage: Stage) -> tuple[float, float, float]:
         """Bytes of all vectors of a step while micro-batches run a second time, the most during the contrastive loss, and
         its operations."""
-        counter, width, queries = self.counter, self.encoder.dimensions, stage.batch_size
+        counter, objective, queries = self.counter, OBJECTIVES[stage.objective], stage.batch_size
+        layers = objective.layers(stage)
+        several = 1 if layers is None else len(self._read(layers))
         start = counter.live
         counter.restart()
-        parts = counter.like(torch.empty(texts, width, device="meta"))
+        parts = counter.like(torch.empty(texts, several * self.encoder.dimensions, device="meta"))
         everything = parts.clone().requires_grad_()
         layout = Layout(torch.arange(queries), torch.arange(texts - queries) % queries)
-        value = OBJECTIVES[stage.objective].similarities(stage, layout)(everything[:queries], everything[queries:])
-        torch.autograd.backward(value)
+        similarities = objective.similarities(stage, layout)
+        values = [similarities(part[:queries], part[queries:]) for part in everything.chunk(several, dim=1)]
+        torch.autograd.backward(sum(values[1:], values[0]))
         return counter.live - start, counter.peak - start, counter.flops
 
     def _all_layers(self, lengths: Tensor, config: StepConfig) -> _RunRecord:
@@ -225,13 +230,21 @@ class FakeProfiler:
 
     def _states(self, tokens: Tokens, queries: Tensor, config: StepConfig) -> Tensor:
         """What the rest of the step is given: vectors, or the states that predict."""
-        if config.pooling is not None:
+        if config.pooling is None:
+            hidden = self.backbone.hidden(tokens, config.causal, None if config.rebuild else queries)
+            predicting = hidden[queries.nonzero()[:, 0]]
+            if config.rebuild is None:
+                return predicting
+            return torch.cat([predicting, config.rebuild(self.encoder, hidden, tokens)])
+        if config.layers is None:
             return self.encoder(tokens)
-        hidden = self.backbone.hidden(tokens, config.causal, None if config.rebuild else queries)
-        predicting = hidden[queries.nonzero()[:, 0]]
-        if config.rebuild is None:
-            return predicting
-        return torch.cat([predicting, config.rebuild(self.encoder, hidden, tokens)])
+        return self.encoder.layer_vectors(tokens, self._read(config.layers)).flatten(1)
+
+    def _read(self, layers: LayersSpec) -> list[int]:
+        """As many layers as a step reads, of those that the decoder has at the moment."""
+        depth = self.backbone.depth
+        wanted = layers.which if isinstance(layers.which, int) else {"random": 1, "all": depth}[layers.which]
+        return [depth, *range(max(1, depth - wanted), depth)]
 
     @cached_property
     def _plain_head(self) -> bool:

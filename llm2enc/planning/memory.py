@@ -101,6 +101,7 @@ def step_config(stage: Stage, pooling: Pooling, devices: Devices, several: bool)
         logit_rows=cast("ClmStage | MntpStage | SftStage", stage).logit_rows if share else 1,
         gradients=several,
         rebuild=objective.rebuild,
+        layers=objective.layers(stage),
         evaluate=not share and stage.activation_tokens > 0,
     )
 

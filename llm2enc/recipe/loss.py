@@ -136,6 +136,7 @@ class LossSpec(TermsSpec):
     """Weights a row's loss (1 - share of its positive)^gamma (KaLM-Embedding-V2, arXiv 2506.20923: 0.5)."""
     matryoshka: MatryoshkaSpec | None = None
     layers: LayersSpec | None = None
+    """Prior layers' vectors learn too, so that the model can be cut (2DMSE, ESE)."""
 
     @field_validator("temperature")
     @classmethod

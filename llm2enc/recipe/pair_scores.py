@@ -102,6 +102,7 @@ class PairScoresLossSpec(Strict):
 
     pair_scores: Annotated[tuple[PairScores, ...], Field(min_length=1)]
     layers: LayersSpec | None = None
+    """Prior layers' vectors learn too, so that the model can be cut (2DMSE, ESE)."""
 
     @model_validator(mode="after")
     def _fits_scored_pairs(self) -> "PairScoresLossSpec":

@@ -21,6 +21,8 @@ from llm2enc.recipe import (
     FilesData,
     GenerationSpec,
     GritStage,
+    LatentAttentionSpec,
+    LayersSpec,
     LearnedTemperature,
     LoraSpec,
     LossSpec,
@@ -59,6 +61,7 @@ COMMON = {
 SCORES = PairScoresLossSpec(
     pair_scores=(CosentSpec(kind="cosent"), InBatchSpec(kind="in_batch"), SoftmaxSpec(kind="softmax", classes=2))
 )
+ESE = LayersSpec(which="all", weights="log", kl_temperature=1.0, compression=8)
 DENOMINATOR = LossSpec(
     temperature=LearnedTemperature(start=0.3, bounds=(0.01, 1.0)),
     queries_as_negatives=True,
@@ -96,6 +99,8 @@ def cases() -> dict[str, tuple[Stage, list]]:
         ),
         "contrastive-noise": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON, **noise), pairs),
         "contrastive-head": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
+        "contrastive-latents": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
+        "contrastive-layers": (ContrastiveStage(objective="contrastive", loss=LossSpec(layers=ESE), **COMMON), pairs),
         "contrastive-denominator": (
             ContrastiveStage(objective="contrastive", hard_negatives=2, loss=DENOMINATOR, **COMMON),
             pairs,
@@ -128,6 +133,9 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
         encoder.backbone.set_attention_dropout(stage.attention_dropout)
     if name == "contrastive-head":
         spec = ProjectionSpec(kind="projection", dimensions=12, bias=True)
+        encoder.head = fresh_head(encoder.backbone.width, spec, seed=0)
+    if name == "contrastive-latents":
+        spec = LatentAttentionSpec(kind="latent_attention", latents=4, heads=2)
         encoder.head = fresh_head(encoder.backbone.width, spec, seed=0)
     encoder.auxiliary = torch.nn.ModuleDict(objective.auxiliary(encoder, stage, Teachers(()), 0))
     encoder.train()

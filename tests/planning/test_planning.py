@@ -21,7 +21,15 @@ from llm2enc.planning.fake_profiler import Costs, FakeProfiler, StepConfig
 from llm2enc.planning.measured import tokens_per_second
 from llm2enc.planning.memory import sizes
 from llm2enc.planning.workload import Workload, of_stage
-from llm2enc.recipe import LoraSpec, ModelSpec, ProjectionSpec, load_recipe, recipe_names
+from llm2enc.recipe import (
+    HeadSpec,
+    LatentAttentionSpec,
+    LoraSpec,
+    ModelSpec,
+    ProjectionSpec,
+    load_recipe,
+    recipe_names,
+)
 from llm2enc.text import Tokens
 from llm2enc.training import checkpoint, prepare
 from tests.support.builders import make_backbone, make_encoder, pairs_file
@@ -344,8 +352,15 @@ def test_work_is_cut_as_training_cuts_it() -> None:
     assert load.share(2) == 2 / 3 and load.share(3) == 1 / 3 and load.largest_shard == 14
 
 
-@pytest.mark.parametrize("head", [None, ProjectionSpec(kind="projection", dimensions=24, bias=True)])
-def test_checkpoints_and_finished_stages_have_the_planned_size(head: ProjectionSpec | None, tmp_path: Path) -> None:
+HEADS = (
+    None,
+    ProjectionSpec(kind="projection", dimensions=24, bias=True),
+    LatentAttentionSpec(kind="latent_attention", latents=6, heads=2),
+)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_checkpoints_and_finished_stages_have_the_planned_size(head: HeadSpec | None, tmp_path: Path) -> None:
     backbone = make_backbone()
     recipe = recipe_of(folder_of(backbone.model.config, tmp_path), [stage()], dtype="float32")
     found = plan(recipe.model_copy(update={"head": head}), ONE).stages[0]
@@ -394,6 +409,23 @@ def test_a_part_is_counted_and_what_does_not_train_keeps_no_activations(part, tm
     assert plan(recipe, ONE).stages[0].trained == sum(parameter.numel() for parameter in trained.values()) > 0
     profiler = FakeProfiler(encoder)
     found, run = profiler.costs(LENGTHS, MEAN), as_if_run(profiler, LENGTHS, MEAN)
+    assert asdict(found) == pytest.approx(asdict(run), rel=1e-6)
+
+
+@pytest.mark.parametrize("which", ["random", "all", 2])
+def test_vectors_of_several_layers_are_planned(which: str | int, tmp_path: Path) -> None:
+    """As many vectors as layers are read go through the loss; a deep model is not run in full."""
+    config = make_backbone(num_hidden_layers=6).model.config
+    layers = {"which": which}
+    recipe = recipe_of(folder_of(config, tmp_path), [stage(), stage(loss={"layers": layers})], dtype="float32")
+    plain, several = plan(recipe, ONE).stages
+    assert (
+        several.memory["vectors"] > plain.memory["vectors"] and several.memory["backward"] >= plain.memory["backward"]
+    )
+    encoder = around(outline(config, tmp_path))
+    prepare(encoder, recipe.stages[1], 0)
+    profiler, wanted = FakeProfiler(encoder), replace(MEAN, layers=recipe.stages[1].loss.layers)
+    found, run = profiler.costs(LENGTHS, wanted), as_if_run(profiler, LENGTHS, wanted)
     assert asdict(found) == pytest.approx(asdict(run), rel=1e-6)
 
 
