@@ -63,12 +63,9 @@ class Recipe(Strict):
                 raise ValueError(
                     f"an {stage.objective} stage needs `model.attention: bidirectional`: masked prediction looks ahead"
                 )
-        vectors = [
-            stage
-            for stage in self.training.values()
-            if stage.row in ("pair", "scored pair") or stage.objective == "simcse"
-        ]
-        if self.head is not None and not vectors:
+        learning = self.training.values()
+        compared = [stage for stage in learning if "pair" in stage.row or stage.objective == "simcse"]
+        if self.head is not None and not compared:
             raise ValueError(
                 "`head` is given, but no stage trains it, so that its weights would stay random; add a contrastive or "
                 "simcse stage, or leave it out"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm2enc.losses import Layout, cross_entropy_sum, info_nce, tokens
+from llm2enc.losses import Layout, cross_entropy_sum, info_nce, target_weights, tokens
 
 EAST, NORTH = [1.0, 0.0], [0.0, 1.0]
 
@@ -98,3 +98,25 @@ def test_cross_entropy_and_its_gradient_are_those_of_autograd(overwrite: bool, m
     torch.testing.assert_close(gradient, logits.grad, atol=1e-7, rtol=1e-5)
     assert (gradient.data_ptr() == given.data_ptr()) is overwrite
     assert torch.equal(given, logits.detach()) is not overwrite
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_weighted_rows_of_logits(overwrite: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "ELEMENTS", 14)  # two rows at a time
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 7, generator=generator).requires_grad_()
+    weights, targets = torch.rand(5, generator=generator), torch.tensor([0, 3, 6, 3, 1])
+    expected = 0.25 * (weights * torch.nn.functional.cross_entropy(logits, targets, reduction="none")).sum()
+    expected.backward()
+    loss, gradient = cross_entropy_sum(logits.detach().clone(), targets, 0.25, overwrite, weights)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, logits.grad)
+
+
+def test_what_a_token_counts_by_hand() -> None:
+    """Of 3, 1, 0, 0, 4 tokens in groups of two the groups have 4, 0 and 4, so that two groups count."""
+    counts = torch.tensor([3, 1, 0, 0, 4])
+    assert target_weights(counts, "mixed", 2)[[0, 1, 4]].tolist() == [1 / 8] * 3
+    assert target_weights(counts, "mixed")[[0, 1, 4]].tolist() == [1 / 8] * 3  # 8 tokens
+    assert target_weights(counts, "mixed", 1)[[0, 1, 4]].tolist() == pytest.approx([1 / 9, 1 / 3, 1 / 12])
+    assert target_weights(counts, "token").tolist() == [1 / 5] * 5

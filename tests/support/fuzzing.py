@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from llm2enc.recipe import Ingredient, InputSpec, ModelSpec, Part, Recipe
+from llm2enc.recipe import DialogueFormat, Ingredient, InputSpec, ModelSpec, Part, Recipe
 
 TIMES = int(os.environ.get("LLM2ENC_FUZZ", "1"))
 
@@ -205,6 +205,9 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         data["keep_checkpoints"] = [] if data["patience"] else kept
     if model is Ingredient:
         data = {"encoder": data.get("encoder") or "runs/other"}
+    if issubclass(model, DialogueFormat):
+        data["assistant"] = data.get("assistant") or "a"
+        data["group"] = None if data.get("aggregation") == "token" else data.get("group")
     if model is ModelSpec:
         data["name"] = data.get("name") or "m"
         if data.get("gguf") is not None:
@@ -212,7 +215,7 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
     if model is Recipe:
         data["name"] = "r" + "".join(c for c in data["name"] if c.isascii() and c.isalnum())
         for stage in data.get("stages", []):
-            if stage["objective"] == "mntp":
+            if stage["objective"] in ("mntp", "retromae"):
                 data["model"]["attention"] = "bidirectional"
             if data["input"].get("example") is None and "in_context_examples" in stage:
                 stage["in_context_examples"] = 0
@@ -221,7 +224,7 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         ):
             if stage.get("lora") == "continue" and (before.get("trainable", "lora") != "lora" or "of" in before):
                 stage["lora"] = None
-        if all(stage["objective"] in ("clm", "mntp", "merge") for stage in data.get("stages", [])):
+        if all(stage["objective"] in ("clm", "mntp", "retromae", "sft", "merge") for stage in data.get("stages", [])):
             data.pop("head", None)
         for stage in data.get("stages", []):
             if stage.get("base_weight"):
