@@ -66,7 +66,8 @@ class Recipe(Strict):
                     f"stage {index} ({stage.objective}) has `evaluate_every`, but the recipe has no `evaluation` to measure"
                 )
             if stage.lora == "continue" and (index == 0 or self.stages[index - 1].trainable == "full"):
-                reason = "the stage before it leaves none" if index else "it is the first stage"
+                before = "merges encoders" if index - 1 in self.merges else "trains all weights"
+                reason = f"the stage before it {before}" if index else "it is the first stage"
                 raise ValueError(
                     f"stage {index} ({stage.objective}) has `lora: continue`, but no adapter to go on with: {reason}. "
                     "Give it a shape, `lora: {r: 16, alpha: 32}`"
