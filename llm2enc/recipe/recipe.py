@@ -82,11 +82,8 @@ class Recipe(Strict):
                 )
             if stage.lora == "continue" and (index == 0 or self.stages[index - 1].trainable != "lora"):
                 before = self.training.get(index - 1)
-                reason = (
-                    "it is the first stage"
-                    if not index
-                    else "the stage before it " + (f"trains {before.trains}" if before else "leaves none")
-                )
+                said = f"trains {before.trains}" if before else "merges encoders"
+                reason = f"the stage before it {said}" if index else "it is the first stage"
                 raise ValueError(
                     f"stage {index} ({stage.objective}) has `lora: continue`, but no adapter to go on with: {reason}. "
                     "Give it a shape, `lora: {r: 16, alpha: 32}`"

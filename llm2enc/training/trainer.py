@@ -127,13 +127,13 @@ def _step(
     rate: float,
 ) -> dict[str, torch.Tensor]:
     """The metrics of one step, after its gradient has moved the weights."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     with precision(stage, encoder):
         metrics = OBJECTIVES[stage.objective].backward(encoder, batch, stage)
     guard.check_batch(metrics, batch.source)
     norm = distributed.reduce_gradients(optimizer, guard.trained.values(), stage.max_grad_norm or math.inf)
     check_finite(metrics["loss"], norm, guard.trained)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     with guard.update(rate):
         optimizer.step()
     optimizer.zero_grad()

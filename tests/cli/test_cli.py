@@ -217,12 +217,14 @@ def test_the_table_says_what_each_stage_gained(capsys: pytest.CaptureFixture[str
     """Two metrics over a start and two stages; the gains are differences of neighbours, worked out by hand."""
     monkeypatch.setenv("COLUMNS", "200")
     scores = [("bidirectional-mean", 0.1, 0.5), ("after mntp", 0.25, 0.4), ("after contrastive", 0.75, 0.65)]
-    history = [{"stage": name, "scores": {"a": a, "b": b}, "seconds": 7.0} for name, a, b in scores]
+    history: list[dict] = [{"stage": name, "scores": {"a": a, "b": b}, "seconds": 7.0} for name, a, b in scores]
+    history[1]["best"] = {"score_name": "a", "score": 0.25, "step": 40, "last": 60}
     result = Result(
         Path("runs/x"), None, history, [Parity("llm2enc", 1.0), Parity("other", None, "not here")], {"a": 0.3}
     )
     convert_command._print_result(result)
     lines = [line.strip("│ ").split() for line in capsys.readouterr().out.splitlines()]
+    assert "after mntp: the weights of step 40 of 60, the best by a 0.250".split() in lines
     cells = {
         " ".join(w for w in words if w.isalpha() or ("-" in w and w[0].isalpha())): words for words in lines if words
     }

@@ -209,5 +209,5 @@ def test_the_recipe_knows_what_there_is_to_merge(of: list[dict], said: str, plai
 
 def test_no_adapter_goes_on_behind_a_merge(plain) -> None:
     more = {**plain["stages"][0], "lora": "continue"}
-    with pytest.raises(ValueError, match="no adapter to go on with: the stage before it leaves none"):
+    with pytest.raises(ValueError, match="no adapter to go on with: the stage before it merges encoders"):
         with_stages(plain, {"objective": "merge", "of": [{"stage": 0}], "base_weight": 0.5}, more)
