@@ -19,9 +19,11 @@ from llm2enc.recipe import (
     ContrastiveStage,
     EmbeddingMatchSpec,
     FilesData,
+    LearnedTemperature,
     LoraSpec,
     LossSpec,
     MaskSpec,
+    MatryoshkaSpec,
     MntpStage,
     PairScoresLossSpec,
     PairScoresStage,
@@ -53,6 +55,13 @@ COMMON = {
 SCORES = PairScoresLossSpec(
     pair_scores=(CosentSpec(kind="cosent"), InBatchSpec(kind="in_batch"), SoftmaxSpec(kind="softmax", classes=2))
 )
+DENOMINATOR = LossSpec(
+    temperature=LearnedTemperature(start=0.3, bounds=(0.01, 1.0)),
+    queries_as_negatives=True,
+    documents_as_negatives="positives",
+    reverse_rows="joint",
+    matryoshka=MatryoshkaSpec(dims=(32, 16, 8), dims_per_step=2),
+)
 TERMS = LossSpec(
     soft_labels=SoftLabelsSpec(kind="m3"),
     spread_out=SpreadOutSpec(centre=0),
@@ -81,6 +90,10 @@ def cases() -> dict[str, tuple[Stage, list]]:
         ),
         "contrastive-noise": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON, **noise), pairs),
         "contrastive-head": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
+        "contrastive-denominator": (
+            ContrastiveStage(objective="contrastive", hard_negatives=2, loss=DENOMINATOR, **COMMON),
+            pairs,
+        ),
         "contrastive-terms": (ContrastiveStage(objective="contrastive", hard_negatives=2, loss=TERMS, **COMMON), pairs),
         "pair-scores": (PairScoresStage(objective="pair_scores", loss=SCORES, **COMMON), scored),
         "simcse-noise": (SimcseStage(objective="simcse", **COMMON, **noise), texts[:5]),

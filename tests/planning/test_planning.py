@@ -348,6 +348,20 @@ def test_a_head_is_counted_where_it_trains(tmp_path: Path) -> None:
     assert vectors[1] < vectors[0], "24 dimensions take less than 32"
 
 
+def test_every_block_of_a_denominator_counts(tmp_path: Path) -> None:
+    """256 rows without hard negatives: similarities of 256 x 256, once for the documents and once for the queries."""
+    folder, plain = folder_of(make_backbone().model.config, tmp_path), {"temperature": {"start": 0.07}}
+    losses = (
+        plain,
+        plain | {"queries_as_negatives": True},
+        plain | {"queries_as_negatives": True, "reverse_rows": "sum"},
+    )
+    stages = [stage("contrastive", batch_size=256, hard_negatives=0, loss=loss, precision="float32") for loss in losses]
+    sizes = [found.memory["vectors"] for found in plan(recipe_of(folder, stages, dtype="float32"), ONE).stages]
+    block = 256 * 256 * 4
+    assert sizes[0] + block <= sizes[1] and sizes[1] + block <= sizes[2]
+
+
 def test_a_measured_speed_gives_the_time_and_the_share_of_the_peak(tmp_path: Path) -> None:
     recipe = recipe_of(folder_of(make_backbone().model.config, tmp_path / "model"), [stage()], dtype="float32")
     run = tmp_path / "run"

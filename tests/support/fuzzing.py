@@ -6,6 +6,7 @@
 benchmarks/fuzz.md has the counts of a long run and the faults it found.
 """
 
+import json
 import os
 import types
 import typing
@@ -15,9 +16,9 @@ from typing import Any, Literal, Union
 from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from llm2enc.recipe import ModelSpec, Part, Recipe, SimcseLossSpec
+from llm2enc.recipe import ModelSpec, Part, Recipe
 
 TIMES = int(os.environ.get("LLM2ENC_FUZZ", "1"))
 
@@ -87,6 +88,7 @@ TREES = st.recursive(SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionarie
 
 # ------------------------------------------------------------------------------------------------------------- recipes
 
+LOSSES = {f"llm2enc.recipe.{name}" for name in ("loss", "pair_scores", "teacher", "terms")}  # rules upon rules
 _MEANT = [
     "no",
     "on",
@@ -177,10 +179,10 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
     for role in ("query", "document") if "query" in data and "pooling" not in data else ():
         data[role] = [part for part in data[role] if role == "query" or part.get("slot") != "instruction"]
         data[role].append({"slot": "text", "pool": True})
-    if data.get("similarity", "cosine") == "cosine" and "temperature" in data:
-        data["temperature"] = min(data["temperature"], 1.0)
-    if model is SimcseLossSpec:
-        data.pop("hard_negatives", None)
+    if model.__module__ in LOSSES:
+        return _valid(model, data)
+    if "hard_negatives" in data and "objective" in data and "loss" in data:
+        data["hard_negatives"] += 1
     if "steps" in data and "objective" in data:
         if data.get("schedule_steps") is not None:
             data["schedule_steps"] += data["steps"]
@@ -203,6 +205,19 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
                 stage["lora"] = None
         if all(stage["objective"] in ("clm", "mntp") for stage in data.get("stages", [])):
             data.pop("head", None)
+    return data
+
+
+def _valid(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
+    """The data without the fields, from the first on, that keep it from being valid."""
+    if data.get("pair_scores"):
+        data["pair_scores"] = data["pair_scores"][:1]
+    for name in [*(name for name, field in model.model_fields.items() if not field.is_required() and name in data), ""]:
+        try:
+            model.model_validate_json(json.dumps(data))
+            break
+        except ValidationError:
+            data.pop(name, None)
     return data
 
 
