@@ -291,6 +291,17 @@ def test_lengths_come_from_the_data_where_they_are_local(tmp_path: Path) -> None
     assert of_stage(missing.stages[0], encoder.input_format.spec, encoder.input_format, 0).lengths.tolist() == [32] * 16
 
 
+def test_scored_pairs_are_planned_and_teachers_are_named_without_being_opened(tmp_path: Path) -> None:
+    config = make_backbone().model.config
+    teacher = {"model": str(tmp_path / "nowhere")}
+    loss = {"embedding_match": {"teacher": teacher, "distance": "l2", "projection": True}, "spread_out": {"centre": 0}}
+    scored = stage("pair_scores", loss={"pair_scores": [{"kind": "softmax"}]})
+    recipe = recipe_of(folder_of(config, tmp_path), [scored, stage("contrastive", loss=loss)], dtype="float32")
+    found = plan(recipe, ONE)
+    assert [one.texts for one in found.stages] == [16, 24] and all(one.fits for one in found.stages)
+    assert f"1-contrastive asks {teacher['model']}, whose memory and time are not counted" in found.notes
+
+
 def test_work_is_cut_as_training_cuts_it() -> None:
     load = Workload(torch.tensor([4, 9, 5, 7, 6, 8]), "", shards=3)
     assert [part.tolist() for part in load.micro_batches(12)] == [[9], [4], [7, 5], [8], [6]]
