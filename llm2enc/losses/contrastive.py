@@ -62,7 +62,7 @@ def info_nce(
     count_positive_in_reverse   of joint: the positive stands in the denominator twice (GTE), so that no loss is below ln 2
     guide                leaves out what it finds nearer than the positive, less a margin
     own_margin           leaves out what is nearer than the positive plus this margin, by the similarities at hand, without a
-                         gradient (Qwen3-Embedding, arXiv 2506.05176, eq. 2). `own_margin_on`: of documents by q_i d_j (qd),
+                         gradient (Qwen3-Embedding, arXiv 2506.05176, section 3.1). `own_margin_on`: of documents by q_i d_j (qd),
                          of queries by q_i q_j (qq), of p_i d_j by itself (dd) or by q_i d_j (dd_by_qd)
     hardness             negatives count exp(hardness x similarity) times, without a gradient: the query's own hard negatives
                          (EmbeddingGemma, arXiv 2509.20354), documents of other rows (arXiv 2503.04812), or both

@@ -133,6 +133,9 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
         spec = input_format.spec if input_format else recipe.input
         loads = [(part, workloads.of_stage(part, spec, input_format, recipe.seed)) for part in stage.parts]
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
+        asked = [teacher.model for teacher in OBJECTIVES[stage.objective].teachers(stage)]
+        if asked:
+            notes.append(f"{index}-{stage.objective} asks {', '.join(asked)}, whose memory and time are not counted")
         stages.append(_Planner(recipe, config, index, stage, loads, devices).plan(share, speed))
     encoder = _encoder(recipe, Backbone(model, recipe.model.attention == "bidirectional"))
     here = recipe.model.weights == "random" or is_here(recipe.model.source)
