@@ -45,7 +45,6 @@ from llm2enc.training import OBJECTIVES
 from llm2enc.training.teachers import Teachers
 from tests.support import jobs
 from tests.support.builders import assert_same, gradients, make_encoder, pairs_file, sentences, texts_file
-from tests.support.teachers import write_encoder
 
 COMMON = {
     "data": (FilesData(kind="files", path="unused.txt"),),
@@ -198,7 +197,9 @@ def gathered(total: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a teacher."""
-    return write_encoder(tmp_path_factory.mktemp("asked"))
+    folder = tmp_path_factory.mktemp("asked") / "teacher"
+    make_encoder().save(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

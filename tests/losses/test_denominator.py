@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llm2enc.losses import Guide, Layout, info_nce, matryoshka
-from tests.losses.toy import NEGATIVES, POSITIVES, QUERIES, assert_equal, at, random
+from tests.support.toy import NEGATIVES, POSITIVES, QUERIES, assert_equal, at, random
 
 PAIRS = {"hard_negatives": "none"}
 BOTH_TOWERS = {"queries_as_negatives": True, "documents_as_negatives": "positives"}

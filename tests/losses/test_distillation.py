@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from sentence_transformers.sentence_transformer import losses as theirs
 from torch import Tensor
 
 from llm2enc.losses import (
@@ -12,13 +11,12 @@ from llm2enc.losses import (
     soft_cross_entropy,
     successive_cross_entropy,
 )
-from tests.losses.toy import NEGATIVES, POSITIVES, QUERIES, assert_equal, random
+from tests.support.toy import NEGATIVES, POSITIVES, QUERIES, assert_equal, peer, random
 
 TEACHER = torch.tensor([[2.0, 0.5], [1.0, 1.5], [3.0, -1.0]], dtype=torch.float64)
 STUDENT = torch.stack([(QUERIES * POSITIVES).sum(1), (QUERIES * NEGATIVES).sum(1)], 1) / 0.5
 ALL = torch.ones(3, 2, dtype=torch.bool)
 RAGGED = torch.tensor([[True, True, True], [True, False, False], [True, True, False]])
-NO_MODEL: torch.nn.Module = None  # pyright: ignore[reportAssignmentType]  # their losses of vectors never call it
 
 
 def test_the_golden_numbers() -> None:
@@ -76,13 +74,13 @@ def test_kl_and_margins_are_those_of_sentence_transformers() -> None:
     def scores(query: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         return torch.stack([(query * positive).sum(1), (query * negative).sum(1)], 1)
 
-    kl = theirs.DistillKLDivLoss(NO_MODEL, student_temperature=0.5, teacher_temperature=2.0)
+    kl = peer("DistillKLDivLoss")(None, student_temperature=0.5, teacher_temperature=2.0)
     assert_equal(
         lambda *texts: 0.25 * distillation_kl(scores(*texts) / 0.5, TEACHER / 2, ALL),  # they multiply by T^2
         lambda *texts: kl.compute_loss_from_embeddings(list(texts), TEACHER),
         vectors,
     )
-    margins = theirs.MarginMSELoss(NO_MODEL)
+    margins = peer("MarginMSELoss")(None)
     assert_equal(
         lambda *texts: margin_mse(scores(*texts), TEACHER, ALL),
         lambda *texts: margins.compute_loss_from_embeddings(list(texts), TEACHER[:, 0] - TEACHER[:, 1]),
@@ -135,12 +133,12 @@ def test_successive_targets_written_out(masked: bool) -> None:
 
 @pytest.mark.parametrize("distance", ["mse", "l2", "cosine"])
 def test_embedding_match_is_that_of_sentence_transformers(distance: str) -> None:
-    loss = theirs.EmbedDistillLoss(NO_MODEL, distance_metric=distance)  # pyright: ignore[reportArgumentType]
+    loss = peer("EmbedDistillLoss")(None, distance_metric=distance)
     teacher = random(5, 6, seed=1).detach()
     assert_equal(
-        lambda student: embedding_match(student, teacher, distance),  # pyright: ignore[reportArgumentType]
+        lambda student: embedding_match(student, teacher, distance),
         lambda student: loss.compute_loss_from_embeddings([student], [teacher]),
         [random(5, 6)],
     )
     same = teacher.clone().requires_grad_()
-    assert embedding_match(same, teacher, distance).item() == pytest.approx(0, abs=1e-12)  # pyright: ignore[reportArgumentType]
+    assert embedding_match(same, teacher, distance).item() == pytest.approx(0, abs=1e-12)

@@ -20,8 +20,8 @@ from llm2enc.training.objectives.contrastive import ContrastiveBatch
 from llm2enc.training.objectives.denominator import Temperature, widths
 from llm2enc.training.teachers import Lesson, Teachers
 from tests.losses.test_denominator import reference
-from tests.losses.toy import random
 from tests.support.builders import assert_same, gradients, make_encoder, pairs_file, sentences
+from tests.support.toy import random
 from tests.training.test_trainer import interrupt, log, stop_after, weights
 
 PAIRS = [

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from llm2enc import distributed
 from llm2enc.encoding import Encoder
@@ -20,6 +19,7 @@ from tests.support.builders import assert_same, make_encoder, make_model, make_t
 from tests.support.teachers import write_bert, write_cross_encoder, write_encoder
 from tests.training.test_trainer import interrupt, log, make_stage, stop_after, weights
 
+sentence_transformers = pytest.importorskip("sentence_transformers")
 TEXTS = sentences(7)
 QUERIES, DOCUMENTS, OWNERS = [0, 3, 5], [1, 2, 4, 6], [0, 0, 1, 2]  # q p n | q p | q p
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def lesson(asked: Teachers, spec: TeacherSpec, texts: list[str] = TEXTS, step: i
 
 
 def test_vectors_are_the_teachers_own_under_its_own_prompts(bert: Path) -> None:
-    spec, plain = encoder(bert, document_prompt="other"), SentenceTransformer(str(bert))
+    spec, plain = encoder(bert, document_prompt="other"), sentence_transformers.SentenceTransformer(str(bert))
     found = lesson(Teachers([spec]), spec)
     expected = np.stack(
         [plain.encode(text, prompt_name="query" if place in QUERIES else "other") for place, text in enumerate(TEXTS)]
@@ -69,7 +69,7 @@ def test_an_encoder_of_ours_reads_its_own_templates(encoder: Encoder, tmp_path: 
 
 
 def test_a_cross_encoder_gives_raw_scores_of_each_document_with_its_query(ranker: Path) -> None:
-    spec, plain = cross_encoder(ranker), CrossEncoder(str(ranker))
+    spec, plain = cross_encoder(ranker), sentence_transformers.CrossEncoder(str(ranker))
     found = lesson(Teachers([spec]), spec)
     pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[0], TEXTS[2]), (TEXTS[3], TEXTS[4]), (TEXTS[5], TEXTS[6])]
     expected = plain.predict(pairs, activation_fn=torch.nn.Identity())

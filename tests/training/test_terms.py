@@ -18,8 +18,8 @@ from llm2enc.training.objectives import contrastive, pair_scores
 from llm2enc.training.objectives.contrastive import ContrastiveBatch
 from llm2enc.training.objectives.terms import PROJECTION, SOFTMAX, linear
 from llm2enc.training.teachers import Lesson
-from tests.losses.toy import NEGATIVES, POSITIVES, QUERIES, assert_equal, random
 from tests.support.builders import assert_same, gradients, make_encoder
+from tests.support.toy import NEGATIVES, POSITIVES, QUERIES, assert_equal, random
 
 COMMON = {"steps": 1, "batch_size": 3, "lr": 1e-3, "precision": "float32"}
 DATA = [{"kind": "files", "path": "unused.jsonl"}]

@@ -1,7 +1,9 @@
 """The texts of golden numbers: three rows in the plane, by their angles."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,3 +31,8 @@ def assert_equal(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], inp
     for mine, reference in zip(found, expected, strict=True):
         assert mine.abs().sum() > 0
         torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-11)
+
+
+def peer(name: str) -> Any:
+    """A loss of sentence-transformers; the test is skipped where that is not installed."""
+    return getattr(pytest.importorskip("sentence_transformers.sentence_transformer.losses"), name)
