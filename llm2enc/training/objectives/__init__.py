@@ -62,6 +62,8 @@ class Objective:
     auxiliary: Callable[[Encoder, Any, Teachers, int], dict[str, nn.Module]] = lambda encoder, stage, teachers, seed: {}
     """(encoder, stage, teachers, seed) -> what the loss trains besides the encoder, by name, float32 and untrained.
     InputError for teachers that the stage cannot use."""
+    layers: Callable[[Any], LayersSpec | None] = lambda stage: None
+    """(stage) -> which prior layers' vectors its loss reads; None: it reads those of the last layer alone."""
     causal: bool | None = None
     """Direction of attention in training; None: the encoder's own."""
     trains_head: bool = False
