@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from llm2enc.data import RowBatch
 from llm2enc.encoding import Encoder
 from llm2enc.losses import Layout
-from llm2enc.recipe import ClmStage, ContrastiveStage, LossSpec, MntpStage, PairScoresStage, SimcseStage, TeacherSpec
+from llm2enc.recipe import (
+    ClmStage,
+    ContrastiveStage,
+    LayersSpec,
+    LossSpec,
+    MntpStage,
+    PairScoresStage,
+    SimcseStage,
+    TeacherSpec,
+)
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives import clm, contrastive, mntp, pair_scores, simcse
@@ -75,6 +84,11 @@ class Objective:
         return self.predicted_share is not None
 
 
+def layers_of(stage: SimcseStage | ContrastiveStage | PairScoresStage) -> LayersSpec | None:
+    """`loss.layers` of a stage that compares vectors."""
+    return stage.loss.layers
+
+
 OBJECTIVES: dict[str, Objective] = {
     "clm": Objective(
         clm.batches, clm.collate, clm.backward, ClmStage.row,
@@ -86,15 +100,16 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "simcse": Objective(
         simcse.batches, simcse.collate, simcse.backward, SimcseStage.row,
-        vectors_per_row=simcse.vectors_per_row, auxiliary=contrastive.auxiliary, similarities=contrastive.similarities,
+        vectors_per_row=simcse.vectors_per_row, layers=layers_of, auxiliary=contrastive.auxiliary,
+        similarities=contrastive.similarities,
     ),
     "contrastive": Objective(
         contrastive.batches, contrastive.collate, contrastive.backward, ContrastiveStage.row,
-        vectors_per_row=contrastive.vectors_per_row, teachers=contrastive.teachers, taught=contrastive.taught,
-        auxiliary=contrastive.auxiliary, similarities=contrastive.similarities,
+        vectors_per_row=contrastive.vectors_per_row, layers=layers_of, teachers=contrastive.teachers,
+        taught=contrastive.taught, auxiliary=contrastive.auxiliary, similarities=contrastive.similarities,
     ),
     "pair_scores": Objective(
         pair_scores.batches, pair_scores.collate, pair_scores.backward, PairScoresStage.row,
-        vectors_per_row=pair_scores.vectors_per_row, auxiliary=pair_scores.auxiliary,
+        vectors_per_row=pair_scores.vectors_per_row, layers=layers_of, auxiliary=pair_scores.auxiliary,
     ),
 }  # fmt: skip
