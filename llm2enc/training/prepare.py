@@ -14,6 +14,7 @@ from llm2enc.recipe import LoraSpec, Stage
 from llm2enc.training.checkpoint import put_adapter, put_kept
 from llm2enc.training.microbatch import idle
 from llm2enc.training.objectives import OBJECTIVES
+from llm2enc.training.objectives.layers import check_layers
 from llm2enc.training.teachers import Teachers
 
 
@@ -35,8 +36,9 @@ def check_processes(stage: Stage) -> None:
 def prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     """Make ready for training: adapter or all weights, dropout, checkpointing, and layers spread over the processes.
 
-    raises  ValueError as `prepare_backbone`, or for layers that cannot be spread
+    raises  ValueError as `prepare_backbone`, or for layers that cannot be spread, or read
     """
+    _check_layers(encoder, stage)
     _prepare_alone(encoder, stage, seed)
     encoder.train()  # and not its backbone alone: `evaluating` goes back to the encoder's mode
     if distributed.world_size() > 1 and (stage.strategy == "fsdp" or distributed.wants_fsdp()):
@@ -98,9 +100,16 @@ def check_stages(encoder: Encoder, stages: Iterable[Stage]) -> None:
     before any of them runs."""
     for stage in stages:
         check_stage(encoder.backbone, stage)
+        _check_layers(encoder, stage)
         objective = OBJECTIVES[stage.objective]
         objective.auxiliary(encoder, stage, Teachers(objective.teachers(stage)), 0)
     restore(encoder)
+
+
+def _check_layers(encoder: Encoder, stage: Stage) -> None:
+    layers = OBJECTIVES[stage.objective].layers(stage)
+    if layers is not None:
+        check_layers(encoder, layers)
 
 
 def restore(encoder: Encoder) -> None:

@@ -14,7 +14,7 @@ from llm2enc.recipe import InputSpec, LayersSpec, LossSpec, MlpSpec, ModelSpec, 
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training import OBJECTIVES, train
 from llm2enc.training.objectives.layers import prior_layers
-from llm2enc.training.prepare import prepare
+from llm2enc.training.prepare import check_stages, prepare
 from tests.support.builders import assert_same, gradients, make_encoder, make_tokenizer, sentences
 from tests.support.tiny import tiny_model
 from tests.training.test_trainer import interrupt, make_stage, stop_after, weights
@@ -84,6 +84,20 @@ def test_any_split_gives_the_gradient_of_the_whole(layers: LayersSpec, trainable
         found.append({**gradients(encoder), "loss": metrics["loss"]})
     for other in found[1:]:
         assert_same({n: g for n, g in other.items() if g.any()}, {n: g for n, g in found[0].items() if g.any()}, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        (LayersSpec(which=3), "needs 3 layers before the last one, and this model has 3 in all"),
+        (ESE.model_copy(update={"compression": 33}), "compression` is 33, and the vectors have 32 dimensions"),
+    ],
+)
+def test_what_a_model_does_not_have_is_refused_before_any_stage_runs(
+    layers: LayersSpec, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_stages(deep(), [make_stage("contrastive", tmp_path, loss=LossSpec(layers=layers))])
 
 
 @pytest.mark.parametrize("objective", ["contrastive", "simcse"])

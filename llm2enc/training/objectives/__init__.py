@@ -14,6 +14,7 @@ from llm2enc.recipe import (
     ClmStage,
     ContrastiveStage,
     GritStage,
+    LayersSpec,
     LossSpec,
     MntpStage,
     PairScoresStage,
@@ -77,6 +78,8 @@ class Objective:
     auxiliary: Callable[[Encoder, Any, Teachers, int], dict[str, nn.Module]] = lambda encoder, stage, teachers, seed: {}
     """(encoder, stage, teachers, seed) -> what the loss trains besides the encoder, by name, float32 and untrained.
     InputError for teachers that the stage cannot use."""
+    layers: Callable[[Any], LayersSpec | None] = lambda stage: None
+    """(stage) -> which prior layers' vectors its loss reads; None: it reads those of the last layer alone."""
     causal: bool | None = None
     """Direction of attention in training; None: the encoder's own, or that of each of the stage's parts."""
     trains_head: bool = False
@@ -91,6 +94,11 @@ class Objective:
     def compares_vectors(self) -> bool:
         """Whether vectors are compared with each other, as the encoder's own head makes them."""
         return self.vectors_per_row is not None
+
+
+def layers_of(stage: SimcseStage | ContrastiveStage | PairScoresStage) -> LayersSpec | None:
+    """`loss.layers` of a stage that compares vectors."""
+    return stage.loss.layers
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -109,16 +117,17 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "simcse": Objective(
         simcse.batches, simcse.collate, simcse.backward, SimcseStage.row,
-        vectors_per_row=simcse.vectors_per_row, auxiliary=contrastive.auxiliary, similarities=contrastive.similarities,
+        vectors_per_row=simcse.vectors_per_row, layers=layers_of, auxiliary=contrastive.auxiliary,
+        similarities=contrastive.similarities,
     ),
     "contrastive": Objective(
         contrastive.batches, contrastive.collate, contrastive.backward, ContrastiveStage.row,
-        vectors_per_row=contrastive.vectors_per_row, teachers=contrastive.teachers, taught=contrastive.taught,
-        auxiliary=contrastive.auxiliary, similarities=contrastive.similarities,
+        vectors_per_row=contrastive.vectors_per_row, layers=layers_of, teachers=contrastive.teachers,
+        taught=contrastive.taught, auxiliary=contrastive.auxiliary, similarities=contrastive.similarities,
     ),
     "pair_scores": Objective(
         pair_scores.batches, pair_scores.collate, pair_scores.backward, PairScoresStage.row,
-        vectors_per_row=pair_scores.vectors_per_row, auxiliary=pair_scores.auxiliary,
+        vectors_per_row=pair_scores.vectors_per_row, layers=layers_of, auxiliary=pair_scores.auxiliary,
     ),
     "sft": Objective(
         sft.batches, sft.collate, sft.backward, SftStage.row,
