@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,8 @@ from llm2enc.training.teachers import Lesson
 from tests.support.builders import INPUT, make_tokenizer
 
 NAMES = recipe_names()
+shipped = cache(load_recipe)
+FORMAT = InputFormat(INPUT, make_tokenizer())  # no loss depends on its tokens
 DOCUMENT = Path(__file__).parents[2] / "docs" / "systems.md"
 
 # ------------------------------------------------------------------------------------------------------------ documents
@@ -31,7 +34,7 @@ def rows() -> Iterator[tuple[str, ...]]:
     """The table of docs/systems.md."""
     yield "recipe", "model", "attention, pooling", "stages: objective, steps x batch", "loss", "published"
     yield ("---",) * 6
-    for recipe in sorted(map(load_recipe, NAMES), key=lambda recipe: (recipe.family.casefold(), recipe.name)):
+    for recipe in sorted(map(shipped, NAMES), key=lambda recipe: (recipe.family.casefold(), recipe.name)):
         reads = [recipe.model.attention, recipe.pooling, *([recipe.head.kind] if recipe.head else [])]
         stages = [f"{stage.objective} {size(stage)}".strip() for stage in recipe.stages]
         losses = [stage.loss for stage in recipe.stages if hasattr(stage, "loss")]
@@ -103,7 +106,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_any_model_and_any_data(name: str, pairs: str) -> None:
-    own, other = load_recipe(name), load_recipe(name, model="pocket", data=pairs)
+    own, other = shipped(name), load_recipe(name, model="pocket", data=pairs)
     assert (other.model.name, other.published) == ("pocket", {})
     assert [stage.objective for stage in other.stages] == [stage.objective for stage in own.stages]
     read = [source.path for stage in other.stages if hasattr(stage, "data") for source in stage.data]
@@ -112,12 +115,12 @@ def test_any_model_and_any_data(name: str, pairs: str) -> None:
 
 
 def test_llm2vecs_published_chains_are_parts_of_the_whole() -> None:
-    mntp, simcse, supervised = load_recipe("llm2vec").stages
-    chains = {name: load_recipe(f"llm2vec-{name}") for name in ("unsupervised", "supervised", "simcse")}
+    mntp, simcse, supervised = shipped("llm2vec").stages
+    chains = {name: shipped(f"llm2vec-{name}") for name in ("unsupervised", "supervised", "simcse")}
     assert chains["unsupervised"].stages == (mntp, simcse)
     assert chains["supervised"].stages == (mntp, supervised)
     assert chains["simcse"].stages == (mntp, simcse, supervised.model_copy(update={"lora": "continue"}))
-    assert all(chain.input == load_recipe("llm2vec").input for chain in chains.values())
+    assert all(chain.input == shipped("llm2vec").input for chain in chains.values())
 
 
 # -------------------------------------------------------------------------------------------------------------- losses
@@ -155,13 +158,12 @@ def value(
     term     of the loss; None: all of them
     guide    vectors that a guide has of the texts, row by row
     """
-    index = stage % len(load_recipe(name).stages)
-    cut = [f"stages.{index}.loss.matryoshka=null"] if load_recipe(name).stages[index].loss.matryoshka else []
-    recipe = load_recipe(name, [*cut, *(f"stages.{index}.loss.{change}" for change in changes)])
-    spec = recipe.stages[index]
+    fields = shipped(name).model_dump(mode="json")
+    fields["stages"] = [fields["stages"][stage] | {"lora": None}]  # an adapter of the stage before is none here
+    spec = load_recipe(fields, [f"stages.0.loss.{change}" for change in ("matryoshka=null", *changes)]).stages[0]
     texts = [pair(row, negatives is not None) for row in range(len(queries))]
     batch = RowBatch(0, texts, "rows", spec.data[source].in_batch_negatives)
-    made = contrastive.collate(batch, spec, InputFormat(INPUT, make_tokenizer()), seed=0)
+    made = contrastive.collate(batch, spec, FORMAT, seed=0)
     if guide is not None:
         made = replace(made, lessons={spec.loss.masks.guide.teacher: Lesson(torch.empty(0), guide)})
     documents = positives if negatives is None else torch.stack([positives, negatives], 1).flatten(0, 1)
@@ -269,9 +271,9 @@ def test_kalms_focal_weight_is_that_of_hard_rows() -> None:
 
 
 def test_kalms_widths_and_gemmas() -> None:
-    narrow = load_recipe("kalm-v2").stages[-1].loss.matryoshka
+    narrow = shipped("kalm-v2").stages[-1].loss.matryoshka
     assert (sum(narrow.weights), narrow.dims[0]) == (pytest.approx(1.7), 896)
-    assert load_recipe("embeddinggemma").stages[1].loss.matryoshka.dims == (768, 512, 256, 128)
+    assert shipped("embeddinggemma").stages[1].loss.matryoshka.dims == (768, 512, 256, 128)
 
 
 def test_gemma_spreads_queries_and_positives() -> None:
@@ -303,7 +305,7 @@ def test_e5_imitates_the_teacher() -> None:
 
 def labelled(name: str, kind: str, labels: tuple[float, ...], first: torch.Tensor, second: torch.Tensor) -> float:
     """One term of a recipe's loss of labelled pairs, unweighted; SBERT's layer has learnt nothing."""
-    spec = next(spec for spec in load_recipe(name).stages[0].loss.pair_scores if spec.kind == kind)
+    spec = next(spec for spec in shipped(name).stages[0].loss.pair_scores if spec.kind == kind)
     layer = torch.nn.Linear(3 * first.size(1), 3, dtype=torch.float64)
     torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
     encoder = SimpleNamespace(normalize=False, auxiliary={terms.SOFTMAX: layer})
