@@ -192,6 +192,7 @@ def _batch(stage, lengths, vocabulary: int):
     """A batch of random tokens."""
     import torch
 
+    from llm2enc.losses import Layout
     from llm2enc.text import Tokens
     from llm2enc.training import BatchPartition
     from llm2enc.training.objectives.contrastive import ContrastiveBatch
@@ -210,7 +211,8 @@ def _batch(stage, lengths, vocabulary: int):
     documents = places[:, 1:].reshape(-1)
     return ContrastiveBatch(
         tokens=tokens, partition=partition, queries=places[:, 0], documents=documents,
-        positives=torch.arange(every) * (places.size(1) - 1), allowed=None, source="random",
+        layout=Layout(torch.arange(every) * (places.size(1) - 1), torch.arange(len(documents)) // (places.size(1) - 1)),
+        in_batch=True, loss=stage.loss, source="random",
     )  # fmt: skip
 
 

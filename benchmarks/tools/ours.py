@@ -10,7 +10,17 @@ from jobs import fill_adapter, gradients, read
 from llm2enc import Encoder
 from llm2enc.data import Pair, RowBatch
 from llm2enc.model import quiet
-from llm2enc.recipe import ContrastiveStage, DocstringsData, InputSpec, LoraSpec, MntpStage, ModelSpec, SimcseStage
+from llm2enc.recipe import (
+    ContrastiveStage,
+    DocstringsData,
+    InputSpec,
+    LoraSpec,
+    LossSpec,
+    MntpStage,
+    ModelSpec,
+    SimcseLossSpec,
+    SimcseStage,
+)
 from llm2enc.training import BatchPartition
 from llm2enc.training.objectives import contrastive, mntp, simcse
 from llm2enc.training.objectives.token_loss import token_batch
@@ -74,7 +84,7 @@ def contrastive_step(job: dict[str, Any]) -> Run:
         adapt(encoder, job["adapter"])
     pairs = [Pair(query, document, (), "", "") for query, document in read(job["pairs"])]
     stage = ContrastiveStage(
-        objective="contrastive", batch_size=len(pairs), temperature=1 / job["scale"], hard_negatives=0,
+        objective="contrastive", batch_size=len(pairs), loss=LossSpec(temperature=1 / job["scale"]), hard_negatives=0,
         max_tokens=job["max_tokens"], **stage_fields(job),
     )  # fmt: skip
 
@@ -91,8 +101,8 @@ def simcse_step(job: dict[str, Any]) -> Run:
     encoder.backbone.train_everything(head=False)
     texts = read(job["texts"])
     stage = SimcseStage(
-        objective="simcse", batch_size=len(texts), temperature=1 / job["scale"], attention_dropout=job["dropout"],
-        **stage_fields(job),
+        objective="simcse", batch_size=len(texts), loss=SimcseLossSpec(temperature=1 / job["scale"]),
+        attention_dropout=job["dropout"], **stage_fields(job),
     )  # fmt: skip
     objectives = iter([contrastive])  # the same computation, without SimCSE's refusal to run without dropout
 

@@ -1,6 +1,6 @@
 """The saved directory: sentence-transformers' layout, metadata and model card, written and read back as parts."""
 
-from llm2enc.artifact import card, config, dense, files
+from llm2enc.artifact import card, config, files, head_files
 from llm2enc.artifact.card import base_model, with_engines
 from llm2enc.artifact.directory import DTYPES, REQUIREMENTS, read, write
 from llm2enc.artifact.files import (
@@ -8,6 +8,7 @@ from llm2enc.artifact.files import (
     check_target,
     write_json,
 )
+from llm2enc.artifact.generator import write_generator
 from llm2enc.artifact.integrity import digests
 from llm2enc.artifact.metadata import (
     HistoryRow,
@@ -37,14 +38,15 @@ __all__ = [
     "card",
     "check_target",
     "config",
-    "dense",
     "digests",
     "files",
+    "head_files",
     "layout",
     "read",
     "read_metadata",
     "with_engines",
     "write",
+    "write_generator",
     "write_json",
     "write_metadata",
 ]

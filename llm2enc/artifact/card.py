@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm2enc.artifact.metadata import HistoryRow, MergeRecord, Metadata
+from llm2enc.artifact import head_files
+from llm2enc.artifact.metadata import Best, HistoryRow, MergeRecord, Metadata, Parent
 from llm2enc.recipe import to_yaml
 from llm2enc.text import InputFormat
 
@@ -23,6 +24,7 @@ def render(metadata: Metadata, input_format: InputFormat, requirements: dict[str
     sections = [_header(metadata), _title(metadata), _use(metadata, requirements), _input(metadata, input_format)]
     if metadata.history:
         sections.append(_scores(metadata.history))
+    sections += [merged(row.merge) for row in metadata.history if row.merge]
     if metadata.merge:
         sections.append(merged(metadata.merge))
     return "\n\n".join([*sections, _limits(metadata)]) + "\n"
@@ -92,10 +94,10 @@ def _title(metadata: Metadata) -> str:
     about = f"{recipe['description']}.\n\n" if recipe and recipe["description"] else ""
     base = base_model(metadata.recipes)
     source = f" made from [{base}](https://huggingface.co/{base})" if base else ""
-    projection = ", a linear projection" if metadata.head else ""
+    head = f", {metadata.head.words}" if metadata.head else ""
     return (
         f"# {name}\n\n{about}A text encoder{source} by llm2enc {metadata.versions['llm2enc']}: a {metadata.model_type} "
-        f"with {metadata.attention} attention, {metadata.pooling.replace('_', ' ')} pooling{projection} and "
+        f"with {metadata.attention} attention, {metadata.pooling.replace('_', ' ')} pooling{head} and "
         f"vectors of {metadata.dimensions} dimensions"
         + (" and length 1." if metadata.normalize else ", not normalised.")
     )
@@ -128,7 +130,7 @@ queries = encoder.encode(["Where does the river run?"], prompt_name="query")
 ```python
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer("path/to/this/directory")
+model = SentenceTransformer("path/to/this/directory"{", trust_remote_code=True" * metadata.needs_code})
 documents = model.encode(["{EXAMPLE}"]){query}
 ```
 
@@ -151,6 +153,11 @@ def _truncation(metadata: Metadata) -> str:
 
 def _native(metadata: Metadata) -> str:
     """How far sentence-transformers agrees."""
+    if metadata.native and metadata.needs_code:
+        return (
+            f"sentence-transformers gives the same vectors. It runs `{head_files.CODE}` of this directory, which it must be "
+            "told to trust:"
+        )
     if metadata.native:
         return "sentence-transformers gives the same vectors, without code of llm2enc:"
     left_out = sorted({d.prompt for d in metadata.differences} - metadata.prompts.keys())
@@ -193,7 +200,16 @@ def _scores(history: Sequence[HistoryRow]) -> str:
     adapters = [
         f"\n\nThe adapter of {row.stage.removeprefix('after ')} was {row.adapter}." for row in history if row.adapter
     ]
-    return f"## Scores\n\nMeasured in the run that made this model.\n\n{table}{''.join(adapters)}"
+    best = [f"\n\n{_chosen(row.stage.removeprefix('after '), row.best)}" for row in history if row.best]
+    return f"## Scores\n\nMeasured in the run that made this model.\n\n{table}{''.join(adapters + best)}"
+
+
+def _chosen(stage: str, best: Best) -> str:
+    """Which of a stage's weights were kept."""
+    return (
+        f"The weights of {stage} are those after step {best.step} of the {best.last} that were trained: they had the "
+        f"highest {best.score_name} measured within the stage, {best.score:.4f}."
+    )
 
 
 def merged(record: MergeRecord) -> str:
@@ -207,12 +223,16 @@ def merged(record: MergeRecord) -> str:
         "",
         "| weights | share |",
         "| --- | ---: |",
-        *(f"| `{parent.fingerprint[:12]}` | {parent.weight / total:.3f} |" for parent in record.parents),
+        *(f"| {_named(parent)} | {parent.weight / total:.3f} |" for parent in record.parents),
     ]
     if record.base:
         share = f"{record.base_weight:.3f}"
         lines += ["", f"Then mixed with the base model `{record.base[:12]}`, whose share is {share}."]
     return "\n".join(lines)
+
+
+def _named(parent: Parent) -> str:
+    return f"{_cell(parent.name)}, `{parent.fingerprint[:12]}`" if parent.name else f"`{parent.fingerprint[:12]}`"
 
 
 def _limits(metadata: Metadata) -> str:

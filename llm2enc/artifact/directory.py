@@ -2,7 +2,7 @@
 
     model.safetensors, config.json     the bare decoder, without head or prefix, and both keys for bidirectional attention
     tokenizer.json, ...                with the input template as post-processor
-    modules.json, 1_Pooling/, 2_Dense/ (the head, if any), 2_ or 3_Normalize/
+    modules.json, 1_Pooling/, 2_.../ (the head, if any), 2_ or 3_Normalize/
     sentence_bert_config.json, config_sentence_transformers.json
     llm2enc.json                       everything `read` needs, how the model was made, and what differs elsewhere
     README.md                          model card
@@ -21,7 +21,7 @@ import numpy as np
 
 from llm2enc.artifact import card as model_card
 from llm2enc.artifact import config as decoder_config
-from llm2enc.artifact import dense
+from llm2enc.artifact import head_files
 from llm2enc.artifact import prompt_masking as rules
 from llm2enc.artifact import tokenizer as exported
 from llm2enc.artifact.files import check_target, write_json
@@ -44,7 +44,6 @@ from llm2enc.storage import atomic_directory
 
 if TYPE_CHECKING:
     from llm2enc.recipe import Pooling, Recipe
-    from llm2enc.text import InputFormat
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +171,7 @@ def _open(folder: Path, metadata: Metadata, dtype: str = "auto", other: Sequence
     backbone = Backbone(model, bidirectional=metadata.attention == "bidirectional")
     if torch.cuda.is_available():
         backbone.to("cuda")
-    head = dense.read(folder, backbone.width, metadata.head).to(backbone.device) if metadata.head else None
+    head = head_files.read(folder, backbone.width, metadata.head).to(backbone.device) if metadata.head else None
     return Parts(backbone, input_format, metadata.pooling, metadata.normalize, head)
 
 
@@ -194,7 +193,7 @@ def _write_modules(parts: Parts, folder: Path) -> dict[str, Any]:
     (folder / "1_Pooling").mkdir()
     write_json(folder / "1_Pooling" / "config.json", _pooling(parts.backbone.width, pooling, written.include_prompt))
     if parts.head is not None:
-        dense.write(parts.head, folder)
+        head_files.write(parts.head, parts.backbone.width, folder)
     if parts.normalize:
         place = folder / modules[-1]["path"]
         place.mkdir()
@@ -211,13 +210,20 @@ def _write_modules(parts: Parts, folder: Path) -> dict[str, Any]:
         "prefixes": {name: written.prefixes[name] for name in prompts},
         "tokenizer": written.changed,
         "differences": differences,
-        "notes": _notes(written, input_format, pooling),
+        "notes": _notes(written, parts),
     }
 
 
-def _notes(written: exported.Written, input_format: "InputFormat", pooling: "Pooling") -> list[str]:
+def _notes(written: exported.Written, parts: Parts) -> list[str]:
     """What a user of other programs should know, although it is no difference or a rare one."""
     notes = []
+    input_format, pooling = parts.input_format, parts.pooling
+    if parts.head is not None and parts.head.reads_states:
+        notes.append(
+            f"`{head_files.CODE}` computes what stands between transformer and pooling. llm2enc does not run this file, "
+            "sentence-transformers does, with `trust_remote_code=True`, and ONNX and OpenVINO files hold it in their graph. "
+            "vLLM, text-embeddings-inference and llama.cpp cannot compute it: their vectors are others."
+        )
     if len(exported.telling(written.differences)) < len(written.differences):
         notes.append("An empty text has a vector here; other programs give it another one, or fail.")
     if not written.include_prompt:
@@ -225,6 +231,17 @@ def _notes(written: exported.Written, input_format: "InputFormat", pooling: "Poo
             "The prompt is not pooled. Only sentence-transformers knows this rule (include_prompt: false); vLLM and "
             "text-embeddings-inference pool the prompt too and give other vectors for texts with one. To be exact "
             "there, train with `pool: true` on every part of both templates."
+        )
+    slots = {part.slot for part in (*input_format.spec.query, *input_format.spec.document)}
+    if "title" in slots:
+        notes.append(
+            "The prompt of documents reads every document as one without title. llm2enc reads one with a title, "
+            "encode(Passage(title, text)) from llm2enc.text; for other programs write the title into the prompt."
+        )
+    if "examples" in slots:
+        notes.append(
+            "In-context examples are read by llm2enc alone, encode(..., examples=[(query, document), ...]); for other "
+            "programs write them into the prompt."
         )
     if written.rules is not None:
         notes.append(
@@ -244,15 +261,15 @@ def _notes(written: exported.Written, input_format: "InputFormat", pooling: "Poo
 
 def _modules(parts: Parts) -> list[dict[str, Any]]:
     """modules.json with the class paths that vLLM and text-embeddings-inference compare with; new releases know both."""
-    names = ["Transformer", "Pooling", *["Dense"] * (parts.head is not None), *["Normalize"] * parts.normalize]
+    theirs = "sentence_transformers.models"
+    modules = [(f"{theirs}.Transformer", ""), (f"{theirs}.Pooling", "1_Pooling")]
+    if parts.head is not None:
+        own = head_files.module(parts.head.spec), head_files.place(parts.head.spec)
+        modules.insert(1 if parts.head.reads_states else 2, own)
+    if parts.normalize:
+        modules.append((f"{theirs}.Normalize", f"{len(modules)}_Normalize"))
     return [
-        {
-            "idx": number,
-            "name": str(number),
-            "path": f"{number}_{name}" if number else "",
-            "type": f"sentence_transformers.models.{name}",
-        }
-        for number, name in enumerate(names)
+        {"idx": number, "name": str(number), "path": path, "type": kind} for number, (kind, path) in enumerate(modules)
     ]
 
 

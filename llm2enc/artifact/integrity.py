@@ -12,24 +12,27 @@ from pathlib import Path
 
 import torch
 
-from llm2enc.artifact import dense
+from llm2enc.artifact import head_files
 from llm2enc.artifact.files import METADATA_FILE
 from llm2enc.artifact.metadata import Metadata
 from llm2enc.artifact.parts import Parts
 from llm2enc.errors import InputError
-from llm2enc.model import POOLERS, TOLERANCE, installed, spot_check, weights_fingerprint
+from llm2enc.model import TOLERANCE, installed, spot_check, vectors_of, weights_fingerprint
 
 MIB = 2**20
 WHOLE = 32 * MIB  # bytes up to which a file is hashed whole
 BLOCK = 4096  # bytes of every MiB that are hashed of a larger one
 # What other programs read of the directory and `read` does not.
-OTHERS = (METADATA_FILE, "README.md", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+OTHERS = (
+    METADATA_FILE, "README.md", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+    head_files.CODE,
+)  # fmt: skip
 
 
 def digests(folder: Path) -> dict[str, str]:
     """`digest` of every file that the encoder is read from, by name: weights, config.json, tokenizer."""
     names = (path.name for path in folder.iterdir() if path.is_file() and path.name not in OTHERS)
-    head = [dense.HEAD] if (folder / dense.HEAD).is_file() else []
+    head = (f"{path.parent.name}/{path.name}" for path in folder.glob(f"2_*/{head_files.WEIGHTS}"))
     return {name: digest(folder / name) for name in sorted([*names, *head])}
 
 
@@ -93,9 +96,8 @@ def check_golden(parts: Parts, metadata: Metadata, folder: Path) -> None:
     golden, backbone = metadata.golden, parts.backbone
     text = parts.input_format.pack(golden.texts[:1], "", "document").to(backbone.device)
     states = spot_check(backbone, text)
-    pooled = POOLERS[parts.pooling].function(states, text.pool, text.lengths)
     with torch.no_grad():
-        pooled = (pooled if parts.head is None else parts.head(pooled))[0].cpu()
+        pooled = vectors_of(states, text, parts.pooling, parts.head)[0].cpu()
     vector = torch.nn.functional.normalize(pooled, dim=-1) if parts.normalize else pooled
     expected = torch.tensor(golden.vectors[0])
     difference = float((vector - expected).norm() / expected.norm())

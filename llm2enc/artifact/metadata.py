@@ -12,7 +12,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from llm2enc.artifact.files import METADATA_FILE, write_json
 from llm2enc.errors import InputError
-from llm2enc.recipe import HeadSpec, InputSpec, Pooling
+from llm2enc.recipe import HeadSpec, InputSpec, LatentAttentionSpec, Pooling
 from llm2enc.storage import recover
 
 FORMAT = 1
@@ -66,6 +66,46 @@ class Golden(_Record):
     """(N, D), six decimals."""
 
 
+class Parent(_Record):
+    """One of the encoders that were merged."""
+
+    name: str | None = None
+    """What a recipe's merge stage calls it."""
+    fingerprint: str
+    weight: float
+    recipes: list[RecipeJson | None]
+
+
+class MergeRecord(_Record):
+    """How a merged encoder was made; see `llm2enc.merging.merge`."""
+
+    method: Literal["average", "slerp"]
+    parents: list[Parent]
+    base: str | None
+    """Fingerprint of the base's decoder; None without one."""
+    base_weight: float = Field(validation_alias=AliasChoices("base_weight", "towards"))
+    """Share of the base in the result, 0 to 1; called `towards` by release 0.1."""
+
+
+class Measured(_Record):
+    """Scores within a stage."""
+
+    step: int
+    """Steps that were done."""
+    scores: dict[str, float]
+
+
+class Best(_Record):
+    """The weights that a stage ended with, the best by one of its measurements."""
+
+    score_name: str
+    score: float
+    step: int
+    """Steps after which they were measured."""
+    last: int
+    """Steps that were done in all."""
+
+
 class HistoryRow(_Record):
     """Scores before training or after a stage."""
 
@@ -81,27 +121,13 @@ class HistoryRow(_Record):
     """Fingerprint of the weights that it made."""
     adapter: str | None = None
     """What the stage's adapter was on, where it left matrices of the layers out."""
+    measurements: list[Measured] | None = None
+    """Within the stage."""
+    best: Best | None = None
+    merge: MergeRecord | None = None
+    """Of a merge stage: what went into the weights."""
     weights: str | None = None
     """Of a row before training: fingerprint of the weights that were measured."""
-
-
-class Parent(_Record):
-    """One of the encoders that were merged."""
-
-    fingerprint: str
-    weight: float
-    recipes: list[RecipeJson | None]
-
-
-class MergeRecord(_Record):
-    """How a merged encoder was made; see `llm2enc.merging.merge`."""
-
-    method: Literal["average", "slerp"]
-    parents: list[Parent]
-    base: str | None
-    """Fingerprint of the base's decoder; None without one."""
-    base_weight: float = Field(validation_alias=AliasChoices("base_weight", "towards"))
-    """Share of the base in the result, 0 to 1; called `towards` by release 0.1."""
 
 
 class Metadata(_Record):
@@ -143,6 +169,11 @@ class Metadata(_Record):
     @field_serializer("input", "head")
     def _in_full(self, value: InputSpec | HeadSpec | None) -> dict[str, Any] | None:
         return value and value.model_dump(mode="json")
+
+    @property
+    def needs_code(self) -> bool:
+        """Whether sentence-transformers runs a file of the directory, which it asks leave for."""
+        return isinstance(self.head, LatentAttentionSpec)
 
     @property
     def recipes(self) -> list[RecipeJson | None]:

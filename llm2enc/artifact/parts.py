@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from llm2enc.model import Backbone, Projection
+from llm2enc.model import Backbone, Head
 from llm2enc.recipe import Pooling
 from llm2enc.text import InputFormat
 
@@ -15,4 +15,4 @@ class Parts:
     input_format: InputFormat
     pooling: Pooling
     normalize: bool
-    head: Projection | None = None
+    head: Head | None = None

@@ -67,13 +67,16 @@ def examine(
 
 def _compare_sources(recipe: Recipe, read: list[tuple[DataSource, SourceReport]]) -> None:
     """Add what is out of proportion between the sources of a stage."""
-    for number, stage in enumerate(recipe.stages):
+    parts = {
+        (number, place): part for number, stage in recipe.training.items() for place, part in enumerate(stage.parts)
+    }
+    for where, part in parts.items():
         members = [
-            (source.spec.weight, examined) for source, examined in read if source.number == number and examined.rows
+            (source.spec.weight, examined) for source, examined in read if source.place == where and examined.rows
         ]
         if members:
             weights, reports = zip(*members, strict=True)
-            shares = mixture([examined.available for examined in reports], weights, stage.mixture_alpha)
+            shares = mixture([examined.available for examined in reports], weights, part.mixture_alpha)
             reports[int(shares.argmax())].findings += one_source(shares)
 
 
@@ -86,7 +89,11 @@ def _examine_one(
 ) -> SourceReport:
     source, opened = open_source(source)
     options = AuditOptions(
-        batching=replace(source.batching, in_batch_negatives=source.spec.in_batch_negatives),
+        batching=replace(
+            source.batching,
+            in_batch_negatives=source.batching.in_batch_negatives and source.spec.in_batch_negatives,
+            unique_ids=source.spec.unique_ids,
+        ),
         view=source.view,
         evaluation=tasks if tasks.counts else None,
         examples=examples,

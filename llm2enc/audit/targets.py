@@ -1,19 +1,21 @@
 """What a user names becomes sources to read: a path, a hub id, or all data of a recipe."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llm2enc import data
 from llm2enc.audit.checks.duplicates import Batching
 from llm2enc.audit.checks.lengths import InputView
-from llm2enc.data import Pair, Rows, ScoredPair, Stream, open_table, schema_of, source_name
+from llm2enc.data import Dialogue, Pair, RowKind, Rows, ScoredPair, Stream, open_table, schema_of, source_name
 from llm2enc.errors import DataError
 from llm2enc.evaluation import Task, docstring_tasks, find_tasks, read_task
 from llm2enc.model import load_tokenizer
 from llm2enc.recipe import (
     DataSpec,
+    DialogueFormat,
     DocstringEval,
     DocstringsData,
     InputSpec,
@@ -39,10 +41,10 @@ class DataSource:
     stage: str
     batching: Batching
     view: InputView
-    number: int = 0
-    """Number of the stage in the recipe."""
-    pairs: bool | None = None
-    """Whether the stage reads pairs, not texts; None where only the data can tell."""
+    place: tuple[int, int] = (0, 0)
+    """Number of the stage in the recipe, and of the part of the stage."""
+    part: Stage | None = None
+    """What reads it; None where only the data can tell."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,10 @@ def of_recipe(recipe: Recipe) -> list[DataSource]:
     """Every source of every stage, with the recipe's own template, tokenizer and limits. No weights are read."""
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
     return [
-        DataSource(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number, _reads_pairs(stage))
-        for number, stage in enumerate(recipe.stages)
-        for spec in stage.data
+        DataSource(spec, stage.objective, *_of_stage(part, input_format, recipe.name), (number, place), part)
+        for number, stage in recipe.training.items()
+        for place, part in enumerate(stage.parts)
+        for spec in part.data
     ]
 
 
@@ -75,7 +78,7 @@ def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> l
         view = _plain_view(model)
         return [DataSource(spec, "", Batching(BATCH_SIZE), view) for spec in specs]
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
-    stage = next(filter(_reads_pairs, recipe.stages), None)
+    stage = next(filter(_reads_pairs, (part for stage in recipe.training.values() for part in stage.parts)), None)
     if stage is None:
         view = InputView(input_format, described=f"template and tokenizer of recipe {recipe.name}")
         return [DataSource(spec, "", Batching(BATCH_SIZE), view) for spec in specs]
@@ -83,21 +86,26 @@ def of_path(path: str, recipe: Recipe | None = None, model: str = "pocket") -> l
 
 
 def open_source(source: DataSource) -> tuple[DataSource, OpenedSource]:
-    """The rows of a source; its stage is `contrastive`, `scored pairs` or `texts` where only the data can tell.
+    """The rows of a source; its stage is `contrastive`, `scored pairs`, `dialogues` or `texts` where only the data can tell.
+    Dialogues are read as texts, with their marks.
 
     raises  ValueError if the source cannot be read
     """
-    if source.pairs is None:
+    if source.part is None:
         return _detected(source)
-    if not source.pairs:
+    if isinstance(source.part, DialogueFormat):
+        rows = _written(data.read_dialogues(source.spec), source.part)
+        return source, OpenedSource(rows, {"format": "dialogues"}, _dropped(rows))
+    row, scores = _rows_of(source.part)
+    if row is str:
         rows = data.read_texts(source.spec)
         return source, OpenedSource(rows, {"format": "texts"}, _dropped(rows))
-    recognised, rows = data.examine(source.spec)
+    recognised, rows = data.examine(source.spec, cast("type[Pair] | type[ScoredPair]", row), scores)
     return source, OpenedSource(rows, {"format": recognised.format, "why": str(recognised)}, _dropped(rows))
 
 
 def _detected(source: DataSource) -> tuple[DataSource, OpenedSource]:
-    """Pairs with the scores that they have, else scored pairs, else texts."""
+    """Pairs with the scores that they have, else scored pairs, else dialogues, else texts."""
     refusals: list[ValueError] = []
     for stage, row in (("contrastive", Pair), ("scored pairs", ScoredPair)):
         try:
@@ -108,11 +116,26 @@ def _detected(source: DataSource) -> tuple[DataSource, OpenedSource]:
         why = "; ".join([str(recognised), *(f"as pairs refused: {error}" for error in refusals)])
         given = {"format": recognised.format, "why": why, "block": block(source.spec)}
         return replace(source, stage=stage), OpenedSource(rows, given, _dropped(rows))
+    with suppress(ValueError):
+        rows = _written(data.read_dialogues(source.spec), DialogueFormat())
+        given = {"format": "dialogues", "why": "messages, or a prompt and a response", "block": block(source.spec)}
+        return replace(source, stage="dialogues"), OpenedSource(rows, given, _dropped(rows))
     if not _is_one_column(source.spec):
         raise refusals[0]
     texts = data.read_texts(source.spec)
     given = {"format": "texts", "why": "one column of text", "block": block(source.spec)}
     return replace(source, stage="texts"), OpenedSource(texts, given, _dropped(texts))
+
+
+def _written(rows: Rows[Dialogue] | Stream[Dialogue], form: DialogueFormat) -> Rows[str] | Stream[str]:
+    """Each dialogue as one text, with its marks."""
+
+    def text(dialogue: Dialogue) -> str:
+        return form.between.join(f"{form.user}{asked}{form.assistant}{answer}" for asked, answer in dialogue.turns)
+
+    if isinstance(rows, Stream):
+        return Stream(rows.name, lambda: (_written(block, form) for block in rows.blocks()))  # pyright: ignore[reportReturnType]: of rows come rows
+    return Rows(rows.name, len(rows), lambda places: [text(dialogue) for dialogue in rows.take(places)], rows.dropped)
 
 
 def block(spec: DataSpec) -> str:
@@ -145,10 +168,22 @@ def _of_stage(stage: Any, input_format: InputFormat, recipe: str) -> tuple[Batch
     if OBJECTIVES[stage.objective].row == "block":
         words = f"tokenizer of recipe {recipe}; texts are joined and cut into blocks of {stage.block_tokens} tokens"
         return Batching(1), InputView(input_format, block_tokens=stage.block_tokens, described=words)
-    mask = _reads_pairs(stage) and stage.mask_duplicates
-    return Batching(stage.batch_size, mask_duplicates=mask), InputView(
-        input_format, stage.max_tokens, described=described
-    )
+    if isinstance(stage, DialogueFormat):
+        limit = stage.max_tokens or input_format.spec.max_tokens
+        parts = (Part(special="bos", when="tokenizer"), Part(slot="text", pool=True))
+        view = input_format.with_spec(InputSpec(query=parts, document=parts, max_tokens=limit))
+        words = f"marks of the stage and tokenizer of recipe {recipe}; of a dialogue only the responses are predicted"
+        return Batching(stage.batch_size), InputView(view, described=words)
+    view = InputView(input_format, stage.max_tokens, described=described)
+    if not _reads_pairs(stage):
+        return Batching(stage.batch_size), view
+    return Batching(stage.batch_size, stage.loss.in_batch, stage.loss.masks.duplicates), view
+
+
+def _rows_of(stage: Any) -> tuple[RowKind, bool]:
+    """What a stage reads its rows as, and whether with scores of their documents."""
+    kinds: dict[str, RowKind] = {"pair": Pair, "scored pair": ScoredPair}
+    return kinds.get(OBJECTIVES[stage.objective].row, str), _reads_pairs(stage) and stage.reads_scores
 
 
 def _reads_pairs(stage: Stage) -> bool:

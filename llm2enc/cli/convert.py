@@ -104,6 +104,10 @@ def _print_result(result) -> None:
     styles = [*[""] * len(rows), *["dim"] * len(compared)]
     columns = [Column("stage", wrap=False), *headings]
     console.print(table(columns, [*rows, *compared], "scores on held-out data", styles=styles))
+    for row in result.history:
+        if best := row.get("best"):
+            score = f"{best['score_name']} {best['score']:.3f}"
+            line(console, f"{row['stage']}: the weights of step {best['step']} of {best['last']}, the best by {score}")
     for parity in result.parity:
         verdict = "not compared" if parity.cosine is None else f"cosine {parity.cosine:.6f}"
         said = "; ".join(part for part in (parity.note, parity.remedy) if part)

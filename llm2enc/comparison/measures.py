@@ -10,10 +10,9 @@ from scipy import sparse
 from llm2enc.comparison.passes import pack_each, vectors
 from llm2enc.comparison.prefixes import TRIPLES
 from llm2enc.comparison.results import PrefixTest, Similarities
-from llm2enc.encoding import Encoder
+from llm2enc.encoding import Encoder, LoadedModel
 from llm2enc.evaluation import (
     BitextTask,
-    LoadedModel,
     PairClassificationTask,
     RerankingTask,
     RetrievalTask,

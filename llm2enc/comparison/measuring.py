@@ -13,10 +13,9 @@ from llm2enc.comparison import measures
 from llm2enc.comparison.passes import SharedPass
 from llm2enc.comparison.results import Layers, Similarities, SystemResult
 from llm2enc.comparison.systems import System
-from llm2enc.encoding import Encoder
+from llm2enc.encoding import Encoder, LoadedModel
 from llm2enc.evaluation import (
     CachedEncoder,
-    LoadedModel,
     Measurement,
     Task,
     TaskResult,

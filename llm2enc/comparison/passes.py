@@ -7,8 +7,7 @@ import numpy as np
 from torch import nn
 
 from llm2enc.comparison.systems import System
-from llm2enc.encoding import Encoder
-from llm2enc.evaluation import LoadedModel
+from llm2enc.encoding import Encoder, LoadedModel
 from llm2enc.model import evaluating
 from llm2enc.text import Tokens, micro_batches
 

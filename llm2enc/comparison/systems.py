@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from llm2enc.comparison.variants import DEFAULT, Variant, find_variants, input_spec
-from llm2enc.encoding import Encoder, LoadType
+from llm2enc.encoding import Encoder, LoadedModel, LoadType, open_encoder
 from llm2enc.errors import CannotConvert, InputError
-from llm2enc.evaluation import LoadedModel, open_encoder
 from llm2enc.model import limits, load_config, load_tokenizer, text_config
 from llm2enc.recipe import ModelSpec, load_recipe
 from llm2enc.training import checkpoint

@@ -7,6 +7,7 @@ runs/pocket/
   history.json     scores before training and after every stage
   0-mntp/ ...      one folder per stage (checkpoint.py)
   model/           the encoder, in the format other programs open
+  generator/       the same weights as a causal language model, if a stage trained on dialogues
 """
 
 import json
@@ -14,17 +15,19 @@ import logging
 import re
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llm2enc import distributed
-from llm2enc.artifact import METADATA_FILE, HistoryRow, read_metadata
+from llm2enc.artifact import METADATA_FILE, HistoryRow, read_metadata, write_generator
 from llm2enc.conversion import run_directory
+from llm2enc.conversion.merge_stage import check_merges, run_merge, stage_folder
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
-from llm2enc.evaluation import baselines, evaluate
+from llm2enc.evaluation import baselines, evaluate, score_names
 from llm2enc.model import choices, chosen, copy_notices, limits, load_config, load_tokenizer, text_config
 from llm2enc.recipe import InputSpec, ModelSpec, Pooling, Recipe, load_recipe
 from llm2enc.storage import add_path_to_oserror, recover, remove_stale, replace_text
@@ -68,11 +71,13 @@ def convert(recipe: Recipe, out: str | Path, resume: bool = False, overwrite: bo
         distributed.abort_with_peers("Finished stages and the last checkpoint are kept: go on with --resume"),
         add_path_to_oserror(out),
     ):
+        _check_score_names(recipe)
         recipe = _for_tokenizer(_on_this_machine(recipe, out, resume))
         with run_directory.opened(recipe, out, resume, overwrite):
             # A model that cannot be converted is refused before anything is written.
             encoder = Encoder.from_recipe(recipe)
-            check_stages(encoder, recipe.stages)
+            check_stages(encoder, recipe.training.values())
+            check_merges(recipe, out, encoder)
             run_directory.begin(recipe, out, overwrite)
             try:
                 return _run(recipe, out, encoder)
@@ -103,22 +108,36 @@ def _for_tokenizer(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"input": for_tokenizer(recipe.input, tokenizer)})
 
 
+def _check_score_names(recipe: Recipe) -> None:
+    """InputError for a stage that keeps the best weights by a score that the recipe's evaluation does not give."""
+    asked = {f"stages.{n}.keep_best": stage.keep_best for n, stage in recipe.training.items() if stage.keep_best}
+    known = score_names(recipe.evaluation) if asked else []
+    unknown = [f"{path} is {name!r}" for path, name in asked.items() if name not in known]
+    if unknown:
+        raise InputError(f"{', '.join(unknown)}; the recipe's evaluation gives these scores: {', '.join(known)}")
+
+
 def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
     """Everything that is not in `out` yet."""
     if distributed.is_main():
         recover(out / "model")
+        recover(out / "generator")
     history = _History(out, recipe, encoder)
     for name, causal, pooling in _starting_points(recipe):
         history.measure(name, encoder.variant(causal=causal, pooling=pooling), time.perf_counter())
     for index, stage in enumerate(recipe.stages):
-        place = out / f"{index}-{stage.objective}"
+        place = stage_folder(recipe, index, out)
         started = time.perf_counter()
         keep = recipe.adapter_goes_on(index)
         if checkpoint.is_finished(place):
             checkpoint.load_finished(place, encoder, stage, recipe.seed, keep, origin(encoder, stage))
+        elif index in recipe.merges:
+            run_merge(recipe, index, out, encoder)
         else:
-            train(encoder, stage, place, recipe.seed, recipe.tracking, keep)
+            measure = partial(evaluate, specs=recipe.evaluation)
+            train(encoder, recipe.training[index], place, recipe.seed, recipe.tracking, keep, measure)
         history.measure(f"after {stage.objective}", encoder, started, key=place.name)
+    encoder.head = encoder.kept_head  # what only trains is thrown away here
     parity: list[Parity] = []
     scores: dict[str, float] = {}
     already = False
@@ -128,6 +147,11 @@ def _run(recipe: Recipe, out: Path, encoder: Encoder) -> Result:
         if not already:  # otherwise its other formats would be lost
             encoder.save(out / "model", recipe=recipe, history=history.rows)
         copy_notices(recipe.model, out / "model")
+        form = recipe.dialogue_format
+        if form is not None:
+            if not (already and (out / "generator").is_dir()):
+                write_generator(encoder.backbone, encoder.input_format.tokenizer, out / "generator", form)
+            copy_notices(recipe.model, out / "generator")
         parity = verify(out / "model", AT_THE_END_OF_A_CONVERSION, encoder).rows
     distributed.barrier()
     return Result(out, encoder, history.rows, parity, scores, already)
@@ -145,9 +169,10 @@ def _is_exported(place: Path, encoder: Encoder, history: list[Row]) -> bool:
 def _tidy(recipe: Recipe, out: Path) -> None:
     """Remove what a killed process, or one that found the disk full, left half-written."""
     remove_stale(out / "model")
+    remove_stale(out / "generator")
     remove_stale(out / "history.json")
-    for index, stage in enumerate(recipe.stages):
-        checkpoint.tidy(out / f"{index}-{stage.objective}")
+    for index in range(len(recipe.stages)):
+        checkpoint.tidy(stage_folder(recipe, index, out))
 
 
 def training_free(model: str) -> Recipe:
@@ -223,7 +248,8 @@ class _History:
                 row["weights"] = self.weights
             else:  # the chain of parents: which weights the stage's adapter belongs to, and what it made of them
                 finished = json.loads((self.path.parent / key / "finished.json").read_text())
-                row |= {name: finished[name] for name in ("parent", "result", "adapter") if name in finished}
+                kept = ("parent", "result", "adapter", "measurements", "best", "merge")
+                row |= {name: finished[name] for name in kept if name in finished}
             self.rows.append(row)
             replace_text(self.path, json.dumps(self.rows, indent=1))
         distributed.barrier()

@@ -23,8 +23,8 @@ from llm2enc.recipe import Recipe, load_recipe
 from llm2enc.storage import check_room, file_lock, owner, remove_stale, replace_text, stale_temps
 
 RECIPE, LOCK, OVERWRITTEN = "recipe.yaml", ".lock", ".overwritten"
-# What a run writes: the recipe, scores, a folder of each stage, the encoder, and what a killed process left of them.
-_WRITTEN = re.compile(rf"{re.escape(RECIPE)}|history\.json|\d+-[a-z]+|model|\..+\.(?:partial|former)-\d+")
+# What a run writes: the recipe, scores, a folder of each stage, the encoder, the generator; and what a killed process left.
+_WRITTEN = re.compile(rf"{re.escape(RECIPE)}|history\.json|\d+-[a-z]+|model|generator|\..+\.(?:partial|former)-\d+")
 PATIENCE = 60.0  # seconds that a shared file system may take to show a new file on another machine
 
 
@@ -88,14 +88,16 @@ def _check(recipe: Recipe, out: Path, resume: bool, overwrite: bool) -> None:
         return
     if not resume and not overwrite:
         raise InputError(f"{out} holds a run already; add --resume to go on with it, or --overwrite")
-    if resume and _without_strategies(load_recipe(str(saved))) != _without_strategies(recipe):
+    if resume and _result(load_recipe(str(saved))) != _result(recipe):
         raise InputError(f"{out} was started with another recipe (see {saved}); give that one, or another -o")
 
 
-def _without_strategies(recipe: Recipe) -> Recipe:
-    """The recipe without where processes keep the weights, which may change from one part of a run to the next."""
-    stages = tuple(stage.model_copy(update={"strategy": "ddp"}) for stage in recipe.stages)
-    return recipe.model_copy(update={"stages": stages})
+def _result(recipe: Recipe) -> Recipe:
+    """What the result depends on: where processes keep the weights may change within a run, and so may words about it."""
+    alike = {number: stage.model_copy(update={"strategy": "ddp"}) for number, stage in recipe.training.items()}
+    stages = tuple((alike | recipe.merges)[number] for number in range(len(recipe.stages)))
+    words = {"description": "", "family": "", "published": {}}
+    return recipe.model_copy(update={"stages": stages, **words})
 
 
 def _wait_until_visible(path: Path, token: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm2enc.data.content import check_texts, grades
 from llm2enc.data.files import is_pipe
-from llm2enc.data.rows import Pair, RowKind, Rows, ScoredPair, Stream
+from llm2enc.data.rows import Dialogue, Pair, RowKind, Rows, ScoredPair, Stream
 from llm2enc.data.text_files import TextRows, read_text_files
 
 if TYPE_CHECKING:
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from llm2enc.data.cells import titled
     from llm2enc.data.docstrings.corpus import pair_view, read_docstrings
     from llm2enc.data.identity import content_digest
-    from llm2enc.data.sources import examine, head, read_texts, schema_of, source_name
+    from llm2enc.data.sources import examine, head, read_dialogues, read_texts, schema_of, source_name
     from llm2enc.data.tables import open_table
 
 __all__ = [
+    "Dialogue",
     "Pair",
     "RowBatch",
     "RowKind",
@@ -36,6 +37,7 @@ __all__ = [
     "lines",
     "open_table",
     "pair_view",
+    "read_dialogues",
     "read_docstrings",
     "read_text_files",
     "read_texts",
@@ -55,6 +57,7 @@ _HOMES = {
     "head": "llm2enc.data.sources",
     "open_table": "llm2enc.data.tables",
     "pair_view": "llm2enc.data.docstrings.corpus",
+    "read_dialogues": "llm2enc.data.sources",
     "read_texts": "llm2enc.data.sources",
     "row_batches": "llm2enc.data.batches",
     "schema_of": "llm2enc.data.sources",

@@ -37,6 +37,8 @@ class RowBatch:
     """Name of the data set; `mixed` for blocks that come from several."""
     in_batch_negatives: bool
     """Whether another row's positive may serve as a negative."""
+    unique_ids: bool = False
+    """Whether every row's texts get a number of their own."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class _Source:
     rows: Rows[Any] | Stream[Any]
     weight: float
     in_batch_negatives: bool
+    unique_ids: bool = False
+
+    def batch(self, step: int, rows: list[Any]) -> RowBatch:
+        return RowBatch(step, rows, self.rows.name, self.in_batch_negatives, self.unique_ids)
 
 
 def row_batches(
@@ -61,7 +67,9 @@ def row_batches(
     scores  give `Pair`s the scores of their documents, where the source has them
     raises  ValueError for a source that has no such rows
     """
-    sources = [_Source(read_rows(row, spec, scores), spec.weight, spec.in_batch_negatives) for spec in specs]
+    sources = [
+        _Source(read_rows(row, spec, scores), spec.weight, spec.in_batch_negatives, spec.unique_ids) for spec in specs
+    ]
     return _batches(sources, batch_size, seed, start, alpha)
 
 
@@ -129,7 +137,7 @@ def _epochs(sources: list[_Source], batch_size: int, seed: int, start: int) -> I
             source = sources[origin[group]]
             chosen = orders[origin[group]][within[group] * batch_size :][:batch_size]
             step = epoch * len(origin) + position
-            yield RowBatch(step, source.rows.take(chosen), source.rows.name, source.in_batch_negatives)
+            yield source.batch(step, source.rows.take(chosen))
         first = 0
 
 
@@ -202,10 +210,7 @@ def _interleaved(sources: list[_Source], batch_size: int, seed: int, start: int)
         _single(source, batch_size, seed, index, begin)
         for index, (source, begin) in enumerate(zip(sources, passed, strict=True))
     ]
-    return (
-        RowBatch(step, next(streams[index]), sources[index].rows.name, sources[index].in_batch_negatives)
-        for step, index in enumerate(turns, start)
-    )
+    return (sources[index].batch(step, next(streams[index])) for step, index in enumerate(turns, start))
 
 
 def _turns(weights: Sequence[float]) -> Iterator[int]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm2enc.errors import DataError
+from llm2enc.text import Passage
 
 Text = tuple[str, str]  # instruction, text
 
@@ -48,8 +49,9 @@ def passages(cell: list[dict[str, str | None]] | None) -> list[Text]:
 
 
 def titled(title: str | None, text: str | None) -> str:
-    """A passage as one text: the title, a space, the body. Training and evaluation join them alike."""
-    return f"{title or ''} {text or ''}".strip()
+    """A passage as one text, the title, a space, the body, which a template with a title slot reads apart. Training and
+    evaluation join them alike."""
+    return Passage(title, text or "") if title and title.strip() else (text or "").strip()
 
 
 def message(cell: str | list[dict[str, str | None]] | None) -> Text:
@@ -114,6 +116,11 @@ def holds_messages(role: str, kind: pa.DataType) -> bool:
     return (
         is_text(kind) or _is_message(kind) or (_is_documents(role) and (is_texts(kind) or _is_list(kind, _is_message)))
     )
+
+
+def holds_turns(role: str, kind: pa.DataType) -> bool:
+    """A text; as `messages` [{role, content}] or a list of texts."""
+    return (_is_message(kind) or is_texts(kind)) if role == "messages" else is_text(kind)
 
 
 def is_numbers(kind: pa.DataType) -> bool:

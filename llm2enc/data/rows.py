@@ -42,8 +42,16 @@ class ScoredPair:
     """The same instruction if both texts are of one kind (`symmetric`), else empty."""
 
 
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """What a user says and what is answered, in turn: a row of generative training."""
+
+    turns: tuple[tuple[str, str], ...]
+    """(user's text, response), at least one."""
+
+
 PairKind = type[Pair] | type[ScoredPair]
-RowKind = type[str] | PairKind
+RowKind = type[str] | type[Dialogue] | PairKind
 """What a source is read as; `str` is a text."""
 
 

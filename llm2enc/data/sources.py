@@ -8,11 +8,11 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from llm2enc.data import beir, cells, content
+from llm2enc.data import beir, cells, content, dialogues
 from llm2enc.data.docstrings.corpus import pair_view, paragraph_view, read_docstrings, sentence_view
 from llm2enc.data.formats import FORMATS, SCORES, DetectedFormat, check_content, detect_format
 from llm2enc.data.records import to_pair, to_scored_pair
-from llm2enc.data.rows import Pair, PairKind, RowKind, Rows, ScoredPair, Stream
+from llm2enc.data.rows import Dialogue, Pair, PairKind, RowKind, Rows, ScoredPair, Stream
 from llm2enc.data.tables import Blocks, Table, copied, label, open_table, reading
 from llm2enc.data.types import type_in
 from llm2enc.errors import DataError
@@ -62,11 +62,48 @@ def _both_sides(pairs: Rows[Pair]) -> Rows[str]:
 
 
 def read_rows(row: RowKind, spec: DataSpec, scores: bool = False) -> Rows[Any] | Stream[Any]:
-    """The rows of a source, texts (`str`) or pairs; those without text, query, positive or score are dropped.
+    """The rows of a source, texts (`str`), dialogues or pairs; those without text, response, query, positive or score are
+    dropped.
 
     scores  as for `examine`
     """
+    if row is Dialogue:
+        return read_dialogues(spec)
     return read_texts(spec) if row is str else examine(spec, row, scores)[1]
+
+
+def read_dialogues(spec: DataSpec) -> Rows[Dialogue] | Stream[Dialogue]:
+    """The dialogues of a source that have a response.
+
+    raises  DataError if its columns hold none; for a row that is no dialogue, when it is read
+    """
+    name = source_name(spec)
+    if isinstance(spec, DocstringsData) or _is_beir(spec):
+        raise DataError(f"data source {name!r}: this stage reads dialogues, which docstrings and BEIR folders are not")
+    _refuse_beir(spec)
+    _refuse_roles(spec, {"messages", "prompt", "response"}, "dialogues")
+    if spec.format != "auto" or spec.view is not None:
+        raise DataError(f"data source {name!r}: this stage reads dialogues; remove `format` and `view`")
+    table = open_table(spec)
+    try:
+        columns = dialogues.columns_of(schema_of(table), spec.columns)
+        with reading(spec):
+            sample = head(table, list(columns.values()))
+        for role, column in columns.items():
+            if role != "messages":
+                content.check_texts(column, sample[column], guessed=not spec.columns)
+    except DataError as error:
+        raise DataError(f"data source {name!r}: {error}") from None
+    _log.info("%s: dialogues (%s)", name, ", ".join(f"{role} = {column}" for role, column in columns.items()))
+
+    def convert(record: dict[str, Any]) -> Dialogue:
+        try:
+            return dialogues.to_dialogue(columns, record)
+        except DataError as error:
+            raise DataError(f"data source {name!r}: {error}") from None
+
+    required = {column: dialogues.responses for role, column in columns.items() if role != "prompt"}
+    return _rows(spec, table, _Reader(name, list(columns.values()), required, convert))
 
 
 def examine(

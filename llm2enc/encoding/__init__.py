@@ -1,6 +1,7 @@
 """The encoder: texts in, vectors out, in memory or to a file."""
 
 from llm2enc.encoding.encoder import Encoder, LoadType
+from llm2enc.encoding.models import LoadedModel, find_encoder, open_encoder
 from llm2enc.encoding.options import EncodeOptions
 from llm2enc.encoding.partial_file import Facts, PartialFile
 from llm2enc.encoding.quantization import calibrate, layout
@@ -11,10 +12,13 @@ __all__ = [
     "Encoder",
     "Facts",
     "LoadType",
+    "LoadedModel",
     "PartialFile",
     "calibrate",
     "encode_file",
     "encoder_facts",
+    "find_encoder",
     "layout",
+    "open_encoder",
     "text_digest",
 ]

@@ -29,16 +29,18 @@ from llm2enc.errors import InputError
 from llm2enc.model import (
     POOLERS,
     Backbone,
-    Projection,
+    Head,
     evaluating,
+    fresh_head,
     limits,
     load_backbone,
     load_tokenizer,
+    vectors_of,
     weights_fingerprint,
 )
 from llm2enc.recipe import HeadSpec, InputSpec, ModelSpec, Pooling, Recipe, Role
 from llm2enc.terminal import bar
-from llm2enc.text import InputFormat, Tokens, micro_batches
+from llm2enc.text import Example, InputFormat, Tokens, micro_batches
 
 LoadType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -52,7 +54,7 @@ class Encoder(nn.Module):
         input_format: InputFormat,
         pooling: Pooling,
         normalize: bool = True,
-        head: Projection | None = None,
+        head: Head | None = None,
     ):
         super().__init__()
         self.backbone = backbone
@@ -60,6 +62,8 @@ class Encoder(nn.Module):
         self.input_format = input_format
         self.pooling: Pooling = pooling
         self.normalize = normalize
+        # What the loss of a stage trains besides, by name; it is thrown away with the stage.
+        self.auxiliary = nn.ModuleDict()
         # To compare variants of one model: another direction than the backbone's, another layer than the last.
         self.causal: bool | None = None
         self.layer: int | None = None
@@ -105,8 +109,8 @@ class Encoder(nn.Module):
         if torch.cuda.is_available():
             backbone.to("cuda")
         prove(backbone)
-        projection = None if head is None else Projection.fresh(backbone.width, head, seed).to(backbone.device)
-        return Encoder(backbone, input_format, pooling, normalize, projection).eval()
+        fresh = None if head is None else fresh_head(backbone.width, head, seed).to(backbone.device)
+        return Encoder(backbone, input_format, pooling, normalize, fresh).eval()
 
     @staticmethod
     def load(folder: str | Path, dtype: LoadType = "auto", full_proof: bool = False) -> "Encoder":
@@ -147,7 +151,7 @@ class Encoder(nn.Module):
                 "the encoder is a variant that reads another layer or direction than its model, which no directory can say; "
                 "save the encoder that it was made of"
             )
-        parts = Parts(self.backbone, self.input_format, self.pooling, self.normalize, self.head)
+        parts = Parts(self.backbone, self.input_format, self.pooling, self.normalize, self.kept_head)
         write(
             parts, Path(folder), lambda written, texts: Encoder._of(written).encode(texts),
             recipe=recipe, history=history, merge=merge, card=card, dtype=dtype,
@@ -174,12 +178,17 @@ class Encoder(nn.Module):
         """Width of a vector."""
         return self.backbone.width if self.head is None else self.head.dimensions
 
+    @property
+    def kept_head(self) -> Head | None:
+        """The head that vectors go through outside of training; None for one that is there for training only."""
+        return None if self.head is None or self.head.spec.training_only else self.head
+
     def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters that get a gradient, by name: the backbone's own, and the head's under `head.`."""
-        if self.head is None:
-            return self.backbone.trained()
-        own = {f"head.{name}": p for name, p in self.head.named_parameters() if p.requires_grad}
-        return self.backbone.trained() | own
+        """Parameters that get a gradient, by name: the backbone's own, the head's under `head.`, and what the loss trains
+        besides under `auxiliary.`."""
+        parts = {"head": self.head or nn.Module(), "auxiliary": self.auxiliary}
+        own = {f"{part}.{name}": p for part, module in parts.items() for name, p in module.named_parameters()}
+        return self.backbone.trained() | {name: p for name, p in own.items() if p.requires_grad}
 
     def weights_fingerprint(self) -> str:
         """SHA-256 of the weights alone, backbone and head: what a stage's parent is recognised by."""
@@ -194,13 +203,16 @@ class Encoder(nn.Module):
             hidden = self.backbone.layers(tokens, self.causal)[self.layer]
         return self.pool(hidden, tokens)
 
+    def layer_vectors(self, tokens: Tokens, layers: Sequence[int]) -> Tensor:
+        """Vectors (B, K, dimensions) of K layers, 1 to the model's depth, in one pass: those of `forward` if the model were
+        cut to each of them (`model.layers`)."""
+        needed = POOLERS[self.pooling].needed(tokens.pool, tokens.lengths)
+        states = self.backbone.cut_states(tokens, layers, self.causal, needed)
+        return torch.stack([self.pool(hidden, tokens) for hidden in states], dim=1)
+
     def pool(self, hidden: Tensor, tokens: Tokens) -> Tensor:
         """Vectors (B, dimensions) float32 of the states (T, D) that `forward` would pool, not normalised."""
-        vectors = POOLERS[self.pooling].function(hidden, tokens.pool, tokens.lengths)
-        if self.head is None:
-            return vectors
-        with torch.autocast(self.device.type, enabled=False):  # one product a text: float32 costs nothing here
-            return self.head(vectors)
+        return vectors_of(hidden, tokens, self.pooling, self.head if self.training else self.kept_head)
 
     def encode(self, texts: str | Iterable[str], **keywords: Any) -> np.ndarray:
         """Vectors (B, D) of texts, in their order; (D,) of a single text. Unit length if `normalize`.
@@ -255,7 +267,7 @@ class Encoder(nn.Module):
             range(first, first + len(chunk)) for first, chunk in pipeline.chunks(pipeline.pairs(texts, instruction))
         ]
         packed = (
-            self.input_format.pack(texts[chunk.start : chunk.stop], instruction, role, first=chunk.start)
+            self._packed(texts[chunk.start : chunk.stop], instruction, role, options.examples, chunk.start)
             for chunk in (chunks[number] for number in distributed.rank_slice(len(chunks)))
         )
         tokens = torch.tensor([[len(part.ids)] for part in packed], dtype=torch.int64).view(-1, 1)
@@ -298,15 +310,22 @@ class Encoder(nn.Module):
         dtype = str(next(self.parameters()).dtype)
         facts = [self.backbone.fingerprint(adapter=True), self.backbone.settings(), dtype, causal]
         facts += [self.layer, self.pooling, self.normalize, self.input_format.identity()]
-        facts += [] if self.head is None else [self.weights_fingerprint()]
+        facts += [] if self.kept_head is None else [self.weights_fingerprint()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def cache_key(self, *, instruction: str | None = None, prompt_name: str | None = None) -> str:
+    def cache_key(
+        self,
+        *,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        examples: Sequence[tuple[str, str]] = (),
+    ) -> str:
         """What a text becomes with these keywords, template and instruction; equal for two calls that give equal vectors."""
         role, asked = self._role(EncodeOptions(instruction, prompt_name))
         parts = self.input_format.template(asked, role)
         reads = any(part.slot == "instruction" for part in parts)
-        return json.dumps([[part.model_dump() for part in parts], asked if reads else ""])
+        shown = [list(examples)] if examples else []
+        return json.dumps([[part.model_dump() for part in parts], asked if reads else "", *shown])
 
     def count_tokens(
         self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
@@ -314,10 +333,29 @@ class Encoder(nn.Module):
         """Tokens that the model reads to encode the texts."""
         return int(self.pack(texts, instruction=instruction, prompt_name=prompt_name).lengths.sum())
 
-    def pack(self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None) -> Tokens:
+    def pack(
+        self,
+        texts: Sequence[str],
+        *,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        examples: Sequence[tuple[str, str]] = (),
+    ) -> Tokens:
         """The tokens that the model reads to encode the texts."""
         role, asked = self._role(EncodeOptions(instruction, prompt_name))
-        return self.input_format.pack(texts, asked, role)
+        return self._packed(texts, asked, role, examples)
+
+    def _packed(
+        self,
+        texts: Sequence[str],
+        instruction: str | Sequence[str],
+        role: Role,
+        examples: Sequence[tuple[str, str]],
+        first: int = 0,
+    ) -> Tokens:
+        asked = [instruction] * len(texts) if isinstance(instruction, str) else instruction
+        shown = [[Example(own, *pair) for pair in examples] for own in asked] if examples else ()
+        return self.input_format.pack(texts, instruction, role, first=first, examples=shown)
 
     def _blocks(
         self,
@@ -328,7 +366,7 @@ class Encoder(nn.Module):
     ) -> Iterator[np.ndarray]:
         def pack(first: int, chunk: list[tuple[str, str]]) -> Tokens:
             texts, instructions = zip(*chunk, strict=True)
-            return self.input_format.pack(texts, instructions, role, first=first).stored()
+            return self._packed(texts, instructions, role, options.examples, first).stored()
 
         worker = ThreadPoolExecutor(1, thread_name_prefix="llm2enc-tokenize")
         try:

@@ -1,6 +1,6 @@
 """What a caller can ask of an encoder besides the texts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,6 +21,9 @@ class EncodeOptions:
     """What the texts are queries for, one or one per text; without one they are documents."""
     prompt_name: str | None = None
     """`query`, `document`, or the name of an instruction of the recipe."""
+    examples: Sequence[tuple[str, str]] = ()
+    """In-context examples, (query, document) each, for an encoder whose query template has a slot for them; they have the
+    instruction of the text."""
     batch_tokens: int | None = None
     """Tokens per forward pass; by default 2048 on a CPU, where caches count, 65536 on a GPU."""
     truncate_dim: int | None = None

@@ -41,7 +41,9 @@ def encoder_facts(encoder: Encoder, options: EncodeOptions) -> Facts:
     return {
         "format": FORMAT,
         "encoder": encoder.fingerprint(),
-        "cache_key": encoder.cache_key(instruction=options.instruction, prompt_name=options.prompt_name),
+        "cache_key": encoder.cache_key(
+            instruction=options.instruction, prompt_name=options.prompt_name, examples=options.examples
+        ),
         "width": entries,
         "dtype": kind.newbyteorder("<").str,
         "buffers": [pipeline.CHUNK_TEXTS, pipeline.CHUNK_CHARACTERS, pipeline.BUFFER_TEXTS, pipeline.BUFFER_TOKENS],

@@ -6,9 +6,8 @@ from llm2enc.evaluation.cache import CachedEncoder
 from llm2enc.evaluation.docstrings import docstring_tasks
 from llm2enc.evaluation.folders import find_tasks, read_task
 from llm2enc.evaluation.metrics import Vectors, cosine, cosines
-from llm2enc.evaluation.models import LoadedModel, open_encoder
 from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks
-from llm2enc.evaluation.run import baselines, evaluate
+from llm2enc.evaluation.run import baselines, evaluate, score_names
 from llm2enc.evaluation.scoring import score
 from llm2enc.evaluation.sources import gather, read_pairs_file
 from llm2enc.evaluation.suite import Measurement
@@ -35,7 +34,6 @@ __all__ = [
     "ClusteringTask",
     "Failure",
     "Interval",
-    "LoadedModel",
     "Measurement",
     "MtebEncoder",
     "PairClassificationTask",
@@ -63,9 +61,9 @@ __all__ = [
     "interval",
     "mean_interval",
     "mteb_tasks",
-    "open_encoder",
     "read_pairs_file",
     "read_task",
     "score",
+    "score_names",
     "suite",
 ]

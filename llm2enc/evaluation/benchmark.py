@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2enc.artifact import METADATA_FILE, read_metadata
+from llm2enc.encoding import LoadedModel, find_encoder, open_encoder
 from llm2enc.evaluation import cost, suite
 from llm2enc.evaluation.bootstrap import draws, interval
 from llm2enc.evaluation.cache import CachedEncoder
 from llm2enc.evaluation.docstrings import docstring_tasks
-from llm2enc.evaluation.models import LoadedModel, find, open_encoder
 from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks, run_mteb
 from llm2enc.evaluation.mteb_local import local_task
 from llm2enc.evaluation.scoring import Instructions
@@ -29,7 +29,7 @@ LOCAL_SECONDS = 2.0  # spent on measuring how fast the encoder is, before the ti
 
 def plan(model: str, sources: Sequence[str]) -> list[dict[str, Any]]:
     """The cost estimate of each evaluation tier, as plain rows. Nothing is evaluated."""
-    find(model)
+    find_encoder(model)
     tasks, names = gather(sources)
     own = [name for name in names if name not in BENCHMARKS.values()]
     if own:
@@ -58,7 +58,7 @@ def run(
 
     by_mteb  local tasks are scored by mteb too, with its protocols and result files
     """
-    find(model)  # a misspelt name shows before data is read
+    find_encoder(model)  # a misspelt name shows before data is read
     tasks, names = gather(sources)
     named = mteb_tasks(names) if names else []
     if by_mteb:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llm2enc.evaluation.models import LoadedModel
+from llm2enc.encoding import LoadedModel
 from llm2enc.storage import storage_error
+from llm2enc.text import Passage
 
 BLOCK = 2048  # texts encoded and written at a time: what an interruption can lose
 
@@ -143,6 +144,8 @@ class CachedEncoder:
         for text in texts:
             digest = start.copy()
             digest.update(text.encode("utf-8", "surrogatepass"))
+            if isinstance(text, Passage):  # with the same characters as a plain text, it may be read otherwise
+                digest.update(f"\0{len(text.parts[0])}".encode())
             keys.append(digest.digest())
         return keys
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from llm2enc.encoding import LoadedModel
 from llm2enc.errors import InputError
-from llm2enc.evaluation.models import LoadedModel
 from llm2enc.evaluation.mteb_adapter import mteb_tasks
 from llm2enc.evaluation.sources import BENCHMARKS, SMOKE
 from llm2enc.evaluation.tasks import Side, Task, TextEncoder

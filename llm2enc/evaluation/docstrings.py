@@ -30,6 +30,7 @@ SEED = 0
 
 
 RETRIEVAL, SIMILARITY = "docstrings", "docstrings-similarity"
+DOCSTRING_SCORES = ("docstrings/ndcg@10", "docstrings/accuracy@1", "docstrings/similarity")
 
 
 @lru_cache(maxsize=2)
@@ -63,11 +64,8 @@ def docstring_tasks(spec: DocstringEval) -> tuple[RetrievalTask, StsTask]:
 
 def docstring_scores(retrieval: TaskResult, similarity: TaskResult) -> dict[str, float]:
     """The three numbers that a run reports after every stage."""
-    return {
-        "docstrings/ndcg@10": retrieval.metrics["ndcg@10"],
-        "docstrings/accuracy@1": retrieval.metrics["accuracy@1"],
-        "docstrings/similarity": similarity.score,
-    }
+    scores = (retrieval.metrics["ndcg@10"], retrieval.metrics["accuracy@1"], similarity.score)
+    return dict(zip(DOCSTRING_SCORES, scores, strict=True))
 
 
 def graded_pairs(modules: Sequence[str], per_grade: int) -> tuple[np.ndarray, np.ndarray]:

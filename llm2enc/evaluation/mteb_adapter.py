@@ -20,6 +20,7 @@ import numpy as np
 from llm2enc.errors import InputError, require
 from llm2enc.evaluation.scoring import Instructions
 from llm2enc.evaluation.tasks import TaskResult, TaskType, TextEncoder
+from llm2enc.text import Passage
 
 if TYPE_CHECKING:
     from mteb import AbsTask, ResultCache, TaskMetadata
@@ -91,7 +92,7 @@ class MtebEncoder:
         text    of a document with a title it is both, of a query with an instruction of its own too: mteb joins them
         raises  ValueError if a vector is not finite
         """
-        texts = [text for batch in inputs for text in batch["text"]]
+        texts = [text for batch in inputs for text in _texts(batch)]
         place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         vectors = self.encoder.encode(list(place), **self._prompt_kwargs(task_metadata, prompt_type))
         if not np.isfinite(vectors).all():
@@ -131,6 +132,13 @@ def _instruction(metadata: "TaskMetadata") -> str:
 
         return get_abstask_prompt(metadata.name)
     return metadata.prompt if isinstance(metadata.prompt, str) else metadata.prompt.get("query", "")
+
+
+def _texts(batch: Mapping[str, Any]) -> list[str]:
+    """The texts of a batch; those of mteb's corpora know their title, where they have one."""
+    texts = batch["text"]
+    titles, bodies = batch.get("title") or [None] * len(texts), batch.get("body") or texts
+    return [Passage(title, body) if title else text for text, title, body in zip(texts, titles, bodies, strict=True)]
 
 
 def _model_meta(name: str, revision: str, instructions: Instructions, max_tokens: int | None, dimensions: int | None):

@@ -2,6 +2,7 @@
 
 evaluate(encoder, recipe.evaluation)   a flat dict: {"docstrings/ndcg@10": 0.41, "STSBenchmark-dev": 0.70, ...}
 baselines(recipe.evaluation)           the same of TF-IDF, for the docstrings
+score_names(recipe.evaluation)         what these are called
 score(encoder, task)                   one task, with everything needed to resample it
 suite.measure(encoder, tasks, ...)     many tasks: cached vectors, results on disk, resumed where interrupted
 """
@@ -9,13 +10,13 @@ suite.measure(encoder, tasks, ...)     many tasks: cached vectors, results on di
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from llm2enc.evaluation.docstrings import docstring_scores, docstring_tasks
+from llm2enc.evaluation.docstrings import DOCSTRING_SCORES, docstring_scores, docstring_tasks
 from llm2enc.evaluation.folders import find_tasks, read_task
 from llm2enc.evaluation.scoring import Instructions, score
 from llm2enc.evaluation.tasks import Task, TaskResult, TextEncoder
 from llm2enc.recipe import DocstringEval, EvalSpec
 
-__all__ = ["Instructions", "TaskResult", "TextEncoder", "baselines", "evaluate", "score"]
+__all__ = ["Instructions", "TaskResult", "TextEncoder", "baselines", "evaluate", "score", "score_names"]
 
 
 def evaluate(encoder: TextEncoder, specs: Iterable[EvalSpec], instructions: Instructions = "own") -> dict[str, float]:
@@ -29,6 +30,17 @@ def evaluate(encoder: TextEncoder, specs: Iterable[EvalSpec], instructions: Inst
             result = score(encoder, read_task(folder), instructions)
             scores[result.task] = result.score
     return scores
+
+
+def score_names(specs: Iterable[EvalSpec]) -> list[str]:
+    """The names of the scores that `evaluate` gives. ValueError for a folder without the tasks that are asked for."""
+    found: list[str] = []
+    for spec in specs:
+        if isinstance(spec, DocstringEval):
+            found += DOCSTRING_SCORES
+        else:
+            found += find_tasks(Path(spec.path), spec.tasks)
+    return found
 
 
 def baselines(specs: Iterable[EvalSpec]) -> dict[str, float]:

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from llm2enc.encoding import LoadedModel
 from llm2enc.evaluation.bootstrap import Interval, draws, interval
 from llm2enc.evaluation.cache import CachedEncoder
-from llm2enc.evaluation.models import LoadedModel
 from llm2enc.evaluation.scoring import Instructions, score
 from llm2enc.evaluation.tasks import Task, TaskResult
 from llm2enc.storage import replace_text

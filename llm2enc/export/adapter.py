@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm2enc.artifact import METADATA_FILE, card, read_metadata, write_json
 from llm2enc.errors import CannotExport, InputError, explained
-from llm2enc.recipe import LoraSpec, Recipe, load_recipe
+from llm2enc.recipe import LoraSpec, MergeStage, Recipe, load_recipe
 from llm2enc.storage import atomic_directory
 
 if TYPE_CHECKING:
@@ -59,10 +59,9 @@ def unsupported_reason(run: Path) -> str:
     recipe = load_recipe(str(run / "recipe.yaml"))
     if not recipe.stages:
         return f"{run} trained no stage, so there is no adapter; share the base model and the recipe"
-    if recipe.head is not None:
+    if recipe.head is not None and not recipe.head.training_only:
         return (
-            f"{run} trained a {recipe.head.kind} head behind the pooling, which is no part of a LoRA adapter; share the "
-            "exported directory"
+            f"{run} trained a {recipe.head.kind} head, which is no part of a LoRA adapter; share the exported directory"
         )
     if recipe.model.layers is not None:
         return (
@@ -75,11 +74,14 @@ def unsupported_reason(run: Path) -> str:
     unfinished = [folder.name for folder in folders if not (folder / "finished.json").is_file()]
     if unfinished:
         return f"{run} is not finished ({', '.join(unfinished)}); go on with it: llm2enc convert ... --resume"
-    full = [folder.name for folder, stage in zip(folders, recipe.stages, strict=True) if stage.trainable == "full"]
-    if full:
-        return (
-            f"{', '.join(full)} of {run} trained all weights, which no low-rank adapter holds; share the model itself"
-        )
+    own = {
+        folder.name: "all weights" if isinstance(stage, MergeStage) else stage.trains
+        for folder, stage in zip(folders, recipe.stages, strict=True)
+        if stage.trainable != "lora"
+    }
+    if own:
+        changed = ", ".join(f"{name} changed {part}" for name, part in own.items())
+        return f"{run}: {changed} of the model, which no low-rank adapter holds; share the model itself"
     bare = [str(folder) for folder in folders if not (folder / "adapter" / "adapter_model.safetensors").is_file()]
     if bare:
         return f"the adapter of {', '.join(bare)} is missing; train the stage again"

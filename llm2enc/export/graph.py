@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm2enc.artifact import Metadata, asked, dense
+from llm2enc.artifact import Metadata, asked, head_files
 from llm2enc.artifact import config as decoder_config
 from llm2enc.encoding import Encoder
 from llm2enc.errors import CannotExport, InputError, require
-from llm2enc.model import POOLERS, load_model
+from llm2enc.model import POOLERS, Head, load_model
 from llm2enc.recipe import Pooling
 from llm2enc.storage import add_path_to_oserror, sync, temp_directory
 
@@ -50,7 +50,7 @@ Run = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 class Graph(nn.Module):
     """Decoder, pooling, head and normalisation."""
 
-    def __init__(self, decoder: nn.Module, pooling: Pooling, normalize: bool, head: nn.Module | None = None):
+    def __init__(self, decoder: nn.Module, pooling: Pooling, normalize: bool, head: Head | None = None):
         super().__init__()
         self.decoder: Any = decoder
         self.head = head
@@ -66,7 +66,8 @@ class Graph(nn.Module):
         output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
         hidden = output.last_hidden_state
         weights = POOLERS[self.pooling].weights(attention_mask, count).to(hidden.dtype)
-        vectors = (weights[:, None] @ hidden)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1)
+        states = hidden if self.head is None else self.head.states(hidden)
+        vectors = (weights[:, None] @ states)[:, 0] / weights.sum(1, keepdim=True).clamp(min=1)
         vectors = vectors if self.head is None else self.head(vectors)
         return hidden, nn.functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
@@ -79,7 +80,7 @@ def open_graph(folder: Path, metadata: Metadata) -> Graph:
         AutoModel, str(folder), decoder_config.read(folder), trust_remote_code=False, dtype=torch.float32,
         attn_implementation="eager",
     )  # fmt: skip
-    head = dense.read(folder, decoder.config.hidden_size, metadata.head) if metadata.head else None
+    head = head_files.read(folder, decoder.config.hidden_size, metadata.head) if metadata.head else None
     return Graph(decoder, metadata.pooling, metadata.normalize, head).eval()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llm2enc.artifact import METADATA_FILE, read_metadata
+from llm2enc.artifact import METADATA_FILE, head_files, read_metadata
 from llm2enc.errors import InputError
 from llm2enc.storage import secrets
 
@@ -32,7 +32,9 @@ _KINDS: dict[str, tuple[bytes, ...]] = {
 # Bytes of a file of weights that are searched: what can be text stands in front.
 _HEADS = {".safetensors": 2**22, ".gguf": 2**26, ".bin": 2**22}
 # Forms of an encoder: where the folder has another one or none, what the hub has of them belongs to former weights.
-_FORMATS = ["*.safetensors*", "onnx/*", "openvino/*", "gguf/*", "adapter/*", "adapter-causal-lm/*", "mteb_model.py"]
+_FORMATS = [
+    "*.safetensors*", "onnx/*", "openvino/*", "gguf/*", "adapter/*", "adapter-causal-lm/*", "mteb_model.py", head_files.CODE,
+]  # fmt: skip
 _MAY_BE_HIDDEN = {".gitattributes", ".gitignore"}
 
 

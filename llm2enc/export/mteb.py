@@ -100,7 +100,8 @@ def _source(encoder: Encoder, folder: Path, metadata: Metadata, name: str | None
     # By side as lines of Python, without those names of the recipe that mteb would not know.
     prompts = {side: metadata.prompts[side] for side in ("query", "document") if side in metadata.prompts}
     written = "".join(f"    {side!r}: {prompt!r},\n" for side, prompt in prompts.items())
-    head = _NATIVE.format(prompts="{\n" + written + "}") if metadata.native else _OURS
+    trust = ", trust_remote_code=True" * metadata.needs_code  # of a file of the directory
+    head = _NATIVE.format(prompts="{\n" + written + "}", trust=trust) if metadata.native else _OURS
     return _HEAD + head + "\n\nmodel_meta = ModelMeta(\n" + "\n".join(lines) + "\n)\n"
 
 
@@ -128,7 +129,7 @@ def load(name, revision=None, **options):
     loader=SentenceTransformerEncoderWrapper, loader_kwargs=dict(model_prompts=model_prompts) instead.
     """
     folder = Path(__file__).resolve().parent
-    return SentenceTransformerEncoderWrapper(str(folder), model_prompts=model_prompts, **options)
+    return SentenceTransformerEncoderWrapper(str(folder), model_prompts=model_prompts{trust}, **options)
 '''
 
 _OURS = '''from mteb.models.model_meta import ModelMeta, ScoringFunction

@@ -22,7 +22,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm2enc.artifact import MergeRecord, Parent, check_target, dense, read_metadata
+from llm2enc.artifact import MergeRecord, Metadata, Parent, check_target, head_files, read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.merging.arithmetic import METHODS, Method, average
@@ -32,7 +32,7 @@ from llm2enc.merging.weights import WEIGHTS, Weights, fingerprint
 from llm2enc.model import resolve
 from llm2enc.storage import add_path_to_oserror, check_room, temp_directory
 
-__all__ = ["Method", "Row", "check_sources", "merge", "scores", "table"]
+__all__ = ["Method", "Row", "check_alike", "check_sources", "merge", "scores", "table"]
 
 
 def merge(
@@ -58,7 +58,7 @@ def merge(
     metadata = [read_metadata(place) for place in places]
     parents = [Weights(place) for place in places]
     base_tensors = None if base is None else Weights(Path(resolve(str(base))))
-    faults = [fault for n in range(1, len(places)) for fault in differences(parents, metadata, n)]
+    faults = _unlike(parents, metadata)
     if base is not None and metadata[0].head:
         kind = metadata[0].head.kind
         faults.append(f"{places[0]} has a {kind}, which no base has to be mixed with; merge without a base")
@@ -83,15 +83,27 @@ def merge(
     with temp_directory(out.absolute(), "merged") as folder, add_path_to_oserror(out):
         _write_merged(parents[0], folder, merged)
         if metadata[0].head:
-            heads = [Weights(place / dense.DENSE) for place in places]
-            (folder / dense.DENSE).mkdir()
+            own = head_files.place(metadata[0].head)
+            heads = [Weights(place / own) for place in places]
+            (folder / own).mkdir()
             _write_merged(
                 heads[0],
-                folder / dense.DENSE,
+                folder / own,
                 lambda name: _merged([head[name] for head in heads], shares, method, None, 0.0),
             )
         Encoder.load(folder, full_proof=True).save(out, merge=record)  # its weights are not those that it records
     return record
+
+
+def check_alike(folders: Sequence[str | Path]) -> None:
+    """ValueError if the exported directories cannot be merged with each other. No weight is read."""
+    places = [Path(folder) for folder in folders]
+    _raise(_unlike([Weights(place) for place in places], [read_metadata(place) for place in places]))
+
+
+def _unlike(parents: list[Weights], metadata: list[Metadata]) -> list[str]:
+    """What keeps the others from being merged with the first one."""
+    return [fault for n in range(1, len(parents)) for fault in differences(parents, metadata, n)]
 
 
 def _merged(

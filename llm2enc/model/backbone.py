@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from llm2enc.model.attention import NAME, Packing, allowed, packed_call
 from llm2enc.model.families import causal_by_config, decoder_of, families, text_config
 from llm2enc.model.hooks import Float32Arithmetic, LastLayerPruning, LayerStates, decoder_layers, emulated
 from llm2enc.model.proof_record import Proof, Route
+from llm2enc.model.trainable import Part, check_float32, parameters_of
 from llm2enc.model.weights import check_tensors
 from llm2enc.recipe import LoraSpec
 from llm2enc.storage import replace_text
@@ -142,15 +143,29 @@ class Backbone(nn.Module):
 
         raises  ValueError for models whose layers hand on something else than one row of states
         """
-        states = LayerStates(self.decoder)
-        with states:
-            final = self.hidden(tokens, causal)
-        shape = (1, *final.shape)
-        if len(states.found) != self.depth + 1 or any(found.shape != shape for found in states.found):
-            raise InputError(
-                f"the layers of {self.config.model_type} cannot be read one by one: a vector of its last layer only"
-            )
+        states, final = self._read_layers(tokens, causal)
         return [*(found[0] for found in states.found[:-1]), final]
+
+    def cut_states(
+        self, tokens: Tokens, layers: Sequence[int], causal: bool | None = None, queries: Tensor | None = None
+    ) -> list[Tensor]:
+        """States (T, D) of the model cut to each of `layers` (`model.layers`), 1 to `depth`, in one forward pass.
+
+        What a layer hands on, through the final norm. Arguments and errors as of `hidden` and `layers`.
+        """
+        states, final = self._read_layers(tokens, causal, queries)
+        ending = states.ending(final)
+        if ending is None:
+            raise InputError(
+                f"{self.config.model_type} does more than a norm behind its last layer: a vector of its last layer only"
+            )
+
+        def ended(state: Tensor) -> Tensor:
+            for module in ending:
+                state = module(state)
+            return state[0]
+
+        return [final if layer == self.depth else ended(states.found[layer]) for layer in layers]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits (R, V) of last-layer states (R, D), with the family's scaling, bias and soft cap."""
@@ -237,10 +252,16 @@ class Backbone(nn.Module):
 
     def train_everything(self, head: bool) -> None:
         """All weights get a gradient; those of an untied head only with `head`."""
-        if any(parameter.dtype != torch.float32 for parameter in self.decoder.parameters()):
-            raise InputError("full training needs `model.dtype: float32`: updates vanish in 16-bit weights")
+        check_float32(self.decoder.parameters(), "full training")
         self.model.requires_grad_(head)
         self.decoder.requires_grad_(True)
+
+    def train_part(self, part: Part) -> None:
+        """Some of the decoder's weights get a gradient, and no others. InputError for a part that it does not have."""
+        chosen = parameters_of(part, self.decoder)
+        self.model.requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
 
     def merge_lora(self) -> None:
         """Add the adapter to the weights under it, in float32, and remove it."""
@@ -313,6 +334,20 @@ class Backbone(nn.Module):
         self.__dict__ = outline.__dict__
 
     # ---- internals
+
+    def _read_layers(
+        self, tokens: Tokens, causal: bool | None, queries: Tensor | None = None
+    ) -> tuple[LayerStates, Tensor]:
+        """What `hidden` returns, and the states on the way. InputError where a layer hands on something else."""
+        states = LayerStates(self.decoder)
+        with states:
+            final = self.hidden(tokens, causal, queries)
+        shape = (1, *final.shape)
+        if len(states.found) != self.depth + 1 or any(found.shape != shape for found in states.found):
+            raise InputError(
+                f"the layers of {self.config.model_type} cannot be read one by one: a vector of its last layer only"
+            )
+        return states, final
 
     def _lora_layers(self) -> list[nn.Module]:
         from peft.tuners.lora import LoraLayer

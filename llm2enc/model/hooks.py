@@ -74,15 +74,34 @@ class LayerStates:
     with LayerStates(decoder) as states:
         decoder(...)
     states.found        [(1, T, D)]: the first layer's input, then each layer's output
+    states.ending(...)  what runs behind the last layer: the final norm
     """
 
     def __init__(self, decoder: nn.Module):
-        self.layers = [layer for _, layer in decoder_layers(decoder)]
+        found = decoder_layers(decoder)
+        self.layers = [layer for _, layer in found]
+        around = {"", *(path[:end] for path, _ in found for end, letter in enumerate(path) if letter == ".")}
+        self.beside = [
+            module
+            for path, module in decoder.named_modules()
+            if path.rpartition(".")[0] in around and path not in around and module not in self.layers
+        ]
         self.found: list[Tensor] = []
+        self._after: list[tuple[nn.Module, Tensor, Any]] = []
+
+    def ending(self, final: Tensor) -> list[nn.Module] | None:
+        """The modules that made `final` of the last layer's output, one after the other; None if something else did, too."""
+        state: Any = self.found[-1]
+        for _, given, made in self._after:
+            if not _is_one(state, given):
+                return None
+            state = made
+        return [module for module, *_ in self._after] if _is_one(state, final) else None
 
     def __enter__(self) -> "LayerStates":
         first = self.layers[0].register_forward_pre_hook(self._enter, with_kwargs=True)
         self._handles = [first, *(layer.register_forward_hook(self._leave) for layer in self.layers)]
+        self._handles += [module.register_forward_hook(self._pass) for module in self.beside]
         return self
 
     def __exit__(self, *error) -> None:
@@ -94,6 +113,15 @@ class LayerStates:
 
     def _leave(self, layer: nn.Module, args: tuple, output: Any) -> None:
         self.found.append(output[0] if isinstance(output, tuple) else output)
+
+    def _pass(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if len(self.found) > len(self.layers) and args:
+            self._after.append((module, args[0], output))
+
+
+def _is_one(tensor: Any, other: Tensor) -> bool:
+    """Whether two tensors are one in memory, whatever their shapes; it reads no value, so that a planner can ask too."""
+    return torch.is_tensor(tensor) and tensor.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
 class Float32Arithmetic:

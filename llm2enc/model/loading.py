@@ -1,5 +1,6 @@
 """A causal language model from a directory, the hub or the package, and what is read of it before its weights."""
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -149,11 +150,14 @@ def load_backbone(spec: ModelSpec, seed: int = 0, lengths: Mapping[str, int | No
     return Backbone(model, bidirectional=spec.attention == "bidirectional")
 
 
-def skeleton(spec: ModelSpec) -> "PreTrainedModel":
-    """The model of a spec on the meta device, from its configuration alone: names, shapes and types, no weights."""
+def skeleton(spec: ModelSpec, config: "PretrainedConfig | None" = None) -> "PreTrainedModel":
+    """The model of a spec on the meta device, from its configuration alone: names, shapes and types, no weights.
+
+    config  instead of the one that the spec names
+    """
     from transformers import AutoModelForCausalLM
 
-    config = load_config(spec)
+    config = load_config(spec) if config is None else copy.deepcopy(config)
     with explained(spec.source, _REMEDY), torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, spec.dtype), trust_remote_code=spec.trust_remote_code

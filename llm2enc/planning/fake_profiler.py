@@ -6,7 +6,7 @@ layer is at the peak may change with the depth, but what is alive at a given lay
 further one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.losses import info_nce
+from llm2enc.losses import Layout
 from llm2enc.model import POOLERS, decoder_layers
 from llm2enc.planning.cost_counter import CostCounter, as_on_cuda
 from llm2enc.planning.layers import Layers
-from llm2enc.recipe import Pooling
+from llm2enc.recipe import LayersSpec, Pooling, Stage
 from llm2enc.text import Tokens
-from llm2enc.training import head_gradient
+from llm2enc.training import OBJECTIVES, head_gradient
 
 GROUPS = 4  # lengths a micro-batch is given; more would cost time here and change next to nothing
 
@@ -69,6 +69,10 @@ class StepConfig:
     logit_rows: int = 1
     gradients: bool = True
     """Whether gradients of earlier micro-batches exist already."""
+    rebuild: Callable[[Encoder, Tensor, Tokens], Tensor] | None = None
+    """The record's (`Objective.rebuild`)."""
+    layers: LayersSpec | None = None
+    """Which prior layers' vectors it reads."""
     evaluate: bool = False
     """Whether to look at a pass without a graph too."""
 
@@ -139,17 +143,20 @@ class FakeProfiler:
             )
         return self.known[key]
 
-    def loss(self, texts: int, queries: int) -> tuple[float, float, float]:
+    def loss(self, texts: int, stage: Stage) -> tuple[float, float, float]:
         """Bytes of all vectors of a step while micro-batches run a second time, the most during the contrastive loss, and
         its operations."""
-        counter, width = self.counter, self.encoder.dimensions
+        counter, objective, queries = self.counter, OBJECTIVES[stage.objective], stage.batch_size
+        layers = objective.layers(stage)
+        several = 1 if layers is None else len(self._read(layers))
         start = counter.live
         counter.restart()
-        parts = counter.like(torch.empty(texts, width, device="meta"))
+        parts = counter.like(torch.empty(texts, several * self.encoder.dimensions, device="meta"))
         everything = parts.clone().requires_grad_()
-        positives = torch.arange(queries)
-        value = info_nce(everything[:queries], everything[queries:], positives, 1.0)
-        torch.autograd.backward(value)
+        layout = Layout(torch.arange(queries), torch.arange(texts - queries) % queries)
+        similarities = objective.similarities(stage, layout)
+        values = [similarities(part[:queries], part[queries:]) for part in everything.chunk(several, dim=1)]
+        torch.autograd.backward(sum(values[1:], values[0]))
         return counter.live - start, counter.peak - start, counter.flops
 
     def _all_layers(self, lengths: Tensor, config: StepConfig) -> _RunRecord:
@@ -224,8 +231,20 @@ class FakeProfiler:
     def _states(self, tokens: Tokens, queries: Tensor, config: StepConfig) -> Tensor:
         """What the rest of the step is given: vectors, or the states that predict."""
         if config.pooling is None:
-            return self.backbone.hidden(tokens, config.causal, queries)[queries.nonzero()[:, 0]]
-        return self.encoder(tokens)
+            hidden = self.backbone.hidden(tokens, config.causal, None if config.rebuild else queries)
+            predicting = hidden[queries.nonzero()[:, 0]]
+            if config.rebuild is None:
+                return predicting
+            return torch.cat([predicting, config.rebuild(self.encoder, hidden, tokens)])
+        if config.layers is None:
+            return self.encoder(tokens)
+        return self.encoder.layer_vectors(tokens, self._read(config.layers)).flatten(1)
+
+    def _read(self, layers: LayersSpec) -> list[int]:
+        """As many layers as a step reads, of those that the decoder has at the moment."""
+        depth = self.backbone.depth
+        wanted = layers.which if isinstance(layers.which, int) else {"random": 1, "all": depth}[layers.which]
+        return [depth, *range(max(1, depth - wanted), depth)]
 
     @cached_property
     def _plain_head(self) -> bool:

@@ -25,7 +25,8 @@ class Layers:
         self.types = getattr(decoder.config, "layer_types", None)
         members: dict[tuple, list[int]] = {}
         for number, (_, layer) in enumerate(found[:-1]):
-            shapes = tuple((name, tuple(parameter.shape)) for name, parameter in layer.named_parameters())
+            # Layers in front of those that train take part in no backward pass.
+            shapes = tuple((name, tuple(p.shape), p.requires_grad) for name, p in layer.named_parameters())
             kind = type(layer), self.types[number] if self.types else None, shapes
             members.setdefault(kind, []).append(number)
         # Kind by kind, not mixed as in the model: what a further layer adds is then that layer's, and no other's.

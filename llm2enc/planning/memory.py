@@ -19,7 +19,7 @@ from llm2enc.model import decoder_layers
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, FakeProfiler, StepConfig
 from llm2enc.planning.workload import Workload
-from llm2enc.recipe import ClmStage, MntpStage, Pooling, Stage
+from llm2enc.recipe import ClmStage, MntpStage, Pooling, SftStage, Stage
 from llm2enc.training import OBJECTIVES, kept_activations
 
 SAFE = 0.9  # of a device's memory: fragments of the allocator, other programs, longer texts than those looked at
@@ -98,8 +98,10 @@ def step_config(stage: Stage, pooling: Pooling, devices: Devices, several: bool)
         causal=objective.causal,
         pooling=None if share else pooling,
         targets=share(stage) if share else 0.0,
-        logit_rows=cast("ClmStage | MntpStage", stage).logit_rows if share else 1,
+        logit_rows=cast("ClmStage | MntpStage | SftStage", stage).logit_rows if share else 1,
         gradients=several,
+        rebuild=objective.rebuild,
+        layers=objective.layers(stage),
         evaluate=not share and stage.activation_tokens > 0,
     )
 
@@ -112,14 +114,16 @@ def memory(
     devices: Devices,
     pooling: Pooling,
     max_tokens: int | None = None,
+    beside: bool = False,
 ) -> tuple[Memory, Costs, torch.Tensor]:
     """What the busiest process takes, the costs of its largest micro-batch, and the lengths of that one.
 
     max_tokens  of a micro-batch, instead of the stage's own number
+    beside      another stage is trained in the same steps, so that gradients are there before the first micro-batch
     """
     batches = workload.busiest(max_tokens or stage.micro_batch_tokens, devices.count)
     largest = max(batches, key=lambda lengths: int(lengths.sum()))
-    several = len(batches) > 1 or size.whole > 0  # parts of gradients are there from the first micro-batch on
+    several = len(batches) > 1 or size.whole > 0 or beside  # parts of gradients are there from the first micro-batch on
     costs = profiler.costs(largest, step_config(stage, pooling, devices, several))
     always = size.weights + size.adapter + 2 * size.trained + size.gathered
     gradients = size.trained
@@ -139,7 +143,7 @@ def memory(
     if OBJECTIVES[stage.objective].predicts_tokens:
         passes = max(passes, costs.logits)
     else:
-        vectors, loss = profiler.loss(workload.texts, stage.batch_size)[:2]
+        vectors, loss = profiler.loss(workload.texts, stage)[:2]
         tokens = [int(lengths.sum()) for lengths in batches]
         number = kept_activations(tokens, stage.activation_tokens)
         graphs = sum(tokens[:number]) / int(largest.sum())

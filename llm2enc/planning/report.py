@@ -33,6 +33,7 @@ def rows(stages: tuple[StagePlan, ...], measured: bool) -> list[tuple[str, ...]]
         if any(stage.memory[part] for stage in stages):
             found.append((words, *(gib(stage.memory[part]) for stage in stages)))
     told = "measured" if measured else "assumed"
+    within = [("measured within the stage", *(f"{stage.measurements:,} times" for stage in stages))]
     return [
         *found,
         ("peak", *(f"{gib(stage.peak)} ({stage.phase})" for stage in stages)),
@@ -40,6 +41,7 @@ def rows(stages: tuple[StagePlan, ...], measured: bool) -> list[tuple[str, ...]]
         ("micro_batch_tokens", *(f"{stage.micro_batch_tokens:,}" for stage in stages)),
         ("largest safe", *(_safe(stage) for stage in stages)),
         ("steps", *(f"{stage.steps:,}" for stage in stages)),
+        *(within if any(stage.measurements for stage in stages) else []),
         ("texts per step", *(f"{stage.texts:,}" for stage in stages)),
         ("tokens per step", *(f"{stage.tokens:,}" for stage in stages)),
         ("FLOPs", *(f"{stage.flops:.2e}" for stage in stages)),
@@ -58,6 +60,7 @@ def lines(plan: Plan) -> list[str]:
         f"disk: {gib(plan.disk)} at most ({gib(plan.download)} download, {gib(plan.exported)} exported directory, two "
         "checkpoints of the largest stage, every finished stage)"
     )
+    found += [f"{name}: {gib(size)} of encoders beside each other while it merges" for name, size in plan.merges]
     for index, stage in enumerate(plan.stages):
         if stage.fits and stage.safe_micro_batch_tokens is not None and not stage.whole_shard:
             option = f"--set stages.{index}.micro_batch_tokens={stage.safe_micro_batch_tokens}"

@@ -10,12 +10,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.model import Backbone, Projection, chosen, is_here, load_tokenizer, skeleton
+from llm2enc.model import (
+    Backbone,
+    chosen,
+    head_outline,
+    is_here,
+    load_config,
+    load_tokenizer,
+    published_config,
+    skeleton,
+)
 from llm2enc.planning import workload as workloads
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, FakeProfiler
@@ -24,7 +32,7 @@ from llm2enc.planning.memory import SAFE, Memory, memory, sizes
 from llm2enc.planning.workload import Workload
 from llm2enc.recipe import Recipe, Stage
 from llm2enc.text import InputFormat
-from llm2enc.training import OBJECTIVES, idle, kept_activations, prepare, settled
+from llm2enc.training import OBJECTIVES, Teachers, idle, kept_activations, prepare, settled
 
 # Share of the devices' peak that a step reaches, if nobody has measured it: Llama 3 was trained at 38 to 43 % (The Llama 3
 # Herd of Models, arXiv 2407.21783, table 4). Short texts, small models and slow links reach less.
@@ -55,6 +63,8 @@ class StagePlan:
     whole_shard: bool
     """Whether a whole shard is no larger than that: a larger number would change nothing."""
     steps: int
+    measurements: int
+    """Of the recipe's evaluation within the stage; their time is not counted."""
     texts: int
     """Per step, over all processes; so are the tokens."""
     tokens: int
@@ -65,9 +75,9 @@ class StagePlan:
     """Of the devices' peak, assumed or measured."""
     seconds: float
     checkpoint: int
-    """Bytes on disk of a checkpoint."""
+    """Bytes on disk of a checkpoint, the best weights so far among it."""
     finished: int
-    """Bytes on disk of what the stage leaves."""
+    """Bytes on disk of what the stage leaves, its kept checkpoints among it."""
     remedies: tuple[str, ...]
     """What would make it fit, if it does not."""
 
@@ -85,8 +95,10 @@ class Plan:
     """Bytes fetched from a hub; 0 for a model that is here."""
     exported: int
     """Bytes of the finished directory."""
+    merges: tuple[tuple[str, int], ...]
+    """Each merge stage, and the bytes of the encoders that are there beside each other while it runs."""
     disk: int
-    """Bytes that are there at the worst moment: two checkpoints while one replaces the other."""
+    """Bytes that are there at the worst moment: two checkpoints while one replaces the other, or the encoders of a merge."""
     notes: tuple[str, ...]
 
     @property
@@ -111,21 +123,35 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     measured  folder of a run of this recipe on one such device: its tokens per second count instead of `share`
     raises    ValueError if the configuration cannot be had, or nothing was measured there
     """
+    # Without a configuration there is no use in looking for a tokenizer.
+    recipe, config, published = _configured(recipe)
+    model = skeleton(recipe.model, config)
     stages_here = settled(recipe.stages, torch.device("cuda" if devices.cuda else "cpu"))
-    recipe = recipe.model_copy(update={"model": chosen(recipe.model), "stages": stages_here})  # pyright: ignore[reportArgumentType]
-    model = _skeleton(recipe)  # without a configuration there is no use in looking for a tokenizer
+    recipe = recipe.model_copy(update={"stages": stages_here})
     input_format, note = _input_format(recipe)
-    notes = [text for text in (devices.note, note) if text]
+    notes = [text for text in (devices.note, published, note) if text]
     stages = []
-    for index, stage in enumerate(recipe.stages):
-        load = workloads.of_stage(stage, input_format.spec if input_format else recipe.input, input_format, recipe.seed)
+    for index, stage in recipe.training.items():
+        spec = input_format.spec if input_format else recipe.input
+        loads = [(part, workloads.of_stage(part, spec, input_format, recipe.seed)) for part in stage.parts]
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
-        stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
+        asked = [teacher.model for teacher in OBJECTIVES[stage.objective].teachers(stage)]
+        if asked:
+            notes.append(f"{index}-{stage.objective} asks {', '.join(asked)}, whose memory and time are not counted")
+        stages.append(_Planner(recipe, config, index, stage, loads, devices).plan(share, speed))
     encoder = _encoder(recipe, Backbone(model, recipe.model.attention == "bidirectional"))
     here = recipe.model.weights == "random" or is_here(recipe.model.source)
     exported = _bytes(encoder.backbone.decoder) + (_bytes(encoder.head) if encoder.head else 0)
     download = 0 if here else _bytes(model)
     checkpoints = max((2 * stage.checkpoint for stage in stages), default=0)
+    merges = tuple(
+        (
+            f"{index}-{stage.objective}",
+            exported * (sum(one.encoder is None for one in stage.of) + 1 + bool(stage.base_weight)),
+        )
+        for index, stage in recipe.merges.items()
+    )
+    moment = max([checkpoints, *(size for _, size in merges)])
     return Plan(
         recipe=recipe.name,
         model=recipe.model.source,
@@ -134,7 +160,8 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
         stages=tuple(stages),
         download=download,
         exported=exported,
-        disk=download + exported + checkpoints + sum(stage.finished for stage in stages),
+        merges=merges,
+        disk=download + exported + moment + sum(stage.finished for stage in stages) + exported * len(merges),
         notes=tuple(notes),
     )
 
@@ -142,13 +169,24 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
 class _Planner:
     """One stage. The backbone is built anew: an adapter that goes on from stage to stage counts as a fresh one."""
 
-    def __init__(self, recipe: Recipe, index: int, stage: Stage, load: Workload, devices: Devices):
-        self.recipe, self.index, self.stage, self.load, self.devices = recipe, index, stage, load, devices
-        backbone = Backbone(_skeleton(recipe), recipe.model.attention == "bidirectional")
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: Any,
+        index: int,
+        stage: Stage,
+        loads: list[tuple[Stage, Workload]],
+        devices: Devices,
+    ):
+        self.recipe, self.index, self.stage, self.loads, self.devices = recipe, index, stage, loads, devices
+        backbone = Backbone(skeleton(recipe.model, config), recipe.model.attention == "bidirectional")
         encoder = _encoder(recipe, backbone)
         # An adapter that goes on has the shape of the one before.
-        shape = {} if stage.trainable == "full" else {"lora": recipe.adapter_of(index)}
+        shape = {"lora": recipe.adapter_of(index)} if stage.trainable == "lora" else {}
         prepare(encoder, stage.model_copy(update=shape), recipe.seed)
+        objective = OBJECTIVES[stage.objective]
+        if not objective.teachers(stage):  # whose vectors' width nobody knows here
+            encoder.auxiliary = nn.ModuleDict(objective.auxiliary(encoder, stage, Teachers(()), recipe.seed))
         self.size = sizes(encoder, devices.count, stage.strategy == "fsdp")
         self.trained = sum(parameter.numel() for parameter in encoder.trained().values())
         self.adapter = backbone.adapter_leaves_out
@@ -156,16 +194,17 @@ class _Planner:
         self.limit = int(SAFE * devices.memory)
 
     def plan(self, share: float, speed: float | None) -> StagePlan:
-        found, costs, largest = self._memory()
+        found = self._memory()
         safe, whole = self._safe(found)
         fits = found.peak <= self.limit
-        flops = flops_of_a_step(self.stage, self.profiler, self.load, self.devices, costs, largest)
-        busiest = flops * self.load.share(self.devices.count)
+        parts = [self._flops(part, load) for part, load in self.loads]
+        flops, tokens = sum(parts), sum(load.tokens for _, load in self.loads)
+        busiest = sum(part * load.share(self.devices.count) for part, (_, load) in zip(parts, self.loads, strict=True))
         mixed = self.stage.precision == "bfloat16" or self.recipe.model.dtype != "float32"
         peaks = self.devices.peaks
         peak = peaks.get("bfloat16", peaks["float32"]) if mixed else peaks["float32"]  # FLOP/s of its matrix products
         if speed is not None:
-            share = flops / self.load.tokens * speed / peak
+            share = flops / tokens * speed / peak
         return StagePlan(
             name=f"{self.index}-{self.stage.objective}",
             trained=self.trained,
@@ -179,19 +218,29 @@ class _Planner:
             safe_micro_batch_tokens=safe,
             whole_shard=whole,
             steps=self.stage.steps,
-            texts=self.load.texts,
-            tokens=self.load.tokens,
-            basis=self.load.basis,
+            measurements=-(-self.stage.steps // self.stage.evaluate_every) if self.stage.evaluate_every else 0,
+            texts=sum(load.texts for _, load in self.loads),
+            tokens=tokens,
+            basis=" and ".join(load.basis for _, load in self.loads),
             flops=flops * self.stage.steps,
             share=share,
             seconds=busiest / (peak * share) * self.stage.steps,
-            checkpoint=3 * self.trained * 4,
-            finished=4 * self.trained,
+            checkpoint=(3 + (self.stage.keep_best is not None)) * self.trained * 4,
+            finished=4 * self.trained * (1 + len(self.stage.keep_checkpoints)),
             remedies=() if fits else tuple(self._remedies(safe)),
         )
 
-    def _memory(self, max_tokens: int | None = None):
-        return memory(self.stage, self.profiler, self.size, self.load, self.devices, self.recipe.pooling, max_tokens)
+    def _memory(self, max_tokens: int | None = None) -> Memory:
+        """Of the part of the stage that takes most."""
+        return max((self._of(*load, max_tokens)[0] for load in self.loads), key=lambda found: found.peak)
+
+    def _of(self, part: Stage, load: Workload, max_tokens: int | None = None):
+        given = part, self.profiler, self.size, load, self.devices, self.recipe.pooling
+        return memory(*given, max_tokens, beside=len(self.loads) > 1)
+
+    def _flops(self, part: Stage, load: Workload) -> float:
+        _, costs, largest = self._of(part, load)
+        return flops_of_a_step(part, self.profiler, load, self.devices, costs, largest)
 
     def _safe(self, found: Memory) -> tuple[int | None, bool]:
         """The largest micro-batch that fits, and whether it is a whole shard.
@@ -199,13 +248,13 @@ class _Planner:
         What micro-batches take grows in a straight line with their tokens, so two of them give a first guess. Each guess is
         planned for, and its result corrects the next one.
         """
-        largest = self.load.largest_shard
-        longest = int(self.load.lengths.max())
-        whole = self._memory(largest)[0].peak
+        largest = max(load.largest_shard for _, load in self.loads)
+        longest = max(int(load.lengths.max()) for _, load in self.loads)
+        whole = self._memory(largest).peak
         if whole <= self.limit:
             return largest, True
         low = longest
-        bottom = self._memory(low)[0].peak
+        bottom = self._memory(low).peak
         if bottom > self.limit:
             return None, False
         high, top = largest, whole
@@ -214,7 +263,7 @@ class _Planner:
             guess = max(low, int(guess) // ROUND * ROUND if guess > 2 * ROUND else int(guess))
             if guess in (low, high):
                 break
-            peak = self._memory(guess)[0].peak
+            peak = self._memory(guess).peak
             if peak <= self.limit:
                 low, bottom = guess, peak
             else:
@@ -223,8 +272,9 @@ class _Planner:
 
     def _idle(self) -> str:
         stage, processes = self.stage, self.devices.count
-        reason = idle(processes, stage.batch_size, stage.rng_shards)
-        given = {"rng_shards": stage.rng_shards, "batch_size": stage.batch_size}
+        smallest = min(load[0].batch_size for load in self.loads)
+        reason = idle(processes, smallest, stage.rng_shards)
+        given = {"rng_shards": stage.rng_shards, "batch_size": smallest}
         few = [name for name, count in given.items() if count < processes]
         changes = " ".join(f"--set stages.{self.index}.{name}={processes}" for name in few)
         return reason and f"{reason}; {changes}, or take fewer devices"
@@ -236,11 +286,11 @@ class _Planner:
         if not self.stage.gradient_checkpointing:
             self.profiler.backbone.set_gradient_checkpointing(True)
             self.profiler.known.clear()
-            found = self._memory()[0].peak
+            found = self._memory().peak
             yield f"--set {path}.gradient_checkpointing=true ({gib(found)}, which {self._verdict(found)})"
         if processes > 1 and self.stage.strategy == "ddp":
             self.size = sizes(self.profiler.encoder, processes, sharded=True)
-            found = self._memory()[0].peak
+            found = self._memory().peak
             yield f"--set {path}.strategy=fsdp (with it {gib(found)}, which {self._verdict(found)})"
         if self.stage.trainable == "full":
             saved = 4 * 4 * self.trained - self.size.weights
@@ -262,28 +312,36 @@ def flops_of_a_step(
     parts = [int(lengths.sum()) for lengths in load.busiest(stage.micro_batch_tokens, devices.count)]
     again = 1 - sum(parts[: kept_activations(parts, stage.activation_tokens)]) / sum(parts)
     total += again * (costs.forward_flops * tokens + costs.forward_attention * pairs)
-    return total + devices.count * profiler.loss(load.texts, stage.batch_size)[2]
+    return total + devices.count * profiler.loss(load.texts, stage)[2]
 
 
 def gib(size: float) -> str:
     return f"{size / 2**30:,.2f} GiB"
 
 
-def _skeleton(recipe: Recipe):
+def _configured(recipe: Recipe) -> tuple[Recipe, Any, str]:
+    """The recipe with one source of its model, that model's configuration, and a note if that is the published one."""
     try:
-        return skeleton(recipe.model)
-    except OSError as error:
+        spec = chosen(recipe.model)  # pyright: ignore[reportArgumentType]
+        return recipe.model_copy(update={"model": spec}), load_config(spec), ""
+    except (OSError, InputError) as error:
+        published = published_config(recipe.model)
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"no config.json for {recipe.model.source!r}: only that file is needed to plan, no weights. Give a directory "
-            f"with it, or the file itself: --set model.name=path/to/config.json ({reason})"
-        ) from None
+        if published is None and isinstance(error, InputError):
+            raise
+        if published is None:
+            raise InputError(
+                f"no config.json for {recipe.model.source!r}: only that file is needed to plan, no weights. Give a "
+                f"directory with it, or the file itself: --set model.name=path/to/config.json ({reason})"
+            ) from None
+    spec = recipe.model.model_copy(update={"package": None})
+    note = f"the config.json of {spec.source} cannot be reached, so its published numbers are used ({reason[:120]})"
+    return recipe.model_copy(update={"model": spec}), published, note
 
 
 def _encoder(recipe: Recipe, backbone: Backbone) -> Encoder:
     """The recipe's encoder around a backbone without weights; it reads tokens only."""
-    with torch.device("meta"):
-        head = None if recipe.head is None else Projection(backbone.width, recipe.head)
+    head = None if recipe.head is None else head_outline(backbone.width, recipe.head)
     return Encoder(backbone, cast(Any, None), recipe.pooling, recipe.normalize, head)
 
 

@@ -1,6 +1,5 @@
 """The batch of a step: how long its texts are, and which of them go through the model together."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from glob import glob
 from itertools import accumulate
@@ -90,8 +89,8 @@ def of_stage(stage: Stage, spec: InputSpec, input_format: InputFormat | None, se
             return Workload(batch.tokens.lengths, "the first batch, tokenized", stage.rng_shards)
         except (ValueError, OSError) as error:  # data that training would refuse, with the same words
             obstacle = str(error).splitlines()[0][:200]
-    per_row = cast(Callable[[Stage], int], objective.vectors_per_row)  # all but blocks bring vectors
-    texts = per_row(stage) * stage.batch_size
+    per_row = objective.vectors_per_row
+    texts = stage.batch_size if per_row is None else per_row(stage) * stage.batch_size
     longest = stage.max_tokens or spec.max_tokens
     basis = f"upper bound, every text at {longest} tokens ({obstacle})"
     return Workload(torch.full((texts,), longest), basis, stage.rng_shards)

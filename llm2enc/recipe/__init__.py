@@ -2,37 +2,83 @@
 
 from llm2enc.recipe.data import DataSpec, DocstringsData, FilesData, HubData
 from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
-from llm2enc.recipe.head import HeadSpec, ProjectionSpec
-from llm2enc.recipe.input import InputSpec, Part, Pooling, Role
+from llm2enc.recipe.head import HeadSpec, LatentAttentionSpec, MlpSpec, ProjectionSpec
+from llm2enc.recipe.input import ExampleSpec, InputSpec, Part, Pooling, Role
+from llm2enc.recipe.layers import LayersSpec
 from llm2enc.recipe.loading import load_recipe, recipe_names
+from llm2enc.recipe.loss import LearnedTemperature, LossSpec, MaskSpec, MatryoshkaSpec, SimcseLossSpec
 from llm2enc.recipe.model import ModelSpec
+from llm2enc.recipe.pair_scores import PairScores, PairScoresLossSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
 from llm2enc.recipe.replacing import sources_of
-from llm2enc.recipe.stages import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage
+from llm2enc.recipe.stages import (
+    ClmStage,
+    ContrastiveStage,
+    DialogueFormat,
+    GenerationSpec,
+    GritStage,
+    Ingredient,
+    LastLayers,
+    LoraSpec,
+    MergeStage,
+    MntpStage,
+    PairScoresStage,
+    RetromaeStage,
+    SftStage,
+    SimcseStage,
+    Stage,
+    Trainable,
+)
+from llm2enc.recipe.teacher import EmbeddingMatchSpec, SoftLabelsSpec, SpreadOutSpec, TeacherSpec
 from llm2enc.recipe.yaml_dialect import to_yaml
 
 __all__ = [
     "ClmStage",
     "ContrastiveStage",
     "DataSpec",
+    "DialogueFormat",
     "DocstringEval",
     "DocstringsData",
+    "EmbeddingMatchSpec",
     "EvalSpec",
+    "ExampleSpec",
     "FilesData",
+    "GenerationSpec",
+    "GritStage",
     "HeadSpec",
     "HubData",
+    "Ingredient",
     "InputSpec",
+    "LastLayers",
+    "LatentAttentionSpec",
+    "LayersSpec",
+    "LearnedTemperature",
     "LoraSpec",
+    "LossSpec",
+    "MaskSpec",
+    "MatryoshkaSpec",
+    "MergeStage",
+    "MlpSpec",
     "MntpStage",
     "ModelSpec",
+    "PairScores",
+    "PairScoresLossSpec",
+    "PairScoresStage",
     "Part",
     "Pooling",
     "ProjectionSpec",
     "Recipe",
+    "RetromaeStage",
     "Role",
+    "SftStage",
+    "SimcseLossSpec",
     "SimcseStage",
+    "SoftLabelsSpec",
+    "SpreadOutSpec",
     "Stage",
+    "TeacherSpec",
     "Tracking",
+    "Trainable",
     "load_recipe",
     "recipe_names",
     "sources_of",

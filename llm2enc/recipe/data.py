@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llm2enc.recipe.base import PositiveInt, Strict
 
@@ -10,7 +10,18 @@ DataFormat = Literal[
     "auto", "columns", "sentence-transformers", "flagembedding", "gritlm", "tevatron", "ms-swift", "beir"
 ]
 ColumnRole = Literal[
-    "text", "query", "positive", "negatives", "instruction", "score", "scores", "positive_scores", "negative_scores"
+    "text",
+    "query",
+    "positive",
+    "negatives",
+    "instruction",
+    "score",
+    "scores",
+    "positive_scores",
+    "negative_scores",
+    "messages",
+    "prompt",
+    "response",
 ]
 
 
@@ -25,10 +36,23 @@ class BaseData(Strict):
     """Both sides are of the same kind (paraphrases): documents carry the instruction too."""
     in_batch_negatives: bool = True
     """False for class labels, where another row's positive may be right too: only own hard negatives count."""
+    unique_ids: bool = False
+    """For class labels, beside in-batch negatives (Gecko, arXiv 2403.20327): in training a number that no other row has
+    stands behind the query, its positive and its negatives, so that another row's document, though of the same label, is
+    the wrong one."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Share of this source: rows per epoch are size x weight."""
     limit: PositiveInt | None = None
     """Use the first so many rows only."""
+
+    @model_validator(mode="after")
+    def _ids(self) -> "BaseData":
+        if self.unique_ids and not self.in_batch_negatives:
+            raise ValueError(
+                "`unique_ids` tells the rows of a batch apart, and with `in_batch_negatives: false` they do not meet; "
+                "give one of the two"
+            )
+        return self
 
 
 class FilesData(BaseData):

@@ -26,8 +26,14 @@ from llm2enc.storage import redacted
 
 _log = logging.getLogger(__name__)
 
-# Fields of a stage under the names of release 0.1.
-RENAMED = {"mini_batch_tokens": "micro_batch_tokens", "graph_tokens": "activation_tokens", "shards": "rng_shards"}
+# Fields of a stage under the names of release 0.1, and their dotted paths today.
+RENAMED = {
+    "mini_batch_tokens": "micro_batch_tokens",
+    "graph_tokens": "activation_tokens",
+    "shards": "rng_shards",
+    "temperature": "loss.temperature",
+    "mask_duplicates": "loss.masks.duplicates",
+}
 _MAX_NODES = 100_000  # a recipe has hundreds; more is an alias that multiplies itself
 _MAX_CHARACTERS = 250_000  # a recipe has thousands; a minute of reading would only say that a file is none
 
@@ -130,9 +136,10 @@ def _resolve(data: dict[str, Any]) -> None:
         for old, new in RENAMED.items():
             if old in stage:
                 _log.warning("stages.%d.%s is called %s now; the old name goes with release 0.2", number, old, new)
-                stage[new] = stage.pop(old)
-        if isinstance(stage.get("data"), list):
-            stage["data"] = [source for given in stage["data"] for source in _sources(given)]
+                _put(stage, new, stage.pop(old))
+        for part in (stage, stage.get("generation")):
+            if isinstance(part, dict) and isinstance(part.get("data"), list):
+                part["data"] = [source for given in part["data"] for source in _sources(given)]
 
 
 def _sources(given: Any) -> list[Any]:
@@ -198,11 +205,15 @@ def _apply(data: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise RecipeError(f"override {override!r} is not of the form dotted.path=value")
-    value = json.loads(_to_json(_parse(text, f"the value of override {override[:200]!r}")))
+    _put(data, path, json.loads(_to_json(_parse(text, f"the value of override {override[:200]!r}"))))
+
+
+def _put(data: dict[str, Any], path: str, value: Any) -> None:
+    """Set the field of a dotted path."""
     node: Any = data
     *parents, last = path.split(".")
     if len(parents) > 20:
-        raise RecipeError(f"override {override[:200]!r}: no recipe is {len(parents)} levels deep")
+        raise RecipeError(f"override {path[:200]!r}: no recipe is {len(parents)} levels deep")
     for depth, key in enumerate(parents):
         here = ".".join(parents[: depth + 1])
         if isinstance(node, list):
@@ -216,7 +227,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise RecipeError(f"override {override!r}: {'.'.join(parents)} is a value, it has no fields")
+        raise RecipeError(f"override {path[:200]!r}: {'.'.join(parents)} is a value, it has no fields")
 
 
 def _index(items: list[Any], key: str, path: str) -> int:
@@ -251,5 +262,6 @@ def _path(location: tuple[int | str, ...]) -> str:
         if not (place >= 2 and location[place - 2] in {"stages", "data", "evaluation"} and isinstance(part, str)
                 and isinstance(location[place - 1], int))
         and not (place and location[place - 1] == "lora" and part in {"shape", "continue"})
+        and not (place and location[place - 1] == "temperature" and part in {"fixed", "learned"})
     ]  # fmt: skip
     return ".".join(kept)

@@ -17,8 +17,8 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
 
     model   hub id, directory, GGUF file, package or `pocket`; all but attention and dtype belonged to the former model and
             goes with it
-    data    what every stage trains on, see `sources_of`: pairs, and their queries and positives where a stage reads texts.
-            The named prompts are the tasks of the former data and go with it; evaluation stays as it is
+    data    what every stage trains on, see `sources_of`: pairs, and their queries and positives where a stage reads texts;
+            dialogues stay as they are. The named prompts are the tasks of the former data and go with it; evaluation stays
     raises  RecipeError for a folder without tables, and for texts where a stage needs pairs
     """
     fields = recipe.model_dump(mode="json")
@@ -30,8 +30,10 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
         said += f", model {model}"
     if data is not None:
         sources = [source.model_dump(mode="json") for source in sources_of(data)]
-        for number, stage in enumerate(recipe.stages):
-            pairs = stage.row == "pair"
+        for number, stage in recipe.training.items():
+            if stage.row == "dialogue":
+                continue
+            pairs = stage.row in ("pair", "scored pair")
             if pairs and any(".txt" in Path(source["path"]).suffixes for source in sources):
                 raise RecipeError(
                     f"{data} holds texts, and stages.{number} ({stage.objective}) trains on pairs: give a table of pairs"
@@ -39,7 +41,7 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
             fields["stages"][number]["data"] = [source | {"view": None if pairs else "texts"} for source in sources]
         fields["input"]["prompts"] = {}
         said += f", data {data}"
-    return fields | {"description": said}
+    return fields | {"description": said, "published": {}}  # nobody has published this one
 
 
 def sources_of(path: str) -> list[FilesData | HubData]:

@@ -4,9 +4,10 @@ Each string goes to the tokenizer once; which of its tokens are pooled follows f
 merges across the border of a template and a text is found, not guessed.
 """
 
+import copy
 import json
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import accumulate, repeat
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from llm2enc.errors import InputError
 from llm2enc.recipe import InputSpec, Part, Role
 from llm2enc.text.own_tokens import for_tokenizer
+from llm2enc.text.passage import Example, Passage
+from llm2enc.text.runs import TEMPLATE, TEXT, TITLE, Fixed, Runs, Span, String, runs_of, whole_characters
 from llm2enc.text.tokens import Tokens, flattened
 
 if TYPE_CHECKING:
@@ -22,34 +25,29 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class _Span(NamedTuple):
-    """The characters of one part in a string."""
+class _Open(NamedTuple):
+    """A part of a string whose text or title is not filled in yet."""
 
-    start: int
-    end: int
+    string: str  # empty for a text or title
     pool: bool
-    is_text: bool
-
-
-class _String(NamedTuple):
-    """A run of text for the tokenizer, and the character spans of its parts."""
-
-    text: str
-    spans: tuple[_Span, ...]
-
-
-class _Fixed(NamedTuple):
-    """A token that comes from the template by id."""
-
-    id: int
-    pool: bool
+    kind: int
 
 
 class _Layout(NamedTuple):
-    """A template with its instruction filled in: only the text is open."""
+    """A template with its instruction and examples filled in: only text and title are open."""
 
-    pieces: tuple["_Fixed | tuple[tuple[str | None, bool], ...]", ...]  # a string's parts: (None for the text, pooled)
+    pieces: tuple["Fixed | tuple[_Open, ...]", ...]
     strip: Callable[[str], str]  # what happens to the text first
+    titled: bool
+
+
+class _Asked(NamedTuple):
+    """What the layout of a text depends on."""
+
+    instruction: str
+    titled: bool
+    examples: tuple[Example, ...]
+    mark: str
 
 
 class InputFormat:
@@ -73,11 +71,14 @@ class InputFormat:
         # We add special tokens by template; all else a post-processor does is trim spaces off offsets, and a space that
         # no offset covers would belong to no part.
         self._backend.post_processor = None
-        self._fixed = {
-            part: self._token_id(part, spec)
-            for part in (*self.spec.query, *self.spec.document)
-            if part.special or part.token
-        }
+        self._fixed = self._tokens_by_id(spec)
+
+    def with_spec(self, spec: InputSpec) -> "InputFormat":
+        """The same tokenizer under other templates. Raises as the constructor."""
+        other = copy.copy(self)
+        other.spec = for_tokenizer(spec, self.tokenizer)
+        other._fixed = other._tokens_by_id(spec)
+        return other
 
     def pack(
         self,
@@ -86,37 +87,58 @@ class InputFormat:
         role: Role = "document",
         max_tokens: int | None = None,
         first: int = 0,
+        examples: Sequence[Sequence[Example]] = (),
+        marks: Sequence[str] = (),
     ) -> Tokens:
         """The packed tokens of `texts`.
 
+        texts        a `Passage` has a title, which counts as text: it is cut after the body
         instruction  one for all texts, or one per text
         role         `query` uses the query template, unless that has an instruction slot and the instruction is empty
         max_tokens   a lower limit than `spec.max_tokens`
         first        number of the first text, for messages: the texts are a part of more
-        raises       TypeError for a text that is not a str; ValueError for a lone surrogate, or if instruction and
-                     template leave no room for the text
+        examples     in-context examples, a sequence of them per text
+        marks        what stands right behind each text, and is never cut
+        raises       TypeError for a text that is not a str; ValueError for a lone surrogate, if instruction and template
+                     leave no room for the text, or for examples that are not all read
         """
-        instructions = [instruction] * len(texts) if isinstance(instruction, str) else list(instruction)
-        if len(instructions) != len(texts):
-            raise InputError(f"{len(texts)} texts but {len(instructions)} instructions; give one, or one per text")
-        limit = min(max_tokens or self.spec.max_tokens, self.spec.max_tokens)
-        layouts: dict[str, _Layout] = {}
+        count = len(texts)
+        instructions = [instruction] * count if isinstance(instruction, str) else list(instruction)
+        if len(instructions) != count:
+            raise InputError(f"{count} texts but {len(instructions)} instructions; give one, or one per text")
+        limit = self._limit(max_tokens)
+        layouts: dict[_Asked, _Layout] = {}
         rows = []
-        for number, (text, asked) in enumerate(zip(texts, instructions, strict=True), first):
+        shown = map(tuple, examples) if examples else repeat((), count)
+        given = zip(texts, instructions, shown, marks or repeat("", count), strict=True)
+        for number, (text, asked, some, mark) in enumerate(given, first):
             _check_text(text, f"text {number}")
-            if not isinstance(asked, str) or asked not in layouts:
+            key = _Asked(asked, isinstance(text, Passage), some, mark)
+            if not isinstance(asked, str) or key not in layouts:
                 _check_text(asked, f"the instruction of text {number}")
-                layouts[asked] = self._layout(asked, role)
-            rows.append(_fill(layouts[asked], text))
+                layouts[key] = self._layout(role, key, limit)
+            rows.append(_fill(layouts[key], text))
         return self._tokens(rows, limit, first)
 
-    def render(self, text: str, instruction: str = "", role: Role = "document") -> str:
+    def render(
+        self, text: str, instruction: str = "", role: Role = "document", examples: Sequence[Example] = ()
+    ) -> str:
         """What the model reads, as one string with special tokens by name: for people, cards and tests."""
         names = self.tokenizer.convert_ids_to_tokens
+        asked = _Asked(instruction, isinstance(text, Passage), tuple(examples), "")
         return "".join(
-            piece.text if isinstance(piece, _String) else names(piece.id)
-            for piece in _fill(self._layout(instruction, role), text)
+            piece.text if isinstance(piece, String) else names(piece.id)
+            for piece in _fill(self._layout(role, asked, self.spec.max_tokens), text)
         )
+
+    def fitting(
+        self, examples: Sequence[Example], instruction: str, max_tokens: int | None = None
+    ) -> tuple[Example, ...]:
+        """The first of the examples, as many as there is room for before a query; none if the template that is in force
+        for the instruction has no slot for them."""
+        if all(part.slot != "examples" for part in self.template(self._stripped(instruction), "query")):
+            return ()
+        return tuple(examples[: self._room([self._example(some) for some in examples], self._limit(max_tokens))])
 
     def plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts without template and special tokens: the raw material of clm and mntp."""
@@ -128,12 +150,16 @@ class InputFormat:
         """The parts in force for this instruction and role."""
         asks = any(part.slot == "instruction" for part in self.spec.query)
         parts = self.spec.query if role == "query" and (instruction or not asks) else self.spec.document
-        return tuple(part for part in parts if part.when is None or instruction)
+        return tuple(part for part in parts if part.when != "instruction" or instruction)
 
     def identity(self) -> str:
         """Everything that the ids and the pooling of a text depend on, as one string."""
         fixed = [[part.model_dump(), number] for part, number in self._fixed.items()]
         return json.dumps([self.spec.model_dump(mode="json"), self._backend.to_str(), fixed])
+
+    def _tokens_by_id(self, given: InputSpec) -> dict[Part, int]:
+        fixed = (part for part in (*self.spec.query, *self.spec.document) if part.special or part.token)
+        return {part: self._token_id(part, given) for part in fixed}
 
     def _token_id(self, part: Part, given: InputSpec) -> int:
         name = part.token or getattr(self.tokenizer, f"{part.special}_token")
@@ -153,43 +179,102 @@ class InputFormat:
             )
         return vocabulary[name]
 
-    def _layout(self, instruction: str, role: Role) -> _Layout:
-        instruction = instruction.strip(self.spec.strip_instruction) if self.spec.strip_instruction else instruction
-        outer = self.spec.strip == "outer"
-        instruction = instruction.lstrip() if outer else instruction
-        template = self.template(instruction, role)
-        pieces: list[_Fixed | tuple[tuple[str | None, bool], ...]] = []
-        run: list[tuple[str | None, bool]] = []
-        for part in template:
+    def _limit(self, max_tokens: int | None) -> int:
+        return min(max_tokens or self.spec.max_tokens, self.spec.max_tokens)
+
+    def _layout(self, role: Role, asked: _Asked, limit: int) -> _Layout:
+        instruction = self._stripped(asked.instruction)
+        parts = [part for part in self.template(instruction, role) if part.when != "title" or asked.titled]
+        pieces: list[Fixed | tuple[_Open, ...]] = []
+        run: list[_Open] = []
+        for part in parts:
             fixed = part in self._fixed
             if run and (fixed or (self.spec.tokenize == "pieces" and not part.join)):
                 pieces.append(tuple(run))
                 run = []
             if fixed:
-                pieces.append(_Fixed(self._fixed[part], part.pool))
+                pieces.append(Fixed(self._fixed[part], part.pool))
                 continue
-            string = None if part.slot == "text" else part.literal or instruction
-            if run and None not in (run[-1][0], string) and run[-1][1] == part.pool:
-                run[-1] = (run[-1][0] + string, part.pool)  # neighbours of one kind are one part: less to look up
-            else:
-                run.append((string, part.pool))
+            for found in self._open(part, instruction, asked, limit):
+                if run and run[-1].kind == found.kind == TEMPLATE and run[-1].pool == found.pool:
+                    # Neighbours of one kind are one part: less to look up.
+                    run[-1] = found._replace(string=run[-1].string + found.string)
+                else:
+                    run.append(found)
         pieces += [tuple(run)] if run else []
-        begins = any(
-            part.slot == "instruction" for part in template
-        )  # the instruction, so the text's left side is inner
-        return _Layout(tuple(pieces), str if not outer else str.rstrip if begins else str.strip)
+        slots = {part.slot for part in parts}
+        if asked.examples and "examples" not in slots:
+            raise InputError(
+                "examples were given, but the template that reads this text has no {slot: examples}; leave them out, or "
+                "give the text an instruction if the recipe's query template has the slot"
+            )
+        begins = "instruction" in slots  # the instruction, so the text's left side is inner
+        strip = str if self.spec.strip != "outer" else str.rstrip if begins else str.strip
+        return _Layout(tuple(pieces), strip, asked.titled and "title" in slots)
 
-    def _tokens(self, rows: list[list[_String | _Fixed]], limit: int, first: int) -> Tokens:
+    def _open(self, part: Part, instruction: str, asked: _Asked, limit: int) -> list[_Open]:
+        """What stands in a string for a part that is no token."""
+        if part.slot == "text":
+            return [_Open("", part.pool, TEXT), *([_Open(asked.mark, part.pool, TEMPLATE)] if asked.mark else [])]
+        if part.slot == "title" and asked.titled:
+            return [_Open("", part.pool, TITLE)]
+        if part.slot == "examples":
+            return [_Open(self._examples(asked.examples, limit), part.pool, TEMPLATE)]
+        string = instruction if part.slot == "instruction" else part.literal or part.empty or ""
+        return [_Open(string, part.pool, TEMPLATE)]
+
+    def _stripped(self, instruction: str) -> str:
+        instruction = instruction.strip(self.spec.strip_instruction) if self.spec.strip_instruction else instruction
+        return instruction.lstrip() if self.spec.strip == "outer" else instruction
+
+    def _examples(self, examples: tuple[Example, ...], limit: int) -> str:
+        """The examples as they are read. ValueError if there is no room for all of them."""
+        written = [self._example(example) for example in examples]
+        room = self._room(written, limit)
+        if room < len(written):
+            raise InputError(
+                f"{len(written)} examples were given, and {room} of them fit beside the tokens that example.reserve keeps "
+                f"of {limit}; give fewer or shorter ones, or raise input.max_tokens"
+            )
+        return "".join(written)
+
+    def _room(self, written: list[str], limit: int) -> int:
+        """How many of the written examples fit, from the first one on."""
+        assert self.spec.example is not None  # else the template has no slot for examples
+        lengths = map(len, self.plain_ids(list(accumulate(written))))
+        return sum(length <= limit - self.spec.example.reserve for length in lengths)
+
+    def _example(self, example: Example) -> str:
+        """An example as it is read: the strings of the query template, its query cut, then its document and the end."""
+        spec = self.spec.example
+        assert spec is not None
+        for what, text in example._asdict().items():
+            _check_text(text, f"the {what} of an example")
+        instruction = self._stripped(example.instruction)
+        strings = {"instruction": instruction, "text": example.query, "examples": ""}
+        parts = [part for part in self.template(instruction, "query") if part not in self._fixed]
+        place = next(number for number, part in enumerate(parts) if part.slot == "text")
+        written = [part.literal or strings[part.slot or ""] for part in parts]
+        query = self._cut("".join(written[: place + 1]), spec.max_tokens)
+        return query + "".join(written[place + 1 :]) + self._cut(example.document, spec.max_tokens) + spec.end
+
+    def _cut(self, text: str, tokens: int) -> str:
+        """The first so many tokens of a text."""
+        offsets = self._backend.encode(text, add_special_tokens=False).offsets
+        keep = whole_characters(offsets, tokens)
+        return text if keep == len(offsets) else text[: offsets[keep - 1][1]]
+
+    def _tokens(self, rows: list[list[String | Fixed]], limit: int, first: int) -> Tokens:
         """The packed tokens of rendered texts: each string tokenized once, texts cut where a row is beyond `limit`."""
         pieces = [piece for row in rows for piece in row]
-        strings = [piece.text for piece in pieces if isinstance(piece, _String)]
+        strings = [piece.text for piece in pieces if isinstance(piece, String)]
         encodings = iter(self._backend.encode_batch(strings, add_special_tokens=False))
-        found = [next(encodings) if isinstance(piece, _String) else None for piece in pieces]
+        found = [next(encodings) if isinstance(piece, String) else None for piece in pieces]
         lists = [
             [piece.id] if encoding is None else encoding.ids for piece, encoding in zip(pieces, found, strict=True)
         ]
         ids = flattened(lists, np.int64)
-        runs, pool = _runs(pieces, found, np.array([len(row) for row in lists], dtype=np.int64))
+        runs, pool = runs_of(pieces, found, np.array([len(row) for row in lists], dtype=np.int64))
         row = np.repeat(np.arange(len(rows)), [len(row) for row in rows])[runs.piece]  # (R,)
         keep = self._fit(runs, row, found, limit, len(rows), first)
         cut = keep < runs.size
@@ -209,23 +294,28 @@ class InputFormat:
         return Tokens(*map(torch.from_numpy, (ids, lengths, pool, truncated)))
 
     def _fit(
-        self, runs: "_Runs", row: np.ndarray, found: "list[Encoding | None]", limit: int, count: int, first: int
+        self, runs: "Runs", row: np.ndarray, found: "list[Encoding | None]", limit: int, count: int, first: int
     ) -> np.ndarray:
         """How many tokens of each run are kept (R,), so that the `count` rows have at most `limit` tokens each."""
-        fixed = np.bincount(row, weights=np.where(runs.is_text, 0, runs.size), minlength=count).astype(np.int64)
-        room = (limit - fixed) // np.maximum(1, np.bincount(row[runs.is_text], minlength=count))
+        fixed, titles = (
+            np.bincount(row, weights=np.where(runs.kind == kind, runs.size, 0), minlength=count).astype(np.int64)
+            for kind in (TEMPLATE, TITLE)
+        )
+        texts = np.maximum(1, np.bincount(row[runs.kind == TEXT], minlength=count))
+        room = (limit - fixed) // texts
         if (room < 1).any():
             number = int(np.argmax(room < 1))
             raise InputError(
                 f"text {first + number}: template and instruction take {fixed[number]} of {limit} tokens and leave no "
                 "room for the text; shorten the instruction or raise input.max_tokens"
             )
-        room = np.minimum(room, self.spec.max_text_tokens or limit)[row]
+        room = np.minimum(room, self.spec.max_text_tokens or limit)
+        room = np.where(runs.kind == TITLE, room[row], np.maximum(0, room - titles)[row])  # a title is text, and first
         keep = runs.size.copy()
-        for run in np.flatnonzero(runs.is_text & (runs.size > room)):
+        for run in np.flatnonzero((runs.kind != TEMPLATE) & (runs.size > room)):
             begin = runs.within[run]
             offsets = found[runs.piece[run]].offsets[begin : begin + runs.size[run]]
-            keep[run] = _whole_characters(offsets, int(room[run]))
+            keep[run] = whole_characters(offsets, int(room[run]))
         return keep
 
     def _filler(self) -> int:
@@ -233,94 +323,23 @@ class InputFormat:
         return next((token for token in known if token is not None), 0)
 
 
-class _Runs(NamedTuple):
-    """The tokens of many pieces, cut where a piece ends and where template and text meet: R runs."""
-
-    piece: np.ndarray  # (R,)
-    start: np.ndarray  # (R,) among all tokens
-    within: np.ndarray  # (R,) the start among those of the piece
-    size: np.ndarray  # (R,)
-    is_text: np.ndarray  # (R,) bool
-
-
-def _fill(layout: _Layout, text: str) -> list[_String | _Fixed]:
+def _fill(layout: _Layout, text: str) -> list[String | Fixed]:
     """The pieces of a text; strings without characters are left out."""
-    text = layout.strip(text)
-    pieces: list[_String | _Fixed] = []
+    title, text = text.parts if layout.titled else ("", text)
+    filled = {TEXT: layout.strip(text), TITLE: title.strip()}
+    pieces: list[String | Fixed] = []
     for piece in layout.pieces:
-        if isinstance(piece, _Fixed):
+        if isinstance(piece, Fixed):
             pieces.append(piece)
             continue
         spans, string = [], ""
-        for part, pool in piece:
+        for part in piece:
             start = len(string)
-            string += text if part is None else part
-            spans.append(_Span(start, len(string), pool, part is None))
+            string += filled.get(part.kind, part.string)
+            spans.append(Span(start, len(string), part.pool, part.kind))
         if string:
-            pieces.append(_String(string, tuple(spans)))
+            pieces.append(String(string, tuple(spans)))
     return pieces
-
-
-def _runs(
-    pieces: list[_String | _Fixed], found: "list[Encoding | None]", sizes: np.ndarray
-) -> tuple[_Runs, np.ndarray]:
-    """The runs of `sizes` (P,) tokens a piece, and which tokens are pooled (T,)."""
-    only = [piece.spans[0] if isinstance(piece, _String) else piece for piece in pieces]
-    pool = np.repeat(np.array([part.pool for part in only], dtype=bool), sizes)
-    is_text = np.repeat(np.array([isinstance(part, _Span) and part.is_text for part in only], dtype=bool), sizes)
-    owner = np.zeros(len(pool), dtype=np.int64)
-    mixed = np.array([isinstance(piece, _String) and len(piece.spans) > 1 for piece in pieces], dtype=bool)
-    if mixed.any():
-        among = np.repeat(mixed, sizes)
-        numbers = np.flatnonzero(mixed).tolist()
-        offsets = flattened(chain.from_iterable(found[number].offsets for number in numbers), np.int64).reshape(-1, 2)
-        spans = [pieces[number].spans for number in numbers]
-        owner[among], pool[among], is_text[among] = _owners(spans, sizes[mixed], *offsets.T)
-    piece = np.repeat(np.arange(len(pieces)), sizes)
-    changes = np.flatnonzero((np.diff(piece) != 0) | (np.diff(owner) != 0)) + 1
-    start = np.concatenate([np.zeros(min(1, len(piece)), dtype=np.int64), changes])
-    size = np.diff(start, append=len(piece))
-    within = start - (np.cumsum(sizes) - sizes)[piece[start]]
-    return _Runs(piece[start], start, within, size, is_text[start]), pool
-
-
-def _owners(
-    spans: list[tuple[_Span, ...]], sizes: np.ndarray, starts: np.ndarray, ends: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The part each token belongs to, whether it is pooled, and whether the part is a text: 3 x (T,).
-
-    A token belongs to the part of its first character; one that straddles a border belongs to the text, and is pooled if
-    any of its characters is.
-
-    sizes         (S,) tokens of each string
-    starts, ends  (T,) characters of each token within its string
-    """
-    depth = max(map(len, spans))
-    beyond = _Span(
-        int(starts.max(initial=0)) + 1, -1, False, False
-    )  # fills up strings of fewer parts: no token is in it
-    table = np.array([[*row, *[beyond] * (depth - len(row))] for row in spans], dtype=np.int64)  # (S, depth, 4)
-    ends = np.maximum(ends, starts + 1)  # a token without characters (SentencePiece's dummy space) sits at its start
-    first, text = np.full((2, len(starts)), -1)
-    pool = np.zeros(len(starts), dtype=bool)
-    for number in range(depth):
-        begin, end, pooled, is_text = (np.repeat(column, sizes) for column in table[:, number].T)
-        inside = (starts < end) & (ends > begin)
-        first += begin <= starts
-        pool |= inside & (pooled == 1)
-        text[inside & (is_text == 1)] = number
-    owner = np.where(text >= 0, text, first)
-    return owner, pool, table[np.repeat(np.arange(len(spans)), sizes), owner, 3] == 1
-
-
-def _whole_characters(offsets: list[tuple[int, int]], room: int) -> int:
-    """How many of the tokens to keep, at most `room`, so that no character is cut in two (bytes of an emoji)."""
-    if len(offsets) <= room:
-        return len(offsets)
-    keep = room
-    while keep > 1 and offsets[keep][0] < offsets[keep - 1][1]:
-        keep -= 1
-    return keep if offsets[keep][0] >= offsets[keep - 1][1] else room
 
 
 def _check_text(text: object, what: str) -> None:

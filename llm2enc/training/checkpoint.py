@@ -1,11 +1,14 @@
 """Stage folders on disk: checkpoints to resume from, finished stages to build on.
 
     0-mntp/
-      checkpoint/        trained weights, the optimizer's moments, step, what it was begun with; replaced as a whole
+      checkpoint/        trained weights, the optimizer's moments, step, what it was begun with, what was measured and the
+                         best weights by that; replaced as a whole
+      kept/step-N.safetensors  trained weights after step N, for a merge stage
       adapter/           the finished adapter in PEFT's layout, or full.safetensors
       head.safetensors   the weights between pooling and vector, if the stage trained any
       finished.json      steps, fingerprints of the weights before and after, of template and data; written last
-      metrics.jsonl      one line per logged step
+      teacher-0.answers  what a teacher has said so far, by text, up to the checkpoint; goes when the stage is finished
+  metrics.jsonl      one line per logged step
 
 Everything is written beside its place and renamed into it, so a killed run leaves the former state or the new one. An
 adapter means something on the weights it was trained on only: the fingerprint of its parent is stored and checked. Where
@@ -13,11 +16,13 @@ the next stage goes on with it, the adapter stays unmerged, and weights and adap
 """
 
 import json
+import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,12 +34,22 @@ from llm2enc.distributed import Zero
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError, explained
 from llm2enc.model import Backbone, check_tensors, tensor_shapes
-from llm2enc.recipe import LoraSpec, Stage
-from llm2enc.storage import atomic_directory, recover, remove_stale, replace_text, sync, sync_one
+from llm2enc.recipe import LoraSpec, MergeStage, Stage
+from llm2enc.storage import (
+    add_path_to_oserror,
+    atomic_directory,
+    recover,
+    remove_stale,
+    replace_text,
+    sync,
+    sync_one,
+    temp_path,
+)
 from llm2enc.training.origin import check_origin
+from llm2enc.training.teachers import answers_file
 
 FULL, HEAD = "full.safetensors", "head.safetensors"
-TRAINED, OPTIMIZER = "trained.safetensors", "optimizer.safetensors"
+TRAINED, OPTIMIZER, BEST = "trained.safetensors", "optimizer.safetensors", "best.safetensors"
 CHECKPOINT = "checkpoint"
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -45,10 +60,14 @@ def save(
     encoder: Encoder,
     optimizer: torch.optim.Optimizer | Zero,
     begun: Mapping[str, str] = NOTHING,
+    measured: Sequence[dict[str, Any]] = (),
+    best: bool = False,
 ) -> None:
     """Everything that step `step` (the next to run) needs; its noise depends on its number alone.
 
-    begun  digests of what the stage was begun with, by name
+    begun     digests of what the stage was begun with, by name
+    measured  the measurements within the stage
+    best      whether these weights are the best by them; otherwise those of the former checkpoint are kept on
     """
     trained = encoder.trained()
     moments = (
@@ -63,7 +82,11 @@ def save(
                 save_file(whole, partial / file)
             del whole  # before the next ones are put together
         if partial is not None:
-            (partial / "step.json").write_text(json.dumps({"step": step, "begun": dict(begun)}))
+            former = partial / TRAINED if best else folder / CHECKPOINT / BEST
+            if former.is_file():
+                _link(former, partial / BEST)
+            facts = {"step": step, "begun": dict(begun), **({"measured": [*measured]} if measured else {})}
+            (partial / "step.json").write_text(json.dumps(facts))
     distributed.barrier()
 
 
@@ -91,9 +114,7 @@ def resume(
             f"the checkpoint in {source} trains other weights than the recipe does now; resume with the recipe it was "
             "started with, or start again with --overwrite"
         )
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(distributed.distribute_like(saved[name], parameter))
+    _put(saved, trained)
     if isinstance(optimizer, Zero):
         optimizer.take_weights()
     for name, tensor in moments.items():
@@ -104,7 +125,51 @@ def resume(
     return facts["step"]
 
 
-def put_adapter(backbone: Backbone, stage: Stage, seed: int) -> None:
+def measured(folder: Path) -> list[dict[str, Any]]:
+    """The measurements within the stage that the checkpoint of `folder` knows of; none without one."""
+    path = folder / CHECKPOINT / "step.json"
+    return json.loads(path.read_text()).get("measured", []) if path.is_file() else []
+
+
+def take_best(folder: Path, encoder: Encoder) -> None:
+    """Give the encoder the best weights that the checkpoint of `folder` holds."""
+    _put(load_file(folder / CHECKPOINT / BEST), encoder.trained())
+
+
+def keep(folder: Path, step: int, encoder: Encoder) -> None:
+    """Store the trained weights after `step` steps, to stay when the stage is finished."""
+    whole = _whole(encoder.trained().items())
+    if distributed.is_main():
+        path = kept(folder, step)
+        path.parent.mkdir(exist_ok=True)
+        remove_stale(path)
+        partial = temp_path(path)
+        with add_path_to_oserror(path):
+            save_file(whole, partial)
+            sync_one(partial)
+            os.replace(partial, path)
+    distributed.barrier()
+
+
+def kept(folder: Path, step: int) -> Path:
+    """Where `keep` stores the weights after `step` steps."""
+    return folder / "kept" / f"step-{step}.safetensors"
+
+
+def put_kept(folder: Path, step: int, encoder: Encoder) -> None:
+    """Give the encoder, which is ready to train the stage of `folder`, the weights that were kept after `step` steps.
+
+    raises  InputError if they are not there, or do not belong to this encoder
+    """
+    path, trained = kept(folder, step), encoder.trained()
+    if not path.is_file():
+        raise InputError(f"{path} is missing; put it back, or start again with --overwrite")
+    shapes = {name: tuple(parameter.shape) for name, parameter in trained.items()}
+    check_tensors(path, shapes, "this encoder", "start again with --overwrite")
+    _put(load_file(path), trained)
+
+
+def put_adapter(backbone: Backbone, stage: Stage | MergeStage, seed: int) -> None:
     """Give the backbone the adapter that a LoRA stage starts from: a fresh one, or the one it carries."""
     if stage.lora == "continue":
         backbone.continue_lora()
@@ -155,6 +220,8 @@ def tidy(folder: Path) -> None:
     if is_finished(folder):
         remove_stale(folder / CHECKPOINT, "former")
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+        for answers in folder.glob(answers_file(folder, "*").name):
+            answers.unlink()
 
 
 def is_finished(folder: Path) -> bool:
@@ -164,7 +231,7 @@ def is_finished(folder: Path) -> bool:
 def load_finished(
     folder: Path,
     encoder: Encoder,
-    stage: Stage,
+    stage: Stage | MergeStage,
     seed: int,
     keep_adapter: bool = False,
     now: Mapping[str, str] = NOTHING,
@@ -190,6 +257,9 @@ def load_finished(
         written = tensor_shapes(folder / FULL)
         decoder = {id(parameter) for parameter in backbone.decoder.parameters()}  # the head's may be among them
         own = {name: tuple(p.shape) for name, p in parameters.items() if id(p) in decoder or name in written}
+        if stage.trainable not in ("full", "lora"):
+            backbone.train_part(stage.trainable)
+            own = {name: tuple(p.shape) for name, p in backbone.trained().items()}
         check_tensors(folder / FULL, own, "this model", "train the stage again")
         with torch.no_grad():
             for name, tensor in load_file(folder / FULL).items():
@@ -206,6 +276,21 @@ def load_finished(
     encoder.requires_grad_(False)
     if encoder.weights_fingerprint() != facts["result"]:
         raise InputError(f"{folder}: the weights after this stage are not those it produced; its files are damaged")
+
+
+def _put(saved: Mapping[str, Tensor], trained: Mapping[str, torch.nn.Parameter]) -> None:
+    """Give the parameters the saved values, each process its part."""
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(distributed.distribute_like(saved[name], parameter))
+
+
+def _link(file: Path, place: Path) -> None:
+    """The file under a second name, where the file system has such; otherwise a copy of it."""
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
 
 
 def _whole(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:

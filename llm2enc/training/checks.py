@@ -63,8 +63,8 @@ class Guard:
         if metrics["loss"].item() == 0:
             reason = (
                 "the loss is exactly 0, which teaches nothing: no query has a negative (one row per batch, "
-                "`in_batch_negatives: false` without hard negatives), or all are told apart already (raise `temperature`, "
-                "or bring harder negatives)"
+                "`in_batch_negatives: false` without hard negatives), all pairs have one score, or all are told apart "
+                "already (raise `temperature`, or bring harder negatives)"
             )
             if self._first:
                 raise NothingLearnt(reason)
@@ -76,7 +76,7 @@ class Guard:
                 "duplicates",
                 source,
                 f"the positives of {100 * share:.0f} % of the rows of a batch are also among their negatives, so they are "
-                "pulled and pushed at once. Set `mask_duplicates: true` in the stage; for class labels set "
+                "pulled and pushed at once. Set `loss.masks.duplicates: true` in the stage; for class labels set "
                 "`in_batch_negatives: false` in the source and give it hard negatives",
             )
 

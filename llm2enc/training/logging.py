@@ -1,6 +1,7 @@
 """What a stage tells while it trains: the table before step 1, metrics.jsonl, trackers, the bar."""
 
 import json
+import logging
 import resource
 import time
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from llm2enc.terminal import bar, table
 from llm2enc.training.objectives import Batch
 from llm2enc.training.prepare import uses_zero
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass
 class Log:
@@ -31,6 +34,8 @@ class Log:
     move: Any
     tokens: int = 0
     since: float = field(default_factory=time.perf_counter)
+    score: str = ""
+    """The last one measured within the stage, as the bar shows it."""
 
     def summary(self, encoder: Encoder, batch: Batch, start: int) -> None:
         """What is about to happen, before the first step."""
@@ -58,8 +63,31 @@ class Log:
         self.move(
             to=step + 1,
             facts=f"loss {values['loss']:.4f}  lr {lr:.1e}  {values['tokens_per_second']:.0f} tok/s  "
-            f"{values['peak_gib']:.1f} GiB",
+            f"{values['peak_gib']:.1f} GiB{self.score}",
         )
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """While the bar says that the model is being measured."""
+        self.move(what=f"{self.stage.objective}: evaluating")
+        yield
+        self.move(what=self.stage.objective)
+
+    def measured(self, step: int, scores: dict[str, float], name: str | None, seconds: float) -> None:
+        """A line of metrics.jsonl for the scores after `step` steps; the seconds they took are none of training.
+
+        name  of the score that the bar shows; the first one if it is None
+        """
+        self.since += seconds
+        if not distributed.is_main():
+            return
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "scores": scores}) + "\n")
+        for tracker in self.trackers:
+            tracker.log({f"evaluation/{name}": score for name, score in scores.items()}, step=step)
+        shown = name or next(iter(scores), None)
+        self.score = f"  {shown} {scores[shown]:.4f}" if shown else ""
+        _log.info("%s, step %d: %s", self.folder.name, step, ", ".join(f"{n} {s:.4f}" for n, s in scores.items()))
 
 
 @contextmanager

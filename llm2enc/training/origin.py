@@ -3,32 +3,42 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from llm2enc import distributed
 from llm2enc.data import content_digest, source_name
 from llm2enc.encoding import Encoder
-from llm2enc.errors import DataError, InputError
-from llm2enc.recipe import Stage
+from llm2enc.errors import InputError
+from llm2enc.recipe import MergeStage, Stage
+from llm2enc.training.objectives import OBJECTIVES
+from llm2enc.training.teachers import teacher_digest
 
 _log = logging.getLogger(__name__)
 
 
-def origin(encoder: Encoder, stage: Stage) -> dict[str, str]:
-    """A digest of the input template, of the tokenizer and of each data source of a stage, by its name in messages.
+def origin(encoder: Encoder, stage: Stage | MergeStage) -> dict[str, str]:
+    """Digests of the input template, of the tokenizer and of each data source and teacher of a stage, by names for messages.
 
-    The bytes of files count, not their time stamps. A source that cannot be had is left out, with a warning.
+    The bytes of files count, not their time stamps. What cannot be had is left out, with a warning.
     """
     found: dict[str, str] = {}
     if distributed.is_main():
         template, *tokenizer = json.loads(encoder.input_format.identity())
         found = {"input template": _digest(template), "tokenizer": _digest(tokenizer)}
-        for number, spec in enumerate(stage.data):
-            name = f"data source {number} ({source_name(spec)})"
+        parts = () if isinstance(stage, MergeStage) else stage.parts
+        specs = [spec for part in parts for spec in part.data]
+        contents: dict[str, Callable[[], str]] = {
+            f"data source {number} ({source_name(spec)})": partial(content_digest, spec)
+            for number, spec in enumerate(specs)
+        }
+        for spec in (spec for part in parts for spec in OBJECTIVES[part.objective].teachers(part)):
+            contents[f"teacher {spec.model}"] = partial(teacher_digest, spec)
+        for name, digest in contents.items():
             try:
-                found[name] = content_digest(spec)
-            except DataError as error:
+                found[name] = digest()
+            except InputError as error:
                 _log.warning("%s cannot be compared with what the stage was begun with: %s", name, error)
     return distributed.broadcast(found)
 

@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import TypeVar
 
 import torch
 
 from llm2enc.encoding import Encoder
 from llm2enc.model import emulated
-from llm2enc.recipe import Stage
+from llm2enc.recipe import MergeStage, Stage
+
+AnyStage = TypeVar("AnyStage", bound=Stage | MergeStage)
 
 
-def settled(stages: Sequence[Stage], device: torch.device, former: Sequence[str] = ()) -> tuple[Stage, ...]:
+def settled(stages: Sequence[AnyStage], device: torch.device, former: Sequence[str] = ()) -> tuple[AnyStage, ...]:
     """The stages with what `precision: auto` means on this device: bfloat16 if it has instructions for it, else float32.
 
     former  what it meant for the first of the stages where the run began, which goes on with it

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -10,9 +11,11 @@ from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
 from llm2enc.model import Backbone
 from llm2enc.recipe import LoraSpec, Stage
-from llm2enc.training.checkpoint import put_adapter
+from llm2enc.training.checkpoint import put_adapter, put_kept
 from llm2enc.training.microbatch import idle
 from llm2enc.training.objectives import OBJECTIVES
+from llm2enc.training.objectives.layers import check_layers
+from llm2enc.training.teachers import Teachers
 
 
 def check_processes(stage: Stage) -> None:
@@ -20,8 +23,10 @@ def check_processes(stage: Stage) -> None:
     if uses_zero(stage):
         distributed.check_zero()
     processes = distributed.world_size()
-    reason = idle(processes, stage.batch_size, stage.rng_shards)
-    if reason:
+    for part in stage.parts:
+        reason = idle(processes, part.batch_size, stage.rng_shards)
+        if not reason:
+            continue
         raise InputError(
             f"{reason}. Start fewer, or set `rng_shards` (which changes the dropout noise) and `batch_size` to at least "
             f"{processes} in the recipe"
@@ -31,18 +36,37 @@ def check_processes(stage: Stage) -> None:
 def prepare(encoder: Encoder, stage: Stage, seed: int) -> None:
     """Make ready for training: adapter or all weights, dropout, checkpointing, and layers spread over the processes.
 
-    raises  ValueError as `prepare_backbone`, or for layers that cannot be spread
+    raises  ValueError as `prepare_backbone`, or for layers that cannot be spread, or read
     """
-    prepare_backbone(encoder.backbone, stage, seed)
-    if encoder.head is not None:
-        encoder.head.requires_grad_(not OBJECTIVES[stage.objective].predicts_tokens)
+    _check_layers(encoder, stage)
+    _prepare_alone(encoder, stage, seed)
     encoder.train()  # and not its backbone alone: `evaluating` goes back to the encoder's mode
     if distributed.world_size() > 1 and (stage.strategy == "fsdp" or distributed.wants_fsdp()):
         encoder.backbone.shard()
 
 
+def load_kept(folder: Path, step: int, encoder: Encoder, stage: Stage, seed: int) -> None:
+    """Bring the encoder, which has the weights that the stage of `folder` started from, to those kept after `step` steps.
+
+    raises  InputError if they were not kept, or do not belong to this encoder
+    """
+    _prepare_alone(encoder, stage, seed)
+    put_kept(folder, step, encoder)
+    if encoder.backbone.has_adapter:
+        encoder.backbone.merge_lora()
+    encoder.requires_grad_(False)
+    restore(encoder)
+
+
+def _prepare_alone(encoder: Encoder, stage: Stage, seed: int) -> None:
+    """What `prepare` does on one process."""
+    prepare_backbone(encoder.backbone, stage, seed)
+    if encoder.head is not None:
+        encoder.head.requires_grad_(OBJECTIVES[stage.objective].compares_vectors)
+
+
 def prepare_backbone(backbone: Backbone, stage: Stage, seed: int) -> None:
-    """What `prepare` does on one process; the planner does it to a model without weights.
+    """What `prepare` does to the backbone on one process.
 
     seed    of a fresh adapter
     raises  ValueError for a stage that the model cannot train
@@ -55,10 +79,12 @@ def prepare_backbone(backbone: Backbone, stage: Stage, seed: int) -> None:
 
 
 def check_stage(backbone: Backbone, stage: Stage) -> None:
-    """ValueError for a stage that the model cannot train. Sets attention dropout, and what trains if that is everything."""
+    """ValueError for a stage that the model cannot train. Sets attention dropout, and which of its own weights train."""
     objective = OBJECTIVES[stage.objective]
     if stage.trainable == "full":
         backbone.train_everything(head=objective.trains_head)
+    elif stage.trainable != "lora":
+        backbone.train_part(stage.trainable)
     elif isinstance(stage.lora, LoraSpec):
         backbone.check_lora(stage.lora)
     if objective.predicts_tokens and not backbone.has_head:
@@ -70,10 +96,20 @@ def check_stage(backbone: Backbone, stage: Stage) -> None:
 
 
 def check_stages(encoder: Encoder, stages: Iterable[Stage]) -> None:
-    """ValueError for the first of the stages that the encoder's model cannot train, before any of them runs."""
+    """ValueError for the first of the stages that the encoder's model cannot train, or whose teachers cannot be asked,
+    before any of them runs."""
     for stage in stages:
         check_stage(encoder.backbone, stage)
+        _check_layers(encoder, stage)
+        objective = OBJECTIVES[stage.objective]
+        objective.auxiliary(encoder, stage, Teachers(objective.teachers(stage)), 0)
     restore(encoder)
+
+
+def _check_layers(encoder: Encoder, stage: Stage) -> None:
+    layers = OBJECTIVES[stage.objective].layers(stage)
+    if layers is not None:
+        check_layers(encoder, layers)
 
 
 def restore(encoder: Encoder) -> None:

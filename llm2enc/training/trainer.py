@@ -13,19 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from llm2enc import distributed
 from llm2enc.encoding import Encoder
-from llm2enc.errors import Interrupted, NotFinite, NothingLearnt
+from llm2enc.errors import InputError, Interrupted, NotFinite, NothingLearnt
 from llm2enc.recipe import Stage, Tracking
 from llm2enc.training import checkpoint
 from llm2enc.training.checks import Guard, check_finite
 from llm2enc.training.logging import open_log
+from llm2enc.training.measuring import Evaluate, Measurements
 from llm2enc.training.objectives import OBJECTIVES, Batch, Objective
 from llm2enc.training.origin import origin
 from llm2enc.training.precision import autocast, settled
 from llm2enc.training.prepare import check_processes, make_optimizer, prepare, restore
 from llm2enc.training.signals import interruptible, stop_requested
+from llm2enc.training.teachers import Teachers
 
 PREFETCH = 2  # batches collated ahead: one hides the tokenizer, two hide its jitter
 
@@ -47,10 +50,12 @@ def train(
     seed: int,
     tracking: Tracking | None = None,
     keep_adapter: bool = False,
+    evaluate: Evaluate | None = None,
 ) -> None:
     """Train the encoder for one stage, in place; afterwards its adapter is merged and `folder` is finished.
 
     keep_adapter  leave the adapter unmerged, for a stage with `lora: continue`
+    evaluate      what `evaluate_every` measures
 
     A checkpoint in `folder` is resumed. Raises Interrupted, NotFinite, NothingLearnt, or ValueError for data the stage
     cannot use and for a checkpoint that was begun with other weights, template, tokenizer or data.
@@ -60,12 +65,18 @@ def train(
     (stage,) = settled([stage], encoder.device)
     objective, backbone = OBJECTIVES[stage.objective], encoder.backbone
     check_processes(stage)
+    if stage.evaluate_every is not None and evaluate is None:
+        raise InputError("the stage has `evaluate_every`, but there is nothing to measure with; give `evaluate`")
     parent, made_from = encoder.weights_fingerprint(), origin(encoder, stage)
     begun = {"weights": parent, **made_from}
+    teachers = Teachers(objective.teachers(stage))
     prepare(encoder, stage, seed)
+    encoder.auxiliary = nn.ModuleDict(objective.auxiliary(encoder, stage, teachers, seed))
     trained = encoder.trained()
     optimizer = make_optimizer(stage, trained)
-    start = checkpoint.resume(folder, encoder, optimizer, begun)
+    start = done = checkpoint.resume(folder, encoder, optimizer, begun)
+    teachers.resume(folder, start)
+    measurements = Measurements(stage, evaluate, checkpoint.measured(folder))
     with (
         # A notebook's own random numbers go on as if nothing had been drawn.
         torch.random.fork_rng(devices=[encoder.device] if encoder.device.type == "cuda" else []),
@@ -74,37 +85,61 @@ def train(
         open_log(folder, stage, tracking, start) as log,
     ):
         guard = Guard(trained)
-        for step in range(start, stage.steps):
+        for step in range(start, start if measurements.over else stage.steps):
             batch = next(batches)
             if step == start:
                 log.summary(encoder, batch, start)
             rate = learning_rate(step, stage)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             with _named(step, batch.source, folder):
-                with autocast(stage, encoder):
-                    metrics = objective.backward(encoder, batch, stage)
-                guard.check_batch(metrics, batch.source)
-                norm = distributed.reduce_gradients(optimizer, trained.values(), stage.max_grad_norm or math.inf)
-                check_finite(metrics["loss"], norm, guard.trained)
-                with guard.update(rate):
-                    optimizer.step()
-            optimizer.zero_grad()
-            log.step(step, batch, {**metrics, "grad_norm": norm}, rate)
-            if stop_requested(stop, encoder.device):
-                checkpoint.save(folder, step + 1, encoder, optimizer, begun)
-                raise Interrupted(f"{folder.name}: checkpoint after step {step + 1} of {stage.steps}")
-            if (step + 1) % stage.save_every == 0 and step + 1 < stage.steps:
-                checkpoint.save(folder, step + 1, encoder, optimizer, begun)
+                batch = objective.taught(batch, teachers, encoder.device)
+                metrics = _step(encoder, batch, stage, optimizer, guard, rate)
+            log.step(step, batch, metrics, rate)
+            done = step + 1
+            if done in stage.keep_checkpoints:
+                checkpoint.keep(folder, done, encoder)
+            best = measurements.after(done, encoder, log)
+            stopping = stop_requested(stop, encoder.device)
+            if stopping or ((best or done % stage.save_every == 0) and done < stage.steps):
+                teachers.save(folder)
+                checkpoint.save(folder, done, encoder, optimizer, begun, measurements.rows, best)
+            if stopping:
+                raise Interrupted(f"{folder.name}: checkpoint after step {done} of {stage.steps}")
+            if measurements.over:
+                break
     if isinstance(optimizer, distributed.Zero):
         optimizer.close()
+    if measurements.best_step(done) != done:
+        checkpoint.take_best(folder, encoder)
     if backbone.sharded:
         backbone.unshard()
     if stop:  # after the last look at it; from the last checkpoint on everything can be repeated
         raise KeyboardInterrupt
     restore(encoder)
-    done = {"objective": stage.objective, "steps": stage.steps, "seed": seed, "begun": made_from}
-    checkpoint.finish(folder, encoder, parent, done, keep_adapter)
+    encoder.auxiliary = nn.ModuleDict()
+    facts = {"objective": stage.objective, "steps": done, "seed": seed, "begun": made_from, **measurements.facts(done)}
+    checkpoint.finish(folder, encoder, parent, facts, keep_adapter)
+
+
+def _step(
+    encoder: Encoder,
+    batch: Batch,
+    stage: Stage,
+    optimizer: torch.optim.Optimizer | distributed.Zero,
+    guard: Guard,
+    rate: float,
+) -> dict[str, torch.Tensor]:
+    """The metrics of one step, after its gradient has moved the weights."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with autocast(stage, encoder):
+        metrics = OBJECTIVES[stage.objective].backward(encoder, batch, stage)
+    guard.check_batch(metrics, batch.source)
+    norm = distributed.reduce_gradients(optimizer, guard.trained.values(), stage.max_grad_norm or math.inf)
+    check_finite(metrics["loss"], norm, guard.trained)
+    with guard.update(rate):
+        optimizer.step()
+    optimizer.zero_grad()
+    return {**metrics, "grad_norm": norm}
 
 
 @contextmanager

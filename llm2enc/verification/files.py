@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llm2enc.artifact import Metadata, dense
+from llm2enc.artifact import Metadata, head_files
 from llm2enc.errors import InputError
 from llm2enc.model import POOLERS
 from llm2enc.verification.report import Parity
@@ -13,7 +13,7 @@ from llm2enc.verification.report import Parity
 def check(folder: Path, metadata: Metadata) -> Parity:
     """One row for all of them; its note names every file and key that does not fit llm2enc.json."""
     found: list[str] = []
-    for look in (_config, _modules, _pooling, _dense, _sentence_transformers, _tokenizer):
+    for look in (_config, _modules, _pooling, _head, _sentence_transformers, _tokenizer):
         try:
             found += look(folder, metadata)
         except ValueError as error:
@@ -55,7 +55,9 @@ def _guards(folder: Path, metadata: Metadata) -> list[str]:
 
 def _modules(folder: Path, metadata: Metadata) -> list[str]:
     kinds = [module["type"].rpartition(".")[2] for module in _read(folder / "modules.json")]
-    expected = ["Transformer", "Pooling", *["Dense"] * bool(metadata.head), *["Normalize"] * metadata.normalize]
+    head = [head_files.module(metadata.head).rpartition(".")[2]] if metadata.head else []
+    before, behind = (head, []) if metadata.needs_code else ([], head)
+    expected = ["Transformer", *before, "Pooling", *behind, *["Normalize"] * metadata.normalize]
     return [] if kinds == expected else [f"modules.json: {kinds}, expected {expected}"]
 
 
@@ -64,19 +66,37 @@ def _pooling(folder: Path, metadata: Metadata) -> list[str]:
     name = "1_Pooling/config.json"
     pooling = _read(folder / name)
     expected = {f"pooling_mode_{pooler.flag}": (own == metadata.pooling,) for own, pooler in POOLERS.items()}
-    width = _read(folder / dense.DENSE / "config.json").get("in_features") if metadata.head else metadata.dimensions
+    width = _width(folder, metadata)
     expected |= {key: (width,) for key in ("embedding_dimension", "word_embedding_dimension")}
     expected = {key: value for key, value in expected.items() if key in pooling}
     return _unlike(name, pooling, {"pooling_mode": (POOLERS[metadata.pooling].mode,), **expected})
 
 
-def _dense(folder: Path, metadata: Metadata) -> list[str]:
+def _width(folder: Path, metadata: Metadata) -> int | None:
+    """Of the model's states."""
+    if metadata.head is None:
+        return metadata.dimensions
+    config = _read(folder / head_files.place(metadata.head) / "config.json")
+    return config.get("width" if metadata.needs_code else "in_features")
+
+
+def _head(folder: Path, metadata: Metadata) -> list[str]:
     """The weights themselves are part of the fingerprint; the width they take is looked at by `_pooling`."""
-    if not metadata.head:
+    if metadata.head is None:
         return []
-    config = _read(folder / dense.DENSE / "config.json")
-    expected = dense.settings(config.get("in_features"), metadata.head)
-    return _unlike(f"{dense.DENSE}/config.json", config, {key: (value,) for key, value in expected.items()})
+    place = head_files.place(metadata.head)
+    config = _read(folder / place / "config.json")
+    expected = head_files.settings(_width(folder, metadata) or 0, metadata.head)
+    found = _unlike(f"{place}/config.json", config, {key: (value,) for key, value in expected.items()})
+    if metadata.needs_code and not has_our_code(folder):
+        found.append(f"{head_files.CODE} is not the file that this release writes; sentence-transformers would run it")
+    return found
+
+
+def has_our_code(folder: Path) -> bool:
+    """Whether what sentence-transformers would run of the directory is the file that llm2enc writes, byte for byte."""
+    path = folder / head_files.CODE
+    return path.is_file() and path.read_bytes() == head_files.source().encode()
 
 
 def _sentence_transformers(folder: Path, metadata: Metadata) -> list[str]:

@@ -181,7 +181,8 @@ class _Measure:
         started = time.perf_counter()
         given = list(reference.texts.values())
         planned = runs(self.prompts, engine.modes, list(reference.texts), reference.encoder.max_tokens)
-        answer = ask(engine.script, self.folder, file, given, planned, self.seconds)
+        trusted = self.metadata.needs_code and files.has_our_code(self.folder)
+        answer = ask(engine.script, self.folder, file, given, planned, self.seconds, trusted)
         label, dtype = (str(file.relative_to(self.folder)), _dtype(file)) if file else ("", "float32")
         took = time.perf_counter() - started
         row = Parity(name, None, dtype=dtype, form=label, version=answer.version, seconds=round(took, 1))

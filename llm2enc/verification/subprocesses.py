@@ -34,12 +34,24 @@ class Answer:
     """(N, D) by the number of the run, in the run's own order of texts; NaN for a text it cannot take."""
 
 
-def ask(script: str, folder: Path, file: Path | None, texts: list[str], runs: list[Run], seconds: float) -> Answer:
-    """The answer of engines/`script`.py, killed after `seconds`."""
+def ask(
+    script: str,
+    folder: Path,
+    file: Path | None,
+    texts: list[str],
+    runs: list[Run],
+    seconds: float,
+    trusted: bool = False,
+) -> Answer:
+    """The answer of engines/`script`.py, killed after `seconds`.
+
+    trusted  it may run code of the directory
+    """
     job = {
         "folder": str(folder.absolute()),
         "file": str(file.absolute()) if file else "",
         "texts": texts,
+        "trusted": trusted,
         "runs": [{"prompt": run.prompt, "side": run.side, "batches": run.batches} for run in runs],
     }
     _sweep()

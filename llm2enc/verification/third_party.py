@@ -19,9 +19,8 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from llm2enc.encoding import Encoder
+from llm2enc.encoding import Encoder, open_encoder
 from llm2enc.errors import CannotConvert, InputError
-from llm2enc.evaluation import open_encoder
 from llm2enc.text import PROBES
 from llm2enc.verification.probe import MOVED, PADDING, TEXT, Probe
 from llm2enc.verification.run import engine_rules

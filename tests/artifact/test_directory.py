@@ -17,8 +17,8 @@ from llm2enc.artifact import METADATA_FILE, layout
 from llm2enc.artifact import directory as sentence_transformers
 from llm2enc.encoding import Encoder
 from llm2enc.model import Backbone
-from llm2enc.recipe import InputSpec, LoraSpec, Part, load_recipe
-from llm2enc.text import InputFormat
+from llm2enc.recipe import ExampleSpec, InputSpec, LoraSpec, Part, load_recipe
+from llm2enc.text import InputFormat, Passage
 from tests.artifact.test_exported_tokenizer import recipe_format
 from tests.support.builders import make_tokenizer
 
@@ -329,6 +329,25 @@ def test_echo_repeats_the_text_in_the_tokenizer(opened) -> None:
     single = json.loads((root / "echo-last" / "tokenizer.json").read_text())["post_processor"]["single"]
     assert sum("Sequence" in piece for piece in single) == 2
     assert single[0]["SpecialToken"]["id"] == "<s>" and single[-1]["SpecialToken"]["id"] == "</s>"
+
+
+def test_other_programs_read_documents_without_title_and_queries_without_examples(tmp_path: Path) -> None:
+    title = Part(slot="title", empty="none", pool=True)
+    query = (Part(slot="examples"), Part(literal="query: ", pool=True), TEXT)
+    document = (Part(literal="title: ", pool=True), title, Part(literal=" | text: ", pool=True), TEXT)
+    example = ExampleSpec(reserve=20)
+    encoder = make_encoder(spec=InputSpec(query=query, document=document, max_tokens=40, example=example))
+    encoder.save(tmp_path / "out")
+    facts = facts_of(tmp_path / "out")
+    assert facts["native"] and facts["prompts"] == {"query": "query: ", "document": "title: none | text: "}
+    notes = " ".join(facts["notes"])
+    assert "reads every document as one without title" in notes and "In-context examples are read by llm2enc" in notes
+    again = Encoder.load(tmp_path / "out")
+    for given in (
+        {"texts": [Passage("Town", "a mill")]},
+        {"texts": ["a"], "instruction": "", "examples": [("b", "c")]},
+    ):
+        np.testing.assert_allclose(again.encode(**given), encoder.encode(**given), atol=1e-6)
 
 
 def test_pooling_that_others_cannot_do_is_said_and_measured(tmp_path: Path) -> None:

@@ -25,11 +25,11 @@ from llm2enc.audit.examination import AuditOptions, examine_rows
 from llm2enc.audit.report import Finding, SourceReport
 from llm2enc.audit.show import marked, seen
 from llm2enc.cli import data as data_command
-from llm2enc.data import Pair, Rows, Stream, row_batches
+from llm2enc.data import Pair, Rows, ScoredPair, Stream, row_batches
 from llm2enc.evaluation import ClassificationTask, RetrievalTask, StsTask
 from llm2enc.recipe import FilesData, InputSpec, Part, load_recipe
 from llm2enc.text import InputFormat
-from tests.support.builders import INPUT, make_tokenizer, sentences
+from tests.support.builders import INPUT, make_tokenizer, scores_file, sentences
 
 
 def pair(query: str, positive: str, *negatives: str, extra: tuple[str, ...] = (), instruction: str = "") -> Pair:
@@ -143,7 +143,8 @@ def test_right_answers_among_negatives_are_found() -> None:
 def test_shared_texts_are_graded_by_what_the_stage_does_with_them() -> None:
     rows = [*clean(), *(pair(f"a question {n} for it", "one answer for all of these rows") for n in range(12))]
     assert found(look(rows), "shared-positive").severity == "warning"
-    for batching in (Batching(8, mask_duplicates=True), Batching(8, in_batch_negatives=False)):
+    for answer in ({"mask_duplicates": True}, {"in_batch_negatives": False}, {"unique_ids": True}):
+        batching = Batching(8, **answer)
         finding = found(examine_rows(rows, AuditOptions(batching)), "shared-positive")
         assert finding.severity == "note" and (finding.count, finding.total) == (12, 132)
     assert "shared-query" not in checks(look(rows))
@@ -521,6 +522,14 @@ def test_scored_pairs_are_examined_as_such(tmp_path: Path) -> None:
     equal = [{**row, "score": 1} for row in rows]
     (source,) = examine(str(write(tmp_path / "equal.jsonl", equal))).sources
     assert found(source, "equal-scores").severity == "error"
+
+
+def test_a_recipe_s_scored_pairs_are_read_as_its_stage_reads_them(tmp_path: Path) -> None:
+    loss, data = {"pair_scores": [{"kind": "cosent"}]}, [{"kind": "files", "path": scores_file(tmp_path).path}]
+    stage = {"objective": "pair_scores", "steps": 1, "batch_size": 4, "lr": 1e-3, "loss": loss, "data": data}
+    (source,) = targets.of_recipe(load_recipe("pocket", [f"stages={json.dumps([stage])}"]))
+    _, opened = targets.open_source(source)
+    assert isinstance(opened.rows[0], ScoredPair) and len(opened.rows) == 24
 
 
 def test_the_table_fits_a_narrow_terminal(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 
-from llm2enc import Encoder, cli
+from llm2enc import Encoder, cli, load_recipe, recipe_names
 from llm2enc.cli import convert as convert_command
 from llm2enc.conversion.run import Result
 from llm2enc.errors import Interrupted
@@ -86,8 +86,17 @@ def test_every_public_name_is_found_on_first_use() -> None:
 
 def test_recipes_lists_and_shows() -> None:
     real = [sys.executable, "-m", "llm2enc", "recipes"]  # as users and torchrun start it: the others are forked
-    listed = subprocess.run(real, capture_output=True, text=True, timeout=300)
-    assert listed.returncode == 0 and "echo-mistral-7b" in listed.stdout
+    wide = {**os.environ, "COLUMNS": "100"}
+    listed = subprocess.run(real, capture_output=True, text=True, timeout=300, env=wide)
+    recipes = [load_recipe(name) for name in recipe_names()]
+    lines = [line.split() for line in listed.stdout.splitlines() if line.strip()]
+    assert listed.returncode == 0 and len(lines) == 2 + len(recipes) + len({recipe.family for recipe in recipes})
+    for recipe in recipes:  # one line each, below the heading of its family
+        (place,) = [number for number, words in enumerate(lines) if words[0] == recipe.name and len(words) > 1]
+        scores = [f"{name} {score:.2f}" for name, score in recipe.published.items()][:1]
+        assert lines[place] == " ".join([recipe.name, *scores, recipe.description]).split()
+        families = [words for words in lines[:place] if words in [one.family.split() for one in recipes]]
+        assert families[-1] == recipe.family.split()
     shown = run("recipes", "pocket", "--set", "seed=7")
     assert shown.returncode == 0 and "seed: 7" in shown.stdout
 
@@ -208,12 +217,14 @@ def test_the_table_says_what_each_stage_gained(capsys: pytest.CaptureFixture[str
     """Two metrics over a start and two stages; the gains are differences of neighbours, worked out by hand."""
     monkeypatch.setenv("COLUMNS", "200")
     scores = [("bidirectional-mean", 0.1, 0.5), ("after mntp", 0.25, 0.4), ("after contrastive", 0.75, 0.65)]
-    history = [{"stage": name, "scores": {"a": a, "b": b}, "seconds": 7.0} for name, a, b in scores]
+    history: list[dict] = [{"stage": name, "scores": {"a": a, "b": b}, "seconds": 7.0} for name, a, b in scores]
+    history[1]["best"] = {"score_name": "a", "score": 0.25, "step": 40, "last": 60}
     result = Result(
         Path("runs/x"), None, history, [Parity("llm2enc", 1.0), Parity("other", None, "not here")], {"a": 0.3}
     )
     convert_command._print_result(result)
     lines = [line.strip("│ ").split() for line in capsys.readouterr().out.splitlines()]
+    assert "after mntp: the weights of step 40 of 60, the best by a 0.250".split() in lines
     cells = {
         " ".join(w for w in words if w.isalpha() or ("-" in w and w[0].isalpha())): words for words in lines if words
     }

@@ -60,11 +60,11 @@ def test_a_shared_pass_gives_the_vectors_of_separate_ones(direction: str, side: 
 
 
 def test_a_head_is_part_of_a_shared_pass() -> None:
-    from llm2enc.model import Projection
-    from llm2enc.recipe import HeadSpec
+    from llm2enc.model import fresh_head
+    from llm2enc.recipe import ProjectionSpec
 
     encoder = make_encoder()
-    encoder.head = Projection.fresh(encoder.backbone.width, HeadSpec(kind="projection", dimensions=5), 0)
+    encoder.head = fresh_head(encoder.backbone.width, ProjectionSpec(kind="projection", dimensions=5), 0)
     encoders = [encoder.variant(pooling=pooling) for pooling in ("mean", "last")]
     for one, member in zip(encoders, SharedPass(encoders).members(), strict=True):
         np.testing.assert_allclose(member.encode(TEXTS[:5]), one.encode(TEXTS[:5]), atol=1e-6)

@@ -6,6 +6,7 @@ The recipe's file is used as it is: only the model, the data and the sizes are r
 import json
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,24 +16,22 @@ from transformers import PreTrainedTokenizerFast
 from llm2enc import Encoder, convert, load_recipe, recipe_names
 from llm2enc.conversion import run as conversion
 from llm2enc.planning import here, plan, report
+from tests.support.teachers import write_encoder
 from tests.support.tiny import tiny_model
 
-FAMILIES = {
-    "llm2vec": "llama",
-    "mistral-7b": "mistral",
-    "llama-3-8b": "llama",
-    "llama-2-7b": "llama",
-    "sheared-llama-1.3b": "llama",
-    "qwen2.5-7b": "qwen2",
-    "qwen3-0.6b": "qwen3",
-    "qwen3-8b": "qwen3",
-    "gemma-2-9b": "gemma2",
-    "gemma-3-270m": "gemma3_text",
-    "demo": "llama",
-    "smollm2-135m": "llama",
-    "echo-mistral-7b": "mistral",
+# Part of a backbone's name -> the family of its miniature; the first that fits.
+ARCHITECTURES = {
+    "mistral": "mistral",
+    "llama": "llama",
+    "smollm2": "llama",
     "pocket": "llama",
-    "pocket-echo": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma-2": "gemma2",
+    "gemma-3": "gemma3_text",
+    "pythia": "gpt_neox",
+    "gpt-neo": "gpt_neo",
+    "gpt-j": "gptj",
 }
 SENTENCES = [
     f"Sentence {n} tells of {word} and of nothing else at all." for n, word in enumerate("abcdefghijklmnop" * 4)
@@ -46,14 +45,20 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "texts.txt").write_text("\n".join(SENTENCES))
     rows = [{"query": s[:12], "positive": s, "negative": SENTENCES[n - 1]} for n, s in enumerate(SENTENCES)]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    taught = [row | {"positive_scores": [2.0], "negative_scores": [0.5]} for row in rows]
+    (folder / "taught.jsonl").write_text("\n".join(map(json.dumps, taught)))
+    labelled = [{"sentence1": row["query"], "sentence2": row["positive"], "score": n % 2} for n, row in enumerate(rows)]
+    (folder / "labelled.jsonl").write_text("\n".join(map(json.dumps, labelled)))
+    dialogues = [
+        {"messages": [{"role": "user", "content": s[:12]}, {"role": "assistant", "content": s}]} for s in SENTENCES
+    ]
+    (folder / "dialogues.jsonl").write_text("\n".join(map(json.dumps, dialogues)))
     texts = [{"kind": "files", "path": str(folder / "texts.txt")}]
     pairs = [{"kind": "files", "path": str(folder / "pairs.jsonl"), "instruction": "Find the sentence"}]
-    return {
-        "clm": json.dumps(texts),
-        "mntp": json.dumps(texts),
-        "simcse": json.dumps(texts),
-        "contrastive": json.dumps(pairs),
-    }
+    found = {"block": texts, "text": texts, "pair": pairs}
+    others = {"pair, scores": "taught", "scored pair": "labelled", "dialogue": "dialogues"}
+    found |= {kind: [{"kind": "files", "path": str(folder / f"{name}.jsonl")}] for kind, name in others.items()}
+    return {kind: json.dumps(sources) for kind, sources in found.items()}
 
 
 def make_model(family: str, folder: Path, has_bos: bool) -> None:
@@ -73,49 +78,68 @@ def make_model(family: str, folder: Path, has_bos: bool) -> None:
 
 def shrink(name: str, model: Path, data: dict[str, str]) -> list[str]:
     """Overrides that make a recipe small and leave its method alone."""
-    changes = [
-        f"model.name={model}",
-        "model.revision=null",
-        "model.dtype=float32",
-        *["model.layers=1"] * (load_recipe(name).model.layers is not None),
-        "evaluation=[]",
-        "input.max_tokens=320",
-    ]
-    for index, stage in enumerate(load_recipe(name).stages):
-        own = {
-            "data": data[stage.objective],
-            "steps": "2",
-            "schedule_steps": "20",
-            "warmup_steps": "1",
-            "batch_size": "6",
-        }
-        own |= {"precision": "float32", "micro_batch_tokens": "128", "rng_shards": "2", "log_every": "1"}
-        if stage.objective in ("clm", "mntp"):
-            own["block_tokens"] = "32"
-        changes += [f"stages.{index}.{key}={value}" for key, value in own.items()]
+    changes = [f"model.name={model}", "model.revision=null", "model.dtype=float32", "evaluation=[]"]
+    recipe = load_recipe(name)
+    changes += ["model.layers=1"] * (recipe.model.layers is not None)
+    if recipe.input.example is None:
+        changes.append("input.max_tokens=320")
+    for index, stage in enumerate(recipe.stages):
+        if stage.objective == "merge":
+            changes.append(f"stages.{index}.of=[{{stage: {index - 1}, step: 1}}, {{stage: {index - 1}}}]")
+            continue
+        row = "pair, scores" if getattr(stage, "reads_scores", False) else stage.row
+        own = {"data": data[row], "steps": 2, "schedule_steps": 20, "warmup_steps": 1, "batch_size": 6}
+        own |= {"precision": "float32", "micro_batch_tokens": 128, "rng_shards": 2, "log_every": 1, "strategy": "ddp"}
+        own |= {"lr": max(stage.lr, 1e-4)}
+        if stage.keep_checkpoints:
+            own["keep_checkpoints"] = [1]
+        if stage.row == "block":
+            own["block_tokens"] = 32
+        if stage.objective == "grit":
+            own |= {"generation.data": data["dialogue"], "generation.batch_size": 2}
+        changes += [f"stages.{index}.{key}={value}" for key, value in (own | narrow(stage, model.parent)).items()]
     return changes
 
 
-def test_every_recipe_has_its_miniature() -> None:
-    assert sorted(FAMILIES) == recipe_names()
+def narrow(stage: Any, folder: Path) -> dict[str, Any]:
+    """What a loss has for the width of 32 that miniatures have; a guide is made in the folder."""
+    loss, own = getattr(stage, "loss", None), {}
+    if widths := getattr(loss, "matryoshka", None):
+        own["loss.matryoshka.dims"] = [32, 16, 8, 4, 2, 1][: len(widths.dims)]
+    if getattr(getattr(loss, "layers", None), "compression", None):
+        own["loss.layers.compression"] = 16
+    if getattr(getattr(loss, "masks", None), "guide", None):
+        own["loss.masks.guide.teacher.model"] = str(write_encoder(folder / "guide"))
+    return own
 
 
-# Other sizes of a family differ in their numbers alone.
-TWINS = {"llama-2-7b", "sheared-llama-1.3b", "qwen3-8b"}
+def family(name: str) -> str:
+    source = load_recipe(name).model.source.lower()
+    return next(family for part, family in ARCHITECTURES.items() if part in source)
+
+
+# Recipes of every kind that the others repeat: each family of LLM2Vec's, and systems of other objectives and losses.
+QUICK = {
+    *("bge", "dpr", "grit", "qwen3-embedding"),
+    *("echo-mistral-7b", "gemma-2-9b", "gemma-3-270m", "llama-3-8b", "llm2vec", "mistral-7b", "pocket", "pocket-echo"),
+    *("qwen2.5-7b", "qwen3-0.6b", "smollm2-135m"),
+}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.full) if name in TWINS else name for name in FAMILIES]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in recipe_names()]
 )
 def test_miniature(name: str, tiny_data: dict[str, str], tmp_path: Path, in_process: None) -> None:
     recipe = load_recipe(name)
     has_bos = any(part.special == "bos" for part in recipe.input.document)
-    make_model(FAMILIES[name], tmp_path / "base", has_bos)
+    make_model(family(name), tmp_path / "base", has_bos)
     small = load_recipe(name, shrink(name, tmp_path / "base", tiny_data))
 
     result = convert(small, tmp_path / "run")
 
     for index, stage in enumerate(small.stages):
+        if stage.objective == "merge":
+            continue
         lines = (tmp_path / "run" / f"{index}-{stage.objective}" / "metrics.jsonl").read_text().splitlines()
         losses = [json.loads(line)["loss"] for line in lines]
         assert len(losses) == 2 and np.isfinite(losses).all()
@@ -189,7 +213,7 @@ def test_a_run_does_not_go_on_with_another_base_or_other_data(
     make_model("llama", base, has_bos=True)
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in SENTENCES * 20))
-    small = load_recipe("pocket", shrink("pocket", base, tiny_data | {"mntp": f"[{{kind: files, path: {texts}}}]"}))
+    small = load_recipe("pocket", shrink("pocket", base, tiny_data | {"block": f"[{{kind: files, path: {texts}}}]"}))
     convert(small, run)
     weights, rows = (base / "model.safetensors").read_bytes(), texts.read_bytes()
 
@@ -220,7 +244,7 @@ def test_a_stage_that_predicts_tokens_is_refused_on_a_base_without_a_head(
 ) -> None:
     make_model("llama", tmp_path / "base", has_bos=True)
     convert(conversion.training_free(str(tmp_path / "base")), tmp_path / "free")
-    stage = {"objective": objective, "data": json.loads(tiny_data[objective]), "steps": 1, "batch_size": 2, "lr": 0.001}
+    stage = {"objective": objective, "data": json.loads(tiny_data["block"]), "steps": 1, "batch_size": 2, "lr": 0.001}
     masks = {"mask_rate": 0.2, "mask_policy": "all"} if objective == "mntp" else {}
     changes = [f"model.name={tmp_path / 'free' / 'model'}", f"stages={json.dumps([stage | masks])}"]
     recipe = load_recipe("pocket", changes)

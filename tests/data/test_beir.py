@@ -10,6 +10,7 @@ from llm2enc.data import Pair, beir
 from llm2enc.data.sources import read_rows
 from llm2enc.evaluation import read_task
 from llm2enc.recipe import FilesData
+from llm2enc.text import Passage
 from tests.support.tables import jsonl, private_cache, write
 
 _private_cache = private_cache  # for every test of this file
@@ -43,6 +44,14 @@ def test_ids_nulls_and_fields_that_nobody_reads(tmp_path: Path, caplog: pytest.L
         Pair("eight", "three", (), "", "", (), (0.5,), ()),  # document 2 has no text
     ]
     assert "2 queries, 1 more have no relevant document or no text" in caplog.text
+
+
+def test_a_document_knows_its_title(tmp_path: Path) -> None:
+    corpus = [{"_id": "1", "title": "One ", "text": "a unit"}, {"_id": "3", "title": " ", "text": "three"}]
+    (pair,) = read_rows(Pair, folder(tmp_path, ["7\t1\t1", "7\t3\t0"], corpus))
+    assert (pair.positive, pair.negatives) == ("One  a unit", ("three",))  # to whom does not ask, as ever
+    assert isinstance(pair.positive, Passage) and pair.positive.parts == ("One ", "a unit")
+    assert type(pair.negatives[0]) is str
 
 
 def test_absent_documents_are_counted_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -210,13 +210,13 @@ def test_source_smaller_than_a_batch_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_epoch_takes_every_row_once_and_one_source_a_batch(tmp_path: Path) -> None:
-    specs = [_texts(tmp_path, "a", 12), _texts(tmp_path, "b", 9, in_batch_negatives=False)]
+    specs = [_texts(tmp_path, "a", 12, unique_ids=True), _texts(tmp_path, "b", 9, in_batch_negatives=False)]
     epochs = [list(islice(row_batches(str, specs, 4, 7), 5 * e, 5 * e + 5)) for e in (0, 1)]
     for epoch in epochs:
         # 12 = 3 groups of 4; 9 = 2 groups, the incomplete third is dropped.
         assert Counter(batch.source for batch in epoch) == {"a": 3, "b": 2}
         assert all(row.split()[0] == batch.source for batch in epoch for row in batch.rows)
-        assert all(batch.in_batch_negatives == (batch.source == "a") for batch in epoch)
+        assert all(batch.in_batch_negatives == batch.unique_ids == (batch.source == "a") for batch in epoch)
         rows = [row for batch in epoch for row in batch.rows]
         assert len(rows) == len(set(rows)) == 20
         assert {row for row in rows if row[0] == "a"} == {f"a {i}" for i in range(12)}

@@ -501,12 +501,13 @@ def test_every_right_answer_is_drawn_and_none_is_a_negative_of_its_row() -> None
     rows = [pair, Pair("r", "c", ("a",), "", ""), Pair("s", "d", (), "", "", ("n",))]
     # Documents of the batch:   a      n      b    |  c      a    |  d
     expected = [
-        [False, True, False, False, False, True],  # a, b and c are right, wherever they stand
-        [True, True, True, True, True, True],  # one positive, which counts whatever is said here
-        [True, False, True, True, True, False],
+        [True, False, True, True, True, False],  # a, b and c are right, wherever they stand
+        [False, False, False, False, False, False],
+        [False, True, False, False, False, True],
     ]
-    assert contrastive._allowed(rows, in_batch=True, mask_duplicates=False).tolist() == expected
-    assert contrastive._allowed(rows[1:2], in_batch=True, mask_duplicates=False) is None
+    documents = [text for row in rows for text in (row.positive, *row.negatives)]
+    assert contrastive._marked(contrastive._known(rows, False), documents).tolist() == expected
+    assert contrastive._marked(contrastive._known(rows[1:2], False), documents) is None
 
 
 # ------------------------------------------------------------------------------------------------------------ streaming

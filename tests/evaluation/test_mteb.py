@@ -331,6 +331,7 @@ def test_a_title_is_read_before_its_text_and_copies_are_encoded_once() -> None:
     )
     mteb.evaluate(MtebEncoder(encoder, "test", "1"), task, cache=None, show_progress_bar=False)
     assert encoder.calls[1] == (["Old Town a river", "a mill"], DOCUMENT)
+    assert [getattr(text, "parts", None) for text in encoder.calls[1][0]] == [("Old Town", "a river"), None]
 
 
 def test_vectors_that_are_not_finite_are_refused() -> None:

@@ -32,7 +32,9 @@ from llm2enc.evaluation.suite import (
     result_to_json,
     write_summary,
 )
+from llm2enc.recipe import Part
 from llm2enc.storage import default_cache
+from llm2enc.text import Passage
 from tests.support import jobs
 from tests.support.builders import INPUT, make_encoder, sentences
 
@@ -105,6 +107,15 @@ def test_what_is_read_alike_is_encoded_once(counting: Counting, tmp_path: Path):
     counting.texts.clear()
     cached.encode(TEXTS, instruction="Find the answer")  # what `search` says
     assert counting.texts == []
+
+
+def test_texts_of_the_same_characters_that_are_read_otherwise_have_vectors_of_their_own(tmp_path: Path):
+    document = (Part(slot="title"), Part(literal=" | "), Part(slot="text", pool=True))
+    encoder = make_encoder(INPUT.model_copy(update={"document": document}))
+    texts = [Passage("old", "town mill"), Passage("old town", "mill"), "old town mill"]
+    found = CachedEncoder(encoder, tmp_path).encode(texts)
+    assert np.array_equal(found, encoder.encode(texts))
+    assert min(np.abs(found[i] - found[j]).max() for i in range(3) for j in range(i)) > 1e-3
 
 
 def test_another_encoder_has_another_file(tmp_path: Path):

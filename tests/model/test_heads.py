@@ -15,7 +15,7 @@ from llm2enc.artifact import read_metadata
 from llm2enc.errors import CannotExport, Interrupted, RecipeError
 from llm2enc.export import adapter, gguf, onnx, openvino
 from llm2enc.merging import merge
-from llm2enc.model import Projection
+from llm2enc.model import fresh_head
 from llm2enc.model.heads import orthogonal
 from llm2enc.recipe import InputSpec, Part, ProjectionSpec
 from llm2enc.training import checkpoint, train
@@ -36,7 +36,7 @@ def headed(dimensions: int = 12, bias: bool = True, input: InputSpec = INPUT, se
     """An encoder with a projection whose bias, if there is one, is not zero."""
     encoder = make_encoder(input)
     spec = ProjectionSpec(kind="projection", dimensions=dimensions, bias=bias)
-    encoder.head = Projection.fresh(WIDTH, spec, seed)
+    encoder.head = fresh_head(WIDTH, spec, seed)
     if bias:
         with torch.no_grad():
             encoder.head.linear.bias.copy_(torch.linspace(-0.1, 0.1, dimensions))
@@ -263,7 +263,7 @@ def test_plain_transformers_and_the_graphs_give_the_vectors(tmp_path: Path) -> N
 def test_what_holds_no_head_refuses_by_name(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model")
     said = gguf.unsupported_reason(Encoder.load(folder), read_metadata(folder))
-    assert "projection to 12 dimensions" in said and "onnx" in said
+    assert "linear projection to 12 dimensions" in said and "onnx" in said
     with pytest.raises(CannotExport, match="projection to 12"):
         gguf.write(Encoder.load(folder), folder, read_metadata(folder))
     recipe = load_recipe(recipe_of([STAGE], head={"kind": "projection", "dimensions": 24}))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 import llm2enc
 from llm2enc.model import POOLERS, pooled_edges
-from llm2enc.recipe import Pooling
+from llm2enc.recipe import InputSpec, Part, Pooling
+from tests.support.builders import make_encoder
 
 # Texts of 4, 1 and 3 tokens; the pool has holes at the start, in the middle and at the end.
 LENGTHS = torch.tensor([4, 1, 3])
@@ -134,6 +135,21 @@ def test_the_gradient_of_a_state_is_its_weight(name: str, expected: list[float])
     hidden = HIDDEN.clone().requires_grad_()
     POOLERS[name].function(hidden, POOL, LENGTHS).sum().backward()
     torch.testing.assert_close(hidden.grad, torch.tensor(expected)[:, None].expand(8, 2), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_sgpt_counts_places_among_what_the_template_pools(pooled: bool) -> None:
+    """Brackets count as text (SGPT, arXiv 2202.08904); an instruction enters, and shifts the places, as its part says."""
+    text = Part(token="[", pool=True), Part(slot="text", pool=True), Part(token="]", pool=True)
+    spec = InputSpec(query=(Part(slot="instruction", pool=pooled), *text), document=text, max_tokens=64)
+    encoder = make_encoder(spec, "weighted_mean")
+    tokens = encoder.input_format.pack(["a river", "the bridge of stone"], "Find it", "query")
+    states = encoder.backbone.hidden(tokens).detach().split(tokens.lengths.tolist())
+    for vector, hidden, kept in zip(encoder(tokens), states, tokens.pool.split(tokens.lengths.tolist()), strict=True):
+        assert kept.all() == pooled and kept[-1]
+        own = hidden if pooled else hidden[kept]
+        places = torch.arange(1, len(own) + 1)[:, None]
+        torch.testing.assert_close(vector, (places * own).sum(0) / places.sum())
 
 
 def _one_text(name: str, hidden: Tensor, pool: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import json
 import resource
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,16 +13,25 @@ from typer.testing import CliRunner
 
 from llm2enc.cli.app import app
 from llm2enc.encoding import Encoder
-from llm2enc.model import Backbone, Projection, skeleton
-from llm2enc.planning import parse, plan
+from llm2enc.errors import InputError
+from llm2enc.model import Backbone, fresh_head, skeleton
+from llm2enc.planning import parse, plan, report
 from llm2enc.planning.devices import Devices
 from llm2enc.planning.fake_profiler import Costs, FakeProfiler, StepConfig
 from llm2enc.planning.measured import tokens_per_second
 from llm2enc.planning.memory import sizes
 from llm2enc.planning.workload import Workload, of_stage
-from llm2enc.recipe import LoraSpec, ModelSpec, ProjectionSpec, load_recipe
+from llm2enc.recipe import (
+    HeadSpec,
+    LatentAttentionSpec,
+    LoraSpec,
+    ModelSpec,
+    ProjectionSpec,
+    load_recipe,
+    recipe_names,
+)
 from llm2enc.text import Tokens
-from llm2enc.training import checkpoint
+from llm2enc.training import checkpoint, prepare
 from tests.support.builders import make_backbone, make_encoder, pairs_file
 from tests.support.tiny import tiny_model
 
@@ -253,13 +262,58 @@ def test_a_large_model_is_planned_without_its_weights(tmp_path: Path) -> None:
 
 
 def test_no_configuration_is_an_error_that_says_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm2enc.planning.run.skeleton", _offline)
+    monkeypatch.setattr("llm2enc.planning.run.load_config", _offline)
     with pytest.raises(ValueError, match=r"only that file is needed.*model.name=path/to/config.json"):
         plan(recipe_of(Path("nobody/nothing"), [stage()]), ONE)
 
 
 def _offline(spec: ModelSpec):
     raise OSError("no network")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_planned_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its first two layers, which takes the same way as all of them and a fraction of the time."""
+    recipe = load_recipe(name, ["model.layers=2"])
+    if recipe.model.name != "pocket":
+        monkeypatch.setattr("llm2enc.planning.run.load_config", _offline)
+        monkeypatch.setattr("llm2enc.planning.run.load_tokenizer", _offline)
+        monkeypatch.setattr("llm2enc.planning.run.chosen", lambda spec: spec.model_copy(update={"package": None}))
+    found = plan(recipe, parse("8xh100-80gb"))
+    assert len(found.stages) == len(recipe.training) and found.parameters > 1e6
+    used = [note for note in found.notes if "cannot be reached, so its published numbers are used (no network)" in note]
+    assert len(used) == (recipe.model.name != "pocket")
+
+
+def test_a_package_that_is_not_there_is_no_obstacle_to_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(spec: ModelSpec):
+        raise InputError("cannot be reached, and the package is not installed")
+
+    monkeypatch.setattr("llm2enc.planning.run.chosen", nowhere)
+    monkeypatch.setattr("llm2enc.planning.run.load_tokenizer", _offline)
+    found = plan(load_recipe("smollm2-135m", ["model.layers=2", "stages=[]"]), ONE)
+    assert found.model == "HuggingFaceTB/SmolLM2-135M-Instruct" and "published numbers are used" in found.notes[0]
+    with pytest.raises(InputError, match="not installed"):
+        plan(load_recipe("smollm2-135m", ["model.name=nobody/nothing", "stages=[]"]), ONE)
+
+
+def test_a_plan_knows_what_is_measured_kept_and_merged(tmp_path: Path) -> None:
+    folder = folder_of(make_backbone().model.config, tmp_path)
+    fields = stage(steps=10, evaluate_every=4, keep_best="docstrings/ndcg@10", keep_checkpoints=[2, 5])
+    merge = {"objective": "merge", "of": [{"stage": 0, "step": 2}, {"stage": 0}, {"encoder": "x"}], "base_weight": 0.5}
+    evaluation = {"evaluation": [{"kind": "docstrings"}]}
+    plain, more = (
+        plan(load_recipe({**recipe_of(folder, []).model_dump(mode="json"), **evaluation, "stages": stages}), ONE)
+        for stages in ([stage(steps=10)], [fields, merge])
+    )
+    (one,), (other,) = plain.stages, more.stages
+    assert (one.measurements, other.measurements) == (0, 3)  # after steps 4, 8 and 10
+    assert other.checkpoint == one.checkpoint * 4 // 3 and other.finished == 3 * one.finished
+    assert more.merges == (("1-merge", 4 * more.exported),)  # two of this run, the base, the result
+    most = max(2 * other.checkpoint, 4 * more.exported)
+    assert more.disk == more.exported + most + other.finished + more.exported
+    assert "measured within the stage" in dict(row[:2] for row in report.rows(more.stages, False))
+    assert any("1-merge" in line for line in report.lines(more))
 
 
 # ------------------------------------------------------------------------------------------------------------- the rest
@@ -291,6 +345,17 @@ def test_lengths_come_from_the_data_where_they_are_local(tmp_path: Path) -> None
     assert of_stage(missing.stages[0], encoder.input_format.spec, encoder.input_format, 0).lengths.tolist() == [32] * 16
 
 
+def test_scored_pairs_are_planned_and_teachers_are_named_without_being_opened(tmp_path: Path) -> None:
+    config = make_backbone().model.config
+    teacher = {"model": str(tmp_path / "nowhere")}
+    loss = {"embedding_match": {"teacher": teacher, "distance": "l2", "projection": True}, "spread_out": {"centre": 0}}
+    scored = stage("pair_scores", loss={"pair_scores": [{"kind": "softmax"}]})
+    recipe = recipe_of(folder_of(config, tmp_path), [scored, stage("contrastive", loss=loss)], dtype="float32")
+    found = plan(recipe, ONE)
+    assert [one.texts for one in found.stages] == [16, 24] and all(one.fits for one in found.stages)
+    assert f"1-contrastive asks {teacher['model']}, whose memory and time are not counted" in found.notes
+
+
 def test_work_is_cut_as_training_cuts_it() -> None:
     load = Workload(torch.tensor([4, 9, 5, 7, 6, 8]), "", shards=3)
     assert [part.tolist() for part in load.micro_batches(12)] == [[9], [4], [7, 5], [8], [6]]
@@ -298,14 +363,21 @@ def test_work_is_cut_as_training_cuts_it() -> None:
     assert load.share(2) == 2 / 3 and load.share(3) == 1 / 3 and load.largest_shard == 14
 
 
-@pytest.mark.parametrize("head", [None, ProjectionSpec(kind="projection", dimensions=24, bias=True)])
-def test_checkpoints_and_finished_stages_have_the_planned_size(head: ProjectionSpec | None, tmp_path: Path) -> None:
+HEADS = (
+    None,
+    ProjectionSpec(kind="projection", dimensions=24, bias=True),
+    LatentAttentionSpec(kind="latent_attention", latents=6, heads=2),
+)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_checkpoints_and_finished_stages_have_the_planned_size(head: HeadSpec | None, tmp_path: Path) -> None:
     backbone = make_backbone()
     recipe = recipe_of(folder_of(backbone.model.config, tmp_path), [stage()], dtype="float32")
     found = plan(recipe.model_copy(update={"head": head}), ONE).stages[0]
     backbone.add_lora(recipe.stages[0].lora, 0)
     encoder = around(backbone)
-    encoder.head = Projection.fresh(backbone.width, head, 0) if head else None
+    encoder.head = fresh_head(backbone.width, head, 0) if head else None
     parameters = list(encoder.trained().values())
     assert found.trained == sum(parameter.numel() for parameter in parameters)
     optimizer = torch.optim.AdamW(parameters)
@@ -335,6 +407,51 @@ def test_a_head_is_counted_where_it_trains(tmp_path: Path) -> None:
     assert weights == [4 * 24 * 32] * 2
     vectors = [stages.stages[1].memory["vectors"] for stages in (plain, headed)]
     assert vectors[1] < vectors[0], "24 dimensions take less than 32"
+
+
+@pytest.mark.parametrize("part", ["bias", "embeddings", {"layers": 2}])
+def test_a_part_is_counted_and_what_does_not_train_keeps_no_activations(part, tmp_path: Path) -> None:
+    """A deep model is not run in full: frozen layers and those that train count as kinds of their own."""
+    config = make_backbone(num_hidden_layers=6, attention_bias=True).model.config
+    recipe = recipe_of(folder_of(config, tmp_path), [stage(trainable=part, lora=None)], dtype="float32")
+    encoder = around(outline(config, tmp_path))
+    prepare(encoder, recipe.stages[0], 0)
+    trained = encoder.trained()
+    assert plan(recipe, ONE).stages[0].trained == sum(parameter.numel() for parameter in trained.values()) > 0
+    profiler = FakeProfiler(encoder)
+    found, run = profiler.costs(LENGTHS, MEAN), as_if_run(profiler, LENGTHS, MEAN)
+    assert asdict(found) == pytest.approx(asdict(run), rel=1e-6)
+
+
+@pytest.mark.parametrize("which", ["random", "all", 2])
+def test_vectors_of_several_layers_are_planned(which: str | int, tmp_path: Path) -> None:
+    """As many vectors as layers are read go through the loss; a deep model is not run in full."""
+    config = make_backbone(num_hidden_layers=6).model.config
+    layers = {"which": which}
+    recipe = recipe_of(folder_of(config, tmp_path), [stage(), stage(loss={"layers": layers})], dtype="float32")
+    plain, several = plan(recipe, ONE).stages
+    assert (
+        several.memory["vectors"] > plain.memory["vectors"] and several.memory["backward"] >= plain.memory["backward"]
+    )
+    encoder = around(outline(config, tmp_path))
+    prepare(encoder, recipe.stages[1], 0)
+    profiler, wanted = FakeProfiler(encoder), replace(MEAN, layers=recipe.stages[1].loss.layers)
+    found, run = profiler.costs(LENGTHS, wanted), as_if_run(profiler, LENGTHS, wanted)
+    assert asdict(found) == pytest.approx(asdict(run), rel=1e-6)
+
+
+def test_every_block_of_a_denominator_counts(tmp_path: Path) -> None:
+    """256 rows without hard negatives: similarities of 256 x 256, once for the documents and once for the queries."""
+    folder, plain = folder_of(make_backbone().model.config, tmp_path), {"temperature": {"start": 0.07}}
+    losses = (
+        plain,
+        plain | {"queries_as_negatives": True},
+        plain | {"queries_as_negatives": True, "reverse_rows": "sum"},
+    )
+    stages = [stage("contrastive", batch_size=256, hard_negatives=0, loss=loss, precision="float32") for loss in losses]
+    sizes = [found.memory["vectors"] for found in plan(recipe_of(folder, stages, dtype="float32"), ONE).stages]
+    block = 256 * 256 * 4
+    assert sizes[0] + block <= sizes[1] and sizes[1] + block <= sizes[2]
 
 
 def test_a_measured_speed_gives_the_time_and_the_share_of_the_peak(tmp_path: Path) -> None:

@@ -15,24 +15,11 @@ from pydantic import ValidationError
 from llm2enc.errors import RecipeError
 from llm2enc.recipe import Part, load_recipe, recipe_names
 
-NAMES = [
-    "echo-mistral-7b",
-    "gemma-2-9b",
-    "gemma-3-270m",
-    "llama-2-7b",
-    "llama-3-8b",
-    "llm2vec",
-    "mistral-7b",
-    "pocket",
-    "pocket-echo",
-    "qwen2.5-7b",
-    "qwen3-0.6b",
-    "qwen3-8b",
-    "sheared-llama-1.3b",
-    "smollm2-135m",
-]
 SMALL = ["gemma-3-270m", "pocket", "smollm2-135m"]  # values for minutes on a CPU, ours
-LLM2VEC = [name for name in NAMES if "echo" not in name and name not in SMALL]
+LLM2VEC = [
+    *("gemma-2-9b", "llama-2-7b", "llama-3-8b", "llm2vec", "mistral-7b"),
+    *("qwen2.5-7b", "qwen3-0.6b", "qwen3-8b", "sheared-llama-1.3b"),
+]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 # File of the Echo release -> instruction of its queries, as in LLM2Vec's code (llm2vec/dataset/E5Data.py).
@@ -61,22 +48,73 @@ QWEN = ("<|im_start|>user\nI;{ }{T}{<|im_end|>}", "<|im_start|>user\n{T}{<|im_en
 GEMMA = ("<bos><start_of_turn>user\nI;{ }{T}{<end_of_turn>}", "<bos><start_of_turn>user\n{T}{<end_of_turn>}")
 HEADER = "<bos><|start_header_id|>user<|end_header_id|>\n\n"
 ECHO = ("<bos>Instruct:I,\nQuery:T\nQuery again:{T}{<eos>}", "<bos>Document:T\nDocument again:{T}{<eos>}")
+E5_MISTRAL = ("<bos?>Instruct: I\nQuery: T{<eos>}", "<bos?>T{<eos>}")
+OPEN = ("<bos?>I;{ }{T}{<eos?>}", "<bos?>{T}{<eos?>}")
+BARE = ("{<bos?>}{T}{<eos?>}", "{<bos?>}{T}{<eos?>}")
+CLS = ("{<eos>}T", "{<eos>}T")
 TEMPLATES = {
+    "2dmse": BARE,
+    "angle": CLS,
+    "angle-llama": ('<bos?>Summarize sentence "T{" in one word:"}', '<bos?>Summarize sentence "T{" in one word:"}'),
+    "bge": ("{<eos>}Represent this sentence for searching relevant passages: T", "{<eos>}T"),
+    "bge-en-icl": ("<bos?>EXAMPLES<instruct>I\n<query>T\n<response>{<eos>}", "<bos?>T{<eos>}"),
+    "cpt-text": ("[T]{<eos>}", "{T}{<eos>}"),
+    "dpr": ("{<eos>}T", "{<eos>}TITLE<eos?>T"),
+    "e5": ("{<bos?>}{query: }{T}{<eos?>}", "{<bos?>}{passage: }{T}{<eos?>}"),
+    "e5-mistral": E5_MISTRAL,
+    "echo-mean-mistral-7b": (
+        "<bos>Instruct:I,\nQuery:T\nQuery again:{T}{<eos>}",
+        "<bos>Document:T\nDocument again:{T}{<eos>}",
+    ),
     "echo-mistral-7b": ECHO,
+    "embeddinggemma": ("{<bos?>}{task: }{I}{ | query: }{T}{<eos?>}", "{<bos?>}{title: }{TITLE}{ | text: }{T}{<eos?>}"),
+    "ese": CLS,
+    "gecko": ("{<bos?>}{task: }{I}{ | query: }{T}{<eos?>}", "{<bos?>}{title: }{TITLE}{ | text: }{T}{<eos?>}"),
+    "gemini-embedding": ("{<bos?>}{task: }{I}{ | query: }{T}{<eos?>}", "{<bos?>}{T}{<eos?>}"),
     "gemma-2-9b": GEMMA,
     "gemma-3-270m": ("{<bos>}{I}{: }{T}", "{<bos>}{T}"),
+    "gistembed": CLS,
+    "grit": ("<bos?><|user|>\nI\n<|embed|>\n{T}", "<bos?><|embed|>\n{T}"),
+    "gte": BARE,
+    "gte-qwen2": E5_MISTRAL,
+    "jina-v3": (
+        "{<bos?>}{Represent the query for retrieving evidence documents: }{T}{<eos?>}",
+        "{<bos?>}{Represent the document for retrieval: }{T}{<eos?>}",
+    ),
+    "kalm-v2": ("{<bos?>}{Instruct: }{I}{ \n Query: }{T}", "{<bos?>}{T}"),
     "llama-2-7b": INST,
     "llama-3-8b": (HEADER + "I;{ }{T}{<|eot_id|>}", HEADER + "{T}{<|eot_id|>}"),
-    "llm2vec": ("<bos?>I;{ }{T}{<eos?>}", "<bos?>{T}{<eos?>}"),
+    "llama-embed-nemotron": ("{<bos?>}{Instruct: }{I}{\nQuery: }{T}", "{<bos?>}{T}"),
+    "llm2vec": OPEN,
+    "llm2vec-simcse": OPEN,
+    "llm2vec-supervised": OPEN,
+    "llm2vec-unsupervised": OPEN,
+    "matryoshka": BARE,
     "mistral-7b": INST,
+    "multilingual-e5-instruct": ("{<bos?>}{Instruct: }{I}{\nQuery: }{T}{<eos?>}", "{<bos?>}{T}{<eos?>}"),
+    "nv-embed": ("<bos?>Instruct: I\nQuery: {T}{<eos>}", "{<bos?>}{T}{<eos>}"),
+    "nv-retriever": ("<bos?>I: {T}{<eos?>}", "{<bos?>}{T}{<eos?>}"),
     "pocket": ("{<bos>}{I}{: }{T}{<eos>}", "{<bos>}{T}{<eos>}"),
     "pocket-echo": ECHO,
+    "promptagator": BARE,
     "qwen2.5-7b": QWEN,
     "qwen3-0.6b": QWEN,
     "qwen3-8b": QWEN,
+    "qwen3-embedding": ("<bos?>Instruct: I\nQuery:T{<eos>}", "<bos?>T{<eos>}"),
+    "repllama": ("<bos?>Query: T{<eos>}", "<bos?>Passage: T{<eos>}"),
+    "sbert-contrastive": BARE,
+    "sbert-nli": BARE,
+    "sbert-sts": BARE,
+    "sbert-triplet": BARE,
+    "sfr-mistral": E5_MISTRAL,
+    "sgpt": ("{[}{T}{]}", "{{}{T}{}}"),
+    "sgpt-nli": ("{T}", "{T}"),
     "sheared-llama-1.3b": ("<bos>I;{ }{T}", "<bos>{T}"),
+    "simcse": CLS,
+    "simcse-supervised": CLS,
     "smollm2-135m": ("{I}{: }{T}", "{T}"),
 }
+NAMES = list(TEMPLATES)
 
 
 def small() -> dict[str, Any]:
@@ -105,8 +143,8 @@ def written(template: tuple[Part, ...]) -> str:
     """A template in the notation of TEMPLATES."""
     text = ""
     for part in template:
-        slot = {"instruction": "I", "text": "T"}.get(part.slot or "")
-        piece = slot or part.literal or f"<{part.special}{'?' if part.when else ''}>"
+        slot = {"instruction": "I", "text": "T", "title": "TITLE", "examples": "EXAMPLES"}.get(part.slot or "")
+        piece = slot or part.literal or part.token or f"<{part.special}{'?' if part.when else ''}>"
         text += f"{{{piece}}}" if part.pool else piece
     return text
 
@@ -117,7 +155,23 @@ def written(template: tuple[Part, ...]) -> str:
 def test_shipped_names() -> None:
     assert recipe_names() == NAMES
     assert [load_recipe(name).name for name in NAMES] == NAMES
-    assert list(TEMPLATES) == NAMES
+
+
+def test_every_shipped_recipe_has_a_family_and_published_scores_have_their_source() -> None:
+    for name in NAMES:
+        recipe = load_recipe(name)
+        assert recipe.family, name
+        lines = (Path(__file__).parents[2] / "recipes" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        written = [line for line in lines if line.startswith("published:")]
+        assert len(written) == bool(recipe.published) and all("  # [" in line for line in written), name
+
+
+def test_a_published_score_is_in_points_and_belongs_to_the_recipes_own_model() -> None:
+    assert load_recipe("mistral-7b").published == {"MTEB": 64.80}
+    assert load_recipe("mistral-7b", model="other/model").published == {}
+    assert load_recipe("mistral-7b", data="mine.jsonl").published == {}
+    assert "published.MTEB" in fault("mistral-7b", "published.MTEB=0.648")
+    assert "family" in fault("mistral-7b", f"family={'long ' * 6}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,8 +208,8 @@ def test_llm2vec_values(name: str) -> None:
     mistral = name == "mistral-7b"
     assert (mntp.mask_rate, mntp.mask_policy) == ((0.8, "all") if mistral else (0.2, "bert"))
     assert (mntp.mask_token, mntp.block_tokens) == ("blank", 512)
-    assert (simcse.temperature, simcse.max_tokens) == (0.05, 128)
-    assert (contrastive.temperature, contrastive.hard_negatives) == (0.02, 1)
+    assert (simcse.loss.temperature, simcse.max_tokens) == (0.05, 128)
+    assert (contrastive.loss.temperature, contrastive.hard_negatives) == (0.02, 1)
     assert (recipe.model.attention, recipe.pooling, recipe.input.max_tokens) == ("bidirectional", "mean", 512)
     assert recipe.input.strip == ("none" if name in ("llm2vec", "sheared-llama-1.3b") else "outer")
 
@@ -174,7 +228,7 @@ def test_echo_values() -> None:
     (stage,) = recipe.stages
     assert (stage.objective, stage.lr, stage.batch_size, stage.steps) == ("contrastive", 8e-4, 2048, 720)
     assert stage.lora is not None
-    assert (stage.lora.r, stage.lora.alpha, stage.temperature) == (16, 16, 0.02)
+    assert (stage.lora.r, stage.lora.alpha, stage.loss.temperature) == (16, 16, 0.02)
     assert (recipe.model.name, recipe.model.attention) == ("mistralai/Mistral-7B-Instruct-v0.1", "causal")
     assert (recipe.pooling, recipe.input.tokenize, recipe.input.max_text_tokens) == ("last", "pieces", 300)
     # Two copies and an instruction of the full 300 tokens still fit, so that the limit per piece is the one that cuts.
@@ -227,17 +281,21 @@ def test_a_shipped_collection_is_known_by_its_name() -> None:
 
 def test_no_shipped_recipe_repeats_a_collection() -> None:
     folder = Path(__file__).parents[2] / "recipes"
-    (collection,) = (folder / "data").glob("*.yaml")
-    paths = [source["path"] for source in yaml.safe_load(collection.read_text())["data"]]
-    assert len(paths) == 14
+    collections = [yaml.safe_load(path.read_text())["data"] for path in (folder / "data").glob("*.yaml")]
+    long = [source["path"] for sources in collections for source in sources if len(sources) > 1]
+    assert len(long) == 14 + 12 + 6
     for path in folder.glob("*.yaml"):
-        assert not [source for source in paths if source in path.read_text()], path.name
+        assert not [source for source in long if source in path.read_text()], path.name
 
 
 @pytest.mark.parametrize(
     ("text", "given", "said"),
     [
-        ("data: []", {"collection": "no-such"}, "no data collection 'no-such': .* shipped names: e5-public"),
+        (
+            "data: []",
+            {"collection": "no-such"},
+            "no data collection 'no-such': .* shipped names: bge-classes, e5-public",
+        ),
         ("data: []", {"weight": 2}, "nothing besides .* copy its file, or set the field by its place"),
         ("data: []\nname: x", {}, "is no data collection: it must hold `data:`, a list of sources"),
         ("- kind: files", {}, "is no data collection"),
@@ -331,12 +389,13 @@ def test_all_faults_at_once_with_their_paths() -> None:
 @pytest.mark.parametrize("objective", ["simcse", "contrastive"])
 def test_a_scale_is_no_temperature(objective: str) -> None:
     """At 20 all cosines are alike, and the loss stays at ln(batch)."""
-    line = fault("pocket", f"stages.{objective}.temperature=20").splitlines()[1]
+    line = fault("pocket", f"stages.{objective}.loss.temperature=20").splitlines()[1]
     assert (
-        f"stages.{1 + (objective == 'contrastive')}.temperature: " in line
+        f"stages.{1 + (objective == 'contrastive')}.loss.temperature: " in line
         and "write its inverse, `temperature: 0.05`" in line
     )
-    assert load_recipe("pocket", [f"stages.{objective}.temperature=1"])
+    assert load_recipe("pocket", [f"stages.{objective}.loss.temperature=1"])
+    assert load_recipe("pocket", [f"stages.{objective}.loss={{similarity: dot, temperature: 20}}"])
 
 
 @pytest.mark.parametrize(
@@ -356,20 +415,26 @@ def test_a_scale_is_no_temperature(objective: str) -> None:
         ('stages.0.lr="1e-4"', "lr"),
         ("stages.0.mask_rate=1", "mask_rate"),
         ("stages.0.mask_policy=BERT", "mask_policy"),
-        ("stages.0.temperature=0.1", "temperature"),  # belongs to another objective
+        ("stages.0.temperature=0.1", "loss"),  # belongs to another objective
         ("stages.0.objective=mlm", "stages.0"),
         ("stages.0.lora.rank=4", "rank"),
         ("stages.0.data=[]", "data"),
         ("stages.0.data.0.kind=web", "data.0"),
         ("stages.0.data.0.path=x", "path"),  # docstrings have no path
         ("stages.0.data.0.columns.label=x", "columns"),
-        ("stages.0.trainable=bias", "trainable"),
+        ("stages.0.trainable=norms", "trainable"),
+        ("stages.0.trainable.layers=0", "trainable.layers"),
         ("model=pocket", "model"),
         ("stages=1", "stages"),
     ],
 )
 def test_strictness(override: str, where: str) -> None:
     assert where in fault(small(), override).splitlines()[1].split(": ")[0]
+
+
+CONTRASTIVE = (
+    "[{objective: contrastive, in_context_examples: 5, steps: 1, batch_size: 2, lr: 1.0, data: [{kind: docstrings}]}]"
+)
 
 
 @pytest.mark.parametrize(
@@ -379,11 +444,18 @@ def test_strictness(override: str, where: str) -> None:
         (["stages.0.warmup_steps=3"], "warmup_steps (3) is longer than the schedule"),
         (["stages.0.trainable=full", "stages.0.lora.r=4"], "`lora` is set but `trainable` is full"),
         (["stages.0.trainable=full", "stages.0.lora=continue"], "`lora` is set but `trainable` is full"),
+        (["stages.0.trainable.layers=2", "stages.0.lora.r=4"], "`lora` is set but `trainable` is layers: 2"),
         (
             ["stages.0.lora=continue"],
             "(mntp) has `lora: continue`, but no adapter to go on with: it is the first stage",
         ),
         (["model.attention=causal"], "an mntp stage needs `model.attention: bidirectional`"),
+        (["stages.0.data.0.unique_ids=true"], "`unique_ids` tells pairs apart, and this stage reads none"),
+        (
+            ["stages.0.data.0.unique_ids=true", "stages.0.data.0.in_batch_negatives=false"],
+            "with `in_batch_negatives: false` they do not meet",
+        ),
+        (["stages=" + CONTRASTIVE], "stage 0 has in_context_examples, but the query template has no place for them"),
     ],
 )
 def test_fields_that_contradict_each_other(overrides: list[str], said: str) -> None:
@@ -417,7 +489,10 @@ def test_an_adapter_goes_on_through_the_stages_that_say_so() -> None:
         ({"special": "bos", "token": "["}, "got ['special', 'token']"),
         ({"literal": ""}, "must not be empty"),
         ({"token": ""}, "must not be empty"),
-        ({"slot": "title"}, "'instruction' or 'text'"),
+        ({"slot": "subject"}, "'instruction', 'text'"),
+        ({"slot": "text", "empty": "none"}, "`empty` is for {slot: title} without `when`"),
+        ({"slot": "title", "when": "title", "empty": "none"}, "`empty` is for {slot: title} without `when`"),
+        ({"slot": "text", "when": "title"}, "a text without title would not be read"),
         ({"literal": "a", "when": "text"}, "when"),
         ({"special": "cls", "when": "tokenizer"}, "is for {special: bos} and {special: eos}"),
     ],
@@ -453,7 +528,7 @@ def test_documents_have_no_instruction() -> None:
     data["input"]["query"] = parts
     load_recipe(data)
     data["input"]["document"] = parts
-    assert "document template cannot have an instruction slot" in fault(data)
+    assert "document template cannot have an instruction or examples slot" in fault(data)
 
 
 # ----------------------------------------------------------------------------------------------------------- overrides
@@ -485,6 +560,28 @@ def test_overrides_reach_every_kind_of_place() -> None:
     assert recipe.tracking.wandb is True
     assert recipe.input.prompts["sts"] == "Retrieve semantically similar text"
     assert mntp.data[0].revision is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (["keep_best=docstrings/ndcg@10"], "`keep_best` needs measurements to choose from; set `evaluate_every`"),
+        (["evaluate_every=1", "patience=2"], "`patience` waits for a higher score, and none is named; set `keep_best`"),
+        (["evaluate_every=3"], "evaluate_every (3) is longer than steps (2)"),
+        (["keep_checkpoints=[1, 2]"], "must be different steps before the last one, 2"),
+        (["keep_checkpoints=[1, 1]"], "must be different steps before the last one, 2"),
+        (
+            ["evaluate_every=1", "keep_best=x", "patience=1", "keep_checkpoints=[1]"],
+            "`patience` may stop the stage before a step of `keep_checkpoints`",
+        ),
+        (["evaluate_every=1"], "has `evaluate_every`, but the recipe has no `evaluation` to measure"),
+    ],
+)
+def test_measurements_within_a_stage_that_mean_nothing_are_refused(fields: list[str], said: str) -> None:
+    data = small()
+    for name, value in (field.split("=") for field in fields):
+        data["stages"][1][name] = yaml.safe_load(value)
+    assert said in fault(data)
 
 
 def test_overriding_one_stage_leaves_the_others() -> None:
@@ -651,3 +748,9 @@ def test_fields_of_release_0_1_keep_their_names_for_a_release(caplog: pytest.Log
     assert renamed == load_recipe("pocket", ["stages.contrastive.micro_batch_tokens=77"])
     assert "stages.2.shards is called rng_shards now" in caplog.text
     assert "stages.2.mini_batch_tokens is called micro_batch_tokens now" in caplog.text
+    caplog.clear()
+    loss = stage.pop("loss")
+    stage |= {"temperature": loss["temperature"], "mask_duplicates": loss["masks"]["duplicates"]}
+    assert load_recipe(old) == load_recipe("pocket") and len(caplog.messages) == 4
+    assert "stages.2.temperature is called loss.temperature now" in caplog.text
+    assert "stages.2.mask_duplicates is called loss.masks.duplicates now" in caplog.text

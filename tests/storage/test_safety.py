@@ -18,9 +18,9 @@ from llm2enc.cli.messages import say
 from llm2enc.cli.options import label
 from llm2enc.conversion import run_directory
 from llm2enc.data import open_table
-from llm2enc.encoding import Encoder
+from llm2enc.encoding import Encoder, open_encoder
 from llm2enc.errors import RecipeError
-from llm2enc.evaluation import BitextTask, open_encoder, read_task
+from llm2enc.evaluation import BitextTask, read_task
 from llm2enc.merging.weights import Weights
 from llm2enc.model import load_backbone, load_config, load_tokenizer
 from llm2enc.recipe import HubData, ModelSpec, load_recipe

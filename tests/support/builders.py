@@ -23,6 +23,8 @@ WORDS = (
     "every spring boats bring wool wine and letters while the mill turns slowly under tall trees near the market"
 ).split()
 
+ROLES = ("user", "assistant")
+
 INPUT = InputSpec(
     query=(
         Part(special="bos"),
@@ -127,6 +129,35 @@ def pairs_file(folder: Path, count: int = 16) -> FilesData:
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return FilesData(kind="files", path=str(path), name="pairs", instruction="Find it")
+
+
+def dialogues_file(folder: Path, count: int = 16) -> FilesData:
+    """A data source of dialogues of one or two turns."""
+    said, answers = sentences(2 * count, seed=2), sentences(2 * count, seed=3)
+    rows = [
+        {
+            "messages": [
+                {"role": role, "content": text} for turn in turns for role, text in zip(ROLES, turn, strict=True)
+            ]
+        }
+        for number in range(count)
+        for turns in [list(zip(said, answers, strict=True))[2 * number :][: 1 + number % 2]]
+    ]
+    path = folder / "dialogues.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return FilesData(kind="files", path=str(path), name="dialogues")
+
+
+def scores_file(folder: Path, count: int = 24) -> FilesData:
+    """A data source of scored pairs: two texts that share the more words the higher the score, a whole number below 3."""
+    rows = []
+    for number, text in enumerate(sentences(count)):
+        words = text.split()
+        other = " ".join([*words[: number % 3 * len(words) // 2], f"instead {number}"])
+        rows.append({"sentence1": text, "sentence2": other, "score": float(number % 3)})
+    path = folder / "scores.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return FilesData(kind="files", path=str(path), name="scores")
 
 
 def run_here(script: Path, here: Path, seconds: float) -> str:

@@ -6,6 +6,7 @@
 benchmarks/fuzz.md has the counts of a long run and the faults it found.
 """
 
+import json
 import os
 import types
 import typing
@@ -15,9 +16,9 @@ from typing import Any, Literal, Union
 from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from llm2enc.recipe import ModelSpec, Part, Recipe
+from llm2enc.recipe import DialogueFormat, Ingredient, InputSpec, ModelSpec, Part, Recipe
 
 TIMES = int(os.environ.get("LLM2ENC_FUZZ", "1"))
 
@@ -87,6 +88,7 @@ TREES = st.recursive(SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionarie
 
 # ------------------------------------------------------------------------------------------------------------- recipes
 
+LOSSES = {f"llm2enc.recipe.{name}" for name in ("loss", "pair_scores", "teacher", "terms")}  # rules upon rules
 _MEANT = [
     "no",
     "on",
@@ -174,17 +176,38 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
         data[kept] = data.get(kept) or "text"
         if data.get("when") == "tokenizer" and data.get("special") not in ("bos", "eos"):
             data["when"] = None
-    for role in ("query", "document") if "query" in data and "pooling" not in data else ():
-        data[role] = [part for part in data[role] if role == "query" or part.get("slot") != "instruction"]
-        data[role].append({"slot": "text", "pool": True})
-    if "temperature" in data:
-        data["temperature"] = min(data["temperature"], 1.0)
+        if data.get("slot") == "text" and data.get("when") == "title":
+            data["when"] = None
+        if data.get("slot") != "title" or data.get("when") is not None or data.get("empty") is None:
+            data.pop("empty", None)
+    if model is InputSpec:
+        data |= _templates(data)
+        if data.get("example") is None:
+            data.pop("example", None)
+    if data.get("unique_ids") and "in_batch_negatives" in data:
+        data["in_batch_negatives"] = True
+    if model.__module__ in LOSSES:
+        return _valid(model, data)
+    if "hard_negatives" in data and "objective" in data and "loss" in data:
+        data["hard_negatives"] += 1
     if "steps" in data and "objective" in data:
         if data.get("schedule_steps") is not None:
             data["schedule_steps"] += data["steps"]
         data["warmup_steps"] = min(data.get("warmup_steps", 0), data["steps"])
-        if data.get("trainable") == "full":
+        if data.get("trainable", "lora") != "lora":
             data["lora"] = None
+        for source in data["data"] if data["objective"] != "contrastive" else ():
+            source.pop("unique_ids", None)
+        measured = data["evaluate_every"] = min(data.get("evaluate_every") or 0, data["steps"]) or None
+        best = data["keep_best"] = data.get("keep_best") if measured else None
+        data["patience"] = None if best is None else data.get("patience")
+        kept = sorted({step for step in data.get("keep_checkpoints", []) if step < data["steps"]})
+        data["keep_checkpoints"] = [] if data["patience"] else kept
+    if model is Ingredient:
+        data = {"encoder": data.get("encoder") or "runs/other"}
+    if issubclass(model, DialogueFormat):
+        data["assistant"] = data.get("assistant") or "a"
+        data["group"] = None if data.get("aggregation") == "token" else data.get("group")
     if model is ModelSpec:
         data["name"] = data.get("name") or "m"
         if data.get("gguf") is not None:
@@ -192,15 +215,53 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
     if model is Recipe:
         data["name"] = "r" + "".join(c for c in data["name"] if c.isascii() and c.isalnum())
         for stage in data.get("stages", []):
-            if stage["objective"] == "mntp":
+            if stage["objective"] in ("mntp", "retromae"):
                 data["model"]["attention"] = "bidirectional"
+            if data["input"].get("example") is None and "in_context_examples" in stage:
+                stage["in_context_examples"] = 0
         for before, stage in zip(
             [{"trainable": "full"}, *data.get("stages", [])], data.get("stages", []), strict=False
         ):
-            if stage.get("lora") == "continue" and before.get("trainable") == "full":
+            if stage.get("lora") == "continue" and (before.get("trainable", "lora") != "lora" or "of" in before):
                 stage["lora"] = None
-        if all(stage["objective"] in ("clm", "mntp") for stage in data.get("stages", [])):
+        if all(stage["objective"] in ("clm", "mntp", "retromae", "sft", "merge") for stage in data.get("stages", [])):
             data.pop("head", None)
+        for stage in data.get("stages", []):
+            if stage.get("base_weight"):
+                data.pop("head", None)
+            if not data.get("evaluation"):
+                for name in ("evaluate_every", "keep_best", "patience"):
+                    stage.pop(name, None)
+    return data
+
+
+def _templates(data: dict[str, Any]) -> dict[str, Any]:
+    """Templates whose slots are where they belong."""
+    text = {"slot": "text", "pool": True}
+    query = [part for part in data["query"] if part.get("slot") not in ("title", "examples")]
+    document = [part for part in data["document"] if part.get("slot") not in ("instruction", "examples", "title")]
+    title = [part for part in data["document"] if part.get("slot") == "title" and part.get("when") != "title"][:1]
+    example, most = data.get("example"), data.get("max_tokens", 512)
+    if example is not None:
+        query = [part for part in query if part.get("slot") != "text" and not part.get("token")]
+        query.append({"slot": "examples"})
+        most = max(most, example.get("reserve", 512) + 1)
+    for part in query + ([] if title else document):
+        if part.get("when") == "title":
+            part["when"] = None
+    return {"query": [*query, text], "document": [*title, *document, text], "max_tokens": most}
+
+
+def _valid(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
+    """The data without the fields, from the first on, that keep it from being valid."""
+    if data.get("pair_scores"):
+        data["pair_scores"] = data["pair_scores"][:1]
+    for name in [*(name for name, field in model.model_fields.items() if not field.is_required() and name in data), ""]:
+        try:
+            model.model_validate_json(json.dumps(data))
+            break
+        except ValidationError:
+            data.pop(name, None)
     return data
 
 

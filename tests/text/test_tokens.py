@@ -8,7 +8,7 @@ The golden ids come from the tokenizer alone, called on strings that are written
 import json
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+import llm2enc
 from llm2enc.recipe import InputSpec, Part
-from llm2enc.text import InputFormat, Tokens, concatenate, micro_batches
+from llm2enc.text import Example, InputFormat, Passage, Tokens, concatenate, micro_batches
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CORPUS = [
@@ -101,6 +102,12 @@ TOKENIZERS = {**LOSSLESS, "wordpiece": wordpiece}
 
 
 @lru_cache
+def pocket() -> PreTrainedTokenizerFast:
+    """The packaged tokenizer."""
+    return PreTrainedTokenizerFast.from_pretrained(Path(llm2enc.__file__).parent / "pocket")
+
+
+@lru_cache
 def _gpt2_bytes() -> dict[str, int]:
     """GPT-2's alphabet: printable Latin-1 stands for itself, the other bytes for U+0100 and on."""
     own = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -139,32 +146,42 @@ def published(system: str) -> InputSpec:
     return InputSpec.model_validate_json(json.dumps(PUBLISHED[system]["input"]))
 
 
-def ids_by_hand(system: str, role: str) -> list[int]:
+def tokenizer_of(system: str) -> PreTrainedTokenizerFast:
+    return {**TOKENIZERS, "pocket": pocket}[PUBLISHED[system]["tokenizer"]]()
+
+
+def rows_of(system: str) -> list[str]:
+    """What the system reads: a query and a document, and where it knows them a titled document, a query with examples."""
+    return [key for key in PUBLISHED[system] if key not in ("tokenizer", "input")]
+
+
+def ids_by_hand(system: str, row: str) -> list[int]:
     """Ids of the hand-written pieces, by the tokenizers library alone."""
-    backend = TOKENIZERS[PUBLISHED[system]["tokenizer"]]().backend_tokenizer
-    pieces = PUBLISHED[system][role]["pieces"]
+    backend = tokenizer_of(system).backend_tokenizer
+    pieces = PUBLISHED[system][row]["pieces"]
     return [i for piece in pieces for i in backend.encode(piece, add_special_tokens=False).ids]
 
 
-@pytest.mark.parametrize("role", ["query", "document"])
-@pytest.mark.parametrize("system", PUBLISHED)
-def test_every_published_input_has_its_string_ids_and_pooled_tokens(system: str, role: str) -> None:
-    row = PUBLISHED[system][role]
-    text, instruction, pieces = row["text"], row.get("instruction", ""), row["pieces"]
-    tokenizer = TOKENIZERS[PUBLISHED[system]["tokenizer"]]()
+@pytest.mark.parametrize(("system", "row"), [(system, row) for system in PUBLISHED for row in rows_of(system)])
+def test_every_published_input_has_its_string_ids_and_pooled_tokens(system: str, row: str) -> None:
+    given = PUBLISHED[system][row]
+    text, instruction, pieces = given["text"], given.get("instruction", ""), given["pieces"]
+    examples = [Example(instruction, *pair) for pair in given.get("examples", ())]
+    role = {"titled": "document", "few-shot": "query"}.get(row, row)
+    tokenizer, titled = tokenizer_of(system), partial(Passage, given["title"]) if "title" in given else str
     input_format = InputFormat(published(system), tokenizer)
-    assert input_format.render(text, instruction, role) == "".join(pieces)
-    tokens = input_format.pack([text], instruction, role)
-    golden = json.loads((GOLDEN / "ids.json").read_text(encoding="utf-8"))[system][role]
-    assert tokens.ids.tolist() == golden == ids_by_hand(system, role)
+    assert input_format.render(titled(text), instruction, role, examples) == "".join(pieces)
+    tokens = input_format.pack([titled(text)], instruction, role, examples=[examples])
+    golden = json.loads((GOLDEN / "ids.json").read_text(encoding="utf-8"))[system][row]
+    assert tokens.ids.tolist() == golden == ids_by_hand(system, row)
     said = tokenizer.decode(tokens.ids[tokens.pool], clean_up_tokenization_spaces=False)
-    assert said.strip() == row["pooled"]
+    assert said.strip() == given["pooled"]
     assert not tokens.truncated.any()
     names = tokenizer.convert_ids_to_tokens(tokens.ids.tolist())
-    short = input_format.pack([text * 50], instruction, role, max_tokens=len(names) + 3)
+    short = input_format.pack([titled(text * 50)], instruction, role, len(names) + 3, examples=[examples])
     ends = tokenizer.convert_ids_to_tokens(short.ids.tolist())
     for special in {"<s>", "</s>", "[CLS]", "[SEP]", "<|endoftext|>"} & set(names):
-        assert ends.count(special) == names.count(special) == 1
+        assert ends.count(special) == names.count(special)
         assert (ends[0] == special) if special in {"<s>", "[CLS]"} else (ends[-1] == special)
     assert short.truncated.all() and len(short.ids) <= len(names) + 3
 
@@ -500,7 +517,7 @@ def test_mini_batches_cover_each_text_once_longest_first_within_the_budget(lengt
 
 if __name__ == "__main__":
     lines = (
-        f" {json.dumps(system)}: {json.dumps({role: ids_by_hand(system, role) for role in ('query', 'document')})}"
+        f" {json.dumps(system)}: {json.dumps({row: ids_by_hand(system, row) for row in rows_of(system)})}"
         for system in PUBLISHED
     )
     (GOLDEN / "ids.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")

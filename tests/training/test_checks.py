@@ -10,7 +10,7 @@ from torch import nn
 
 from llm2enc.data import Pair, RowBatch
 from llm2enc.errors import NotFinite, NothingLearnt
-from llm2enc.recipe import ContrastiveStage, LoraSpec, SimcseStage
+from llm2enc.recipe import ContrastiveStage, LoraSpec, LossSpec, MaskSpec, SimcseStage
 from llm2enc.training import BatchPartition, train, trainer
 from llm2enc.training.checks import Guard, check_finite
 from llm2enc.training.gradcache import cached_backward
@@ -137,7 +137,7 @@ def test_the_smallest_change_that_a_weight_can_hold_counts_as_movement() -> None
     [
         ({}, True, 3 / 4),  # rows 0 and 1 have one positive, and the positive of row 2 is the negative of row 3
         ({"hard_negatives": 0}, True, 2 / 4),
-        ({"mask_duplicates": True}, True, 0),
+        ({"loss": LossSpec(masks=MaskSpec(duplicates=True))}, True, 0),
         ({}, False, 0),  # own negatives only
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llm2enc.encoding import Encoder
-from llm2enc.losses import info_nce
+from llm2enc.losses import Layout, info_nce
 from llm2enc.recipe import LoraSpec
 from llm2enc.text import Tokens
 from llm2enc.training import BatchPartition
@@ -16,11 +16,12 @@ from tests.support.builders import assert_same, gradients, make_encoder, sentenc
 
 # Query, positive and 2, 0, 1 hard negatives.
 QUERIES, DOCUMENTS, POSITIVES = [0, 4, 6], [1, 2, 3, 5, 7, 8], [0, 3, 4]
+LAYOUT = Layout(torch.tensor(POSITIVES), torch.tensor([0, 0, 0, 1, 2, 2]))
 TEXTS = sentences(9)
 
 
 def loss(vectors: Tensor) -> Tensor:
-    return info_nce(vectors[QUERIES], vectors[DOCUMENTS], torch.tensor(POSITIVES), temperature=0.02)
+    return info_nce(vectors[QUERIES], vectors[DOCUMENTS], LAYOUT, temperature=0.02)
 
 
 def training_encoder(trainable: str, dropout: float, checkpointing: bool = False) -> tuple[Encoder, Tokens]:

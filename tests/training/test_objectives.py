@@ -8,11 +8,30 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from llm2enc.data import Pair, RowBatch
+from llm2enc.data import Dialogue, Pair, RowBatch, ScoredPair
 from llm2enc.encoding import Encoder
-from llm2enc.recipe import ClmStage, ContrastiveStage, FilesData, LoraSpec, MntpStage, SimcseStage
-from llm2enc.training import OBJECTIVES, head_gradient, prepare_backbone
+from llm2enc.losses import negatives
+from llm2enc.recipe import (
+    ClmStage,
+    ContrastiveStage,
+    FilesData,
+    GenerationSpec,
+    GritStage,
+    LoraSpec,
+    LossSpec,
+    MaskSpec,
+    MntpStage,
+    PairScoresLossSpec,
+    PairScoresStage,
+    RetromaeStage,
+    SftStage,
+    SimcseLossSpec,
+    SimcseStage,
+)
+from llm2enc.recipe.pair_scores import CosentSpec
+from llm2enc.training import OBJECTIVES, Teachers, head_gradient, prepare_backbone
 from llm2enc.training.objectives import clm, contrastive, mntp, simcse
 from tests.support.builders import assert_same, gradients, make_encoder, make_tokenizer, sentences
 
@@ -28,6 +47,7 @@ def rows(items: list, step: int = 0, in_batch: bool = True) -> RowBatch:
     return RowBatch(step, items, "here", in_batch)
 
 
+DUPLICATES = MaskSpec(duplicates=True)
 PAIRS = [pair("q0", "p0", "n00"), pair("q1", "p1", "n10", "n11"), pair("q2", "p2")]
 
 
@@ -47,6 +67,8 @@ def texts_of(batch) -> list[str]:
 # -------------------------------------------------------------------------------------------------------------- records
 
 LONG_BLOCKS = list(np.random.default_rng(1).integers(10, 250, (40, 50)).astype(np.int32))
+LONG_TEXTS = [" ".join(sentences(8, seed=seed)[:3]) for seed in range(40)]
+DIALOGUES = [Dialogue((("a?", text),)) for text in sentences(20)]
 EXAMPLES = {  # each row of contrastive has as many negatives as the stage takes
     "clm": (ClmStage(objective="clm", block_tokens=50, **COMMON), LONG_BLOCKS),
     "mntp": (MntpStage(objective="mntp", mask_rate=0.3, mask_policy="all", **COMMON), LONG_BLOCKS),
@@ -55,7 +77,25 @@ EXAMPLES = {  # each row of contrastive has as many negatives as the stage takes
         ContrastiveStage(objective="contrastive", **COMMON),
         [pair("q0", "p0", "n0"), pair("q1", "p1", "n1")],
     ),
+    "pair_scores": (
+        PairScoresStage(
+            objective="pair_scores", loss=PairScoresLossSpec(pair_scores=(CosentSpec(kind="cosent"),)), **COMMON
+        ),
+        [ScoredPair("a", "b", 1.0, "", ""), ScoredPair("c", "d", 0.0, "", "")],
+    ),
+    "retromae": (RetromaeStage(objective="retromae", **COMMON), LONG_TEXTS),
+    "sft": (SftStage(objective="sft", **COMMON), DIALOGUES),
+    "grit": (
+        GritStage(objective="grit", generation=GenerationSpec(data=DATA, batch_size=3), **COMMON),
+        [pair("q0", "p0", "n0"), pair("q1", "p1", "n1")],
+    ),
 }
+
+
+def rows_of(name: str):
+    """The rows of a batch, for each of the parts of the stage."""
+    items = rows(EXAMPLES[name][1])
+    return (items, rows(DIALOGUES)) if name == "grit" else items
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -63,7 +103,8 @@ def test_a_record_says_what_the_objective_does(name: str, monkeypatch: pytest.Mo
     objective, (stage, items), encoder = OBJECTIVES[name], EXAMPLES[name], make_encoder()
     backbone = encoder.backbone
     prepare_backbone(backbone, stage, seed=0)
-    batch = objective.collate(rows(items), stage, encoder.input_format, 0)
+    encoder.auxiliary = nn.ModuleDict(objective.auxiliary(encoder, stage, Teachers(()), 0))
+    batch = objective.collate(rows_of(name), stage, encoder.input_format, 0)
     seen: list[bool | None] = []
     heads: list[int] = []
     hidden, logits = backbone.hidden, backbone.logits
@@ -75,12 +116,14 @@ def test_a_record_says_what_the_objective_does(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(backbone, "hidden", spied)
     monkeypatch.setattr(backbone, "logits", lambda states: heads.append(len(states)) or logits(states))
     objective.backward(encoder, batch, stage)
-    assert set(seen) == {objective.causal} and bool(heads) == objective.predicts_tokens
-    assert isinstance(items[0], {"block": np.ndarray, "text": str, "pair": Pair}[objective.row])
-    if objective.predicts_tokens:
+    assert set(seen) == {OBJECTIVES[part.objective].causal for part in stage.parts}
+    assert bool(heads) == objective.predicts_tokens
+    kinds = {"block": np.ndarray, "text": str, "pair": Pair, "scored pair": ScoredPair, "dialogue": Dialogue}
+    assert isinstance(items[0], kinds[objective.row])
+    if objective.predicts_tokens and objective.row in ("block", "text"):
         assert batch.num_targets / batch.num_tokens == pytest.approx(objective.predicted_share(stage), abs=0.03)
-        assert batch.describe() == {"predicted tokens per batch": f"{batch.num_targets:,}"}
-    else:
+        assert f"{batch.num_targets:,}" in str(batch.describe())
+    if objective.vectors_per_row is not None:
         assert batch.partition.total == len(items) * objective.vectors_per_row(stage)
 
 
@@ -90,7 +133,7 @@ def test_a_record_says_whether_full_training_includes_the_head(name: str) -> Non
     backbone = make_encoder(tie_word_embeddings=False).backbone
     prepare_backbone(backbone, stage, seed=0)
     assert any("lm_head" in parameter for parameter in backbone.trained()) == OBJECTIVES[name].trains_head
-    assert OBJECTIVES[name].trains_head == (name == "clm")
+    assert OBJECTIVES[name].trains_head == (name in ("clm", "sft", "grit"))
 
 
 # ---------------------------------------------------------------------------------------------------------- contrastive
@@ -101,35 +144,46 @@ def test_layout_of_a_batch() -> None:
     assert texts_of(batch) == ["q0", "p0", "n00", "q1", "p1", "n10", "n11", "q2", "p2"] and batch.partition.total == 9
     assert batch.queries.tolist() == [0, 3, 7]
     assert batch.documents.tolist() == [1, 2, 4, 5, 6, 8]
-    assert batch.positives.tolist() == [0, 2, 5]  # columns of p0, p1, p2
-    assert batch.allowed is None
+    assert batch.layout.positives.tolist() == [0, 2, 5]  # columns of p0, p1, p2
+    assert batch.layout.owners.tolist() == [0, 0, 1, 1, 1, 2] and batch.layout.excluded is None
+
+
+def counted(batch) -> list[list[int]]:
+    """Which documents are negatives of which query."""
+    return negatives(batch.layout, batch.in_batch, batch.loss.hard_negatives).int().tolist()
 
 
 def test_own_negatives_only() -> None:
-    assert contrastive_batch(PAIRS, in_batch=False).allowed.int().tolist() == [
-        [1, 1, 0, 0, 0, 0],
-        [0, 0, 1, 1, 1, 0],
-        [0, 0, 0, 0, 0, 1],
-    ]
+    batch = contrastive_batch(PAIRS, in_batch=False)
+    assert counted(batch) == [[0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0]]
+    assert batch.describe() == {"negatives per query": "1"}
     with pytest.raises(ValueError, match="without a single hard negative"):
         contrastive_batch(PAIRS, in_batch=False, hard_negatives=0)
 
 
+@pytest.mark.parametrize(
+    ("hard", "expected"),
+    [
+        ("none", [[0, 0, 1, 0, 0, 1], [1, 0, 0, 0, 0, 1], [1, 0, 1, 0, 0, 0]]),
+        ("own", [[0, 1, 1, 0, 0, 1], [1, 0, 0, 1, 1, 1], [1, 0, 1, 0, 0, 0]]),
+        ("all", [[0, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 0]]),
+    ],
+)
+def test_whose_hard_negatives_count(hard: str, expected: list[list[int]]) -> None:
+    """Columns: p0 n00 | p1 n10 n11 | p2."""
+    assert counted(contrastive_batch(PAIRS, loss=LossSpec(hard_negatives=hard))) == expected
+
+
 def test_duplicates_are_no_negatives() -> None:
-    items = [pair("a", "b", "x"), pair("a", "c"), pair("d", "b", "b"), pair("b", "a")]
+    items, loss = [pair("a", "b", "x"), pair("a", "c"), pair("d", "b", "b"), pair("b", "a")], LossSpec(masks=DUPLICATES)
     # Columns: b x | c | b b | a. Whatever answers `a` anywhere (b, c), and `a` itself, is no negative of `a`.
-    assert contrastive_batch(items, mask_duplicates=True).allowed.int().tolist() == [
+    assert counted(contrastive_batch(items, loss=loss)) == [
         [0, 1, 0, 0, 0, 0],
         [0, 1, 0, 0, 0, 0],
         [0, 1, 1, 0, 0, 1],
         [0, 1, 1, 0, 0, 0],
     ]
-    assert contrastive_batch(items, in_batch=False, mask_duplicates=True).allowed.int().tolist() == [
-        [0, 1, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
-    ]
+    assert counted(contrastive_batch(items, in_batch=False, loss=loss)) == [[0, 1, 0, 0, 0, 0], *[[0] * 6] * 3]
 
 
 def test_only_documents_of_symmetric_tasks_are_instructed() -> None:
@@ -169,7 +223,8 @@ def test_contrastive_loss_by_hand(in_batch: bool, mask: bool) -> None:
     encoder = make_encoder()
     encoder.backbone.train_everything(head=False)
     stage = ContrastiveStage(
-        objective="contrastive", **(COMMON | {"hard_negatives": 2, "mask_duplicates": mask, "temperature": 0.1})
+        objective="contrastive",
+        **(COMMON | {"hard_negatives": 2, "loss": LossSpec(masks=MaskSpec(duplicates=mask), temperature=0.1)}),
     )
     batch = contrastive.collate(rows(items, in_batch=in_batch), stage, encoder.input_format, 0)
     found = contrastive.backward(encoder, batch, stage)
@@ -235,7 +290,7 @@ def test_equal_texts_are_no_negatives_of_each_other() -> None:
     """Of `one` and `two` thrice each, second views 1 0 1 0 0 1: a text has three negatives, those of the other text."""
     stage, encoder = SimcseStage(objective="simcse", **COMMON), make_encoder()
     batch = simcse.collate(rows(["one", "two", "one", "two", "two", "one"]), stage, encoder.input_format, 0)
-    assert batch.allowed.int().tolist() == [
+    assert counted(batch) == [
         [0, 1, 0, 1, 1, 0],
         [1, 0, 1, 0, 0, 1],
         [0, 1, 0, 1, 1, 0],
@@ -244,7 +299,7 @@ def test_equal_texts_are_no_negatives_of_each_other() -> None:
         [0, 1, 0, 1, 1, 0],
     ]
     assert batch.describe() == {"negatives per query": "3"}
-    assert simcse.collate(rows(["one", "two", "three"]), stage, encoder.input_format, 0).allowed is None
+    assert simcse.collate(rows(["one", "two", "three"]), stage, encoder.input_format, 0).layout.excluded is None
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [5, 1000])
@@ -254,7 +309,10 @@ def test_a_batch_with_repeats_has_the_loss_and_gradient_of_its_formula(micro_bat
     encoder.backbone.train_everything(head=False)
     encoder.backbone.set_attention_dropout(1e-9)  # draws numbers and drops nothing: both views are known
     encoder.train()
-    stage = SimcseStage(objective="simcse", **(COMMON | {"temperature": 1.0, "micro_batch_tokens": micro_batch_tokens}))
+    stage = SimcseStage(
+        objective="simcse",
+        **(COMMON | {"loss": SimcseLossSpec(temperature=1.0), "micro_batch_tokens": micro_batch_tokens}),
+    )
     batch = simcse.collate(rows(texts), stage, encoder.input_format, 0)
     value = simcse.backward(encoder, batch, stage)["loss"]
     found = gradients(encoder)
@@ -282,8 +340,9 @@ def corrupted(policy: str, rate: float, blocks: np.ndarray | None = None):
     if blocks is None:
         blocks = np.random.default_rng(1).integers(0, 320, size=(400, 128)).astype(np.int32)
     special = np.array([0, 1, 2])
-    before = blocks.copy()
-    found, chosen = mntp.corrupt(blocks, special, 5, 320, rate, policy, np.random.default_rng(2))
+    before, maskable = blocks.copy(), ~np.isin(blocks, special)
+    maskable[:, 0] = False
+    found, chosen = mntp.corrupt(blocks, maskable, 5, 320, rate, policy, np.random.default_rng(2))
     assert np.array_equal(blocks, before)
     assert not chosen[np.isin(blocks, special)].any() and not chosen[:, 0].any()
     assert np.array_equal(found[~chosen], blocks[~chosen])
@@ -317,8 +376,9 @@ def test_a_batch_always_has_something_to_predict() -> None:
     blocks = np.array([[0, 1, 2, 9]])
     _, found, chosen, _ = corrupted("all", 1e-9, blocks)
     assert chosen.tolist() == [[False, False, False, True]] and found.tolist() == [[0, 1, 2, 5]]
+    stage = MntpStage(objective="mntp", mask_rate=0.5, mask_policy="all", **COMMON)
     with pytest.raises(ValueError, match="nothing to mask"):
-        corrupted("all", 0.5, np.array([[9, 1, 2, 0]]))
+        mntp.collate(rows([np.array([9, 1, 0])]), stage, make_encoder().input_format, 0)
 
 
 def test_mask_tokens() -> None:

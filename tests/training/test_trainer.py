@@ -16,19 +16,50 @@ from safetensors.torch import load_file
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import Interrupted, NotFinite
-from llm2enc.recipe import ClmStage, ContrastiveStage, LoraSpec, MntpStage, SimcseStage, Stage, Tracking
+from llm2enc.recipe import (
+    ClmStage,
+    ContrastiveStage,
+    GenerationSpec,
+    GritStage,
+    LoraSpec,
+    LossSpec,
+    MntpStage,
+    PairScoresLossSpec,
+    PairScoresStage,
+    RetromaeStage,
+    SftStage,
+    SimcseLossSpec,
+    SimcseStage,
+    Stage,
+    Tracking,
+)
+from llm2enc.recipe.pair_scores import CosentSpec, SoftmaxSpec
 from llm2enc.text import InputFormat
-from llm2enc.training import OBJECTIVES, checkpoint, origin, train, trainer
+from llm2enc.training import OBJECTIVES, checkpoint, load_kept, origin, train, trainer
 from llm2enc.training.logging import stage_summary
 from llm2enc.training.prepare import make_optimizer
 from llm2enc.training.trainer import learning_rate
-from tests.support.builders import INPUT, assert_same, make_encoder, make_tokenizer, pairs_file, texts_file
+from tests.support.builders import (
+    INPUT,
+    assert_same,
+    dialogues_file,
+    make_encoder,
+    make_tokenizer,
+    pairs_file,
+    scores_file,
+    texts_file,
+)
 
+SCORES = PairScoresLossSpec(pair_scores=(CosentSpec(kind="cosent", scale=5.0), SoftmaxSpec(kind="softmax")))
 STAGES = {
     "clm": (ClmStage, texts_file, {"block_tokens": 16, "lr": 1e-2}),
     "mntp": (MntpStage, texts_file, {"block_tokens": 16, "mask_rate": 0.3, "mask_policy": "bert", "lr": 1e-2}),
-    "simcse": (SimcseStage, texts_file, {"attention_dropout": 0.2, "temperature": 0.2}),
-    "contrastive": (ContrastiveStage, pairs_file, {"temperature": 0.2, "attention_dropout": 0.1}),
+    "simcse": (SimcseStage, texts_file, {"attention_dropout": 0.2, "loss": SimcseLossSpec(temperature=0.2)}),
+    "contrastive": (ContrastiveStage, pairs_file, {"loss": LossSpec(temperature=0.2), "attention_dropout": 0.1}),
+    "pair_scores": (PairScoresStage, scores_file, {"loss": SCORES, "lr": 1e-2}),
+    "retromae": (RetromaeStage, texts_file, {"lr": 1e-2}),
+    "sft": (SftStage, dialogues_file, {"lr": 1e-2}),
+    "grit": (GritStage, pairs_file, {"loss": LossSpec(temperature=0.2), "attention_dropout": 0.1, "lr": 1e-2}),
 }
 
 
@@ -43,7 +74,9 @@ def make_stage(objective: str, folder: Path, **fields) -> Stage:
         "log_every": 1,
         "micro_batch_tokens": 100,
     }
-    if fields.get("trainable") != "full":
+    if objective == "grit":
+        own = own | {"generation": GenerationSpec(data=(dialogues_file(folder),), batch_size=8)}
+    if fields.get("trainable", "lora") == "lora":
         common["lora"] = LoraSpec(r=4, alpha=8, dropout=0.1)
     return kind(objective=objective, data=(data(folder),), **(common | own | fields))
 
@@ -151,7 +184,7 @@ def test_every_objective_learns(objective: str, trainable: str, tmp_path: Path, 
         assert moved == linear
     else:
         head = {"backbone.model.lm_head.weight"}
-        assert before.keys() - moved == (set() if objective == "clm" else head)
+        assert before.keys() - moved == (set() if OBJECTIVES[objective].trains_head else head)
     assert not encoder.training and not encoder.backbone.trained() and not encoder.backbone.has_adapter
     assert checkpoint.is_finished(tmp_path / "run") and not (tmp_path / "run" / "checkpoint").exists()
 
@@ -436,6 +469,160 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
 def test_faults_in_the_data_reach_the_caller(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="fewer than the batch size"):
         train(make_encoder(), make_stage("contrastive", tmp_path, batch_size=500), tmp_path / "run", seed=0)
+
+
+# ------------------------------------------------------------------------------------------ measured within the stage
+
+
+class Scores:
+    """Scores made by hand, one for each measurement, and what the encoder looked like when it was measured."""
+
+    def __init__(self, *scores: float):
+        self.scores, self.weights, self.modes = iter(scores), [], []
+
+    def __call__(self, encoder: Encoder) -> dict[str, float]:
+        assert encoder.backbone.has_adapter == bool([name for name in encoder.trained() if "lora" in name])
+        self.modes.append([module.training for module in encoder.modules()])
+        self.weights.append({name: p.detach().clone() for name, p in encoder.trained().items()})
+        encoder.encode(["a text"])
+        torch.rand(7)  # nor may training depend on what a measurement draws
+        return {"other": 0.5, "right": next(self.scores)}
+
+
+def trained_of(encoder: Encoder, folder: Path, stage: Stage, scores: Scores) -> dict[str, torch.Tensor]:
+    """The weights that the stage finishes with, before an adapter is merged."""
+    found = []
+    finish = checkpoint.finish
+
+    def note_and_finish(folder, encoder, *rest):
+        found.append({name: p.detach().clone() for name, p in encoder.trained().items()})
+        finish(folder, encoder, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "finish", note_and_finish)
+        train(encoder, stage, folder, seed=3, evaluate=scores)
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("trainable", "scores", "best", "last", "patience"),
+    [
+        ("lora", (0.1, 0.3, 0.2), 4, 6, None),
+        ("full", (0.3, 0.2, 0.3), 2, 6, None),  # of equals the first
+        ("lora", (0.1, 0.2, 0.3), 6, 6, None),
+        ("lora", (0.3, 0.1, 0.2), 2, 6, 2),  # the second in a row is the last one anyway
+        ("full", (0.3, 0.1), 2, 4, 1),
+    ],
+)
+def test_a_stage_ends_with_its_best_weights(
+    trainable: str, scores: tuple[float, ...], best: int, last: int, patience: int | None, tmp_path: Path
+) -> None:
+    fields = {"trainable": trainable, "evaluate_every": 2, "keep_best": "right", "patience": patience}
+    stage = make_stage("simcse", tmp_path, **fields)
+    measured = Scores(*scores)
+    found = trained_of(make_encoder(), tmp_path / "run", stage, measured)
+    assert_same(found, measured.weights[best // 2 - 1])
+    assert next(measured.scores, None) is None
+    facts = json.loads((tmp_path / "run" / "finished.json").read_text())
+    assert facts["best"] == {"score_name": "right", "score": max(scores), "step": best, "last": last}
+    rows = [{"step": 2 * n + 2, "scores": {"other": 0.5, "right": score}} for n, score in enumerate(scores)]
+    assert facts["measurements"] == rows and facts["steps"] == last
+    assert [line for line in log(tmp_path / "run") if "scores" in line] == rows
+    loaded, again = make_encoder(), make_encoder()
+    checkpoint.load_finished(tmp_path / "run", loaded, stage, 3)
+    train(again, stage.model_copy(update={"keep_best": None, "patience": None, "steps": best, "schedule_steps": 6}),
+          tmp_path / "again", seed=3, evaluate=Scores(*scores))  # fmt: skip
+    assert_same(weights(loaded), weights(again))  # those of a stage that ends there
+
+
+def test_a_stage_is_not_trained_without_the_measurements_it_asks_for(tmp_path: Path) -> None:
+    stage = make_stage("simcse", tmp_path, evaluate_every=2)
+    with pytest.raises(ValueError, match="nothing to measure with"):
+        train(make_encoder(), stage, tmp_path / "run", seed=3)
+
+
+def test_measuring_leaves_training_as_it_is(tmp_path: Path) -> None:
+    plain = make_stage("simcse", tmp_path)
+    stage = make_stage("simcse", tmp_path, evaluate_every=4)
+    one, other, measured = make_encoder(), make_encoder(), Scores(0.1, 0.2)
+    train(one, plain, tmp_path / "plain", seed=3)
+    modes: list[list[bool]] = []
+    forward = Encoder.forward
+
+    def watched(self, tokens):
+        modes.append([module.training for module in self.modules()])
+        return forward(self, tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Encoder, "forward", watched)
+        train(other, stage, tmp_path / "measured", seed=3, evaluate=measured)
+    assert_same(weights(one), weights(other))
+    assert [line for line in log(tmp_path / "measured") if "loss" in line] == log(tmp_path / "plain")
+    steps = [line["step"] for line in log(tmp_path / "measured") if "scores" in line]
+    assert steps == [4, 6] and len(measured.modes) == 2  # every fourth step and after the last one
+    assert sum(not any(mode) for mode in modes) == 2 and all(all(mode) or not any(mode) for mode in modes)
+    facts = json.loads((tmp_path / "measured" / "finished.json").read_text())
+    assert [row["step"] for row in facts["measurements"]] == steps and "best" not in facts
+
+
+@pytest.mark.parametrize(("killed_in", "trainable"), [(3, "lora"), (3, "full"), (6, "lora")])
+def test_a_killed_stage_ends_with_the_same_best_weights(killed_in: int, trainable: str, tmp_path: Path) -> None:
+    """The third step is the next one after a measurement, whose weights are the best of all."""
+    fields = {"trainable": trainable, "evaluate_every": 2, "keep_best": "right", "save_every": 1}
+    stage = make_stage("simcse", tmp_path, **fields)
+    scores = (0.3, 0.1, 0.2)
+    whole = trained_of(make_encoder(), tmp_path / "whole", stage, Scores(*scores))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        stop_after(patch, killed_in, power_cut)
+        train(make_encoder(), stage, tmp_path / "parts", seed=3, evaluate=Scores(*scores))
+    left = Scores(*scores[(killed_in - 1) // 2 :])  # those that the checkpoint does not have yet
+    assert_same(trained_of(make_encoder(), tmp_path / "parts", stage, left), whole)
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+    one, other = ((tmp_path / name / "finished.json").read_text() for name in ("parts", "whole"))
+    assert one == other
+
+
+def test_a_kill_while_the_best_weights_are_written_is_repaired(tmp_path: Path) -> None:
+    stage = make_stage("simcse", tmp_path, evaluate_every=2, keep_best="right", save_every=100)
+    scores = (0.2, 0.3, 0.1)
+    whole = trained_of(make_encoder(), tmp_path / "whole", stage, Scores(*scores))
+    link, times = checkpoint._link, count(1)
+
+    def dying(*places) -> None:
+        if next(times) == 2:
+            raise Killed
+        link(*places)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint, "_link", dying)
+        train(make_encoder(), stage, tmp_path / "parts", seed=3, evaluate=Scores(*scores))
+    assert json.loads((tmp_path / "parts" / "checkpoint" / "step.json").read_text())["step"] == 2
+    assert_same(trained_of(make_encoder(), tmp_path / "parts", stage, Scores(*scores[1:])), whole)
+
+
+def test_a_stage_that_was_stopped_by_patience_stays_stopped(tmp_path: Path) -> None:
+    """Interrupted in the step whose measurement uses the patience up, and resumed."""
+    stage = make_stage("simcse", tmp_path, evaluate_every=1, keep_best="right", patience=1)
+    whole = trained_of(make_encoder(), tmp_path / "whole", stage, Scores(0.1, 0.2, 0.2))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="after step 3 of 6"):
+        stop_after(patch, 3, interrupt)
+        train(make_encoder(), stage, tmp_path / "parts", seed=3, evaluate=Scores(0.1, 0.2, 0.2))
+    assert_same(trained_of(make_encoder(), tmp_path / "parts", stage, Scores()), whole)
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("trainable", ["lora", "full"])
+def test_a_kept_checkpoint_is_the_stage_that_ends_there(trainable: str, tmp_path: Path) -> None:
+    stage = make_stage("simcse", tmp_path, trainable=trainable, keep_checkpoints=(2, 5), schedule_steps=6)
+    train(make_encoder(), stage, tmp_path / "run", seed=3)
+    for step in (2, 5):
+        short, loaded = make_encoder(), make_encoder()
+        train(short, stage.model_copy(update={"steps": step}), tmp_path / str(step), seed=3)
+        load_kept(tmp_path / "run", step, loaded, stage, 3)
+        assert_same(weights(loaded), weights(short))
+        assert not loaded.backbone.has_adapter and not loaded.trained() and not loaded.training
+    with pytest.raises(ValueError, match=r"step-3\.safetensors is missing"):
+        load_kept(tmp_path / "run", 3, make_encoder(), stage, 3)
 
 
 # ------------------------------------------------------------------------------------------------------------- tracking

@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertModel, PreTrainedModel
 
 from llm2enc.cli import verify as verify_command
-from llm2enc.evaluation.models import SentenceTransformerEncoder
+from llm2enc.encoding.models import SentenceTransformerEncoder
 from llm2enc.verification import third_party, verify_third_party
 from llm2enc.verification.third_party import Check, ThirdPartyReport
 from tests.support.builders import make_tokenizer

@@ -32,7 +32,7 @@ FAMILIES = {
 }
 STAGES: dict[str, dict[str, Any]] = {
     "mntp": {"mask_rate": 0.3, "mask_policy": "bert", "block_tokens": 32},
-    "contrastive": {"temperature": 0.05, "attention_dropout": 0.1},
+    "contrastive": {"loss": {"temperature": 0.05}, "attention_dropout": 0.1},
 }
 
 

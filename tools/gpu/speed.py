@@ -139,7 +139,7 @@ def contrastive_recipe(model: str, data: str, pairs: int, longest: int, mini_bat
     document = [part.model_dump(exclude_defaults=True) for part in shapes.DOCUMENT]
     stage = {
         "objective": "contrastive", "data": [{"kind": "files", "path": data}], "steps": 10, "batch_size": pairs,
-        "lr": 1e-4, "temperature": 0.05, "micro_batch_tokens": mini_batch * longest,
+        "lr": 1e-4, "loss": {"temperature": 0.05}, "micro_batch_tokens": mini_batch * longest,
         "rng_shards": max(1, min(8, pairs // 8)),
     }  # fmt: skip
     return load_recipe({
@@ -209,7 +209,7 @@ def _contrastive(
     if not step:
         raise RuntimeError("our own step could not be made; see the row before")
     pair.peer.attend_by(attention)
-    theirs = _their_step(pair, triples, stage.temperature)
+    theirs = _their_step(pair, triples, stage.loss.temperature)
     losses = step[0](), theirs()
     spans, memory = by_turns({"ours": step[0], "theirs": theirs}, context)
     values = {
@@ -223,7 +223,7 @@ def _contrastive(
         fast = fast and values["share of their memory"] <= MEMORY
     # Adapters that are still zero change nothing, so only rounding may differ: each tool's cosines are off by 2^-8 or so,
     # and a loss is the difference of two.
-    good = abs(losses[0] - losses[1]) <= 4 * 2**-8 / stage.temperature
+    good = abs(losses[0] - losses[1]) <= 4 * 2**-8 / stage.loss.temperature
     return Row(
         name, OK if good else FAILED, values, f"{CONTRASTIVE} x at {MEMORY} of the memory", reached(fast, context),
         "" if good else "the losses differ by more than rounding",

@@ -21,6 +21,7 @@ class Batching:
     batch_size: int
     in_batch_negatives: bool = True
     mask_duplicates: bool = False
+    unique_ids: bool = False
 
 
 @dataclass
@@ -95,7 +96,7 @@ def _repeated_rows(query: np.ndarray, positive: np.ndarray) -> list[Finding]:
         return []
     what = f"{again:,} of {len(query):,} rows repeat the query and the positive of an earlier one"
     severity = graded(again / len(query), warning=0.01)
-    remedy = "keep one of each, unless they differ in their negatives and mask_duplicates is on"
+    remedy = "keep one of each, unless they differ in their negatives and loss.masks.duplicates is on"
     return [Finding("repeated-rows", severity, what, remedy, again, len(query), rows)]
 
 
@@ -116,12 +117,16 @@ def _repeated_side(side: str, keys: np.ndarray, other: np.ndarray, batching: Bat
     )
     if not batching.in_batch_negatives:
         severity, remedy = "note", "in_batch_negatives is off, so they do not meet"
+    elif batching.unique_ids:
+        severity, remedy = "note", "unique_ids is on, so the texts of every row are its own"
     elif batching.mask_duplicates:
-        severity, remedy = "note", "mask_duplicates is on, so they are no negatives of each other"
+        severity, remedy = "note", "loss.masks.duplicates is on, so they are no negatives of each other"
     else:
         severity = graded(colliding, warning=0.01)
-        remedy = "a right answer then counts as wrong: set mask_duplicates: true in the stage" + (
-            ", or in_batch_negatives: false if the texts are class labels" if colliding > 0.3 else ""
+        remedy = "a right answer then counts as wrong: set loss.masks.duplicates: true in the stage" + (
+            ", or unique_ids: true or in_batch_negatives: false if the texts are class labels"
+            if colliding > 0.3
+            else ""
         )
     rows = tuple(int(row) for row in example)
     return [Finding(f"shared-{side}", severity, what, remedy, int(shared.sum()), len(first), rows)]

@@ -52,7 +52,8 @@ def prompt_of(side: str, pair: Row) -> tuple[str, Role]:
 
 def encodable(text: str) -> str:
     """The text with lone surrogates replaced, which have a finding of their own."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    whole = text.encode("utf-8", "replace").decode()
+    return text if whole == text else whole  # the text itself may know its title
 
 
 def measure(sample: Chunk, view: InputView) -> tuple[dict[str, dict[str, Any]], list[Finding]]:

@@ -105,8 +105,8 @@ def _checked(encoder: Encoder, metadata: Metadata) -> tuple[Layout, vocabulary.V
         raise NoGGUF("the encoder still carries an adapter; call encoder.backbone.merge_lora() first")
     if encoder.head is not None:
         raise NoGGUF(
-            f"the encoder has a projection to {encoder.dimensions} dimensions behind its pooling, which the GGUF files that "
-            "llm2enc writes cannot hold; export it to onnx or openvino, or serve the directory with sentence-transformers"
+            f"the encoder has {encoder.head.spec.words}, which the GGUF files that llm2enc writes cannot hold; export it to "
+            "onnx or openvino, or serve the directory with sentence-transformers"
         )
     if POOLERS[encoder.pooling].gguf is None:
         known = ", ".join(name for name, pooler in POOLERS.items() if pooler.gguf is not None)

@@ -28,9 +28,13 @@ def collate(rows: RowBatch, stage: MntpStage, input_format: InputFormat, seed: i
     """Corrupted blocks and their targets. The noise depends on the step alone, not on the number of processes."""
     tokenizer = input_format.tokenizer
     blocks = np.stack(rows.rows)
+    maskable = ~np.isin(blocks, tokenizer.all_special_ids)
+    maskable[:, 0] = False  # which nothing predicts
+    if not maskable.any():
+        raise InputError("a batch of special tokens only has nothing to mask; is the source text empty?")
     corrupted, chosen = corrupt(
         blocks,
-        special=np.asarray(tokenizer.all_special_ids),
+        maskable,
         mask_id=mask_id(tokenizer, stage.mask_token),
         vocabulary=len(tokenizer),
         rate=stage.mask_rate,
@@ -53,30 +57,26 @@ def predicted_share(stage: MntpStage) -> float:
 
 
 def corrupt(
-    blocks: np.ndarray,
-    special: np.ndarray,
+    ids: np.ndarray,
+    maskable: np.ndarray,
     mask_id: int,
     vocabulary: int,
     rate: float,
     policy: Literal["bert", "all"],
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Corrupted ids and the bool mask of chosen positions, both (B, L). `blocks` stays as it is.
+    """Corrupted ids and the bool mask of chosen positions, of the shape of `ids`, which stay as they are.
 
-    Chosen: each token with probability `rate`, never a special one, never the first of a block, which nothing predicts.
+    Chosen: each of the `maskable` tokens with probability `rate`, and one of them at least.
     bert: 80 % of them become the mask token, 10 % a random token, 10 % stay. all: every one becomes the mask token.
     """
-    chosen = (generator.random(blocks.shape) < rate) & ~np.isin(blocks, special)
-    chosen[:, 0] = False
+    chosen = (generator.random(ids.shape) < rate) & maskable
     if not chosen.any():  # a tiny batch: a step without a target has no gradient
-        candidates = np.flatnonzero(~np.isin(blocks[:, 1:], special))
-        if not len(candidates):
-            raise InputError("a batch of special tokens only has nothing to mask; is the source text empty?")
-        row, column = np.divmod(candidates[generator.integers(len(candidates))], blocks.shape[1] - 1)
-        chosen[row, column + 1] = True
-    fate = generator.random(blocks.shape) if policy == "bert" else np.zeros(blocks.shape)
-    corrupted = np.where(chosen & (fate < 0.8), mask_id, blocks)
-    random = generator.integers(vocabulary, size=blocks.shape)
+        candidates = np.flatnonzero(maskable)
+        chosen.flat[candidates[generator.integers(len(candidates))]] = True
+    fate = generator.random(ids.shape) if policy == "bert" else np.zeros(ids.shape)
+    corrupted = np.where(chosen & (fate < 0.8), mask_id, ids)
+    random = generator.integers(vocabulary, size=ids.shape)
     return np.where(chosen & (fate >= 0.8) & (fate < 0.9), random, corrupted), chosen
 
 

@@ -9,16 +9,15 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from llm2enc.data import RowBatch, row_batches
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.losses import info_nce
+from llm2enc.losses import Layout
 from llm2enc.recipe import SimcseStage
 from llm2enc.text import InputFormat
-from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.microbatch import BatchPartition
+from llm2enc.training.objectives import contrastive
 from llm2enc.training.objectives.contrastive import ContrastiveBatch
 
 
@@ -31,26 +30,30 @@ def collate(rows: RowBatch, stage: SimcseStage, input_format: InputFormat, seed:
     """Every text twice, by the document template: first views are the queries, second views the documents."""
     count = len(rows.rows)
     partition = BatchPartition(2 * count, stage.rng_shards, seed, rows.step)
+    equal = _equal(rows.rows) if stage.loss.masks.duplicates else None
     views = [rows.rows[i // 2] for i in partition.rows()]
     return ContrastiveBatch(
         tokens=input_format.pack(views, max_tokens=stage.max_tokens),
         partition=partition,
         queries=torch.arange(0, 2 * count, 2),
         documents=torch.arange(1, 2 * count, 2),
-        positives=torch.arange(count),
-        allowed=_allowed(rows.rows),
+        layout=Layout(
+            positives=torch.arange(count),
+            owners=torch.arange(count),
+            excluded=equal,
+            excluded_queries=equal,
+        ),
+        in_batch=True,
+        loss=stage.loss,
         source=rows.source,
     )
 
 
 def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> dict[str, Tensor]:
-    """Gradient of InfoNCE between the views. ValueError if nothing makes them differ."""
-    metrics: dict[str, Tensor] = {}
-    tokens = batch.tokens.to(encoder.device)
-    allowed = None if batch.allowed is None else batch.allowed.to(encoder.device)
-    *_, last = batch.partition.micro_batches(tokens.lengths, stage.micro_batch_tokens)
+    """Gradient of the loss between the views. ValueError if nothing makes them differ."""
+    *_, last = batch.partition.micro_batches(batch.tokens.lengths, stage.micro_batch_tokens)
 
-    def loss(vectors: Tensor) -> Tensor:
+    def check(vectors: Tensor) -> None:
         # The vectors cannot tell: without dropout views may differ by rounding, and under a fresh adapter, whose B is
         # zero, LoRA dropout changes nothing yet. Dropout draws random numbers, and nothing else does.
         if not last.rng_was_used(vectors.device):
@@ -58,19 +61,16 @@ def backward(encoder: Encoder, batch: ContrastiveBatch, stage: SimcseStage) -> d
                 "both SimCSE views of every text are equal: no dropout is active. Set `attention_dropout` (LLM2Vec: 0.3) "
                 "or `lora.dropout` in this stage"
             )
-        first, second = vectors[0::2], vectors[1::2]
         # A fresh adapter's own dropout shows after its first update, which a warmup puts off to the second step.
-        if batch.partition.step > 1 and torch.equal(first, second):
+        if batch.partition.step > 1 and torch.equal(vectors[0::2], vectors[1::2]):
             raise InputError(
                 "both SimCSE views of every text are equal although dropout is active: it does not reach the vectors. Set "
                 "`attention_dropout` (LLM2Vec: 0.3), or let `lora.targets` name layers that the vectors depend on"
             )
-        metrics["view_cosine"] = cosine_similarity(first, second).mean().detach()
-        return info_nce(first, second, batch.positives.to(vectors.device), stage.temperature, allowed)
 
-    sizes = stage.micro_batch_tokens, stage.activation_tokens
-    value = cached_backward(encoder, tokens, batch.partition, loss, *sizes, together=encoder.backbone.sharded)
-    return {"loss": value, **metrics}
+    metrics = contrastive.backward(encoder, batch, stage, check)
+    metrics["view_cosine"] = metrics.pop("positive_cosine")
+    return metrics
 
 
 def vectors_per_row(stage: SimcseStage) -> int:
@@ -78,10 +78,10 @@ def vectors_per_row(stage: SimcseStage) -> int:
     return 2
 
 
-def _allowed(texts: Sequence[str]) -> Tensor | None:
-    """(B, B) whether the second view of one text is a negative of another: equal texts are none. None: all are."""
+def _equal(texts: Sequence[str]) -> Tensor | None:
+    """(B, B) which texts are equal; None if all differ."""
     numbers = {text: number for number, text in enumerate(texts)}
     if len(numbers) == len(texts):
         return None
     own = torch.tensor([numbers[text] for text in texts])
-    return own[:, None] != own[None, :]
+    return own[:, None] == own[None, :]

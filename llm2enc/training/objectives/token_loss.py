@@ -1,10 +1,11 @@
-"""What clm and mntp share: blocks of tokens, and cross-entropy at chosen positions without a (T, V) tensor.
+"""What objectives that predict tokens share: blocks of tokens, and cross-entropy without a (T, V) tensor.
 
-Legend: B blocks, L tokens of a block, T = B x L, R predicted positions, V vocabulary.
+Legend: B blocks, L tokens of a block, T tokens of the packed row, R predicted positions, V vocabulary.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,14 @@ from llm2enc.training.microbatch import BatchPartition, pad_to_same_count
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Token prediction on this process's blocks."""
+    """Token prediction on this process's sequences."""
 
     tokens: Tokens
     targets: Tensor  # (T,) int64: the id to predict from this token's state, -100 where there is nothing to predict
     num_targets: int  # over all processes
-    partition: BatchPartition  # of all blocks over the processes
+    partition: BatchPartition  # of all sequences over the processes
     source: str
+    weights: Tensor | None = None  # (T,) float32: what a target counts in the loss; None: 1 / num_targets each
 
     @property
     def num_tokens(self) -> int:
@@ -66,24 +68,27 @@ def token_batch(inputs: np.ndarray, targets: np.ndarray, source: str, partition:
 def token_backward(
     encoder: Encoder, batch: TokenBatch, micro_batch_tokens: int, logit_rows: int, causal: bool
 ) -> dict[str, Tensor]:
-    """Gradient of the mean cross-entropy over all targets of the global batch.
+    """Gradient of the cross-entropy over all targets of the global batch: of its mean, or its sum by `weights`.
 
     The head runs on the states of predicted positions only.
     """
     backbone = encoder.backbone
     total = torch.zeros((), device=encoder.device)
     tokens, targets = batch.tokens.to(encoder.device), batch.targets.to(encoder.device)
-    blocks = targets.view(len(tokens), -1)  # every block has the same length
+    targets = replace(tokens, ids=targets)
+    weights = None if batch.weights is None else replace(tokens, ids=batch.weights.to(encoder.device))
+    scale = 1 / batch.num_targets if weights is None else 1.0
     own = list(batch.partition.micro_batches(tokens.lengths, micro_batch_tokens))
     for number, part in enumerate(pad_to_same_count(own, encoder.device) if backbone.sharded else own):
         part.seed_dropout()
-        wanted = blocks[part.rows.to(encoder.device)].reshape(-1)
+        wanted = targets.select(part.rows).ids
         if number >= len(own):  # it is there for the sake of the other processes only
             wanted = torch.full_like(wanted, -100)
         chosen = wanted != -100
         states = backbone.hidden(tokens.select(part.rows), causal=causal, queries=chosen)[chosen]  # (R, D)
-        scale, overwrite = 1 / batch.num_targets, backbone.plain_head
-        loss, gradient = head_gradient(backbone, states, wanted[chosen], scale, logit_rows, overwrite)
+        counts = None if weights is None else weights.select(part.rows).ids[chosen]
+        overwrite = backbone.plain_head
+        loss, gradient = head_gradient(backbone, states, wanted[chosen], scale, logit_rows, overwrite, counts)
         total += loss
         if gradient is not None:
             states.backward(gradient)
@@ -92,7 +97,13 @@ def token_backward(
 
 
 def head_gradient(
-    backbone: Backbone, states: Tensor, targets: Tensor, scale: float, logit_rows: int, overwrite: bool
+    backbone: Backbone,
+    states: Tensor,
+    targets: Tensor,
+    scale: float,
+    logit_rows: int,
+    overwrite: bool,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """`scale` x the sum of the cross-entropy at states (R, D) against ids (R,), and its gradient (R, D) in the states.
 
@@ -100,12 +111,15 @@ def head_gradient(
     the next one exists. The gradient in the head's own weights, if they train, is left in them.
 
     overwrite  the gradient may take the place of the logits (`Backbone.plain_head`)
+    weights    (R,) what each row counts; 1 by default
     """
     leaf = states.detach().requires_grad_()
     total = torch.zeros((), device=states.device)
-    for slice_states, slice_targets in zip(leaf.split(logit_rows), targets.split(logit_rows), strict=True):
+    parts = leaf.split(logit_rows), targets.split(logit_rows)
+    weighted = repeat(None) if weights is None else weights.split(logit_rows)
+    for slice_states, slice_targets, slice_weights in zip(*parts, weighted, strict=False):
         logits = backbone.logits(slice_states)
-        loss, gradient = cross_entropy_sum(logits, slice_targets, scale, overwrite)
+        loss, gradient = cross_entropy_sum(logits, slice_targets, scale, overwrite, slice_weights)
         logits.backward(gradient)
         total += loss
         del logits, gradient

@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 def main() -> None:
     job = Job()
     choice = {"dtype": "float32", "use_safetensors": True}
-    model: Any = SentenceTransformer(str(job.folder), device="cpu", trust_remote_code=False, model_kwargs=choice)
+    model: Any = SentenceTransformer(str(job.folder), device="cpu", trust_remote_code=job.trusted, model_kwargs=choice)
     job.prompts = model.prompts
     own_side = model.tokenizer.padding_side
     read = getattr(model, "preprocess", None) or model.tokenize  # the name before release 5.4

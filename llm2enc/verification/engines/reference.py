@@ -3,8 +3,9 @@
 The scripts are run by path in a process of their own and know nothing of llm2enc, because a program that opens the
 directory doesn't either. Called as `python SCRIPT JOB.json ANSWER.npz`:
 
-    job      {"folder", "file", "texts": [str], "runs": [{"prompt", "side", "batches": [[index of a text]]}]}
-             file: the one to open, "" where the directory itself is the model; side: "" leaves the padding to the engine
+    job      {"folder", "file", "trusted", "texts": [str], "runs": [{"prompt", "side", "batches": [[index of a text]]}]}
+             file: the one to open, "" where the directory itself is the model; trusted: it may run the directory's code;
+             side: "" leaves the padding to the engine
     answer   vectors0, vectors1, ... (N, D) float32, one per run, rows in the order of its batches, NaN where a text was
              left out; about: JSON {"version", "notes", "missing": prompts, "normalizes", "ids": {prompt: [[int] or null]}}
 """
@@ -25,6 +26,7 @@ class Job:
         asked = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
         self.folder = Path(asked["folder"])
         self.file: str = asked["file"]
+        self.trusted: bool = asked["trusted"]
         self.texts: list[str] = asked["texts"]
         self.runs: list[dict] = asked["runs"]
         pooling = self._read("1_Pooling/config.json")
@@ -33,6 +35,8 @@ class Job:
         modules = self._read("modules.json")
         self.normalize = any(module["type"].endswith(".Normalize") for module in modules)
         self.dense = [self.folder / module["path"] for module in modules if module["type"].endswith(".Dense")]
+        blocks = [self.folder / module["path"] for module in modules if module["type"].endswith(".LatentAttention")]
+        self.latent: Path | None = blocks[0] if blocks else None
         self.prompts: dict[str, str] = self._read("config_sentence_transformers.json")["prompts"]
         # The prompts once more, for programs with a tokenizer of their own: in `prompts` a mark that the directory's
         # tokenizer understands may stand for what the template has there.
@@ -110,6 +114,8 @@ def pooled(job: Job, states: np.ndarray, mask: np.ndarray, skipped: int) -> np.n
     for folder in job.dense:
         weights = load_file(folder / "model.safetensors")
         found = found @ weights["linear.weight"].T + weights.get("linear.bias", 0)
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["activation_function"]
+        found = np.tanh(found) if kind.endswith(".Tanh") else found
     return found / np.linalg.norm(found, axis=1, keepdims=True) if job.normalize else found
 
 

@@ -76,6 +76,11 @@ class ModelFiles:
         """Whether a projection follows the pooling."""
         return any(name.endswith(".Dense") for name in self.modules or [])
 
+    @property
+    def own_modules(self) -> str:
+        """Modules whose code the directory brings."""
+        return ", ".join(name for name in self.modules or [] if not name.startswith("sentence_transformers."))
+
     def has(self, name: str) -> bool:
         return (self.folder / name).is_file()
 

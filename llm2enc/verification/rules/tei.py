@@ -65,6 +65,12 @@ TEI = EngineRules(
     },
     rules=(
         Rule(
+            "differs",
+            "it does not run {}, a module of the directory's own that changes the vectors",
+            lambda it: it.own_modules,
+            remedy="serve it by sentence-transformers, with trust_remote_code=True",
+        ),
+        Rule(
             "unknown",
             "a Dense module follows the pooling, and what it does with one was not read in this release",
             lambda it: it.has_dense,

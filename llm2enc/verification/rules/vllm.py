@@ -60,6 +60,12 @@ VLLM = EngineRules(
             remedy="keep texts within original_max_position_embeddings",
         ),
         Rule(
+            "differs",
+            "it does not run {}, a module of the directory's own that changes the vectors",
+            lambda it: it.own_modules,
+            remedy="serve it by sentence-transformers, with trust_remote_code=True",
+        ),
+        Rule(
             "unknown",
             "a Dense module follows the pooling, and what it does with one was not read in this release",
             lambda it: it.has_dense,

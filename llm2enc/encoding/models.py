@@ -8,17 +8,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llm2enc.encoding import Encoder
+from llm2enc.encoding.encoder import Encoder
 from llm2enc.errors import InputError, explained, require
-from llm2enc.evaluation.tasks import TextEncoder
 from llm2enc.storage import recover
 
 _PIECE = 1024  # texts that are tokenized at a time
 _WHENCE = ("_name_or_path", "transformers_version")  # of a configuration: says nothing of the vectors
 
 
-class LoadedModel(TextEncoder, Protocol):
+class LoadedModel(Protocol):
     """An encoder that can say what its vectors depend on."""
+
+    def encode(
+        self, texts: Sequence[str], *, instruction: str | None = None, prompt_name: str | None = None
+    ) -> np.ndarray:
+        """Vectors (B, D) of the texts, in their order."""
+        ...
 
     @property
     def max_tokens(self) -> int:
@@ -50,11 +55,11 @@ def open_encoder(name: str) -> LoadedModel:
 
     raises  ValueError if the directory holds no encoder, or sentence-transformers is needed and not installed
     """
-    place = find(name)
+    place = find_encoder(name)
     return SentenceTransformerEncoder(name) if place is None else Encoder.load(place)
 
 
-def find(name: str) -> Path | None:
+def find_encoder(name: str) -> Path | None:
     """Where an encoder of ours stands; None for what sentence-transformers opens. ValueError if it cannot be either."""
     folder = Path(name)
     for place in (folder, folder / "model"):

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel
 
-from llm2enc.encoding import Encoder
-from llm2enc.evaluation import benchmark, open_encoder
-from llm2enc.evaluation.models import SentenceTransformerEncoder
+from llm2enc.encoding import Encoder, open_encoder
+from llm2enc.encoding.models import SentenceTransformerEncoder
+from llm2enc.evaluation import benchmark
 from tests.artifact.test_directory import WHOLE
 from tests.support.builders import make_encoder, make_model, make_tokenizer, sentences
+from tests.support.teachers import write_encoder
 
 transformer_models = pytest.importorskip("sentence_transformers")
 modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
@@ -24,17 +24,7 @@ TEXTS = sentences(7)
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of sentence-transformers: a tiny BERT, mean pooling, prompts, texts of at most 24 tokens."""
-    folder = tmp_path_factory.mktemp("bert")
-    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        BertModel(BertConfig(vocab_size=320, max_position_embeddings=64, **shape)).save_pretrained(folder / "decoder")
-    make_tokenizer(pad_token="<pad>").save_pretrained(folder / "decoder")
-    parts = [modules.Transformer(str(folder / "decoder")), modules.Pooling(32, "mean")]
-    model = transformer_models.SentenceTransformer(modules=parts, prompts={"query": "ask: ", "other": "other: "})
-    model.max_seq_length = 24
-    model.save(str(folder / "model"))
-    return folder / "model"
+    return write_encoder(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
