@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llm2enc import data
 from llm2enc.audit.checks.duplicates import Batching
 from llm2enc.audit.checks.lengths import InputView
-from llm2enc.data import Dialogue, Pair, Rows, ScoredPair, Stream, open_table, schema_of, source_name
+from llm2enc.data import Dialogue, Pair, RowKind, Rows, ScoredPair, Stream, open_table, schema_of, source_name
 from llm2enc.errors import DataError
 from llm2enc.evaluation import Task, docstring_tasks, find_tasks, read_task
 from llm2enc.model import load_tokenizer
@@ -96,10 +96,11 @@ def open_source(source: DataSource) -> tuple[DataSource, OpenedSource]:
     if isinstance(source.part, DialogueFormat):
         rows = _written(data.read_dialogues(source.spec), source.part)
         return source, OpenedSource(rows, {"format": "dialogues"}, _dropped(rows))
-    if not _reads_pairs(source.part):
+    row, scores = _rows_of(source.part)
+    if row is str:
         rows = data.read_texts(source.spec)
         return source, OpenedSource(rows, {"format": "texts"}, _dropped(rows))
-    recognised, rows = data.examine(source.spec)
+    recognised, rows = data.examine(source.spec, cast("type[Pair] | type[ScoredPair]", row), scores)
     return source, OpenedSource(rows, {"format": recognised.format, "why": str(recognised)}, _dropped(rows))
 
 
@@ -177,6 +178,12 @@ def _of_stage(stage: Any, input_format: InputFormat, recipe: str) -> tuple[Batch
     if not _reads_pairs(stage):
         return Batching(stage.batch_size), view
     return Batching(stage.batch_size, stage.loss.in_batch, stage.loss.masks.duplicates), view
+
+
+def _rows_of(stage: Any) -> tuple[RowKind, bool]:
+    """What a stage reads its rows as, and whether with scores of their documents."""
+    kinds: dict[str, RowKind] = {"pair": Pair, "scored pair": ScoredPair}
+    return kinds.get(OBJECTIVES[stage.objective].row, str), _reads_pairs(stage) and stage.reads_scores
 
 
 def _reads_pairs(stage: Stage) -> bool:

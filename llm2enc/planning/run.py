@@ -120,6 +120,9 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
         spec = input_format.spec if input_format else recipe.input
         loads = [(part, workloads.of_stage(part, spec, input_format, recipe.seed)) for part in stage.parts]
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
+        asked = [spec.model for spec in OBJECTIVES[stage.objective].teachers(stage)]
+        if asked:
+            notes.append(f"{index}-{stage.objective} asks {', '.join(asked)}, whose memory and time are not counted")
         stages.append(_Planner(recipe, index, stage, loads, devices).plan(share, speed))
     encoder = _encoder(recipe, Backbone(model, recipe.model.attention == "bidirectional"))
     here = recipe.model.weights == "random" or is_here(recipe.model.source)
@@ -200,7 +203,7 @@ class _Planner:
 
     def _of(self, part: Stage, load: Workload, max_tokens: int | None = None):
         given = part, self.profiler, self.size, load, self.devices, self.recipe.pooling
-        return memory(*given, max_tokens, beside=len(self.loads) > 1)
+        return memory(*given, max_tokens, joined=len(self.loads) > 1)
 
     def _flops(self, part: Stage, load: Workload) -> float:
         _, costs, largest = self._of(part, load)

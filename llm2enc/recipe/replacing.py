@@ -33,7 +33,7 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
         for number, stage in enumerate(recipe.stages):
             if stage.row == "dialogue":
                 continue
-            pairs = stage.row == "pair"
+            pairs = stage.row in ("pair", "scored pair")
             if pairs and any(".txt" in Path(source["path"]).suffixes for source in sources):
                 raise RecipeError(
                     f"{data} holds texts, and stages.{number} ({stage.objective}) trains on pairs: give a table of pairs"

@@ -139,8 +139,8 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
     return metrics, gradients(encoder)
 
 
-def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
-    """The weights after three steps of `train` in `folder`."""
+def trained_weights(folder: Path, kind: str, asked: Path) -> dict[str, torch.Tensor]:
+    """The weights after three steps of `train` in `folder`; `asked` is the directory of a teacher."""
     from llm2enc.training import train
 
     (folder / f"data-{distributed.rank()}").mkdir()
@@ -151,8 +151,7 @@ def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     else:
         rate, loss = 0.1 if kind == "dropout" else 0.0, LossSpec(temperature=0.2)
         if kind == "teacher":
-            teacher = TeacherSpec(model=str(write_encoder(folder / f"data-{distributed.rank()}")))
-            match = EmbeddingMatchSpec(teacher=teacher, distance="l2", projection=True)
+            match = EmbeddingMatchSpec(teacher=TeacherSpec(model=str(asked)), distance="l2", projection=True)
             loss = LossSpec(temperature=0.2, embedding_match=match)
         stage = ContrastiveStage(objective="contrastive", loss=loss, attention_dropout=rate, **fields)
     encoder: Encoder = make_encoder()
@@ -164,7 +163,7 @@ KINDS = ("contrastive", "mntp", "dropout", "teacher")
 PROCESSES = 3  # which cannot share 8 shards evenly; test_scale.py has 2 and 4
 
 
-def process(rank: int, place: dict[str, str], folder: Path) -> None:
+def process(rank: int, place: dict[str, str], folder: Path, asked: Path) -> None:
     """What each process does, started as torchrun would."""
     os.environ.update(place)
     distributed.start()
@@ -177,7 +176,7 @@ def process(rank: int, place: dict[str, str], folder: Path) -> None:
         found[name] = one_step(name)
     for kind in KINDS:
         (folder / kind).mkdir(exist_ok=True)
-        found[f"train-{kind}"] = trained_weights(folder / kind, kind)
+        found[f"train-{kind}"] = trained_weights(folder / kind, kind, asked)
     torch.save(found, folder / f"found-{rank}.pt")
     distributed.barrier()
 
@@ -189,10 +188,16 @@ def gathered(total: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a teacher."""
+    return write_encoder(tmp_path_factory.mktemp("asked"))
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory, asked: Path) -> list[dict]:
     """What each of the processes found."""
     folder = tmp_path_factory.mktemp("several")
-    several = [jobs.start(process, rank, place, folder) for rank, place in enumerate(jobs.places(PROCESSES))]
+    several = [jobs.start(process, rank, place, folder, asked) for rank, place in enumerate(jobs.places(PROCESSES))]
     for one in several:
         one.join(200)
     assert [one.exitcode for one in several] == [0] * PROCESSES
@@ -225,10 +230,10 @@ def test_loss_and_gradient_of_the_global_batch(name: str, processes: list[dict])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_keeps_all_equal(kind: str, processes: list[dict], tmp_path: Path) -> None:
+def test_training_keeps_all_equal(kind: str, processes: list[dict], asked: Path, tmp_path: Path) -> None:
     for other in processes[1:]:
         assert_same(processes[0][f"train-{kind}"], other[f"train-{kind}"])
-    alone = trained_weights(tmp_path, kind)
+    alone = trained_weights(tmp_path, kind, asked)
     base = dict(make_encoder().named_parameters())
     moved = max((alone[name] - base[name]).abs().max() for name in base)
     off = max((alone[name] - processes[0][f"train-{kind}"][name]).abs().max() for name in base)

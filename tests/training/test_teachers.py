@@ -12,7 +12,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from llm2enc import distributed
 from llm2enc.encoding import Encoder
-from llm2enc.errors import InputError, Interrupted
+from llm2enc.errors import InputError, Interrupted, NotFinite
 from llm2enc.recipe import LossSpec, Stage, TeacherSpec
 from llm2enc.training import check_stages, teachers, train
 from llm2enc.training.teachers import Teachers, teacher_digest
@@ -218,6 +218,15 @@ def test_teachers_are_opened_before_anything_is_trained(bert: Path, ranker: Path
     narrow = make_encoder(hidden_size=16, num_attention_heads=2)
     with pytest.raises(InputError, match=r"have 32 numbers, ours 16; set `projection: true`"):
         check_stages(narrow, [make_stage("contrastive", tmp_path, loss=loss)])
+
+
+def test_an_answer_that_is_no_number_names_the_text(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = encoder(bert)
+    asked = Teachers([spec])
+    answer = np.full((7, 32), np.nan, np.float32)
+    monkeypatch.setattr(asked._opened[spec], "_answer", lambda items: answer[: len(items)])
+    with pytest.raises(NotFinite, match=f"the teacher {bert} answers '.*' with what is no number"):
+        lesson(asked, spec)
 
 
 def test_what_cannot_be_a_teacher_is_refused(bert: Path, ranker: Path, tmp_path: Path) -> None:

@@ -87,6 +87,18 @@ def test_spread_out_of_queries_and_positives(encoder: Encoder) -> None:
         assert term(QUERIES, interleaved(POSITIVES, NEGATIVES)).item() == pytest.approx(expected, abs=5e-7)
 
 
+def test_spread_out_is_nested_with_the_contrastive_loss(encoder: Encoder) -> None:
+    nested = {"dims": [4, 2], "weights": [1, 0.5], "reduce": "sum"}
+    batch, _ = batch_of(encoder, TRIPLES, {"spread_out": {"centre": "1/d"}, "matryoshka": nested})
+    queries, documents = random(3, 4) + 1, random(6, 4, seed=1) + 1
+    expected = sum(
+        weight * losses.spread_out(side[:, :width], 1 / width)
+        for width, weight in ((4, 1.0), (2, 0.5))
+        for side in (queries, documents[0::2])
+    )
+    torch.testing.assert_close(contrastive.terms(encoder, batch)["spread_out"](queries, documents), expected)
+
+
 def test_without_a_share_the_contrastive_loss_leaves_other_rows_without_gradient(encoder: Encoder) -> None:
     """alpha = 0: what stands in other rows plays no role."""
     batch, _ = batch_of(encoder, RAGGED, {"weight": 0, "soft_labels": {"kind": "kl"}})

@@ -173,8 +173,9 @@ def teachers(stage: ContrastiveStage) -> tuple[TeacherSpec, ...]:
 
 def taught(batch: ContrastiveBatch, teachers: Teachers, device: torch.device) -> ContrastiveBatch:
     """The batch with what the teachers say of its texts."""
-    rows = (places.tolist() for places in (batch.queries, batch.documents, batch.layout.owners))
-    return replace(batch, lessons=teachers.lessons(batch.texts, *rows, batch.partition.step, device))
+    queries, documents, owners = (rows.tolist() for rows in (batch.queries, batch.documents, batch.layout.owners))
+    step = batch.partition.step
+    return replace(batch, lessons=teachers.lessons(batch.texts, queries, documents, owners, step, device))
 
 
 def auxiliary(
