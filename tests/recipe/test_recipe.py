@@ -468,7 +468,7 @@ def test_documents_have_no_instruction() -> None:
     data["input"]["query"] = parts
     load_recipe(data)
     data["input"]["document"] = parts
-    assert "document template cannot have an instruction slot" in fault(data)
+    assert "document template cannot have an instruction or examples slot" in fault(data)
 
 
 # ----------------------------------------------------------------------------------------------------------- overrides
