@@ -88,7 +88,7 @@ def _examine_one(
     options = AuditOptions(
         batching=replace(
             source.batching,
-            in_batch_negatives=source.spec.in_batch_negatives,
+            in_batch_negatives=source.batching.in_batch_negatives and source.spec.in_batch_negatives,
             unique_ids=source.spec.unique_ids,
         ),
         view=source.view,

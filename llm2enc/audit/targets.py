@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from llm2enc import data
 from llm2enc.audit.checks.duplicates import Batching
 from llm2enc.audit.checks.lengths import InputView
-from llm2enc.data import Pair, Rows, ScoredPair, Stream, open_table, schema_of, source_name
+from llm2enc.data import Pair, RowKind, Rows, ScoredPair, Stream, open_table, schema_of, source_name
 from llm2enc.errors import DataError
 from llm2enc.evaluation import Task, docstring_tasks, find_tasks, read_task
 from llm2enc.model import load_tokenizer
@@ -41,8 +41,10 @@ class DataSource:
     view: InputView
     number: int = 0
     """Number of the stage in the recipe."""
-    pairs: bool | None = None
-    """Whether the stage reads pairs, not texts; None where only the data can tell."""
+    row: RowKind | None = None
+    """What the stage reads it as; None where only the data can tell."""
+    scores: bool = False
+    """Whether the stage reads scores of the documents of pairs."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def of_recipe(recipe: Recipe) -> list[DataSource]:
     """Every source of every stage, with the recipe's own template, tokenizer and limits. No weights are read."""
     input_format = InputFormat(recipe.input, load_tokenizer(recipe.model))
     return [
-        DataSource(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number, _reads_pairs(stage))
+        DataSource(spec, stage.objective, *_of_stage(stage, input_format, recipe.name), number, *_rows_of(stage))
         for number, stage in enumerate(recipe.stages)
         for spec in stage.data
     ]
@@ -87,12 +89,12 @@ def open_source(source: DataSource) -> tuple[DataSource, OpenedSource]:
 
     raises  ValueError if the source cannot be read
     """
-    if source.pairs is None:
+    if source.row is None:
         return _detected(source)
-    if not source.pairs:
+    if source.row is str:
         rows = data.read_texts(source.spec)
         return source, OpenedSource(rows, {"format": "texts"}, _dropped(rows))
-    recognised, rows = data.examine(source.spec)
+    recognised, rows = data.examine(source.spec, cast("type[Pair] | type[ScoredPair]", source.row), source.scores)
     return source, OpenedSource(rows, {"format": recognised.format, "why": str(recognised)}, _dropped(rows))
 
 
@@ -145,10 +147,16 @@ def _of_stage(stage: Any, input_format: InputFormat, recipe: str) -> tuple[Batch
     if OBJECTIVES[stage.objective].row == "block":
         words = f"tokenizer of recipe {recipe}; texts are joined and cut into blocks of {stage.block_tokens} tokens"
         return Batching(1), InputView(input_format, block_tokens=stage.block_tokens, described=words)
-    mask = _reads_pairs(stage) and stage.loss.masks.duplicates
-    return Batching(stage.batch_size, mask_duplicates=mask), InputView(
-        input_format, stage.max_tokens, described=described
-    )
+    view = InputView(input_format, stage.max_tokens, described=described)
+    if not _reads_pairs(stage):
+        return Batching(stage.batch_size), view
+    return Batching(stage.batch_size, stage.loss.in_batch, stage.loss.masks.duplicates), view
+
+
+def _rows_of(stage: Any) -> tuple[RowKind, bool]:
+    """What a stage reads its rows as, and whether with scores of their documents."""
+    kinds: dict[str, RowKind] = {"pair": Pair, "scored pair": ScoredPair}
+    return kinds.get(OBJECTIVES[stage.objective].row, str), _reads_pairs(stage) and stage.reads_scores
 
 
 def _reads_pairs(stage: Stage) -> bool:

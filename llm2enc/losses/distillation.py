@@ -66,8 +66,8 @@ def margin_mse(student: Tensor, teacher: Tensor, present: Tensor) -> Tensor:
 
     student  (Q, G) scores, the positive first; so are the teacher's
     """
-    off = [widened(scores[:, :1] - scores[:, 1:])[present[:, 1:]] for scores in (student, teacher)]
-    return F.mse_loss(*off)
+    ours, theirs = (widened(scores[:, :1] - scores[:, 1:])[present[:, 1:]] for scores in (student, teacher))
+    return F.mse_loss(ours, theirs)
 
 
 def embedding_match(student: Tensor, teacher: Tensor, distance: Distance) -> Tensor:

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from llm2enc.encoding import Encoder
 from llm2enc.errors import InputError
-from llm2enc.losses import Layout, info_nce
+from llm2enc.losses import Layout
 from llm2enc.model import POOLERS, decoder_layers
 from llm2enc.planning.cost_counter import CostCounter, as_on_cuda
 from llm2enc.planning.layers import Layers
-from llm2enc.recipe import Pooling
+from llm2enc.recipe import Pooling, Stage
 from llm2enc.text import Tokens
-from llm2enc.training import head_gradient
+from llm2enc.training import OBJECTIVES, head_gradient
 
 GROUPS = 4  # lengths a micro-batch is given; more would cost time here and change next to nothing
 
@@ -139,16 +139,16 @@ class FakeProfiler:
             )
         return self.known[key]
 
-    def loss(self, texts: int, queries: int) -> tuple[float, float, float]:
+    def loss(self, texts: int, stage: Stage) -> tuple[float, float, float]:
         """Bytes of all vectors of a step while micro-batches run a second time, the most during the contrastive loss, and
         its operations."""
-        counter, width = self.counter, self.encoder.dimensions
+        counter, width, queries = self.counter, self.encoder.dimensions, stage.batch_size
         start = counter.live
         counter.restart()
         parts = counter.like(torch.empty(texts, width, device="meta"))
         everything = parts.clone().requires_grad_()
         layout = Layout(torch.arange(queries), torch.arange(texts - queries) % queries)
-        value = info_nce(everything[:queries], everything[queries:], layout, 1.0)
+        value = OBJECTIVES[stage.objective].similarities(stage, layout)(everything[:queries], everything[queries:])
         torch.autograd.backward(value)
         return counter.live - start, counter.peak - start, counter.flops
 

@@ -139,7 +139,7 @@ def memory(
     if OBJECTIVES[stage.objective].predicts_tokens:
         passes = max(passes, costs.logits)
     else:
-        vectors, loss = profiler.loss(workload.texts, stage.batch_size)[:2]
+        vectors, loss = profiler.loss(workload.texts, stage)[:2]
         tokens = [int(lengths.sum()) for lengths in batches]
         number = kept_activations(tokens, stage.activation_tokens)
         graphs = sum(tokens[:number]) / int(largest.sum())

@@ -119,6 +119,9 @@ def plan(recipe: Recipe, devices: Devices, share: float = SHARE, measured: Path 
     for index, stage in enumerate(recipe.stages):
         load = workloads.of_stage(stage, input_format.spec if input_format else recipe.input, input_format, recipe.seed)
         speed = None if measured is None else tokens_per_second(measured, index, stage, recipe)
+        asked = [spec.model for spec in OBJECTIVES[stage.objective].teachers(stage)]
+        if asked:
+            notes.append(f"{index}-{stage.objective} asks {', '.join(asked)}, whose memory and time are not counted")
         stages.append(_Planner(recipe, index, stage, load, devices).plan(share, speed))
     encoder = _encoder(recipe, Backbone(model, recipe.model.attention == "bidirectional"))
     here = recipe.model.weights == "random" or is_here(recipe.model.source)
@@ -261,7 +264,7 @@ def flops_of_a_step(
     parts = [int(lengths.sum()) for lengths in load.busiest(stage.micro_batch_tokens, devices.count)]
     again = 1 - sum(parts[: kept_activations(parts, stage.activation_tokens)]) / sum(parts)
     total += again * (costs.forward_flops * tokens + costs.forward_attention * pairs)
-    return total + devices.count * profiler.loss(load.texts, stage.batch_size)[2]
+    return total + devices.count * profiler.loss(load.texts, stage)[2]
 
 
 def gib(size: float) -> str:

@@ -5,7 +5,7 @@ from llm2enc.recipe.evaluation import DocstringEval, EvalSpec
 from llm2enc.recipe.head import HeadSpec, ProjectionSpec
 from llm2enc.recipe.input import ExampleSpec, InputSpec, Part, Pooling, Role
 from llm2enc.recipe.loading import load_recipe, recipe_names
-from llm2enc.recipe.loss import LossSpec, MaskSpec, SimcseLossSpec
+from llm2enc.recipe.loss import LearnedTemperature, LossSpec, MaskSpec, MatryoshkaSpec, SimcseLossSpec
 from llm2enc.recipe.model import ModelSpec
 from llm2enc.recipe.pair_scores import PairScores, PairScoresLossSpec
 from llm2enc.recipe.recipe import Recipe, Tracking
@@ -35,9 +35,11 @@ __all__ = [
     "HeadSpec",
     "HubData",
     "InputSpec",
+    "LearnedTemperature",
     "LoraSpec",
     "LossSpec",
     "MaskSpec",
+    "MatryoshkaSpec",
     "MntpStage",
     "ModelSpec",
     "PairScores",

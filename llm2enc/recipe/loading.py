@@ -261,5 +261,6 @@ def _path(location: tuple[int | str, ...]) -> str:
         if not (place >= 2 and location[place - 2] in {"stages", "data", "evaluation"} and isinstance(part, str)
                 and isinstance(location[place - 1], int))
         and not (place and location[place - 1] == "lora" and part in {"shape", "continue"})
+        and not (place and location[place - 1] == "temperature" and part in {"fixed", "learned"})
     ]  # fmt: skip
     return ".".join(kept)

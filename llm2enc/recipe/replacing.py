@@ -31,7 +31,7 @@ def replaced(recipe: Recipe, model: str | None, data: str | None) -> dict[str, A
     if data is not None:
         sources = [source.model_dump(mode="json") for source in sources_of(data)]
         for number, stage in enumerate(recipe.stages):
-            pairs = stage.row == "pair"
+            pairs = stage.row in ("pair", "scored pair")
             if pairs and any(".txt" in Path(source["path"]).suffixes for source in sources):
                 raise RecipeError(
                     f"{data} holds texts, and stages.{number} ({stage.objective}) trains on pairs: give a table of pairs"

@@ -154,6 +154,14 @@ class ContrastiveStage(BaseStage):
 
     @model_validator(mode="after")
     def _compares_documents(self) -> "ContrastiveStage":
+        if self.hard_negatives == 0 and self.loss.needs_own_hard:
+            raise ValueError(
+                f"`loss.{self.loss.needs_own_hard}` is about hard negatives, and `hard_negatives: 0` takes none"
+            )
+        if self.hard_negatives == 0 and not self.loss.in_batch:
+            raise ValueError(
+                "`loss.in_batch: false` and `hard_negatives: 0` leave a query no negative; allow one of them"
+            )
         if self.hard_negatives == 0 and self.loss.needs_negatives:
             raise ValueError(
                 f"`{self.loss.needs_negatives}` compares documents of one row, and `hard_negatives: 0` leaves only one"

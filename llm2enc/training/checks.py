@@ -63,8 +63,8 @@ class Guard:
         if metrics["loss"].item() == 0:
             reason = (
                 "the loss is exactly 0, which teaches nothing: no query has a negative (one row per batch, "
-                "`in_batch_negatives: false` without hard negatives), or all are told apart already (raise `temperature`, "
-                "or bring harder negatives)"
+                "`in_batch_negatives: false` without hard negatives), all pairs have one score, or all are told apart "
+                "already (raise `temperature`, or bring harder negatives)"
             )
             if self._first:
                 raise NothingLearnt(reason)

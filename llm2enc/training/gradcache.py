@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from itertools import accumulate
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm2enc import distributed
 from llm2enc.text import Tokens
@@ -29,6 +29,7 @@ def cached_backward(
     micro_batch_tokens: int,
     activation_tokens: int = 0,
     together: bool = False,
+    auxiliary: nn.Module | None = None,
 ) -> Tensor:
     """Leave this process's part of the gradient of `loss(vectors of all texts)` in the parameters; return the loss.
 
@@ -36,6 +37,7 @@ def cached_backward(
     tokens    this process's texts, `partition.rows()` of the global batch, on the device
     loss      (total, D) -> scalar; the same function on every process
     together  every process calls `encode` equally often and keeps equally many graphs, as sharded layers need it
+    auxiliary what the loss trains itself
     """
     own = list(partition.micro_batches(tokens.lengths, micro_batch_tokens))
     sizes = (int(tokens.lengths[part.rows].sum()) for part in own)
@@ -54,6 +56,8 @@ def cached_backward(
         value = loss(everything)
         check_vectors(value, everything)
         value.backward()
+    if auxiliary is not None and not distributed.is_main():
+        auxiliary.zero_grad()  # every process has its whole gradient, and one of them counts
     mine, whole = partition.rows(), everything.grad
     assert whole is not None
     gradient = whole[mine.start : mine.stop]

@@ -71,8 +71,8 @@ def check_stage(backbone: Backbone, stage: Stage) -> None:
 
 
 def check_stages(encoder: Encoder, stages: Iterable[Stage]) -> None:
-    """ValueError for the first of the stages that the encoder's model cannot train, or whose teachers cannot be asked, before
-    any of them runs."""
+    """ValueError for the first of the stages that the encoder's model cannot train, or whose teachers cannot be asked,
+    before any of them runs."""
     for stage in stages:
         check_stage(encoder.backbone, stage)
         objective = OBJECTIVES[stage.objective]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from llm2enc import distributed
 from llm2enc.encoding import find_encoder, open_encoder
-from llm2enc.errors import InputError, explained, require
+from llm2enc.errors import InputError, NotFinite, explained, require
 from llm2enc.recipe import TeacherSpec
 from llm2enc.storage import sha256_of, sync_one
 
@@ -70,13 +70,20 @@ class Teacher:
 
     def _shared_out(self, pieces: list[list[Item]], device: torch.device) -> np.ndarray:
         """The answers to all pieces, in order, of which this process computes its share."""
-        answers = [self._answer(pieces[number]) for number in distributed.rank_slice(len(pieces))]
+        answers = [self._checked(pieces[number]) for number in distributed.rank_slice(len(pieces))]
         own = torch.from_numpy(np.concatenate([np.empty((0, self.width), np.float32), *answers]))
         counts = [
             sum(len(pieces[number]) for number in distributed.rank_slice(len(pieces), process))
             for process in range(distributed.world_size())
         ]
         return distributed.gather(own.to(device), counts).cpu().numpy()
+
+    def _checked(self, piece: list[Item]) -> np.ndarray:
+        answers = self._answer(piece)
+        bad = np.flatnonzero(~np.isfinite(answers).all(axis=1))
+        if len(bad):
+            raise NotFinite(f"the teacher {self.spec.model} answers {piece[bad[0]][1]!r:.80} with what is no number")
+        return answers
 
     def _learn(self, keys: list[bytes], answers: np.ndarray, step: int) -> None:
         self._known.update(zip(keys, answers, strict=True))
@@ -115,9 +122,6 @@ class Teachers:
     def __init__(self, specs: Iterable[TeacherSpec]):
         """Opens them, which raises InputError as `Teacher` does."""
         self._opened = {spec: Teacher(spec) for spec in dict.fromkeys(specs)}
-
-    def __len__(self) -> int:
-        return len(self._opened)
 
     def resume(self, folder: Path, step: int) -> None:
         """Know what was known before step `step` of the stage in `folder`; raises as `Teacher.resume`."""
@@ -205,7 +209,7 @@ def _cross_encoder(spec: TeacherSpec) -> Callable[[Sequence[Item]], np.ndarray]:
     kinds = (ValueError, OSError)
     with explained(f"teacher {spec.model}", "name a cross-encoder of sentence-transformers", kinds):
         model = CrossEncoder(spec.model, trust_remote_code=False, model_kwargs={"use_safetensors": True})
-    architectures = model.config.architectures or []
+    architectures = getattr(model.config, "architectures", None) or []
     if len(model) == 1 and not any(name.endswith("ForSequenceClassification") for name in architectures):
         raise InputError(
             f"teacher {spec.model} ({', '.join(architectures)}) has no layer that scores a pair, so that its scores would "

@@ -88,8 +88,6 @@ def train(
                 batch = objective.taught(batch, teachers, encoder.device)
                 with precision(stage, encoder):
                     metrics = objective.backward(encoder, batch, stage)
-                if not distributed.is_main():  # the loss and so its own weights' gradient is whole in each: one counts
-                    encoder.auxiliary.zero_grad()
                 guard.check_batch(metrics, batch.source)
                 norm = distributed.reduce_gradients(optimizer, trained.values(), stage.max_grad_norm or math.inf)
                 check_finite(metrics["loss"], norm, guard.trained)

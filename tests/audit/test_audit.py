@@ -25,11 +25,11 @@ from llm2enc.audit.examination import AuditOptions, examine_rows
 from llm2enc.audit.report import Finding, SourceReport
 from llm2enc.audit.show import marked, seen
 from llm2enc.cli import data as data_command
-from llm2enc.data import Pair, Rows, Stream, row_batches
+from llm2enc.data import Pair, Rows, ScoredPair, Stream, row_batches
 from llm2enc.evaluation import ClassificationTask, RetrievalTask, StsTask
 from llm2enc.recipe import FilesData, InputSpec, Part, load_recipe
 from llm2enc.text import InputFormat
-from tests.support.builders import INPUT, make_tokenizer, sentences
+from tests.support.builders import INPUT, make_tokenizer, scores_file, sentences
 
 
 def pair(query: str, positive: str, *negatives: str, extra: tuple[str, ...] = (), instruction: str = "") -> Pair:
@@ -522,6 +522,14 @@ def test_scored_pairs_are_examined_as_such(tmp_path: Path) -> None:
     equal = [{**row, "score": 1} for row in rows]
     (source,) = examine(str(write(tmp_path / "equal.jsonl", equal))).sources
     assert found(source, "equal-scores").severity == "error"
+
+
+def test_a_recipe_s_scored_pairs_are_read_as_its_stage_reads_them(tmp_path: Path) -> None:
+    loss, data = {"pair_scores": [{"kind": "cosent"}]}, [{"kind": "files", "path": scores_file(tmp_path).path}]
+    stage = {"objective": "pair_scores", "steps": 1, "batch_size": 4, "lr": 1e-3, "loss": loss, "data": data}
+    (source,) = targets.of_recipe(load_recipe("pocket", [f"stages={json.dumps([stage])}"]))
+    _, opened = targets.open_source(source)
+    assert isinstance(opened.rows[0], ScoredPair) and len(opened.rows) == 24
 
 
 def test_the_table_fits_a_narrow_terminal(tmp_path: Path) -> None:

@@ -505,8 +505,9 @@ def test_every_right_answer_is_drawn_and_none_is_a_negative_of_its_row() -> None
         [False, False, False, False, False, False],
         [False, True, False, False, False, True],
     ]
-    assert contrastive._excluded(rows, mask_duplicates=False).tolist() == expected
-    assert contrastive._excluded(rows[1:2], mask_duplicates=False) is None
+    documents = [text for row in rows for text in (row.positive, *row.negatives)]
+    assert contrastive._marked(contrastive._known(rows, False), documents).tolist() == expected
+    assert contrastive._marked(contrastive._known(rows[1:2], False), documents) is None
 
 
 # ------------------------------------------------------------------------------------------------------------ streaming

@@ -11,24 +11,35 @@ import pytest
 import torch
 
 from llm2enc import distributed
-from llm2enc.data import Pair, RowBatch
+from llm2enc.data import Pair, RowBatch, ScoredPair
 from llm2enc.encoding import Encoder
 from llm2enc.model import Projection
 from llm2enc.recipe import (
     ClmStage,
     ContrastiveStage,
+    EmbeddingMatchSpec,
     FilesData,
+    LearnedTemperature,
     LoraSpec,
     LossSpec,
     MaskSpec,
+    MatryoshkaSpec,
     MntpStage,
+    PairScoresLossSpec,
+    PairScoresStage,
     ProjectionSpec,
     SimcseStage,
+    SoftLabelsSpec,
+    SpreadOutSpec,
     Stage,
+    TeacherSpec,
 )
+from llm2enc.recipe.pair_scores import AngleSpec, CosentSpec, InBatchSpec, SoftmaxSpec, TripletSpec
 from llm2enc.training import OBJECTIVES
+from llm2enc.training.teachers import Teachers
 from tests.support import jobs
 from tests.support.builders import assert_same, gradients, make_encoder, pairs_file, sentences, texts_file
+from tests.support.teachers import write_encoder
 
 COMMON = {
     "data": (FilesData(kind="files", path="unused.txt"),),
@@ -41,13 +52,31 @@ COMMON = {
 }
 
 
+SCORES = PairScoresLossSpec(
+    pair_scores=(CosentSpec(kind="cosent"), InBatchSpec(kind="in_batch"), SoftmaxSpec(kind="softmax", classes=2))
+)
+DENOMINATOR = LossSpec(
+    temperature=LearnedTemperature(start=0.3, bounds=(0.01, 1.0)),
+    queries_as_negatives=True,
+    documents_as_negatives="positives",
+    reverse_rows="joint",
+    matryoshka=MatryoshkaSpec(dims=(32, 16, 8), dims_per_step=2),
+)
+TERMS = LossSpec(
+    soft_labels=SoftLabelsSpec(kind="m3"),
+    spread_out=SpreadOutSpec(centre=0),
+    pair_scores=(AngleSpec(kind="angle"), TripletSpec(kind="triplet")),
+)
+
+
 def cases() -> dict[str, tuple[Stage, list]]:
     """Stages and the rows of a batch: 5 of them, and 13 texts, so that two shares are never equal."""
     texts = sentences(20)
     pairs = [
-        Pair(texts[i], texts[i + 5], tuple(texts[10 + n] for n in range(number)), "Find it", "")
+        Pair(texts[i], texts[i + 5], tuple(texts[10:][:number]), "Find it", "", (), (2.0,), (0.5, 1.0)[:number])
         for i, number in enumerate((0, 2, 0, 0, 1))
     ]
+    scored = [ScoredPair(texts[i], texts[i + 5], float(i % 2), "Alike?", "") for i in range(5)]
     generator = torch.Generator().manual_seed(0)
     blocks = list(torch.randint(2, 320, (5, 12), generator=generator).to(torch.int32).numpy())
     mntp = {"objective": "mntp", "mask_rate": 0.3, "mask_policy": "bert"}
@@ -61,6 +90,12 @@ def cases() -> dict[str, tuple[Stage, list]]:
         ),
         "contrastive-noise": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON, **noise), pairs),
         "contrastive-head": (ContrastiveStage(objective="contrastive", hard_negatives=2, **COMMON), pairs),
+        "contrastive-denominator": (
+            ContrastiveStage(objective="contrastive", hard_negatives=2, loss=DENOMINATOR, **COMMON),
+            pairs,
+        ),
+        "contrastive-terms": (ContrastiveStage(objective="contrastive", hard_negatives=2, loss=TERMS, **COMMON), pairs),
+        "pair-scores": (PairScoresStage(objective="pair_scores", loss=SCORES, **COMMON), scored),
         "simcse-noise": (SimcseStage(objective="simcse", **COMMON, **noise), texts[:5]),
         "mntp-noise": (MntpStage(**mntp, **COMMON, **noise), blocks),
         "clm-noise": (ClmStage(objective="clm", **COMMON, **noise), blocks),
@@ -85,6 +120,7 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
     if name == "contrastive-head":
         spec = ProjectionSpec(kind="projection", dimensions=12, bias=True)
         encoder.head = Projection.fresh(encoder.backbone.width, spec, seed=0)
+    encoder.auxiliary = torch.nn.ModuleDict(objective.auxiliary(encoder, stage, Teachers(()), 0))
     encoder.train()
     torch.rand(distributed.rank())  # the processes' own random states differ, and play no role
     batch = objective.collate(RowBatch(0, rows, "here", True), stage, encoder.input_format, 0)
@@ -93,8 +129,8 @@ def one_step(name: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor
     return metrics, gradients(encoder)
 
 
-def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
-    """The weights after three steps of `train` in `folder`."""
+def trained_weights(folder: Path, kind: str, asked: Path) -> dict[str, torch.Tensor]:
+    """The weights after three steps of `train` in `folder`; `asked` is the directory of a teacher."""
     from llm2enc.training import train
 
     (folder / f"data-{distributed.rank()}").mkdir()
@@ -103,20 +139,21 @@ def trained_weights(folder: Path, kind: str) -> dict[str, torch.Tensor]:
     if kind == "mntp":
         stage = MntpStage(objective="mntp", mask_rate=0.3, mask_policy="bert", block_tokens=16, **fields)
     else:
-        rate = 0.1 if kind == "dropout" else 0.0
-        stage = ContrastiveStage(
-            objective="contrastive", loss=LossSpec(temperature=0.2), attention_dropout=rate, **fields
-        )
+        rate, loss = 0.1 if kind == "dropout" else 0.0, LossSpec(temperature=0.2)
+        if kind == "teacher":
+            match = EmbeddingMatchSpec(teacher=TeacherSpec(model=str(asked)), distance="l2", projection=True)
+            loss = LossSpec(temperature=0.2, embedding_match=match)
+        stage = ContrastiveStage(objective="contrastive", loss=loss, attention_dropout=rate, **fields)
     encoder: Encoder = make_encoder()
     train(encoder, stage, folder / "run", seed=0)
     return {name: parameter.detach().clone() for name, parameter in encoder.named_parameters()}
 
 
-KINDS = ("contrastive", "mntp", "dropout")
+KINDS = ("contrastive", "mntp", "dropout", "teacher")
 PROCESSES = 3  # which cannot share 8 shards evenly; test_scale.py has 2 and 4
 
 
-def process(rank: int, place: dict[str, str], folder: Path) -> None:
+def process(rank: int, place: dict[str, str], folder: Path, asked: Path) -> None:
     """What each process does, started as torchrun would."""
     os.environ.update(place)
     distributed.start()
@@ -129,7 +166,7 @@ def process(rank: int, place: dict[str, str], folder: Path) -> None:
         found[name] = one_step(name)
     for kind in KINDS:
         (folder / kind).mkdir(exist_ok=True)
-        found[f"train-{kind}"] = trained_weights(folder / kind, kind)
+        found[f"train-{kind}"] = trained_weights(folder / kind, kind, asked)
     torch.save(found, folder / f"found-{rank}.pt")
     distributed.barrier()
 
@@ -141,10 +178,16 @@ def gathered(total: int) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a teacher."""
+    return write_encoder(tmp_path_factory.mktemp("asked"))
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory, asked: Path) -> list[dict]:
     """What each of the processes found."""
     folder = tmp_path_factory.mktemp("several")
-    several = [jobs.start(process, rank, place, folder) for rank, place in enumerate(jobs.places(PROCESSES))]
+    several = [jobs.start(process, rank, place, folder, asked) for rank, place in enumerate(jobs.places(PROCESSES))]
     for one in several:
         one.join(200)
     assert [one.exitcode for one in several] == [0] * PROCESSES
@@ -177,10 +220,10 @@ def test_loss_and_gradient_of_the_global_batch(name: str, processes: list[dict])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_keeps_all_equal(kind: str, processes: list[dict], tmp_path: Path) -> None:
+def test_training_keeps_all_equal(kind: str, processes: list[dict], asked: Path, tmp_path: Path) -> None:
     for other in processes[1:]:
         assert_same(processes[0][f"train-{kind}"], other[f"train-{kind}"])
-    alone = trained_weights(tmp_path, kind)
+    alone = trained_weights(tmp_path, kind, asked)
     base = dict(make_encoder().named_parameters())
     moved = max((alone[name] - base[name]).abs().max() for name in base)
     off = max((alone[name] - processes[0][f"train-{kind}"][name]).abs().max() for name in base)

@@ -291,6 +291,17 @@ def test_lengths_come_from_the_data_where_they_are_local(tmp_path: Path) -> None
     assert of_stage(missing.stages[0], encoder.input_format.spec, encoder.input_format, 0).lengths.tolist() == [32] * 16
 
 
+def test_scored_pairs_are_planned_and_teachers_are_named_without_being_opened(tmp_path: Path) -> None:
+    config = make_backbone().model.config
+    teacher = {"model": str(tmp_path / "nowhere")}
+    loss = {"embedding_match": {"teacher": teacher, "distance": "l2", "projection": True}, "spread_out": {"centre": 0}}
+    scored = stage("pair_scores", loss={"pair_scores": [{"kind": "softmax"}]})
+    recipe = recipe_of(folder_of(config, tmp_path), [scored, stage("contrastive", loss=loss)], dtype="float32")
+    found = plan(recipe, ONE)
+    assert [one.texts for one in found.stages] == [16, 24] and all(one.fits for one in found.stages)
+    assert f"1-contrastive asks {teacher['model']}, whose memory and time are not counted" in found.notes
+
+
 def test_work_is_cut_as_training_cuts_it() -> None:
     load = Workload(torch.tensor([4, 9, 5, 7, 6, 8]), "", shards=3)
     assert [part.tolist() for part in load.micro_batches(12)] == [[9], [4], [7, 5], [8], [6]]
@@ -335,6 +346,20 @@ def test_a_head_is_counted_where_it_trains(tmp_path: Path) -> None:
     assert weights == [4 * 24 * 32] * 2
     vectors = [stages.stages[1].memory["vectors"] for stages in (plain, headed)]
     assert vectors[1] < vectors[0], "24 dimensions take less than 32"
+
+
+def test_every_block_of_a_denominator_counts(tmp_path: Path) -> None:
+    """256 rows without hard negatives: similarities of 256 x 256, once for the documents and once for the queries."""
+    folder, plain = folder_of(make_backbone().model.config, tmp_path), {"temperature": {"start": 0.07}}
+    losses = (
+        plain,
+        plain | {"queries_as_negatives": True},
+        plain | {"queries_as_negatives": True, "reverse_rows": "sum"},
+    )
+    stages = [stage("contrastive", batch_size=256, hard_negatives=0, loss=loss, precision="float32") for loss in losses]
+    sizes = [found.memory["vectors"] for found in plan(recipe_of(folder, stages, dtype="float32"), ONE).stages]
+    block = 256 * 256 * 4
+    assert sizes[0] + block <= sizes[1] and sizes[1] + block <= sizes[2]
 
 
 def test_a_measured_speed_gives_the_time_and_the_share_of_the_peak(tmp_path: Path) -> None:

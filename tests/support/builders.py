@@ -129,6 +129,18 @@ def pairs_file(folder: Path, count: int = 16) -> FilesData:
     return FilesData(kind="files", path=str(path), name="pairs", instruction="Find it")
 
 
+def scores_file(folder: Path, count: int = 24) -> FilesData:
+    """A data source of scored pairs: two texts that share the more words the higher the score, a whole number below 3."""
+    rows = []
+    for number, text in enumerate(sentences(count)):
+        words = text.split()
+        other = " ".join([*words[: number % 3 * len(words) // 2], f"instead {number}"])
+        rows.append({"sentence1": text, "sentence2": other, "score": float(number % 3)})
+    path = folder / "scores.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return FilesData(kind="files", path=str(path), name="scores")
+
+
 def run_here(script: Path, here: Path, seconds: float) -> str:
     """What verify does in a process of its own, which takes seconds to import an engine: the very scripts."""
     with pytest.MonkeyPatch.context() as patch:

@@ -6,6 +6,7 @@
 benchmarks/fuzz.md has the counts of a long run and the faults it found.
 """
 
+import json
 import os
 import types
 import typing
@@ -15,9 +16,9 @@ from typing import Any, Literal, Union
 from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from llm2enc.recipe import InputSpec, ModelSpec, Part, Recipe, SimcseLossSpec
+from llm2enc.recipe import InputSpec, ModelSpec, Part, Recipe
 
 TIMES = int(os.environ.get("LLM2ENC_FUZZ", "1"))
 
@@ -87,6 +88,7 @@ TREES = st.recursive(SCALARS, lambda x: st.lists(x, max_size=3) | st.dictionarie
 
 # ------------------------------------------------------------------------------------------------------------- recipes
 
+LOSSES = {f"llm2enc.recipe.{name}" for name in ("loss", "pair_scores", "teacher", "terms")}  # rules upon rules
 _MEANT = [
     "no",
     "on",
@@ -184,10 +186,10 @@ def _consistent(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
             data.pop("example", None)
     if data.get("unique_ids") and "in_batch_negatives" in data:
         data["in_batch_negatives"] = True
-    if data.get("similarity", "cosine") == "cosine" and "temperature" in data:
-        data["temperature"] = min(data["temperature"], 1.0)
-    if model is SimcseLossSpec:
-        data.pop("hard_negatives", None)
+    if model.__module__ in LOSSES:
+        return _valid(model, data)
+    if "hard_negatives" in data and "objective" in data and "loss" in data:
+        data["hard_negatives"] += 1
     if "steps" in data and "objective" in data:
         if data.get("schedule_steps") is not None:
             data["schedule_steps"] += data["steps"]
@@ -232,6 +234,19 @@ def _templates(data: dict[str, Any]) -> dict[str, Any]:
         if part.get("when") == "title":
             part["when"] = None
     return {"query": [*query, text], "document": [*title, *document, text], "max_tokens": most}
+
+
+def _valid(model: type[BaseModel], data: dict[str, Any]) -> dict[str, Any]:
+    """The data without the fields, from the first on, that keep it from being valid."""
+    if data.get("pair_scores"):
+        data["pair_scores"] = data["pair_scores"][:1]
+    for name in [*(name for name, field in model.model_fields.items() if not field.is_required() and name in data), ""]:
+        try:
+            model.model_validate_json(json.dumps(data))
+            break
+        except ValidationError:
+            data.pop(name, None)
+    return data
 
 
 def recipes() -> st.SearchStrategy[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm2enc.data import Pair, RowBatch
+from llm2enc.data import Pair, RowBatch, ScoredPair
 from llm2enc.encoding import Encoder
 from llm2enc.losses import negatives
 from llm2enc.recipe import (
@@ -20,9 +20,12 @@ from llm2enc.recipe import (
     LossSpec,
     MaskSpec,
     MntpStage,
+    PairScoresLossSpec,
+    PairScoresStage,
     SimcseLossSpec,
     SimcseStage,
 )
+from llm2enc.recipe.pair_scores import CosentSpec
 from llm2enc.training import OBJECTIVES, head_gradient, prepare_backbone
 from llm2enc.training.objectives import clm, contrastive, mntp, simcse
 from tests.support.builders import assert_same, gradients, make_encoder, make_tokenizer, sentences
@@ -67,6 +70,12 @@ EXAMPLES = {  # each row of contrastive has as many negatives as the stage takes
         ContrastiveStage(objective="contrastive", **COMMON),
         [pair("q0", "p0", "n0"), pair("q1", "p1", "n1")],
     ),
+    "pair_scores": (
+        PairScoresStage(
+            objective="pair_scores", loss=PairScoresLossSpec(pair_scores=(CosentSpec(kind="cosent"),)), **COMMON
+        ),
+        [ScoredPair("a", "b", 1.0, "", ""), ScoredPair("c", "d", 0.0, "", "")],
+    ),
 }
 
 
@@ -88,7 +97,9 @@ def test_a_record_says_what_the_objective_does(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(backbone, "logits", lambda states: heads.append(len(states)) or logits(states))
     objective.backward(encoder, batch, stage)
     assert set(seen) == {objective.causal} and bool(heads) == objective.predicts_tokens
-    assert isinstance(items[0], {"block": np.ndarray, "text": str, "pair": Pair}[objective.row])
+    assert isinstance(
+        items[0], {"block": np.ndarray, "text": str, "pair": Pair, "scored pair": ScoredPair}[objective.row]
+    )
     if objective.predicts_tokens:
         assert batch.num_targets / batch.num_tokens == pytest.approx(objective.predicted_share(stage), abs=0.03)
         assert batch.describe() == {"predicted tokens per batch": f"{batch.num_targets:,}"}

@@ -1,20 +1,24 @@
 """Frozen teachers: their answers, that no text is asked twice, and that neither interruption nor processes change a bit."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from llm2enc import distributed
 from llm2enc.encoding import Encoder
-from llm2enc.errors import InputError
-from llm2enc.recipe import TeacherSpec
-from llm2enc.training import teachers
+from llm2enc.errors import InputError, Interrupted, NotFinite
+from llm2enc.recipe import LossSpec, Stage, TeacherSpec
+from llm2enc.training import check_stages, teachers, train
 from llm2enc.training.teachers import Teachers, teacher_digest
-from tests.support.builders import make_model, make_tokenizer, sentences
+from tests.support.builders import assert_same, make_encoder, make_model, make_tokenizer, sentences
 from tests.support.teachers import write_bert, write_cross_encoder, write_encoder
+from tests.training.test_trainer import interrupt, log, make_stage, stop_after, weights
 
 TEXTS = sentences(7)
 QUERIES, DOCUMENTS, OWNERS = [0, 3, 5], [1, 2, 4, 6], [0, 0, 1, 2]  # q p n | q p | q p
@@ -158,6 +162,73 @@ def test_processes_share_the_pieces_out_and_all_know_the_same(bert: Path, monkey
     assert sorted(shares) == [0, 1, 2] and torch.equal(found, alone)
 
 
+def distilling(folder: Path, bert: Path, ranker: Path) -> Stage:
+    """A stage that asks an encoder through a projection, and a cross-encoder."""
+    loss = {
+        "weight": 0.2,
+        "temperature": 0.2,
+        "soft_labels": {"kind": "kl", "teacher": {"model": str(ranker), "kind": "cross_encoder"}},
+        "embedding_match": {"teacher": {"model": str(bert)}, "distance": "l2", "projection": True},
+    }
+    return make_stage("contrastive", folder, loss=LossSpec.model_validate_json(json.dumps(loss)), save_every=2)
+
+
+def test_a_stage_with_teachers_resumes_to_the_bit_and_throws_its_projection_away(
+    bert: Path, ranker: Path, tmp_path: Path
+) -> None:
+    stage = distilling(tmp_path, bert, ranker)
+    whole, parts = make_encoder(), make_encoder()
+    train(whole, stage, tmp_path / "whole", seed=3)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted, match="after step 3 of 6"):
+        stop_after(patch, 3, interrupt)
+        train(parts, stage, tmp_path / "parts", seed=3)
+    saved = load_file(tmp_path / "parts" / "checkpoint" / "trained.safetensors")
+    assert saved["auxiliary.projection.weight"].shape == (32, 32)
+    assert sorted(file.name for file in (tmp_path / "parts").glob("*.answers")) == [
+        "teacher-0.answers",
+        "teacher-1.answers",
+    ]
+    parts = make_encoder()
+    train(parts, stage, tmp_path / "parts", seed=3)
+    assert_same(weights(parts), weights(whole))
+    assert log(tmp_path / "parts") == log(tmp_path / "whole")
+    losses = [line["embedding_match"] for line in log(tmp_path / "whole")]
+    assert len(losses) == 6 and losses[-1] < losses[0]
+    assert not list((tmp_path / "parts").glob("*.answers")) and "auxiliary" not in " ".join(weights(parts))
+
+
+def test_a_resumed_stage_asks_the_teacher_it_was_begun_with_or_stops(bert: Path, ranker: Path, tmp_path: Path) -> None:
+    shutil.copytree(bert, tmp_path / "teacher")
+    stage = distilling(tmp_path, tmp_path / "teacher", ranker)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        stop_after(patch, 3, interrupt)
+        train(make_encoder(), stage, tmp_path / "run", seed=3)
+    shutil.copytree(write_encoder(tmp_path / "other", seed=1), tmp_path / "teacher", dirs_exist_ok=True)
+    with pytest.raises(InputError, match=f"begun with other contents of: teacher {tmp_path}/teacher. To go on"):
+        train(make_encoder(), stage, tmp_path / "run", seed=3)
+
+
+def test_teachers_are_opened_before_anything_is_trained(bert: Path, ranker: Path, tmp_path: Path) -> None:
+    fine = distilling(tmp_path, bert, ranker)
+    check_stages(make_encoder(), [fine])
+    with pytest.raises(InputError, match="no such directory"):
+        check_stages(make_encoder(), [fine, distilling(tmp_path, tmp_path / "nowhere", ranker)])
+    match = {"teacher": {"model": str(bert)}, "distance": "l2"}
+    loss = LossSpec.model_validate_json(json.dumps({"embedding_match": match}))
+    narrow = make_encoder(hidden_size=16, num_attention_heads=2)
+    with pytest.raises(InputError, match=r"have 32 numbers, ours 16; set `projection: true`"):
+        check_stages(narrow, [make_stage("contrastive", tmp_path, loss=loss)])
+
+
+def test_an_answer_that_is_no_number_names_the_text(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = encoder(bert)
+    asked = Teachers([spec])
+    answer = np.full((7, 32), np.nan, np.float32)
+    monkeypatch.setattr(asked._opened[spec], "_answer", lambda items: answer[: len(items)])
+    with pytest.raises(NotFinite, match=f"the teacher {bert} answers '.*' with what is no number"):
+        lesson(asked, spec)
+
+
 def test_what_cannot_be_a_teacher_is_refused(bert: Path, ranker: Path, tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path / "causal")
     make_tokenizer().save_pretrained(tmp_path / "causal")
@@ -177,8 +248,6 @@ def test_what_cannot_be_a_teacher_is_refused(bert: Path, ranker: Path, tmp_path:
 
 
 def test_a_digest_changes_with_the_files_but_for_the_card(bert: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(bert, tmp_path / "copy")
     (tmp_path / "copy" / "README.md").write_text("Another card.")
     digests = [teacher_digest(encoder(folder)) for folder in (bert, tmp_path / "copy", tmp_path / "copy")]

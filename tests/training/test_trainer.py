@@ -22,23 +22,28 @@ from llm2enc.recipe import (
     LoraSpec,
     LossSpec,
     MntpStage,
+    PairScoresLossSpec,
+    PairScoresStage,
     SimcseLossSpec,
     SimcseStage,
     Stage,
     Tracking,
 )
+from llm2enc.recipe.pair_scores import CosentSpec, SoftmaxSpec
 from llm2enc.text import InputFormat
 from llm2enc.training import OBJECTIVES, checkpoint, origin, train, trainer
 from llm2enc.training.logging import stage_summary
 from llm2enc.training.prepare import make_optimizer
 from llm2enc.training.trainer import learning_rate
-from tests.support.builders import INPUT, assert_same, make_encoder, make_tokenizer, pairs_file, texts_file
+from tests.support.builders import INPUT, assert_same, make_encoder, make_tokenizer, pairs_file, scores_file, texts_file
 
+SCORES = PairScoresLossSpec(pair_scores=(CosentSpec(kind="cosent", scale=5.0), SoftmaxSpec(kind="softmax")))
 STAGES = {
     "clm": (ClmStage, texts_file, {"block_tokens": 16, "lr": 1e-2}),
     "mntp": (MntpStage, texts_file, {"block_tokens": 16, "mask_rate": 0.3, "mask_policy": "bert", "lr": 1e-2}),
     "simcse": (SimcseStage, texts_file, {"attention_dropout": 0.2, "loss": SimcseLossSpec(temperature=0.2)}),
     "contrastive": (ContrastiveStage, pairs_file, {"loss": LossSpec(temperature=0.2), "attention_dropout": 0.1}),
+    "pair_scores": (PairScoresStage, scores_file, {"loss": SCORES, "lr": 1e-2}),
 }
 
 

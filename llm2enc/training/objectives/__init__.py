@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from llm2enc.data import RowBatch
 from llm2enc.encoding import Encoder
-from llm2enc.recipe import ClmStage, ContrastiveStage, MntpStage, PairScoresStage, SimcseStage, TeacherSpec
+from llm2enc.losses import Layout
+from llm2enc.recipe import ClmStage, ContrastiveStage, LossSpec, MntpStage, PairScoresStage, SimcseStage, TeacherSpec
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives import clm, contrastive, mntp, pair_scores, simcse
+from llm2enc.training.objectives.denominator import Term, contrastive_term
 from llm2enc.training.teachers import Teachers
 
 
@@ -51,6 +53,8 @@ class Objective:
     """(stage) -> expected share of the tokens that are predicted; None: none is, and no language-model head is needed."""
     vectors_per_row: Callable[[Any], int] | None = None
     """(stage) -> the most vectors that a row brings into the loss; None: it brings none."""
+    similarities: Callable[[Any, Layout], Term] = lambda stage, layout: contrastive_term(LossSpec(), layout, 1.0)
+    """(stage, layout) -> of an objective that compares vectors, the part of the loss that takes most memory."""
     teachers: Callable[[Any], tuple[TeacherSpec, ...]] = lambda stage: ()
     """(stage) -> the frozen models that it asks."""
     taught: Callable[[Any, Teachers, torch.device], Any] = lambda batch, teachers, device: batch
@@ -80,12 +84,12 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "simcse": Objective(
         simcse.batches, simcse.collate, simcse.backward, SimcseStage.row,
-        vectors_per_row=simcse.vectors_per_row,
+        vectors_per_row=simcse.vectors_per_row, auxiliary=contrastive.auxiliary, similarities=contrastive.similarities,
     ),
     "contrastive": Objective(
         contrastive.batches, contrastive.collate, contrastive.backward, ContrastiveStage.row,
         vectors_per_row=contrastive.vectors_per_row, teachers=contrastive.teachers, taught=contrastive.taught,
-        auxiliary=contrastive.auxiliary,
+        auxiliary=contrastive.auxiliary, similarities=contrastive.similarities,
     ),
     "pair_scores": Objective(
         pair_scores.batches, pair_scores.collate, pair_scores.backward, PairScoresStage.row,

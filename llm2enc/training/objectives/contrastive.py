@@ -18,14 +18,14 @@ from torch.nn.functional import cosine_similarity
 from llm2enc.data import Pair, RowBatch, row_batches
 from llm2enc.encoding import Encoder
 from llm2enc.errors import DataError, InputError
-from llm2enc.losses import Layout, info_nce, negatives
-from llm2enc.recipe import ContrastiveStage, LossSpec, SimcseStage, TeacherSpec
+from llm2enc.losses import Guide, Layout, denominator
+from llm2enc.recipe import ContrastiveStage, LearnedTemperature, LossSpec, SimcseStage, TeacherSpec
 from llm2enc.text import InputFormat, Tokens
 from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives import terms as other_terms
-from llm2enc.training.objectives.inputs import inputs_of, marked, pack, row_marks, with_examples
-from llm2enc.training.objectives.terms import Term
+from llm2enc.training.objectives.denominator import TEMPERATURE, Temperature, Term, contrastive_term, temperature_of
+from llm2enc.training.objectives.inputs import inputs_of, pack, row_marks, with_examples, with_mark
 from llm2enc.training.teachers import Lesson, Teachers
 
 
@@ -51,8 +51,13 @@ class ContrastiveBatch:
         return len(self.tokens.ids)
 
     def describe(self) -> dict[str, str]:
-        """What the table before step 1 shows of this batch: the mean number of negative documents of a query."""
-        mean = negatives(self.layout, self.in_batch, self.loss.hard_negatives).sum(1).float().mean().item()
+        """What the table before step 1 shows of this batch: the mean number of negatives of a query."""
+        loss = self.loss
+        blocks = denominator(
+            self.layout, self.in_batch, loss.hard_negatives, loss.queries_as_negatives, loss.documents_as_negatives,
+            loss.reverse_rows == "joint",
+        )  # fmt: skip
+        mean = sum(int(block.sum()) for block in blocks.values()) / len(self.queries)
         return {"negatives per query": f"{mean:.0f}"}
 
 
@@ -65,14 +70,17 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
     """Tokens of this process's texts; queries by the query template, documents by the document template."""
     generator = np.random.default_rng((seed, rows.step))
     pairs = [_with_negatives(pair, stage.hard_negatives, generator) for pair in rows.rows]
-    if not rows.in_batch_negatives and not any(pair.negatives for pair in pairs):
+    loss = stage.loss
+    in_batch = rows.in_batch_negatives and loss.in_batch
+    if not in_batch and (loss.hard_negatives == "none" or not any(pair.negatives for pair in pairs)):
         raise InputError(
-            f"{rows.source} has in_batch_negatives: false, and a batch without a single hard negative: there is nothing "
-            "to learn from; add negatives, raise hard_negatives, or allow in-batch negatives"
+            f"{rows.source} has {'in_batch_negatives' if loss.in_batch else 'loss.in_batch'}: false, and a batch without a "
+            "single hard negative: there is nothing to learn from; add negatives, raise hard_negatives, or allow in-batch "
+            "negatives"
         )
-    if stage.loss.needs_negatives and not any(pair.negatives for pair in pairs):
+    if loss.needs_negatives and not any(pair.negatives for pair in pairs):
         raise DataError(
-            f"{rows.source} has a batch without a single hard negative, and `{stage.loss.needs_negatives}` compares "
+            f"{rows.source} has a batch without a single hard negative, and `{loss.needs_negatives}` compares "
             "documents of one row; add negatives"
         )
     marks = row_marks(rows)
@@ -82,10 +90,10 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
     if stage.in_context_examples:
         own = [with_examples(given, pairs, stage, input_format, seed, rows.step) for given in own]
     is_query = np.array([given.is_query for given in inputs])
-    told_apart = [marked(pair, mark) for pair, mark in zip(pairs, marks, strict=True)]
+    told_apart = [with_mark(pair, mark) for pair, mark in zip(pairs, marks, strict=True)]
     queries = torch.from_numpy(np.flatnonzero(is_query))
     documents = torch.from_numpy(np.flatnonzero(~is_query))
-    in_batch = rows.in_batch_negatives
+    known = _known(told_apart, loss.masks.duplicates)
     return ContrastiveBatch(
         tokens=pack(input_format, own, stage.max_tokens),
         partition=partition,
@@ -94,12 +102,13 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
         layout=Layout(
             positives=torch.searchsorted(documents, queries + 1),  # a positive stands right behind its query
             owners=torch.searchsorted(queries, documents) - 1,
-            excluded=_excluded(told_apart, stage.loss.masks.duplicates),
+            excluded=_marked(known, [text for pair in told_apart for text in (pair.positive, *pair.negatives)]),
+            excluded_queries=_marked(known, [pair.query for pair in told_apart]) if loss.queries_as_negatives else None,
         ),
         in_batch=in_batch,
-        loss=stage.loss,
+        loss=loss,
         source=rows.source,
-        duplicates=_duplicates(told_apart, in_batch, stage.loss),
+        duplicates=_duplicates(told_apart, in_batch, loss),
         texts=tuple(given.text for given in inputs),
         scores=_scores(pairs, rows.source) if stage.reads_scores else None,
     )
@@ -107,16 +116,27 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
 
 def terms(encoder: Encoder, batch: ContrastiveBatch) -> dict[str, Term]:
     """The terms whose sum is the loss, by the names under which they are logged."""
-    loss, layout = batch.loss, batch.layout.to(encoder.device)
+    loss, found = batch.loss, {}
+    if loss.weight:
+        where = batch.in_batch, _guide(batch), batch.partition.seed, batch.partition.step
+        own = contrastive_term(loss, batch.layout.to(encoder.device), temperature_of(encoder, loss), *where)
+        found["contrastive"] = lambda queries, documents: loss.weight * own(queries, documents)
+    return found | other_terms.terms(encoder, batch)
 
-    def contrastive(queries: Tensor, documents: Tensor) -> Tensor:
-        return loss.weight * info_nce(
-            queries, documents, layout, loss.temperature,
-            similarity=loss.similarity, in_batch=batch.in_batch, hard_negatives=loss.hard_negatives,
-        )  # fmt: skip
 
-    own = {"contrastive": contrastive} if loss.weight else {}
-    return own | other_terms.terms(encoder, batch)
+def similarities(stage: ContrastiveStage | SimcseStage, layout: Layout) -> Term:
+    """InfoNCE of the stage, for its memory and operations: no guide, which changes neither much, and any temperature."""
+    return contrastive_term(stage.loss, layout, 1.0)
+
+
+def _guide(batch: ContrastiveBatch) -> Guide | None:
+    spec = batch.loss.masks.guide
+    if spec is None:
+        return None
+    vectors = batch.lessons[spec.teacher].vectors
+    assert vectors is not None  # the recipe allows no cross-encoder here
+    queries, documents = (vectors[rows.to(vectors.device)] for rows in (batch.queries, batch.documents))
+    return Guide(queries, documents, spec.margin, spec.kind == "relative")
 
 
 def backward(
@@ -131,6 +151,8 @@ def backward(
     """
     metrics: dict[str, Tensor] = {}
     parts = terms(encoder, batch)
+    if TEMPERATURE in encoder.auxiliary:
+        metrics[TEMPERATURE] = encoder.auxiliary[TEMPERATURE]().detach()
 
     def loss(vectors: Tensor) -> Tensor:
         check(vectors)
@@ -143,37 +165,45 @@ def backward(
         return torch.stack(list(values.values())).sum()
 
     tokens = batch.tokens.to(encoder.device)
-    sizes = stage.micro_batch_tokens, stage.activation_tokens
-    value = cached_backward(encoder, tokens, batch.partition, loss, *sizes, together=encoder.backbone.sharded)
+    how = stage.micro_batch_tokens, stage.activation_tokens, encoder.backbone.sharded, encoder.auxiliary
+    value = cached_backward(encoder, tokens, batch.partition, loss, *how)
     return {"loss": value, **metrics, "duplicate_positives": torch.tensor(batch.duplicates)}
 
 
 def teachers(stage: ContrastiveStage) -> tuple[TeacherSpec, ...]:
     """The models that the stage asks about its texts."""
-    asked = (stage.loss.soft_labels, stage.loss.embedding_match)
+    asked = (stage.loss.soft_labels, stage.loss.embedding_match, stage.loss.masks.guide)
     return tuple(dict.fromkeys(term.teacher for term in asked if term is not None and term.teacher is not None))
 
 
 def taught(batch: ContrastiveBatch, teachers: Teachers, device: torch.device) -> ContrastiveBatch:
     """The batch with what the teachers say of its texts."""
-    rows = (places.tolist() for places in (batch.queries, batch.documents, batch.layout.owners))
-    return replace(batch, lessons=teachers.lessons(batch.texts, *rows, batch.partition.step, device))
+    queries, documents, owners = (rows.tolist() for rows in (batch.queries, batch.documents, batch.layout.owners))
+    step = batch.partition.step
+    return replace(batch, lessons=teachers.lessons(batch.texts, queries, documents, owners, step, device))
 
 
-def auxiliary(encoder: Encoder, stage: ContrastiveStage, teachers: Teachers, seed: int) -> dict[str, nn.Module]:
-    """The layer between our vectors and the teacher's, if there is one. InputError if their widths differ without it."""
-    match = stage.loss.embedding_match
-    if match is None:
-        return {}
-    ours, theirs = encoder.dimensions, teachers.width(match.teacher)
+def auxiliary(
+    encoder: Encoder, stage: ContrastiveStage | SimcseStage, teachers: Teachers, seed: int
+) -> dict[str, nn.Module]:
+    """A temperature that trains, and the layer between our vectors and the teacher's, if there are. InputError if their
+    widths differ without it, and for Matryoshka widths that the encoder does not have."""
+    loss, ours, found = stage.loss, encoder.dimensions, {}
+    if loss.matryoshka is not None and max(loss.matryoshka.dims) > ours:
+        raise InputError(f"loss.matryoshka asks for {max(loss.matryoshka.dims)} coordinates, and vectors have {ours}")
+    if isinstance(loss.temperature, LearnedTemperature):
+        found[TEMPERATURE] = Temperature(loss.temperature).to(encoder.device)
+    if (match := loss.embedding_match) is None:
+        return found
+    theirs = teachers.width(match.teacher)
     if match.projection:
-        return {other_terms.PROJECTION: other_terms.linear(ours, theirs, seed, encoder.device)}
-    if ours != theirs:
+        found[other_terms.PROJECTION] = other_terms.linear(ours, theirs, seed, encoder.device)
+    elif ours != theirs:
         raise InputError(
             f"embedding_match: vectors of {match.teacher.model} have {theirs} numbers, ours {ours}; set `projection: true`, "
             "or give the recipe a head of that width"
         )
-    return {}
+    return found
 
 
 def vectors_per_row(stage: ContrastiveStage) -> int:
@@ -211,29 +241,29 @@ def _scores(pairs: Sequence[Pair], source: str) -> Tensor:
     return torch.tensor(found)
 
 
-def _excluded(pairs: Sequence[Pair], mask_duplicates: bool) -> Tensor | None:
-    """(Q, N) documents that are no negatives of a query, by their texts; None if there is no such document.
-
-    No positive of a row is a negative of it, in whatever row of the batch its text stands.
-    """
+def _known(pairs: Sequence[Pair], mask_duplicates: bool) -> list[set[str]]:
+    """The texts that are no negatives of each row, wherever in the batch they stand: several positives of a row, or all
+    that is right for its query in any row."""
+    if not mask_duplicates:
+        return [{pair.positive, *pair.extra_positives} if pair.extra_positives else set() for pair in pairs]
     right: dict[str, set[str]] = {}
     for pair in pairs:
         right.setdefault(pair.query, set()).update((pair.positive, *pair.extra_positives))
+    # A query is no negative of itself either: symmetric tasks list a pair in both directions.
+    return [right[pair.query] | {pair.query} for pair in pairs]
 
-    def known(pair: Pair) -> set[str]:
-        if mask_duplicates:  # a query is no negative of itself either: symmetric tasks list a pair in both directions
-            return right[pair.query] | {pair.query}
-        return {pair.positive, *pair.extra_positives} if pair.extra_positives else set()
 
+def _marked(known: Sequence[set[str]], texts: Sequence[str]) -> Tensor | None:
+    """(Q, len(texts)) bool, which of the texts each row knows; None if no row knows any."""
     places: dict[str, list[int]] = {}
-    for column, text in enumerate(text for pair in pairs for text in (pair.positive, *pair.negatives)):
+    for column, text in enumerate(texts):
         places.setdefault(text, []).append(column)
-    found = [(row, column) for row, pair in enumerate(pairs) for text in known(pair) for column in places.get(text, ())]
+    found = [(row, column) for row, own in enumerate(known) for text in own for column in places.get(text, ())]
     if not found:
         return None
-    excluded = torch.zeros(len(pairs), sum(map(len, places.values())), dtype=torch.bool)
-    excluded[tuple(torch.tensor(found).T)] = True
-    return excluded
+    marked = torch.zeros(len(known), len(texts), dtype=torch.bool)
+    marked[tuple(torch.tensor(found).T)] = True
+    return marked
 
 
 def _duplicates(pairs: Sequence[Pair], in_batch: bool, loss: LossSpec) -> float:

@@ -82,8 +82,8 @@ def backward(encoder: Encoder, batch: PairScoresBatch, stage: PairScoresStage) -
         return torch.stack(list(values.values())).sum()
 
     tokens = batch.tokens.to(encoder.device)
-    sizes = stage.micro_batch_tokens, stage.activation_tokens
-    value = cached_backward(encoder, tokens, batch.partition, loss, *sizes, together=encoder.backbone.sharded)
+    how = stage.micro_batch_tokens, stage.activation_tokens, encoder.backbone.sharded, encoder.auxiliary
+    value = cached_backward(encoder, tokens, batch.partition, loss, *how)
     return {"loss": value, **metrics}
 
 

@@ -30,6 +30,7 @@ def collate(rows: RowBatch, stage: SimcseStage, input_format: InputFormat, seed:
     """Every text twice, by the document template: first views are the queries, second views the documents."""
     count = len(rows.rows)
     partition = BatchPartition(2 * count, stage.rng_shards, seed, rows.step)
+    equal = _equal(rows.rows) if stage.loss.masks.duplicates else None
     views = [rows.rows[i // 2] for i in partition.rows()]
     return ContrastiveBatch(
         tokens=input_format.pack(views, max_tokens=stage.max_tokens),
@@ -39,7 +40,8 @@ def collate(rows: RowBatch, stage: SimcseStage, input_format: InputFormat, seed:
         layout=Layout(
             positives=torch.arange(count),
             owners=torch.arange(count),
-            excluded=_equal(rows.rows) if stage.loss.masks.duplicates else None,
+            excluded=equal,
+            excluded_queries=equal,
         ),
         in_batch=True,
         loss=stage.loss,

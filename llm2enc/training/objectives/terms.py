@@ -3,8 +3,7 @@
 Legend: Q queries, N documents or pairs, G documents of the largest row, D width.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +14,13 @@ from llm2enc.encoding import Encoder
 from llm2enc.losses import Layout
 from llm2enc.model import orthogonal
 from llm2enc.recipe import EmbeddingMatchSpec, PairScores, SoftLabelsSpec, SpreadOutSpec
+from llm2enc.training.objectives.denominator import Term, temperature_of, widths
 
 if TYPE_CHECKING:
     from llm2enc.training.objectives.contrastive import ContrastiveBatch
 
 # Names among what a loss trains besides the encoder: SBERT's classification layer, the one before a teacher's vectors.
 SOFTMAX, PROJECTION = "softmax", "projection"
-
-Term = Callable[[Tensor, Tensor], Tensor]
-"""(queries (Q, D), documents (N, D)) of the global batch, in float32 and not normalised -> scalar."""
 
 
 def terms(encoder: Encoder, batch: "ContrastiveBatch") -> dict[str, Term]:
@@ -57,21 +54,22 @@ def pair_score(encoder: Encoder, spec: PairScores, first: Tensor, second: Tensor
         return losses.margin_contrastive(first, second, labels, spec.margin)
     assert spec.kind == "softmax", "triples are no pairs"
     weight, bias = encoder.auxiliary[SOFTMAX].parameters()
-    return losses.softmax_classes(*_returned(encoder, first, second), labels.long(), weight, bias)
+    first, second = _returned(encoder, first), _returned(encoder, second)
+    return losses.softmax_classes(first, second, labels.long(), weight, bias)
 
 
 def linear(inputs: int, outputs: int, seed: int, device: torch.device) -> nn.Linear:
     """A float32 layer that has not been trained, the same for a seed on every machine: orthogonal, without bias yet."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=device, dtype=torch.float32)
+    layer = cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs, device=device, dtype=torch.float32))
     with torch.no_grad():
         layer.weight.copy_(orthogonal(outputs, inputs, seed))
         layer.bias.zero_()
     return layer
 
 
-def _returned(encoder: Encoder, *sides: Tensor) -> tuple[Tensor, ...]:
+def _returned(encoder: Encoder, vectors: Tensor) -> Tensor:
     """Pooled vectors as `encode` returns them: of unit length if the encoder normalises."""
-    return tuple(normalize(side, dim=-1) for side in sides) if encoder.normalize else sides
+    return normalize(vectors, dim=-1) if encoder.normalize else vectors
 
 
 def _groups(layout: Layout) -> tuple[Tensor, Tensor]:
@@ -88,7 +86,7 @@ def _soft_labels(encoder: Encoder, batch: "ContrastiveBatch", spec: SoftLabelsSp
     assert scores is not None  # `collate` has seen to it
     group, present = _groups(layout)
     teacher = scores.to(encoder.device)[group] / spec.teacher_temperature
-    temperature = spec.student_temperature or loss.temperature
+    temperature = spec.student_temperature or temperature_of(encoder, loss)
 
     def term(queries: Tensor, documents: Tensor) -> Tensor:
         if loss.similarity == "cosine":
@@ -116,7 +114,7 @@ def _embedding_match(encoder: Encoder, batch: "ContrastiveBatch", spec: Embeddin
     wanted, documents_wanted = (teacher[rows.to(teacher.device)] for rows in (batch.queries, batch.documents))
 
     def term(queries: Tensor, documents: Tensor) -> Tensor:
-        queries, documents = _returned(encoder, queries, documents)
+        queries, documents = _returned(encoder, queries), _returned(encoder, documents)
         sides = {
             "query": (queries, wanted),
             "positive": (documents[is_positive], documents_wanted[is_positive]),
@@ -134,12 +132,20 @@ def _embedding_match(encoder: Encoder, batch: "ContrastiveBatch", spec: Embeddin
 
 
 def _spread_out(batch: "ContrastiveBatch", spec: SpreadOutSpec) -> Term:
+    nested, partition = batch.loss.matryoshka, batch.partition
+
     def term(queries: Tensor, documents: Tensor) -> Tensor:
         centre = 1 / queries.size(-1) if spec.centre == "1/d" else 0.0
-        sides = queries, documents[batch.layout.positives.to(documents.device)]
-        return spec.weight * sum(losses.spread_out(side, centre, spec.mean_weight) for side in sides)
+        positives = documents[batch.layout.positives.to(documents.device)]
+        one, other = (losses.spread_out(side, centre, spec.mean_weight) for side in (queries, positives))
+        return spec.weight * (one + other)
 
-    return term
+    if nested is None:
+        return term
+    chosen = widths(
+        nested, partition.seed, partition.step
+    )  # EmbeddingGemma nests this term too, and not its distillation
+    return lambda queries, documents: losses.matryoshka(term, queries, documents, chosen, nested.reduce)
 
 
 def _pair_scores(encoder: Encoder, batch: "ContrastiveBatch", spec: PairScores) -> Term:
@@ -152,7 +158,7 @@ def _pair_scores(encoder: Encoder, batch: "ContrastiveBatch", spec: PairScores) 
                 queries, documents, layout, 1 / spec.scale, in_batch=batch.in_batch, hard_negatives="none"
             )
         if spec.kind == "triplet":
-            queries, documents = _returned(encoder, queries, documents)
+            queries, documents = _returned(encoder, queries), _returned(encoder, documents)
             negative = labels == 0
             owners = layout.owners[negative]
             sides = queries[owners], documents[layout.positives[owners]], documents[negative]
