@@ -2,19 +2,19 @@
 
 from llm2enc.encoding.encoder import Encoder, LoadType
 from llm2enc.encoding.options import EncodeOptions
-from llm2enc.encoding.partial_file import Facts, PartialFile
+from llm2enc.encoding.partial_file import PartialFile
 from llm2enc.encoding.quantization import calibrate, layout
-from llm2enc.encoding.to_file import encode_file, encoder_facts, text_digest
+from llm2enc.encoding.to_file import encode_file, encoder_facts, machine_facts, text_digest
 
 __all__ = [
     "EncodeOptions",
     "Encoder",
-    "Facts",
     "LoadType",
     "PartialFile",
     "calibrate",
     "encode_file",
     "encoder_facts",
     "layout",
+    "machine_facts",
     "text_digest",
 ]
