@@ -1,7 +1,7 @@
 """Rows in, rows out: the one way in which every step of the data engine writes its file.
 
 OUT                        JSON lines, also as .gz; whole or absent
-OUT.provenance.json        what the rows were made from, with which settings; counts by reason; SHA-256 of OUT
+OUT.provenance.json        names, content and settings that the rows were made from; counts by reason; SHA-256 of OUT
 OUT.partial/               until it is finished
   run.json                 what the rows depend on; a run of anything else does not go on from here
   rows.jsonl               the rows that are made
@@ -99,16 +99,17 @@ class Journal(PartialFolder):
         facts: Facts,
         work: Callable[[range], Block],
         block: int,
-        what: str,
+        names: Mapping[str, str | None],
         before: Counts,
         show_progress: bool = False,
     ) -> Counts:
         """Write the file, and return the counts; goes on where a run of the same facts was interrupted.
 
-        facts   what the rows depend on; `finished` has allowed them. `count` of them is the number of input rows
+        facts   what the rows depend on; `finished` has allowed them. Of them `step` is what is done, `count` the number of
+                input rows
         work    what the input rows of a range become: the same whenever it is called
         block   input rows of one call; what an interruption can lose
-        what    the step, for the progress bar
+        names   of what the rows are made from, for the provenance: the same content may stand under other names
         before  what became of rows that are not among the input rows
         raises  OSError with the file's name if it cannot be written; what is on the disk stays, and a later call goes on
         """
@@ -122,7 +123,7 @@ class Journal(PartialFolder):
                 add_path_to_oserror(self.rows),
                 self.rows.open("r+b") as rows,
                 self._blocks.open("ab+") as lines,
-                bar(what, facts["count"], show_progress) as move,
+                bar(facts["step"], facts["count"], show_progress) as move,
             ):
                 rows.truncate(done.size)
                 rows.seek(done.size)
@@ -135,7 +136,7 @@ class Journal(PartialFolder):
                     _append(lines, [{"end": span.stop, "bytes": rows.tell(), "counts": made.counts}])
                     move(len(span))
             counts = added((*self._done().counts, before))
-            self._finish(facts, counts)
+            self._finish(facts, names, counts)
         return counts
 
     def _done(self) -> _Done:
@@ -147,10 +148,10 @@ class Journal(PartialFolder):
         last = blocks[-1] if blocks else {"end": 0, "bytes": 0}
         return _Done(last["end"], last["bytes"], tuple(block["counts"] for block in blocks))
 
-    def _finish(self, facts: Facts, counts: Counts) -> None:
+    def _finish(self, facts: Facts, names: Mapping[str, str | None], counts: Counts) -> None:
         """Put everything in its place, the provenance first, and remove the folder."""
         whole = _packed(self.rows, self.out) if self.out.suffix == ".gz" else self.rows
-        record = {"facts": facts, "counts": counts, "sha256": sha256_of([whole])}
+        record = {"names": names, "facts": facts, "counts": counts, "sha256": sha256_of([whole])}
         replace_text(self.provenance, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         os.replace(whole, self.out)
         sync_one(self.out.absolute().parent)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from llm2enc.recipe import FilesData
 from llm2enc.storage import Facts, default_cache
 
 _BLOCK = 1024  # rows that are mined and written at a time
+_COPIED = "near copy of the query or a positive"
 
 
 def mine(
@@ -65,6 +66,8 @@ def mine(
     raises        InputError for settings that exclude each other, files that cannot be read, or an interrupted run of others
     """
     how = Selection(**selection)
+    if instructions not in get_args(Instructions):
+        raise InputError(f"instructions is {instructions!r}; expected {', '.join(get_args(Instructions))}")
     if model is None and not bm25:
         raise InputError("nothing ranks the documents: give a model, BM25, or both")
     if bm25:
@@ -99,8 +102,9 @@ def mine(
         if bm25:
             rankers.append(Bm25Ranker(documents, collection.searched))
         miner = _Miner(rows, collection, rankers, scorer, how)
+        names = {"pairs": str(pairs), "corpus": corpus and str(corpus), "model": model, "rescore": rescore}
         dropped = {"rows": {"dropped: no query or no positive": rows.dropped}}
-        counts = journal.run(facts, miner, _BLOCK, "mine", dropped, show_progress)
+        counts = journal.run(facts, miner, _BLOCK, names, dropped, show_progress)
     return counts
 
 
@@ -117,6 +121,19 @@ class _Known:
 
 
 @dataclass(frozen=True)
+class _Ranked:
+    """The candidates of a row, in their order, and all scores of its query."""
+
+    candidates: np.ndarray
+    scores: np.ndarray
+    """Of the candidates."""
+    positive_scores: np.ndarray
+    """Of `_Known.positives`."""
+    negative_scores: np.ndarray
+    """Of `_Known.negatives`."""
+
+
+@dataclass(frozen=True)
 class _Miner:
     """What rows become: the work of the journal."""
 
@@ -129,17 +146,13 @@ class _Miner:
     def __call__(self, span: range) -> Block:
         pairs = self.rows[span.start : span.stop]
         known = [self._known(pair) for pair in pairs]
-        queries = [ranker.read(pairs) for ranker in self.rankers]
-        candidates = self._candidates(queries, known)
-        scorer, asked = self.rankers[0], queries[0]
-        if self.rescorer is not None:
-            scorer, asked = self.rescorer, self.rescorer.read(pairs)
-        parts = [(of.positives, of.negatives, found) for of, found in zip(known, candidates, strict=True)]
-        scores = scorer.scores(asked, [np.concatenate(part) for part in parts])
         rows, counts = [], {"rows": Counter[str](), "candidates": Counter[str]()}
-        for row, pair, part, own in zip(span, pairs, parts, scores, strict=True):
-            edges = np.cumsum([len(numbers) for numbers in part[:2]])
-            rows.append(self._mined(row, pair, part, np.split(own, edges), counts))
+        for row, pair, of, ranked in zip(span, pairs, known, self._ranked(pairs, known), strict=True):
+            places, reasons = self._chosen(row, pair, of, ranked)
+            rows.append(self._written(pair, of, ranked, places))
+            counts["candidates"].update(reasons)
+            whole = "all" if len(places) == self.how.negatives else "fewer than" if places else "none of"
+            counts["rows"][f"with {whole} {self.how.negatives} negatives"] += 1
         return Block(rows, counts)
 
     def _known(self, pair: Pair) -> _Known:
@@ -148,6 +161,22 @@ class _Miner:
         itself = documents.find(pair.query)
         excluded = frozenset((*positives, *negatives, *(() if itself is None else (itself,))))
         return _Known(np.array(positives), np.array(negatives, dtype=np.int64), excluded)
+
+    def _ranked(self, pairs: Sequence[Pair], known: Sequence[_Known]) -> list[_Ranked]:
+        """Of each row, the documents in the range of ranks; a rescorer orders them anew."""
+        queries = [ranker.read(pairs) for ranker in self.rankers]
+        candidates = self._candidates(queries, known)
+        scorer, asked = self.rankers[0], queries[0]
+        if self.rescorer is not None:
+            scorer, asked = self.rescorer, self.rescorer.read(pairs)
+        every = [np.concatenate([of.positives, of.negatives, own]) for of, own in zip(known, candidates, strict=True)]
+        found = []
+        for of, own, scores in zip(known, candidates, scorer.scores(asked, every), strict=True):
+            first = len(of.positives)
+            positives, negatives, new = np.split(scores, [first, first + len(of.negatives)])
+            order = np.arange(len(own)) if self.rescorer is None else np.lexsort((own, -new))
+            found.append(_Ranked(own[order], new[order], positives, negatives))
+        return found
 
     def _candidates(self, queries: Sequence[Any], known: Sequence[_Known]) -> Numbers:
         """Of each query, the documents in the range of ranks, in their order."""
@@ -160,63 +189,32 @@ class _Miner:
         ranked = rankings[0] if len(rankings) == 1 else [fused(each) for each in zip(*rankings, strict=True)]
         return [ranking[first - 1 : last] for ranking in ranked]
 
-    def _mined(
-        self,
-        row: int,
-        pair: Pair,
-        numbers: tuple[np.ndarray, np.ndarray, np.ndarray],
-        scores: Sequence[np.ndarray],
-        counts: dict[str, Counter[str]],
-    ) -> dict[str, Any]:
-        """The row with its negatives.
-
-        numbers, scores  of the query's positives, of the row's own negatives, and of the candidates
-        """
-        positives, _, candidates = numbers
-        positive_scores, own_scores, found = scores
-        if self.rescorer is not None:
-            order = np.lexsort((candidates, -found))
-            candidates, found = candidates[order], found[order]
-        chosen = self._chosen(
-            row, pair, positives, candidates, refusals(found, positive_scores, self.how), found, counts
-        )
-        texts = [pair.positive, *pair.extra_positives]
-        score_of = dict(zip(positives.tolist(), positive_scores.tolist(), strict=True))
-        mined = {
-            "query": pair.query,
-            "positive": texts if self.collection.several else pair.positive,
-            "negatives": [*pair.negatives, *self.collection.documents.take(candidates[chosen])],
-            "positive_scores": [score_of[number] for number in self.collection.documents.add(texts)],
-            "negative_scores": [*own_scores.tolist(), *found[chosen].tolist()],
-        }
-        return mined | ({"instruction": pair.instruction} if self.collection.instructed else {})
-
-    def _chosen(
-        self,
-        row: int,
-        pair: Pair,
-        positives: np.ndarray,
-        candidates: np.ndarray,
-        reasons: np.ndarray,
-        scores: np.ndarray,
-        counts: dict[str, Counter[str]],
-    ) -> list[int]:
-        """Places of the candidates that are taken, in their order."""
-        documents, count = self.collection.documents, self.how.negatives
-        left = np.flatnonzero(reasons == "")
-        copies, chosen, copied = NearCopies([pair.query, *documents.take(positives)]), [], 0
-        for place in left[drawn(scores[left], self.how, row)].tolist():
-            if len(chosen) == count:
+    def _chosen(self, row: int, pair: Pair, known: _Known, ranked: _Ranked) -> tuple[list[int], Counter[str]]:
+        """Places of the candidates that are taken, in their order, and what became of all."""
+        documents = self.collection.documents
+        refused = refusals(ranked.scores, ranked.positive_scores, self.how)
+        left = np.flatnonzero(refused == "")
+        copies, chosen, copied = NearCopies([pair.query, *documents.take(known.positives)]), [], 0
+        for place in left[drawn(ranked.scores[left], self.how, row)].tolist():
+            if len(chosen) == self.how.negatives:
                 break
-            if copies.holds(documents.take(candidates[[place]])[0]):
+            if copies.holds(documents.take(ranked.candidates[[place]])[0]):
                 copied += 1
             else:
                 chosen.append(place)
-        found = counts["candidates"]
-        found.update(reason for reason in reasons.tolist() if reason)
-        found.update(
-            {"near copies of a positive": copied, "taken": len(chosen), "not needed": len(left) - len(chosen) - copied}
-        )
-        whole = "with all" if len(chosen) == count else "with none of" if not chosen else "with fewer than"
-        counts["rows"][f"{whole} {count} negatives"] += 1
-        return sorted(chosen)
+        reasons = Counter[str](reason for reason in refused.tolist() if reason)
+        rest = len(left) - len(chosen) - copied
+        return sorted(chosen), reasons + Counter({_COPIED: copied, "taken": len(chosen), "not needed": rest})
+
+    def _written(self, pair: Pair, known: _Known, ranked: _Ranked, places: list[int]) -> dict[str, Any]:
+        """The row with its negatives."""
+        texts = [pair.positive, *pair.extra_positives]
+        score_of = dict(zip(known.positives.tolist(), ranked.positive_scores.tolist(), strict=True))
+        mined = {
+            "query": pair.query,
+            "positive": texts if self.collection.several else pair.positive,
+            "negatives": [*pair.negatives, *self.collection.documents.take(ranked.candidates[places])],
+            "positive_scores": [score_of[number] for number in self.collection.documents.add(texts)],
+            "negative_scores": [*ranked.negative_scores.tolist(), *ranked.scores[places].tolist()],
+        }
+        return mined | ({"instruction": pair.instruction} if self.collection.instructed else {})

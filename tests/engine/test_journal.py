@@ -27,7 +27,7 @@ def toy(span: range) -> Block:
 def run(out: Path, facts: dict[str, Any] = FACTS, work: Callable[[range], Block] = toy) -> Any:
     journal = Journal(out)
     found = journal.finished(facts)
-    return journal.run(facts, work, 3, "toy", BEFORE) if found is None else found
+    return journal.run(facts, work, 3, {"texts": "a.txt"}, BEFORE) if found is None else found
 
 
 class _Killed(BaseException):
@@ -75,6 +75,7 @@ def test_rows_and_counts_and_provenance(tmp_path: Path) -> None:
     assert counts == {"rows": {"kept": 6, "dropped: third": 4, "dropped: empty": 2}}
     record = json.loads((tmp_path / "rows.jsonl.provenance.json").read_text())
     assert record["facts"].items() >= FACTS.items() and record["counts"] == counts
+    assert record["names"] == {"texts": "a.txt"}
     assert record["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     run(tmp_path / "rows.jsonl.gz")
     assert gzip.decompress((tmp_path / "rows.jsonl.gz").read_bytes()) == out.read_bytes()
