@@ -18,7 +18,7 @@ _READ = 1000  # rows at a time
 class Documents:
     """Texts that differ by more than case, white space and Unicode form; of equal ones the first is kept.
 
-    About 150 bytes of memory each: the texts are in a temporary file.
+    About 130 bytes of memory each: the texts are in a temporary file.
     """
 
     def __init__(self) -> None:

@@ -16,11 +16,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm2enc.errors import InputError
+from llm2enc.errors import InputError, explained
 from llm2enc.storage import (
     Facts,
     PartialFolder,
@@ -55,8 +55,10 @@ class _Done:
     """Input rows that are done."""
     size: int = 0
     """Bytes of the rows that were made of them."""
-    counts: tuple[Mapping[str, Mapping[str, int]], ...] = ()
-    """Of each block."""
+    counts: Counts = field(default_factory=dict)
+    """Of all of them."""
+    lines: int = 0
+    """Bytes of the lines that say so."""
 
 
 class Journal(PartialFolder):
@@ -86,13 +88,15 @@ class Journal(PartialFolder):
         if not self.out.exists():
             self.check(facts)
             return None
-        former = json.loads(self.provenance.read_text(encoding="utf-8"))
-        if words := difference(former["facts"], facts):
+        with explained(str(self.provenance), f"remove it and {self.out} to begin anew", (ValueError, KeyError)):
+            former = json.loads(self.provenance.read_text(encoding="utf-8"))
+            made_from, counts, digest = former["facts"], former["counts"], former["sha256"]
+        if words := difference(made_from, facts):
             raise InputError(f"{self.out} was made from something else ({words}); choose another file or remove it")
-        if sha256_of([self.out]) != former["sha256"]:
+        if sha256_of([self.out]) != digest:
             raise InputError(f"{self.out} was changed since it was made; choose another file or remove it")
         self.remove()  # of a run that was killed at its very end
-        return former["counts"]
+        return counts
 
     def run(
         self,
@@ -122,12 +126,12 @@ class Journal(PartialFolder):
             with (
                 add_path_to_oserror(self.rows),
                 self.rows.open("r+b") as rows,
-                self._blocks.open("ab+") as lines,
+                self._blocks.open("ab") as lines,
                 bar(facts["step"], facts["count"], show_progress) as move,
             ):
                 rows.truncate(done.size)
                 rows.seek(done.size)
-                _cut_torn_line(lines)
+                lines.truncate(done.lines)
                 move(done.end)
                 for first in range(done.end, facts["count"], block):
                     span = range(first, min(first + block, facts["count"]))
@@ -135,18 +139,21 @@ class Journal(PartialFolder):
                     _append(rows, made.rows)
                     _append(lines, [{"end": span.stop, "bytes": rows.tell(), "counts": made.counts}])
                     move(len(span))
-            counts = added((*self._done().counts, before))
+            counts = added(self._done().counts, before)
             self._finish(facts, names, counts)
         return counts
 
     def _done(self) -> _Done:
-        """The blocks that are on the disk; a line that a kill tore counts for nothing."""
+        """The blocks that are on the disk; a line that a kill tore counts for nothing, nor does one whose rows are gone."""
+        done = _Done()
         if not (self._blocks.is_file() and self.rows.is_file()):
-            return _Done()
-        *lines, _ = self._blocks.read_bytes().split(b"\n")
-        blocks = [json.loads(line) for line in lines]
-        last = blocks[-1] if blocks else {"end": 0, "bytes": 0}
-        return _Done(last["end"], last["bytes"], tuple(block["counts"] for block in blocks))
+            return done
+        size = self.rows.stat().st_size
+        for line in self._blocks.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n") or (block := json.loads(line))["bytes"] > size:
+                break
+            done = _Done(block["end"], block["bytes"], added(done.counts, block["counts"]), done.lines + len(line))
+        return done
 
     def _finish(self, facts: Facts, names: Mapping[str, str | None], counts: Counts) -> None:
         """Put everything in its place, the provenance first, and remove the folder."""
@@ -158,7 +165,7 @@ class Journal(PartialFolder):
         self.remove()
 
 
-def added(counts: Iterable[Mapping[str, Mapping[str, int]]]) -> Counts:
+def added(*counts: Mapping[str, Mapping[str, int]]) -> Counts:
     """The sum of counts, in the order in which their names first come."""
     total: Counts = {}
     for one in counts:
@@ -174,11 +181,6 @@ def _append(file: Any, records: Iterable[Mapping[str, Any]]) -> None:
     file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode("utf-8"))
     file.flush()
     os.fsync(file.fileno())
-
-
-def _cut_torn_line(file: Any) -> None:
-    file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _packed(rows: Path, out: Path) -> Path:

@@ -31,7 +31,8 @@ from llm2enc.evaluation import Instructions, open_encoder
 from llm2enc.recipe import FilesData
 from llm2enc.storage import Facts, default_cache
 
-_BLOCK = 1024  # rows that are mined and written at a time
+# Rows that are mined and written at a time: what an interruption can lose. A rescorer reads a hundred texts for each.
+_BLOCK, _RESCORED = 1024, 64
 _COPIED = "near copy of the query or a positive"
 
 
@@ -104,7 +105,8 @@ def mine(
         miner = _Miner(rows, collection, rankers, scorer, how)
         names = {"pairs": str(pairs), "corpus": corpus and str(corpus), "model": model, "rescore": rescore}
         dropped = {"rows": {"dropped: no query or no positive": rows.dropped}}
-        counts = journal.run(facts, miner, _BLOCK, names, dropped, show_progress)
+        block = _BLOCK if scorer is None else _RESCORED
+        counts = journal.run(facts, miner, block, names, dropped, show_progress)
     return counts
 
 

@@ -102,6 +102,31 @@ def test_a_half_row_and_a_half_line_are_cut_off(tmp_path: Path) -> None:
     assert seen == [range(6, 9), range(9, 10)] and out.read_bytes() == whole.read_bytes()
 
 
+def test_a_line_whose_rows_are_gone_counts_for_nothing(tmp_path: Path) -> None:
+    """Half of the folder on a disk that lost the rest: made again from the last block whose rows are there."""
+
+    def stopped(span: range) -> Block:
+        if span.start == 6:
+            raise KeyboardInterrupt
+        return toy(span)
+
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"
+    run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(out, work=stopped)
+    rows = Journal(out).folder / "rows.jsonl"
+    rows.write_bytes(rows.read_bytes()[:-1])
+    assert run(out)["rows"]["kept"] == 6 and out.read_bytes() == whole.read_bytes()
+
+
+def test_a_damaged_provenance_says_what_to_remove(tmp_path: Path) -> None:
+    run(tmp_path / "rows.jsonl")
+    for damaged in ("{", "{}"):
+        (tmp_path / "rows.jsonl.provenance.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"rows.jsonl.provenance.json cannot be used .* to begin anew"):
+            run(tmp_path / "rows.jsonl")
+
+
 def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     counts, before = run(out), out.stat().st_mtime_ns

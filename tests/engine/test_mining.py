@@ -115,6 +115,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm2enc.engine.mining.require", lambda *_, **__: None)
     monkeypatch.setattr("llm2enc.engine.mining.version", lambda package: "0")
     monkeypatch.setattr("llm2enc.engine.mining._BLOCK", 7)
+    monkeypatch.setattr("llm2enc.engine.mining._RESCORED", 3)
 
 
 def mined(folder: Path, rows: list[Row], name: str = "out.jsonl", **options: Any) -> list[Row]:
