@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from llm2enc.comparison import compare
     from llm2enc.conversion import convert
     from llm2enc.encoding import Encoder
+    from llm2enc.engine import mine
     from llm2enc.errors import CannotConvert, RecipeError
     from llm2enc.model import inspect
     from llm2enc.recipe import Recipe, load_recipe, recipe_names
 
 __version__ = "0.1.0"
 __all__ = [
-    "CannotConvert", "Encoder", "Recipe", "RecipeError", "compare", "convert", "inspect", "load_recipe", "recipe_names",
+    "CannotConvert", "Encoder", "Recipe", "RecipeError", "compare", "convert", "inspect", "load_recipe", "mine",
+    "recipe_names",
 ]  # fmt: skip
 
 # Loaded on first use: torch takes seconds and pydantic a fifth of one, which `llm2enc --help` does not need.
@@ -32,6 +34,7 @@ _HOMES = {
     "convert": "llm2enc.conversion",
     "inspect": "llm2enc.model",
     "load_recipe": "llm2enc.recipe",
+    "mine": "llm2enc.engine",
     "recipe_names": "llm2enc.recipe",
 }
 

@@ -24,6 +24,7 @@ ORDER = {
     "export": "other formats of a directory",
     "evaluation": "tasks, metrics, intervals",
     "audit": "what is wrong with the data",
+    "engine": "rows in, rows out: training data is made",
     "planning": "memory, time and disk beforehand",
     "merging": "several encoders become one",
     "verification": "do other programs agree",

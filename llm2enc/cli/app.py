@@ -18,6 +18,7 @@ from llm2enc.cli.inspect import inspect
 from llm2enc.cli.interruption import interruptible
 from llm2enc.cli.merge import merge
 from llm2enc.cli.messages import say
+from llm2enc.cli.mine import mine
 from llm2enc.cli.plan import plan
 from llm2enc.cli.recipes import recipes
 from llm2enc.cli.verify import verify
@@ -38,6 +39,7 @@ COMMANDS = {  # and what is kept when something from outside ends it
     evaluate: _GOES_ON,
     compare: _GOES_ON,
     data: "Nothing was written.",
+    mine: "Finished rows are kept in OUT.partial: the same command goes on from there.",
     verify: _NOTHING_HALF,
     export: f"{_NOTHING_HALF} What a push has sent already is not sent again.",
     merge: f"{_NOTHING_HALF} Scores that are finished are kept.",

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llm2enc.data import TextRows
-    from llm2enc.encoding import EncodeOptions, Encoder, Facts, PartialFile
+    from llm2enc.encoding import EncodeOptions, Encoder, PartialFile
+    from llm2enc.storage import Facts
 
 CALIBRATION_TEXTS = 10_000  # of a file given to `encode --calibrate`; more hardly widen the ranges
 

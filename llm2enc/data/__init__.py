@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from llm2enc.data.content import check_texts, grades
 from llm2enc.data.files import is_pipe
 from llm2enc.data.rows import Dialogue, Pair, RowKind, Rows, ScoredPair, Stream
+from llm2enc.data.spool import Spool
 from llm2enc.data.text_files import TextRows, read_text_files
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "RowKind",
     "Rows",
     "ScoredPair",
+    "Spool",
     "Stream",
     "TextRows",
     "beir",

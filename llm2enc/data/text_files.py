@@ -15,6 +15,7 @@ from llm2enc.data.content import check_texts
 from llm2enc.data.files import file_type, is_pipe, matches, spool_folder, spooled
 from llm2enc.data.plain_files import Record, plain_files
 from llm2enc.data.rows import Rows
+from llm2enc.data.spool import Spool
 from llm2enc.errors import DataError, require
 from llm2enc.storage import add_path_to_oserror
 
@@ -57,29 +58,21 @@ def read_text_files(path: str, column: str | None = None, skip_empty: bool = Fal
 
 
 def _copied(path: str, cells: Iterator[str | None], decided: str, skip_empty: bool) -> TextRows:
-    copy, ends, kept = tempfile.TemporaryFile(), array("q", [0]), array("q")  # noqa: SIM115 - as long as the rows live
+    copy, kept = Spool(), array("q")
     empty, first, count = 0, 0, 0
     for count, cell in enumerate(cells, 1):
         if not cell or not cell.strip():
             empty, first = empty + 1, first or count
             if skip_empty:
                 continue
-        ends.append(ends[-1] + copy.write((cell or "").encode("utf-8")))
+        copy.add(cell or "")
         kept.append(count - 1)
-    copy.flush()
     if empty == count:
         raise DataError(f"it is empty: {count} rows, none with text")
     _log.info("%s: %s; %d rows, %d of them empty", path, decided, count, empty)
 
-    def take(positions: np.ndarray) -> list[str]:
-        found = []
-        for position in positions.tolist():
-            copy.seek(ends[position])
-            found.append(copy.read(ends[position + 1] - ends[position]).decode("utf-8"))
-        return found
-
     rows = np.array(kept, dtype=np.int64) if skip_empty and empty else None
-    return TextRows(path, len(kept), take, count - len(kept), rows, (empty, first), count, decided)
+    return TextRows(path, len(kept), copy.take, count - len(kept), rows, (empty, first), count, decided)
 
 
 def _parquet(files: list[str], column: str | None) -> tuple[Iterator[str | None], str]:

@@ -13,9 +13,10 @@ from llm2enc.data import Rows
 from llm2enc.encoding import pipeline
 from llm2enc.encoding.encoder import Encoder
 from llm2enc.encoding.options import DEFAULT, EncodeOptions
-from llm2enc.encoding.partial_file import Facts, PartialFile
+from llm2enc.encoding.partial_file import PartialFile
 from llm2enc.encoding.quantization import layout
 from llm2enc.errors import InputError
+from llm2enc.storage import Facts
 
 FORMAT = 1
 _PACKAGES = ("llm2enc", "torch", "transformers", "tokenizers", "numpy")  # whose releases may change a vector's last bit
@@ -37,7 +38,6 @@ def encoder_facts(encoder: Encoder, options: EncodeOptions) -> Facts:
     if not isinstance(options.instruction, str | None):
         raise InputError("a file of texts is encoded with one instruction, got several")
     entries, kind = layout(options.truncate_dim or encoder.dimensions, options.precision)
-    device = encoder.device
     return {
         "format": FORMAT,
         "encoder": encoder.fingerprint(),
@@ -47,6 +47,13 @@ def encoder_facts(encoder: Encoder, options: EncodeOptions) -> Facts:
         "width": entries,
         "dtype": kind.newbyteorder("<").str,
         "buffers": [pipeline.CHUNK_TEXTS, pipeline.CHUNK_CHARACTERS, pipeline.BUFFER_TEXTS, pipeline.BUFFER_TOKENS],
+        **machine_facts(encoder.device),
+    }
+
+
+def machine_facts(device: torch.device) -> Facts:
+    """What the last bit of a vector depends on besides the encoder and the texts."""
+    return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),

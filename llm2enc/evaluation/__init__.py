@@ -5,10 +5,10 @@ from llm2enc.evaluation.bootstrap import Interval, difference, draws, interval, 
 from llm2enc.evaluation.cache import CachedEncoder
 from llm2enc.evaluation.docstrings import docstring_tasks
 from llm2enc.evaluation.folders import find_tasks, read_task
-from llm2enc.evaluation.metrics import Vectors, cosine, cosines
+from llm2enc.evaluation.metrics import Vectors, cosine, cosines, unit
 from llm2enc.evaluation.mteb_adapter import Failure, MtebEncoder, mteb_tasks
 from llm2enc.evaluation.run import baselines, evaluate, score_names
-from llm2enc.evaluation.scoring import score
+from llm2enc.evaluation.scoring import Instructions, score
 from llm2enc.evaluation.sources import gather, read_pairs_file
 from llm2enc.evaluation.suite import Measurement
 from llm2enc.evaluation.tasks import (
@@ -33,6 +33,7 @@ __all__ = [
     "ClassificationTask",
     "ClusteringTask",
     "Failure",
+    "Instructions",
     "Interval",
     "Measurement",
     "MtebEncoder",
@@ -66,4 +67,5 @@ __all__ = [
     "score",
     "score_names",
     "suite",
+    "unit",
 ]

@@ -20,15 +20,19 @@ from llm2enc.storage.cache import default_cache
 from llm2enc.storage.digest import sha256_of
 from llm2enc.storage.directory import atomic_directory, recover
 from llm2enc.storage.lock import file_lock, owner
+from llm2enc.storage.partial import Facts, PartialFolder, difference
 from llm2enc.storage.secrets import redacted, secrets_in
 
 __all__ = [
+    "Facts",
+    "PartialFolder",
     "add_path_to_oserror",
     "alive",
     "atomic_directory",
     "check_name",
     "check_room",
     "default_cache",
+    "difference",
     "file_lock",
     "owner",
     "recover",
