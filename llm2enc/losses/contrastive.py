@@ -62,8 +62,8 @@ def info_nce(
     count_positive_in_reverse   of joint: the positive stands in the denominator twice (GTE), so that no loss is below ln 2
     guide                leaves out what it finds nearer than the positive, less a margin
     own_margin           leaves out what is nearer than the positive plus this margin, by the similarities at hand, without a
-                         gradient (Qwen3-Embedding, arXiv 2506.05176, section 3.1). `own_margin_on`: of documents by q_i d_j (qd),
-                         of queries by q_i q_j (qq), of p_i d_j by itself (dd) or by q_i d_j (dd_by_qd)
+                         gradient (Qwen3-Embedding, arXiv 2506.05176, section 3.1). `own_margin_on`: of documents by q_i d_j
+                         (qd), of queries by q_i q_j (qq), of p_i d_j by itself (dd) or by q_i d_j (dd_by_qd)
     hardness             negatives count exp(hardness x similarity) times, without a gradient: the query's own hard negatives
                          (EmbeddingGemma, arXiv 2509.20354), documents of other rows (arXiv 2503.04812), or both
     hard_negative_bias   is added to the logits of a query's own hard negatives (SimCSE, arXiv 2104.08821, code)
@@ -87,13 +87,12 @@ def info_nce(
     if hard_negative_bias:
         logits["qd"] = logits["qd"] + hard_negative_bias * (layout.own & layout.hard).to(logits["qd"].dtype)
     kept["qd"] = kept["qd"] | (layout.own & ~layout.hard)
-    reverse = None
     if "pq" in kept and (reverse_rows != "joint" or count_positive_in_reverse):
         kept["pq"] = kept["pq"] | torch.eye(len(queries), dtype=torch.bool, device=queries.device)
-    masked = {name: block.masked_fill(~kept[name], -torch.inf) for name, block in logits.items()}
-    if reverse_rows != "joint":
-        reverse = masked.pop("pq", None)
-    loss = _cross_entropy(torch.cat(list(masked.values()), 1), layout.positives, focal_gamma)
+    masked = {name: block.masked_fill_(~kept[name], -torch.inf) for name, block in logits.items()}
+    reverse = masked.pop("pq", None) if reverse_rows != "joint" else None
+    own = torch.cat(list(masked.values()), 1) if len(masked) > 1 else masked["qd"]
+    loss = _cross_entropy(own, layout.positives, focal_gamma)
     if reverse is None:
         return loss
     loss = loss + _cross_entropy(reverse, torch.arange(len(reverse), device=reverse.device), focal_gamma)

@@ -14,7 +14,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 class LearnedTemperature(Strict):
     """A temperature that trains beside the weights, at their learning rate, and is thrown away with the stage: similarities
-    are multiplied by exp(t) (cpt-text, arXiv 2201.10005; CLIP)."""
+    are multiplied by exp(t) (cpt-text, arXiv 2201.10005; CLIP). Decay, if it is of all weights, draws it towards 1."""
 
     start: Positive
     bounds: tuple[Positive, Positive] | None = None

@@ -10,7 +10,10 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class TeacherSpec(Strict):
-    """A frozen model that reads the raw texts of a batch, without the recipe's templates."""
+    """A frozen model that reads the raw texts of a batch, without the recipe's templates.
+
+    Its answers, 4 bytes a number, are kept for the whole stage: in memory by every process, and in the stage's folder.
+    """
 
     model: str
     """A directory that `llm2enc` or sentence-transformers wrote, the folder of a run, or a hub id."""

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -359,6 +360,14 @@ def test_scores_follow_the_documents_that_are_drawn(encoder: Encoder) -> None:
 def test_what_has_no_meaning_is_refused(loss: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stage_of(loss)
+
+
+def test_a_recipe_with_every_term_survives_its_own_yaml(tmp_path: Path) -> None:
+    scored = {"objective": "pair_scores", "data": DATA, "loss": {"pair_scores": ALL_SCORED}} | COMMON
+    stages = [scored, {"objective": "contrastive", "data": DATA, "loss": EVERYTHING} | COMMON]
+    recipe = load_recipe("pocket", [f"stages={json.dumps(stages)}"])
+    (tmp_path / "written.yaml").write_text(recipe.to_yaml())
+    assert load_recipe(tmp_path / "written.yaml") == recipe
 
 
 def test_what_other_stages_cannot_have() -> None:
