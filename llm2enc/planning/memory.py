@@ -114,16 +114,16 @@ def memory(
     devices: Devices,
     pooling: Pooling,
     max_tokens: int | None = None,
-    beside: bool = False,
+    joined: bool = False,
 ) -> tuple[Memory, Costs, torch.Tensor]:
     """What the busiest process takes, the costs of its largest micro-batch, and the lengths of that one.
 
     max_tokens  of a micro-batch, instead of the stage's own number
-    beside      another stage is trained in the same steps, so that gradients are there before the first micro-batch
+    joined      another stage is trained in the same steps, so that gradients are there before the first micro-batch
     """
     batches = workload.busiest(max_tokens or stage.micro_batch_tokens, devices.count)
     largest = max(batches, key=lambda lengths: int(lengths.sum()))
-    several = len(batches) > 1 or size.whole > 0 or beside  # parts of gradients are there from the first micro-batch on
+    several = len(batches) > 1 or size.whole > 0 or joined  # parts of gradients are there from the first micro-batch on
     costs = profiler.costs(largest, step_config(stage, pooling, devices, several))
     always = size.weights + size.adapter + 2 * size.trained + size.gathered
     gradients = size.trained

@@ -234,7 +234,7 @@ class _Planner:
 
     def _of(self, part: Stage, load: Workload, max_tokens: int | None = None):
         given = part, self.profiler, self.size, load, self.devices, self.recipe.pooling
-        return memory(*given, max_tokens, beside=len(self.loads) > 1)
+        return memory(*given, max_tokens, joined=len(self.loads) > 1)
 
     def _flops(self, part: Stage, load: Workload) -> float:
         _, costs, largest = self._of(part, load)
