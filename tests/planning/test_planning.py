@@ -271,10 +271,18 @@ def _offline(spec: ModelSpec):
     raise OSError("no network")
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_shipped_recipe_is_planned_without_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def offline_cases() -> list:
+    """Every shipped recipe without its stages; with them one, and the others in the long form."""
+    marks = {name: () if name == "sheared-llama-1.3b" else pytest.mark.full for name in recipe_names()}
+    staged = [pytest.param(name, True, marks=mark) for name, mark in marks.items()]
+    return [*((name, False) for name in recipe_names()), *staged]
+
+
+@pytest.mark.parametrize(("name", "staged"), offline_cases())
+def test_every_shipped_recipe_is_planned_without_a_network(name: str, staged: bool, monkeypatch) -> None:
     """Of its first two layers, which takes the same way as all of them and a fraction of the time."""
     recipe = load_recipe(name, ["model.layers=2"])
+    recipe = recipe if staged else recipe.model_copy(update={"stages": ()})
     if recipe.model.name != "pocket":
         monkeypatch.setattr("llm2enc.planning.run.load_config", _offline)
         monkeypatch.setattr("llm2enc.planning.run.load_tokenizer", _offline)
