@@ -145,7 +145,7 @@ RAISED = re.compile(r"raise (ValueError|TypeError)\(")
 BARE = {  # files whose bare errors have a reason
     **{
         f"recipe/{name}.py": "pydantic collects them in validators"
-        for name in "base input loss model pair_scores recipe stages teacher terms".split()
+        for name in "base data input loss model pair_scores recipe stages teacher terms".split()
     },
     "text/template.py": "a text that is no str, which only a caller in Python can give",
     "verification/engines/reference.py": "runs without llm2enc",

@@ -252,7 +252,7 @@ class InputFormat:
             _check_text(text, f"the {what} of an example")
         instruction = self._stripped(example.instruction)
         strings = {"instruction": instruction, "text": example.query, "examples": ""}
-        parts = [part for part in self.template(instruction, "query") if part not in self._fixed]
+        parts = [part for part in self.spec.query if part.special is None and (part.when is None or instruction)]
         place = next(number for number, part in enumerate(parts) if part.slot == "text")
         written = [part.literal or strings[part.slot or ""] for part in parts]
         query = self._cut("".join(written[: place + 1]), spec.max_tokens)

@@ -77,7 +77,7 @@ class Guard:
                 source,
                 f"the positives of {100 * share:.0f} % of the rows of a batch are also among their negatives, so they are "
                 "pulled and pushed at once. Set `loss.masks.duplicates: true` in the stage; for class labels set "
-                "`in_batch_negatives: false` in the source and give it hard negatives",
+                "`unique_ids: true` in the source, or `in_batch_negatives: false` and give it hard negatives",
             )
 
     @contextmanager

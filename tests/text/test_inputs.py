@@ -137,6 +137,9 @@ def test_examples_without_a_place_are_refused() -> None:
         with pytest.raises(ValueError, match=r"no \{slot: examples\}"):
             icl().pack(["a mill"], instruction, role, examples=[[example]])
     assert icl().fitting([example], "") == ()
+    written = "<instruct>\n<query>question\n<response>answer\n\n<instruct>Find it\n<query>a mill\n<response>"
+    shown = icl(max_tokens=40).render("a mill", "Find it", "query", [example])
+    assert shown == f"<s>{written}</s>"  # an example has the instruction of its own row, which may be none
     with pytest.raises(TypeError, match="the document of an example is NoneType"):
         icl().pack(["a mill"], "Find it", "query", examples=[[example._replace(document=None)]])
 

@@ -99,7 +99,7 @@ def _labels(positive_keys: np.ndarray) -> list[Finding]:
         f"the positives are {len(counts):,} different texts, as class labels are; the largest has {share:.0%} of the rows, "
         f"and they are {effective(counts):.1f} in effect"
     )
-    remedy = "set in_batch_negatives: false, since other rows of the class are right too" + (
+    remedy = "set in_batch_negatives: false or unique_ids: true, since other rows of the class are right too" + (
         "; thin out the largest class" if share > 0.5 else ""
     )
     severity = "warning" if share > 0.5 else "note"

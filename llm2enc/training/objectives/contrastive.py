@@ -25,7 +25,7 @@ from llm2enc.training.gradcache import cached_backward
 from llm2enc.training.microbatch import BatchPartition
 from llm2enc.training.objectives import terms as other_terms
 from llm2enc.training.objectives.denominator import TEMPERATURE, Temperature, Term, contrastive_term, temperature_of
-from llm2enc.training.objectives.inputs import inputs_of, marked, pack, row_marks, with_examples
+from llm2enc.training.objectives.inputs import inputs_of, pack, row_marks, with_examples, with_mark
 from llm2enc.training.objectives.layers import over_layers
 from llm2enc.training.teachers import Lesson, Teachers
 
@@ -91,7 +91,7 @@ def collate(rows: RowBatch, stage: ContrastiveStage, input_format: InputFormat, 
     if stage.in_context_examples:
         own = [with_examples(given, pairs, stage, input_format, seed, rows.step) for given in own]
     is_query = np.array([given.is_query for given in inputs])
-    told_apart = [marked(pair, mark) for pair, mark in zip(pairs, marks, strict=True)]
+    told_apart = [with_mark(pair, mark) for pair, mark in zip(pairs, marks, strict=True)]
     queries = torch.from_numpy(np.flatnonzero(is_query))
     documents = torch.from_numpy(np.flatnonzero(~is_query))
     known = _known(told_apart, loss.masks.duplicates)

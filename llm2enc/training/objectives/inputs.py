@@ -68,7 +68,7 @@ def row_marks(rows: RowBatch) -> list[str]:
     return [f" {first + row}" if rows.unique_ids else "" for row in range(len(rows.rows))]
 
 
-def marked(pair: Pair, mark: str) -> Pair:
+def with_mark(pair: Pair, mark: str) -> Pair:
     """The pair with the mark as a part of its texts, for comparisons: equal labels of other rows are then different."""
     negatives, others = (tuple(text + mark for text in texts) for texts in (pair.negatives, pair.extra_positives))
     query, positive = pair.query + mark, pair.positive + mark
