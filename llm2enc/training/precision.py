@@ -1,7 +1,6 @@
 """The type of a stage's matrix products."""
 
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import TypeVar
 
 import torch
@@ -19,9 +18,10 @@ def settled(stages: Sequence[AnyStage], device: torch.device, former: Sequence[s
     former  what it meant for the first of the stages where the run began, which goes on with it
     """
     here = "float32" if emulated(torch.bfloat16, device) else "bfloat16"
+    before = (*former, *[here] * len(stages))
     return tuple(
-        stage.model_copy(update={"precision": before or here}) if stage.precision == "auto" else stage
-        for stage, before in zip_longest(stages, former[: len(stages)])
+        stage.model_copy(update={"precision": meant}) if stage.precision == "auto" else stage
+        for stage, meant in zip(stages, before, strict=False)
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from llm2enc.data import Pair, RowBatch
-from llm2enc.recipe import ContrastiveStage
+from llm2enc.recipe import ContrastiveStage, Role
 from llm2enc.text import Example, InputFormat, Tokens, concatenate
 
 PIECE = 256  # texts tokenized at a time: what a tokenizer returns takes far more memory than the tokens
@@ -82,7 +82,8 @@ def pack(input_format: InputFormat, inputs: Sequence[TextInput], max_tokens: int
     order = np.argsort(~asking, kind="stable")  # those that ask first
     split = int(asking.sum())
     packed = []
-    for part, role in ((order[:split], "query"), (order[split:], "document")):
+    parts: tuple[tuple[np.ndarray, Role], ...] = ((order[:split], "query"), (order[split:], "document"))
+    for part, role in parts:
         for piece in np.split(part, range(PIECE, len(part), PIECE)) if len(part) else ():
             texts, instructions, _, _, marks, examples = zip(*(inputs[place] for place in piece), strict=True)
             packed.append(input_format.pack(texts, instructions, role, max_tokens, examples=examples, marks=marks))
