@@ -134,7 +134,7 @@ def _written(rows: Rows[Dialogue] | Stream[Dialogue], form: DialogueFormat) -> R
         return form.between.join(f"{form.user}{asked}{form.assistant}{answer}" for asked, answer in dialogue.turns)
 
     if isinstance(rows, Stream):
-        return Stream(rows.name, lambda: (_written(block, form) for block in rows.blocks()))  # pyright: ignore[reportReturnType]: of rows come rows
+        return Stream(rows.name, lambda: (_written(block, form) for block in rows.blocks()))  # pyright: ignore[reportArgumentType]: of rows come rows
     return Rows(rows.name, len(rows), lambda places: [text(dialogue) for dialogue in rows.take(places)], rows.dropped)
 
 
@@ -168,7 +168,7 @@ def _of_stage(stage: Any, input_format: InputFormat, recipe: str) -> tuple[Batch
     if OBJECTIVES[stage.objective].row == "block":
         words = f"tokenizer of recipe {recipe}; texts are joined and cut into blocks of {stage.block_tokens} tokens"
         return Batching(1), InputView(input_format, block_tokens=stage.block_tokens, described=words)
-    if isinstance(stage, DialogueFormat):
+    if OBJECTIVES[stage.objective].row == "dialogue":
         limit = stage.max_tokens or input_format.spec.max_tokens
         parts = (Part(special="bos", when="tokenizer"), Part(slot="text", pool=True))
         view = input_format.with_spec(InputSpec(query=parts, document=parts, max_tokens=limit))

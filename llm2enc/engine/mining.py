@@ -93,13 +93,14 @@ def mine(
     documents = collection.documents
     encoder = None if model is None else open_encoder(model)
     scorer = None if rescore is None else open_scorer(rescore, documents, instructions)
-    facts["model"] = None if encoder is None else encoder_facts(encoder)
+    own = {} if encoder is None else encoder_facts(encoder)
+    facts["model"] = own or None
     facts["rescore"] = None if scorer is None else scorer.facts
     counts = journal.finished(facts)
     if counts is None:
         rankers: list[Ranker] = []
         if encoder is not None:
-            place = encoded(encoder, facts["model"], documents, cache or default_cache() / "vectors", show_progress)
+            place = encoded(encoder, own, documents, cache or default_cache() / "vectors", show_progress)
             rankers.append(EncoderRanker(encoder, place, collection.searched, instructions))
         if bm25:
             rankers.append(Bm25Ranker(documents, collection.searched))

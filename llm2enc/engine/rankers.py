@@ -50,7 +50,8 @@ class EncoderRanker:
 
     def __init__(self, encoder: LoadedModel, vectors: Path, searched: int, instructions: Instructions):
         """`vectors` is the file of `encoded`; its first `searched` documents can be found."""
-        self._encoder, self._vectors, self._searched, self._instructions = encoder, vectors, searched, instructions
+        self._encoder, self._vectors, self._searched = encoder, vectors, searched
+        self._instructions: Instructions = instructions
 
     def read(self, pairs: Sequence[Pair]) -> np.ndarray:
         return query_vectors(self._encoder, pairs, self._instructions)
@@ -75,7 +76,8 @@ class EncoderScorer:
     """Cosines with documents that are encoded when they are needed."""
 
     def __init__(self, name: str, documents: Documents, instructions: Instructions):
-        self._encoder, self._documents, self._instructions = open_encoder(name), documents, instructions
+        self._encoder, self._documents = open_encoder(name), documents
+        self._instructions: Instructions = instructions
         self.facts = encoder_facts(self._encoder)
 
     def read(self, pairs: Sequence[Pair]) -> np.ndarray:

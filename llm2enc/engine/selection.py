@@ -59,7 +59,7 @@ class Selection:
             (self.share is not None and not 0 < self.share <= 1, f"share is {self.share}; expected above 0, at most 1"),
             (self.margin is not None and self.margin < 0, f"margin is {self.margin}; expected 0 or more"),
             (
-                None not in (self.min_score, self.max_score) and self.min_score > self.max_score,  # pyright: ignore[reportOptionalOperand]
+                None not in (self.min_score, self.max_score) and self.min_score > self.max_score,  # pyright: ignore[reportOperatorIssue]
                 f"min_score {self.min_score} is above max_score {self.max_score}, so that nothing is left",
             ),
             (self.reference not in get_args(Reference), f"reference is {self.reference!r}; expected max, min or mean"),

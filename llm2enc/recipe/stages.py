@@ -313,7 +313,7 @@ class GritStage(ContrastiveStage):
         written = {name: getattr(self.generation, name) for name in GenerationSpec.model_fields if name != "weight"}
         shared = {name: own[name] for name in BaseStage.model_fields}
         return (
-            ContrastiveStage.model_construct(**own | {"objective": "contrastive"}),
+            ContrastiveStage.model_construct(**{**own, "objective": "contrastive"}),
             SftStage.model_construct(**shared | written, objective="sft"),
         )
 

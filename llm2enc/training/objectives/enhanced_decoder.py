@@ -32,7 +32,7 @@ class EnhancedDecoder(nn.Module):
         self.down = nn.utils.skip_init(nn.Linear, 4 * width, width, bias=False)
         generator = torch.Generator().manual_seed(seed)
         for layer in (self.query, self.key, self.value, self.output, self.up, self.down):
-            weight: Tensor = layer.weight
+            weight: Tensor = layer.weight  # pyright: ignore[reportAssignmentType]: skip_init returns what it is given
             nn.init.normal_(weight, std=0.02, generator=None if weight.is_meta else generator)
 
     def forward(self, vectors: Tensor, embeddings: Tensor, visible: Tensor) -> Tensor:
@@ -43,7 +43,8 @@ class EnhancedDecoder(nn.Module):
         visible     (R, L, 1 + L) bool, which columns each row sees; the first one always
         """
         length = embeddings.size(1)
-        dtype: torch.dtype = self.output.weight.dtype  # of the residual stream, whatever the backbone is stored in
+        # Of the residual stream, whatever the backbone is stored in.
+        dtype: torch.dtype = self.output.weight.dtype  # pyright: ignore[reportAssignmentType]
         stream = vectors[:, None].to(dtype).expand_as(embeddings)
         columns = self.key_norm(torch.cat([stream[:, :1], embeddings.to(dtype)], dim=1))
         asked = _rotated(self._split(self.query(self.query_norm(stream))), 1)
