@@ -10,7 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -128,8 +127,8 @@ def test_llm2vecs_published_chains_are_parts_of_the_whole() -> None:
 
 def unit(*angles: float) -> torch.Tensor:
     """Unit vectors (n, 2) at angles in degrees."""
-    radians = np.deg2rad(np.array(angles, dtype=float))  # numpy's rounding: the guide's number has a tie
-    return torch.from_numpy(np.stack([np.cos(radians), np.sin(radians)], 1))
+    radians = torch.tensor(angles, dtype=torch.float64).deg2rad()
+    return torch.stack([radians.cos(), radians.sin()], 1)
 
 
 TEACHER = ((2.0, 0.5), (1.0, 1.5), (3.0, -1.0))  # scores of each row's positive and hard negative
@@ -140,6 +139,7 @@ def pair(row: int, hard: bool) -> Pair:
     return Pair(f"q{row}", f"p{row}", (f"n{row}",) * hard, "", "", (), (right,), (wrong,) * hard)
 
 
+@torch.no_grad()
 def value(
     name: str,
     queries: torch.Tensor,
@@ -282,7 +282,8 @@ def test_gemma_spreads_queries_and_positives() -> None:
 
 
 def test_a_guide_hides_what_it_finds_closer_than_the_positive() -> None:
-    angles = unit(0, 30, 100), unit(20, 40, 105), unit(10, 75, 150)
+    # At 40 degrees the guide's second positive would be as near to the first as its query is, and rounding would decide.
+    angles = unit(0, 30, 100), unit(20, 40 + 1e-6, 105), unit(10, 75, 150)
     toy = QUERIES, POSITIVES, NEGATIVES
     guide = torch.stack(angles, 1).flatten(0, 1)
     assert value("gistembed", *toy, 0, HALF, guide=guide) == pytest.approx(1.433494, abs=2e-6)
@@ -303,6 +304,7 @@ def test_e5_imitates_the_teacher() -> None:
 # ----------------------------------------------------------------------------------------------------- labelled pairs
 
 
+@torch.no_grad()
 def labelled(name: str, kind: str, labels: tuple[float, ...], first: torch.Tensor, second: torch.Tensor) -> float:
     """One term of a recipe's loss of labelled pairs, unweighted; SBERT's layer has learnt nothing."""
     spec = next(spec for spec in shipped(name).stages[0].loss.pair_scores if spec.kind == kind)
