@@ -69,7 +69,7 @@ def info_nce(
     hard_negative_bias   is added to the logits of a query's own hard negatives (SimCSE, arXiv 2104.08821, code)
     focal_gamma          each row's loss is weighted (1 - share of the positive)^gamma (KaLM-Embedding-V2, arXiv 2506.20923)
     """
-    kept = denominator(
+    kept: dict[Block, Tensor] = denominator(
         layout, in_batch, hard_negatives, queries_as_negatives, documents_as_negatives, reverse_rows != "none"
     )
     found = _similarities(queries, documents, layout, similarity, kept)
@@ -80,7 +80,7 @@ def info_nce(
         kept = {name: mask & (theirs[name] <= limit) for name, mask in kept.items()}
     if own_margin is not None:
         kept = _nearer_left_out(found, kept, layout, own_margin, own_margin_on)
-    logits = {name: block / temperature for name, block in found.items()}
+    logits: dict[Block, Tensor] = {name: block / temperature for name, block in found.items()}
     if hardness:
         chosen = {"own_hard": layout.own & layout.hard, "in_batch": ~layout.own, "all": ~layout.own | layout.hard}
         logits["qd"] = logits["qd"] + hardness * found["qd"].detach() * chosen[hardness_on]
@@ -89,7 +89,7 @@ def info_nce(
     kept["qd"] = kept["qd"] | (layout.own & ~layout.hard)
     if "pq" in kept and (reverse_rows != "joint" or count_positive_in_reverse):
         kept["pq"] = kept["pq"] | torch.eye(len(queries), dtype=torch.bool, device=queries.device)
-    masked = {name: block.masked_fill_(~kept[name], -torch.inf) for name, block in logits.items()}
+    masked: dict[Block, Tensor] = {name: block.masked_fill_(~kept[name], -torch.inf) for name, block in logits.items()}
     reverse = masked.pop("pq", None) if reverse_rows != "joint" else None
     own = torch.cat(list(masked.values()), 1) if len(masked) > 1 else masked["qd"]
     loss = _cross_entropy(own, layout.positives, focal_gamma)
