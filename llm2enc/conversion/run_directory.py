@@ -24,7 +24,7 @@ from llm2enc.storage import check_room, file_lock, owner, remove_stale, replace_
 
 RECIPE, LOCK, OVERWRITTEN = "recipe.yaml", ".lock", ".overwritten"
 # What a run writes: the recipe, scores, a folder of each stage, the encoder, the generator; and what a killed process left.
-_WRITTEN = re.compile(rf"{re.escape(RECIPE)}|history\.json|\d+-[a-z]+|model|generator|\..+\.(?:partial|former)-\d+")
+_WRITTEN = re.compile(rf"{re.escape(RECIPE)}|history\.json|\d+-[a-z_]+|model|generator|\..+\.(?:partial|former)-\d+")
 PATIENCE = 60.0  # seconds that a shared file system may take to show a new file on another machine
 
 
