@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llm2enc.artifact import METADATA_FILE, card, read_metadata, write_json
 from llm2enc.errors import CannotExport, InputError, explained
-from llm2enc.recipe import LoraSpec, MergeStage, Recipe, load_recipe
+from llm2enc.recipe import LoraSpec, Recipe, load_recipe
 from llm2enc.storage import atomic_directory
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def unsupported_reason(run: Path) -> str:
     if unfinished:
         return f"{run} is not finished ({', '.join(unfinished)}); go on with it: llm2enc convert ... --resume"
     own = {
-        folder.name: "all weights" if isinstance(stage, MergeStage) else stage.trains
+        folder.name: stage.trains
         for folder, stage in zip(folders, recipe.stages, strict=True)
         if stage.trainable != "lora"
     }

@@ -362,6 +362,9 @@ class MergeStage(Strict):
     keep_checkpoints: ClassVar[tuple[()]] = ()
     precision: ClassVar[Literal["float32"]] = "float32"
 
+    parts: ClassVar[tuple[()]] = ()
+    trains: ClassVar[str] = "all weights"
+
     objective: Literal["merge"]
     method: Literal["average", "slerp"] = "average"
     """`slerp`: along the arc, one ingredient after another, tensor by tensor."""

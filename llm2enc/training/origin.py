@@ -27,13 +27,12 @@ def origin(encoder: Encoder, stage: Stage | MergeStage) -> dict[str, str]:
     if distributed.is_main():
         template, *tokenizer = json.loads(encoder.input_format.identity())
         found = {"input template": _digest(template), "tokenizer": _digest(tokenizer)}
-        parts = () if isinstance(stage, MergeStage) else stage.parts
-        specs = [spec for part in parts for spec in part.data]
+        specs = [spec for part in stage.parts for spec in part.data]
         contents: dict[str, Callable[[], str]] = {
             f"data source {number} ({source_name(spec)})": partial(content_digest, spec)
             for number, spec in enumerate(specs)
         }
-        for spec in (spec for part in parts for spec in OBJECTIVES[part.objective].teachers(part)):
+        for spec in (spec for part in stage.parts for spec in OBJECTIVES[part.objective].teachers(part)):
             contents[f"teacher {spec.model}"] = partial(teacher_digest, spec)
         for name, digest in contents.items():
             try:

@@ -80,7 +80,7 @@ def test_every_public_name_is_found_on_first_use() -> None:
     code = "from llm2enc import *\nimport llm2enc\n"  # the star takes every name of __all__
     code += "print(*(f'{name}={globals()[name].__name__}' for name in llm2enc.__all__ if name in dir(llm2enc)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    expected = "CannotConvert Encoder Recipe RecipeError compare convert inspect load_recipe recipe_names".split()
+    expected = "CannotConvert Encoder Recipe RecipeError compare convert inspect load_recipe mine recipe_names".split()
     assert done.stdout.split() == [f"{name}={name}" for name in expected], done.stderr
 
 

@@ -1,6 +1,7 @@
 """One adapter for a whole run: PEFT alone opens it, and its vectors are those of the chain of stages."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -236,7 +237,7 @@ def test_what_no_adapter_can_hold_is_refused(chain: tuple, tmp_path: Path) -> No
     run, _ = make_run(tmp_path, chain)
     reason = adapter.unsupported_reason(run)
     assert ("changed all weights" in reason) if chain else ("trained no stage" in reason)
-    with pytest.raises(ValueError, match="trained"):
+    with pytest.raises(ValueError, match=re.escape(reason)):
         adapter.write(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

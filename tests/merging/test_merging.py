@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from llm2enc.artifact import card, read_metadata
+from llm2enc.artifact import MergeRecord, card, read_metadata
 from llm2enc.encoding import Encoder
 from llm2enc.evaluation import benchmark, gather, score
 from llm2enc.merging import check_sources, measuring, merge, run, scores
@@ -180,7 +180,12 @@ def test_one_model_with_itself_is_itself(method: Method, parents: list[Path], tm
     for name in ("config.json", "tokenizer.json", "modules.json", "1_Pooling/config.json"):
         assert read_json(tmp_path / "out" / name) == read_json(parents[0] / name)
     fingerprint = Encoder.load(parents[0]).backbone.fingerprint()
-    assert record.parents[2].model_dump() == {"fingerprint": fingerprint, "weight": 0.1, "recipes": [None]}
+    assert record.parents[2].model_dump() == {
+        "name": None,
+        "fingerprint": fingerprint,
+        "weight": 0.1,
+        "recipes": [None],
+    }
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -191,7 +196,9 @@ def test_the_result_is_an_encoder_with_the_merged_weights(method: Method, parent
     assert_same(state(tmp_path / "out"), expected)
     encoder = Encoder.load(tmp_path / "out")
     facts = json.loads((tmp_path / "out" / "llm2enc.json").read_text())
-    assert facts["fingerprint"] == encoder.backbone.fingerprint() and facts["merge"] == record.model_dump()
+    assert (
+        facts["fingerprint"] == encoder.backbone.fingerprint() and MergeRecord.model_validate(facts["merge"]) == record
+    )
     golden = np.array(facts["golden"]["vectors"])
     assert np.allclose(encoder.encode(facts["golden"]["texts"]), golden, atol=2e-6)
     assert not np.allclose(

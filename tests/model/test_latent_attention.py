@@ -205,7 +205,7 @@ def test_what_only_trains_is_thrown_away(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("spec", [LATENT, MLP], ids=["latent", "mlp"])
+@pytest.mark.parametrize("spec", [LATENT, pytest.param(MLP, marks=pytest.mark.full)], ids=["latent", "mlp"])
 def test_a_saved_head_gives_the_same_vectors_in_every_program_that_has_it(spec: HeadSpec, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     encoder = headed(spec, NATIVE)

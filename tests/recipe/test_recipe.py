@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from llm2enc.errors import RecipeError
 from llm2enc.recipe import Part, load_recipe, recipe_names
 
-SMALL = ["gemma-3-270m", "pocket", "smollm2-135m"]  # values for minutes on a CPU, ours
+SMALL = ["demo", "gemma-3-270m", "pocket", "smollm2-135m"]  # values for minutes on a CPU, ours
 LLM2VEC = [
     *("gemma-2-9b", "llama-2-7b", "llama-3-8b", "llm2vec", "mistral-7b"),
     *("qwen2.5-7b", "qwen3-0.6b", "qwen3-8b", "sheared-llama-1.3b"),
@@ -59,6 +59,7 @@ TEMPLATES = {
     "bge": ("{<eos>}Represent this sentence for searching relevant passages: T", "{<eos>}T"),
     "bge-en-icl": ("<bos?>EXAMPLES<instruct>I\n<query>T\n<response>{<eos>}", "<bos?>T{<eos>}"),
     "cpt-text": ("[T]{<eos>}", "{T}{<eos>}"),
+    "demo": ("{T}", "{T}"),
     "dpr": ("{<eos>}T", "{<eos>}TITLE<eos?>T"),
     "e5": ("{<bos?>}{query: }{T}{<eos?>}", "{<bos?>}{passage: }{T}{<eos?>}"),
     "e5-mistral": E5_MISTRAL,

@@ -50,6 +50,9 @@ def _calls() -> Iterator[tuple[str, ast.Call, str]]:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", node, ast.unparse(node.func)
 
 
+TRUSTED = "job.trusted"  # the file of our own that a head needs, compared byte for byte before (verification/files.py)
+
+
 def test_whoever_opens_a_model_says_that_its_code_and_its_pickles_are_not_run() -> None:
     """transformers asks on the terminal where nothing is said, and takes pytorch_model.bin where there is no safetensors."""
     found = []
@@ -60,7 +63,7 @@ def test_whoever_opens_a_model_says_that_its_code_and_its_pickles_are_not_run() 
         safe = "**safe" in ast.unparse(call)  # both, said in the line before
         assert (
             safe
-            or given.get("trust_remote_code") in ("False", "trust_remote_code", "spec.trust_remote_code")
+            or given.get("trust_remote_code") in ("False", "trust_remote_code", "spec.trust_remote_code", TRUSTED)
             or "**kwargs" in ast.unparse(call)
         ), where
         if name.startswith("AutoModel"):
