@@ -194,6 +194,7 @@ def test_two_jobs_never_write_one_folder(recipe: Path, tmp_path: Path) -> None:
     while not (out / "0-clm").exists():
         assert first.poll() is None, first.said()
         time.sleep(0.001)
+    first.send(signal.SIGSTOP)  # it holds the folder for as long as the others take to look
     for option in ("--resume", "--overwrite"):
         second = Job(convert(recipe, out, option), tmp_path / f"second{option}")
         assert second.wait() == 2 and f"is being written by process {first.pid} on " in second.said(), second.said()

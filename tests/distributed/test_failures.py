@@ -375,6 +375,7 @@ def test_a_node_fails_while_process_0_works_alone(watched: bool, tmp_path: Path)
         else:
             torch.distributed.init_process_group("gloo")
         with distributed.abort_with_peers("Start again"):
+            torch.distributed.barrier()  # so that process 0 is at work, too
             if distributed.rank() == 1:
                 fail()
             time.sleep(600)
