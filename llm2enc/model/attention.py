@@ -162,7 +162,7 @@ def packed_attention(
     # RoPE leaves float32 queries and keys beside the 16-bit values of autocast.
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
     # A processor's attention over 16-bit states is no faster than over float32, less exact, and its backward pass takes
-    # 1.2 (256 tokens) to 15 times as long (17 tokens): benchmarks/speed.md.
+    # 1.2 (256 tokens) to 15 times as long (one text of 17 tokens): benchmarks/speed.md.
     inside = torch.promote_types(dtype, torch.float32) if device == "cpu" else dtype
     query, key, value = (states.to(inside) for states in (query, key, value))
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # (T, H, D)

@@ -5,6 +5,7 @@ and are saved with it.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from llm2enc.recipe import HeadSpec, LatentAttentionSpec, MlpSpec, Pooling, Proj
 from llm2enc.text import Tokens
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """A head of a model of some width. What a kind does not change, it leaves as it is here."""
 
     spec: HeadSpec
@@ -26,9 +27,9 @@ class Head(nn.Module):
     """Width of the vectors it returns."""
     reads_states: ClassVar[bool] = False
 
+    @abstractmethod
     def draw(self, seed: int) -> None:
         """Give it the weights of a head that has not been trained, the same for a seed on every machine."""
-        raise NotImplementedError
 
     def states(self, hidden: Tensor) -> Tensor:
         """States (..., D) as they are pooled; each depends on itself alone."""

@@ -81,13 +81,15 @@ def test_rows_and_counts_and_provenance(tmp_path: Path) -> None:
     assert gzip.decompress((tmp_path / "rows.jsonl.gz").read_bytes()) == out.read_bytes()
 
 
+def stopped(span: range) -> Block:
+    """`toy`, interrupted at row 6."""
+    if span.start == 6:
+        raise KeyboardInterrupt
+    return toy(span)
+
+
 def test_a_half_row_and_a_half_line_are_cut_off(tmp_path: Path) -> None:
     """What a kill leaves between the rows and the line that counts them."""
-
-    def stopped(span: range) -> Block:
-        if span.start == 6:
-            raise KeyboardInterrupt
-        return toy(span)
 
     whole, out = tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"
     run(whole)
@@ -104,11 +106,6 @@ def test_a_half_row_and_a_half_line_are_cut_off(tmp_path: Path) -> None:
 
 def test_a_line_whose_rows_are_gone_counts_for_nothing(tmp_path: Path) -> None:
     """Half of the folder on a disk that lost the rest: made again from the last block whose rows are there."""
-
-    def stopped(span: range) -> Block:
-        if span.start == 6:
-            raise KeyboardInterrupt
-        return toy(span)
 
     whole, out = tmp_path / "whole.jsonl", tmp_path / "rows.jsonl"
     run(whole)
